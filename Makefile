@@ -1,0 +1,29 @@
+# Short names. Each does all its own set-up; as root, or with sudo.
+VENV ?= /opt/phptrace/venv
+
+.PHONY: demo test check bench format
+
+demo:
+	vagrant/demo/run
+
+test:
+	tests/run
+
+check: $(VENV)/bin/ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	clang-format --dry-run -Werror bpf/*.h bpf/*.c
+	$(VENV)/bin/python -m pytest -q tests/unit
+
+bench:
+	benchmarks/run
+
+format: $(VENV)/bin/ruff
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	clang-format -i bpf/*.h bpf/*.c
+
+$(VENV)/bin/ruff: pyproject.toml
+	vagrant/provision.sh --dev
+	touch $@

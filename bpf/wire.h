@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * What the BPF programs and tracer/backends/wire.py both know. Every field has a fixed width and
+ * every hole is named, so that the layout is the same for every compiler; a unit test compiles this
+ * file and compares each offset with the Python side.
+ *
+ * Bytes unless the comment says else. Times are CLOCK_MONOTONIC nanoseconds.
+ */
+#ifndef PHPTRACE_WIRE_H
+#define PHPTRACE_WIRE_H
+
+#define SCRIPT_MAX 1024 /* bytes of SCRIPT_FILENAME kept; the full length is always known */
+#define URI_MAX 2048	/* bytes of REQUEST_URI kept; the full length is always known */
+#define TITLE_MAX 64	/* bytes of a worker's process title kept */
+#define CPUS_MAX 512	/* possible CPUs a kernel may have */
+#define REPLACED -1	/* exit_code of a worker that ran another program */
+#define BUILDS_MAX 16	/* different PHP binaries traced at a time */
+
+#ifndef WORKERS_MAX
+#define WORKERS_MAX 1024 /* processes watched at a time; the loader may raise it */
+#endif
+#ifndef POSSIBLE_CPUS
+#define POSSIBLE_CPUS 2 /* set by the loader: how many per-CPU counters to sum */
+#endif
+
+/* What stands first in every record of the ring. */
+enum event_kind {
+	EVENT_REQUEST = 1,
+	EVENT_BORN = 2,	  /* a watched master forked a worker */
+	EVENT_TITLED = 3, /* a worker born under watch began its first request: its title is set */
+	EVENT_DIED = 4,
+	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
+};
+
+/* struct request.flags: what could not be had, and how things ended. */
+enum request_flag {
+	REQUEST_NO_START = 1 << 0,     /* was running when tracing began: only its end was seen */
+	REQUEST_NO_END = 1 << 1,       /* the worker left in mid-request: no "after" */
+	REQUEST_NO_HEAP = 1 << 2,      /* Zend's heap could not be read */
+	REQUEST_NO_TEARDOWN = 1 << 3,  /* zend_mm_shutdown() was not seen: no peak, no status */
+	REQUEST_URI_FALLBACK = 1 << 4, /* uri is SG(request_info).request_uri: SCRIPT_NAME */
+	REQUEST_NO_URI = 1 << 5,
+	REQUEST_SCRIPT_FALLBACK = 1 << 6, /* script is SG(request_info).path_translated */
+	REQUEST_NO_SCRIPT = 1 << 7,	  /* PHP ran no file: 404, or not a file request */
+	REQUEST_METHOD_FALLBACK = 1 << 8,
+	REQUEST_NO_METHOD = 1 << 9,
+	REQUEST_EXIT = 1 << 10,	 /* the script called exit() or die() */
+	REQUEST_FATAL = 1 << 11, /* EG(exit_status) is 255 and the last error was a fatal one */
+	REQUEST_NO_SCRIPT_END = 1 << 12, /* php_request_shutdown() was not seen: no used_end */
+	REQUEST_NO_LAYOUT = 1 << 13,	 /* this PHP's globals are unknown: no status, no fatal */
+	REQUEST_HIWATER =
+		1 << 14, /* this request raised mm->hiwater_rss: hiwater_rss is its peak */
+	REQUEST_DETACHED = 1 << 15, /* set by the reader: tracing ended in mid-request */
+};
+
+struct request {
+	__u32 kind; /* EVENT_REQUEST */
+	__u32 pid;
+	__u32 nth;   /* this worker's n-th request seen, from 1 */
+	__u32 flags; /* enum request_flag */
+	__u64 started_ns;
+	__u64 ended_ns;
+	__u64 cpu_ns; /* CPU time of the worker's main thread between start and end */
+	__s64 anon_before;
+	__s64 anon_after;
+	__s64 file_before;
+	__s64 file_after;
+	__s64 shmem_before;
+	__s64 shmem_after;
+	__s64 anon_peak;     /* highest of the exact samples taken */
+	__s64 hiwater_rss;   /* with REQUEST_HIWATER: highest RSS of the request */
+	__u64 zend_used_end; /* at entry of php_request_shutdown() */
+	__u64 zend_peak;     /* at entry of zend_mm_shutdown(), as the two below */
+	__u64 zend_real_peak;
+	__u64 zend_real_before;
+	__u64 zend_real_after;
+	__s64 memory_limit; /* the setting in force; -1 is unlimited */
+	__u64 vm_before;
+	__u64 vm_after;
+	__u64 map_bytes;
+	__u64 unmap_bytes;
+	__s64 brk_bytes; /* > 0 grown, < 0 shrunk: net, from mm->brk */
+	__u32 map_calls;
+	__u32 unmap_calls;
+	__u32 brk_calls;
+	__u32 minor_faults;
+	__u32 major_faults;
+	__s32 status;	     /* HTTP status; 0 where SG(sapi_headers) was never set */
+	__s32 exit_code;     /* task->exit_code where the worker died in mid-request */
+	__u32 script_bytes;  /* full length, before the cut at SCRIPT_MAX */
+	__u32 uri_bytes;     /* full length, before the cut at URI_MAX */
+	__u16 script_stored; /* bytes that follow, script first */
+	__u16 uri_stored;
+	char method[16]; /* NUL-terminated; cut at 15 */
+};
+
+struct process_event {
+	__u32 kind; /* EVENT_BORN .. EVENT_EXECED */
+	__u32 pid;
+	__u32 parent_pid;
+	__s32 exit_code; /* task->exit_code: signal in the low 7 bits, exit status << 8 */
+	__u64 at_ns;
+	__u64 born_boot_ns;    /* task->start_boottime: CLOCK_BOOTTIME nanoseconds; 0 if unknown */
+	char title[TITLE_MAX]; /* EVENT_TITLED: not NUL-terminated when cut */
+};
+
+/* struct worker.role */
+enum role {
+	ROLE_MASTER = 1, /* its children are watched; it serves nothing itself */
+	ROLE_WORKER = 2,
+};
+
+/* A watched process, keyed by tgid. A fork copies the master's entry; absent means not ours. */
+struct worker {
+	__u32 role;
+	__u32 build; /* index into builds */
+	__u32 in_request;
+	__u32 titled;	/* user space knows its title */
+	__u32 requests; /* begun under watch */
+	__u32 pad;
+	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
+	__u64 bias; /* load address minus link address of the PHP binary */
+	/* where the running request began, to be subtracted at its end */
+	__u64 cpu_before_ns;
+	__u64 minor_before;
+	__u64 major_before;
+	__u64 hiwater_before;
+	__u64 brk_before;
+	struct request request;
+	char strings[SCRIPT_MAX + URI_MAX]; /* script, then uri, without gap */
+};
+
+/* What a PHP binary looks like: link addresses and structure offsets. 0 = unknown, where noted. */
+struct build {
+	__u64 startup_site;	/* where the probe on php_request_startup() sits */
+	__u64 heap_slot;	/* alloc_globals.mm_heap; 0 = unknown */
+	__u64 sapi_globals;	/* 0 = unknown */
+	__u64 core_globals;	/* 0 = unknown */
+	__u64 executor_globals; /* 0 = unknown */
+	__u32 heap_size;	/* offsets in zend_mm_heap */
+	__u32 heap_peak;
+	__u32 heap_real_size;
+	__u32 heap_real_peak;
+	__u32 sg_method; /* offsets in sapi_globals_struct */
+	__u32 sg_path_translated;
+	__u32 sg_request_uri;
+	__u32 sg_response_code;
+	__u32 pg_memory_limit; /* offsets in php_core_globals */
+	__u32 pg_last_error_type;
+	__u32 eg_exit_status; /* offset in zend_executor_globals */
+	__u32 fcgi_env;	      /* offset of env.hash_table in fcgi_request; 0 = this SAPI has none */
+	__u32 known;	      /* 1 = sg_*, pg_* and eg_* are valid */
+	__u32 pad;
+};
+
+/* How the kernel keeps RSS. */
+enum rss_kind {
+	RSS_PERCPU = 1, /* Linux >= 6.2: struct percpu_counter rss_stat[] */
+	RSS_SPLIT = 2,	/* before: mm->rss_stat.count[] plus task->rss_stat.count[] */
+};
+
+/* Offsets from BTF; 0 where a field is absent. */
+struct kernel {
+	__u32 task_mm;
+	__u32 task_tgid;
+	__u32 task_pid;
+	__u32 task_exit_code;
+	__u32 task_min_flt;
+	__u32 task_maj_flt;
+	__u32 task_sum_exec_runtime;
+	__u32 task_start_boottime;
+	__u32 task_rss_stat; /* RSS_SPLIT: offset of the count array */
+	__u32 mm_rss_stat;
+	__u32 mm_total_vm;
+	__u32 mm_hiwater_rss;
+	__u32 mm_brk;
+	__u32 mm_arg_start;
+	__u32 counter_size; /* RSS_PERCPU: sizeof(struct percpu_counter) */
+	__u32 counter_count;
+	__u32 counter_counters;
+	__u32 rss_kind;
+	__u64 page_size;
+	__u64 percpu_offset[CPUS_MAX]; /* __per_cpu_offset[] */
+};
+
+/*
+ * A look at the loader's own process, to be compared with its /proc/self/status before any worker
+ * is looked at; and, where the kernel does not list a symbol, some of its text to find it in.
+ */
+struct self_check {
+	__u64 text_from; /* in: kernel address to copy from; 0 = nothing */
+	__u32 pid;	 /* in: the loader */
+	__u32 seen;	 /* out: 1 when the below is filled */
+	__u64 vm;	 /* out: bytes */
+	__s64 anon;	 /* out: bytes */
+	__s64 file;	 /* out: bytes */
+	__s64 shmem;	 /* out: bytes */
+	__u8 text[512];	 /* out */
+};
+
+/* Index into lost: what could not be delivered. */
+enum loss {
+	LOST_REQUESTS = 0,	 /* the ring was full */
+	LOST_PROCESS_EVENTS = 1, /* the ring was full */
+	LOST_WORKERS = 2,	 /* the table of workers was full: a worker was born unseen */
+	LOST_KINDS = 3,
+};
+
+#endif

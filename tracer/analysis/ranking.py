@@ -1,0 +1,192 @@
+"""Requests grouped by script, uri, worker or pool, and sorted by what they did to memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from array import array
+from collections.abc import Callable
+
+from tracer.facts import Request
+
+# What of a Request is needed here: a recording reads faster if it need not fetch the rest.
+COLUMNS = (
+    "pid", "pool", "uri", "script", "ending", "duration_ns",
+    "anon_before", "anon_after", "anon_peak", "zend_peak", "zend_real_before", "zend_real_after",
+)  # fmt: skip
+
+
+class GroupBy(enum.Enum):
+    SCRIPT = "script"
+    URI = "uri"
+    WORKER = "worker"
+    POOL = "pool"
+
+
+class Sort(enum.Enum):
+    """By what the groups are sorted; all but KEY with the most first."""
+
+    NATIVE = "native"
+    GROWTH = "growth"
+    PEAK = "peak"
+    ZEND = "zend"
+    REQUESTS = "requests"
+    DURATION = "duration"
+    KEY = "key"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """What the requests of one key did, in bytes and nanoseconds. None: measured on none of them.
+
+    `native_*` cover the `native_requests` over which Zend's real size stayed the same; the others'
+    growth cannot be divided between Zend's chunk cache and the rest. Quantiles are of the nearest
+    rank: values that occurred.
+    """
+
+    key: str | None
+    requests: int
+    incomplete: int
+    growth_bytes: int | None
+    growth_p50: int | None
+    growth_p95: int | None
+    native_requests: int
+    native_growth_bytes: int | None
+    native_growth_p50: int | None
+    anon_peak_max: int | None
+    zend_peak_max: int | None
+    duration_p95_ns: int | None
+
+
+class Ranking:
+    """Takes requests one by one; groups() may be asked at any time.
+
+    Runs for hours if need be: with `window`, quantiles are of a group's last so many requests, and
+    with `max_groups`, requests of further keys are counted in `overflow` and not ranked.
+    """
+
+    def __init__(self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None) -> None:
+        self.by = by
+        self.overflow = 0
+        self._key = _KEYS[by]
+        self._window = window
+        self._max_groups = max_groups
+        self._groups: dict[str | None, _Accumulator] = {}
+
+    def add(self, request: Request) -> None:
+        key = self._key(request)
+        group = self._groups.get(key)
+        if group is None:
+            if self._max_groups is not None and len(self._groups) >= self._max_groups:
+                self.overflow += 1
+                return
+            group = self._groups[key] = _Accumulator(self._window)
+        group.add(request)
+
+    def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
+        """The groups in order, all or the first `top`. Ties go by growth, then by key."""
+        found = [accumulator.group(key) for key, accumulator in self._groups.items()]
+        found.sort(key=lambda group: (group.key is None, group.key or ""))
+        if sort is not Sort.KEY:
+            value = _SORT_VALUES[sort]
+            found.sort(key=lambda group: (_order(value(group)), _order(group.growth_bytes)), reverse=True)
+        return found[:top]
+
+
+def _order(value: int | None) -> tuple[bool, int]:
+    return value is not None, value or 0
+
+
+_KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
+    GroupBy.SCRIPT: lambda request: request.script,
+    GroupBy.URI: lambda request: request.uri,
+    GroupBy.WORKER: lambda request: f"{request.pool}/{request.pid}" if request.pool else str(request.pid),
+    GroupBy.POOL: lambda request: request.pool,
+}
+_SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
+    Sort.NATIVE: lambda group: group.native_growth_bytes,
+    Sort.GROWTH: lambda group: group.growth_bytes,
+    Sort.PEAK: lambda group: group.anon_peak_max,
+    Sort.ZEND: lambda group: group.zend_peak_max,
+    Sort.REQUESTS: lambda group: group.requests,
+    Sort.DURATION: lambda group: group.duration_p95_ns,
+}
+
+
+class _Values:
+    """Integers of which the sum is wanted of all, and quantiles of the last `window`."""
+
+    __slots__ = ("_last", "_window", "count", "total")
+
+    def __init__(self, window: int | None) -> None:
+        self._window = window
+        self._last = array("q")
+        self.count = 0
+        self.total = 0
+
+    def add(self, value: int) -> None:
+        if self._window is None or self.count < self._window:
+            self._last.append(value)
+        else:
+            self._last[self.count % self._window] = value
+        self.count += 1
+        self.total += value
+
+    def quantiles(self, *shares: float) -> list[int | None]:
+        if not self._last:
+            return [None for _ in shares]
+        ordered = sorted(self._last)
+        # Nearest rank: the smallest value that at least that share of the values does not exceed.
+        return [ordered[max(0, -int(-share * len(ordered) // 1) - 1)] for share in shares]
+
+
+class _Accumulator:
+    __slots__ = ("_anon_peak", "_durations", "_growth", "_incomplete", "_native", "_requests", "_zend_peak")
+
+    def __init__(self, window: int | None) -> None:
+        self._requests = 0
+        self._incomplete = 0
+        self._growth = _Values(window)
+        self._native = _Values(window)
+        self._durations = _Values(window)
+        self._anon_peak: int | None = None
+        self._zend_peak: int | None = None
+
+    def add(self, request: Request) -> None:
+        self._requests += 1
+        before, after = request.anon_before, request.anon_after
+        if before is None or after is None:
+            self._incomplete += 1
+        else:
+            self._growth.add(after - before)
+            # As Request.native_growth, spelt out: this runs a million times.
+            real = request.zend_real_before
+            if real is not None and real == request.zend_real_after:
+                self._native.add(after - before)
+            if request.duration_ns is not None:
+                self._durations.add(request.duration_ns)
+        peak = request.anon_peak
+        if peak is not None and (self._anon_peak is None or peak > self._anon_peak):
+            self._anon_peak = peak
+        peak = request.zend_peak
+        if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
+            self._zend_peak = peak
+
+    def group(self, key: str | None) -> Group:
+        growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
+        (native_p50,) = self._native.quantiles(0.5)
+        (duration_p95,) = self._durations.quantiles(0.95)
+        return Group(
+            key=key,
+            requests=self._requests,
+            incomplete=self._incomplete,
+            growth_bytes=self._growth.total if self._growth.count else None,
+            growth_p50=growth_p50,
+            growth_p95=growth_p95,
+            native_requests=self._native.count,
+            native_growth_bytes=self._native.total if self._native.count else None,
+            native_growth_p50=native_p50,
+            anon_peak_max=self._anon_peak,
+            zend_peak_max=self._zend_peak,
+            duration_p95_ns=duration_p95,
+        )

@@ -1,0 +1,46 @@
+"""How much was seen, how much of it only in part, and how much was lost."""
+
+from __future__ import annotations
+
+from tracer.facts import Ending, Fact, Loss, Request, Worker
+
+
+class Tally:
+    """Counts facts as they come. Every output shows these next to its findings."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.incomplete = 0  # requests of which only a part was seen
+        self.killed = 0  # of those, by a signal that hit the worker
+        self.fatal = 0
+        self.uri_unknown = 0
+        self.lost = 0
+        self.losses: dict[str, int] = {}
+        self._workers: set[tuple[int, int | None]] = set()
+        self.born = 0
+        self.died = 0
+
+    @property
+    def workers(self) -> int:
+        """Different workers seen."""
+        return len(self._workers)
+
+    def add(self, fact: Fact) -> None:
+        if isinstance(fact, Request):
+            self.requests += 1
+            if fact.anon_before is None or fact.anon_after is None:
+                self.incomplete += 1
+            if fact.uri is None:
+                self.uri_unknown += 1
+            if fact.ending != Ending.FINISHED.value:
+                self.killed += fact.ending.startswith(Ending.KILLED.value)
+                self.fatal += fact.ending == Ending.FATAL.value
+        elif isinstance(fact, Worker):
+            key = fact.pid, fact.start_ticks
+            if key not in self._workers:
+                self._workers.add(key)
+                self.born += fact.born_ns is not None
+            self.died += fact.died_ns is not None
+        elif isinstance(fact, Loss):
+            self.lost += fact.lost
+            self.losses[fact.why] = self.losses.get(fact.why, 0) + fact.lost

@@ -1,0 +1,68 @@
+"""Watches PHP workers and says what they did; the only part that needs privileges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from tracer.errors import UnsupportedError
+from tracer.facts import Fact
+
+if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
+    from tracer.targets.resolve import Target
+
+
+class Backend(Protocol):
+    """Watches PHP workers and says what they did.
+
+    Facts of one worker come in time order; workers may interleave. What could not be delivered
+    arrives as Loss. Workers forked later are included.
+    """
+
+    name: str
+
+    def attach(self, targets: Sequence[Target]) -> None:
+        """Begins to watch; raises a PhptraceError, having undone what was begun."""
+
+    def poll(self, timeout_s: float) -> list[Fact]:
+        """What happened since, waiting up to that long for something; [] on time-out."""
+
+    def close(self) -> list[Fact]:
+        """Stops watching and returns what was still under way. Idempotent; workers go on undisturbed."""
+
+    @property
+    def watched(self) -> int:
+        """How many workers are watched now."""
+
+    @property
+    def masters(self) -> int:
+        """How many masters are alive, whose future workers would be watched."""
+
+    @property
+    def lacking(self) -> Sequence[str]:
+        """What cannot be measured on these targets, in words."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend, and why it is this one."""
+
+    backend: Backend
+    why: str
+
+
+BACKENDS = ("bpf",)
+
+
+def choose(wanted: str, *, keep_query: bool = False) -> Choice:
+    """The backend asked for, or with `auto` the first that works here; the error says why none does."""
+    from tracer.backends.bpf import BpfBackend, obstacles
+
+    found = obstacles()
+    if found:
+        raise found[0]
+    if wanted not in ("auto", *BACKENDS):
+        raise UnsupportedError(f"there is no backend {wanted!r}: write auto or {' or '.join(BACKENDS)}")
+    why = "asked for" if wanted == "bpf" else "everything it needs is here"
+    return Choice(BpfBackend(keep_query=keep_query), why)

@@ -1,0 +1,436 @@
+"""Watches workers with BPF programs; the only module that knows bcc, and only inside functions.
+
+Data flow: uprobes and raw tracepoints fill one record a request in the kernel (bpf/requests.bpf.c);
+poll() takes the records from the ring, on a timer, and turns them into facts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import logging
+import mmap
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tracer.backends import selfcheck
+from tracer.backends.maps import Map, MapFull
+from tracer.backends.perf_event import attach_uprobe
+from tracer.backends.ring import Ring
+from tracer.backends.roster import Roster
+from tracer.backends.wire import (
+    BUILD,
+    BUILDS_MAX,
+    KIND,
+    PROCESS_EVENT,
+    WORKER,
+    WORKER_BYTES,
+    EventKind,
+    Lost,
+    RequestDecoder,
+    Role,
+    in_flight,
+)
+from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
+from tracer.facts import Fact, Loss
+from tracer.targets import kernel, libc, processes
+from tracer.targets import php as php_binary
+from tracer.targets.elf import Image
+from tracer.targets.layouts import FCGI_ENV
+from tracer.targets.php import Php
+from tracer.targets.processes import Process
+from tracer.targets.resolve import Target
+
+log = logging.getLogger(__name__)
+
+RING_BYTES = 8 << 20
+_POLL_S = 0.05
+_BATCH = 8192
+_HOUSEKEEPING_S = 1.0
+_UPROBES_ON_PHP = ("on_end", "on_teardown", "on_script_end", "on_exit_call", "on_startup")
+_RAW_TRACEPOINTS = (
+    ("sched_process_fork", "on_fork"),
+    ("sched_process_exec", "on_exec"),
+    ("sched_process_exit", "on_exit"),
+)
+_WHY_LOST = {
+    Lost.REQUESTS: "requests: the ring buffer was full",
+    Lost.PROCESS_EVENTS: "births or deaths of workers: the ring buffer was full",
+    Lost.WORKERS: "workers: more than the table holds were born",
+}
+
+
+def bpf_sources() -> Path:
+    """Where the BPF programs are: in the installed package, or beside it in a checkout."""
+    installed = Path(__file__).resolve().parent.parent / "bpf"
+    return installed if installed.is_dir() else installed.parent.parent / "bpf"
+
+
+def bcc_problem() -> UnsupportedError | None:
+    """Why bcc cannot be used; None if it can."""
+    try:
+        module = importlib.import_module("bcc")
+    except ImportError as exc:
+        return UnsupportedError(
+            f"cannot import bcc: {exc}. Install your distribution's (apt install python3-bpfcc); in a virtual"
+            " environment, make that one with /usr/bin/python3 -m venv --system-site-packages."
+        )
+    if not hasattr(module, "BPF"):
+        return UnsupportedError(
+            f"the bcc in {os.path.dirname(module.__file__ or '?')} is PyPI's package of that name, which is about"
+            " lattices, not BPF. pip uninstall bcc, and apt install python3-bpfcc."
+        )
+    return None
+
+
+def obstacles() -> list[PhptraceError]:
+    """Everything that keeps this backend from working here, each with its mend; the gravest first."""
+    found: list[PhptraceError] = []
+    missing = kernel.missing_capabilities()
+    if missing:
+        found.append(
+            NotPermittedError(f"tracing with BPF needs {', '.join(missing)}, which this process lacks. Run with sudo.")
+        )
+    if platform.machine() != "x86_64":
+        found.append(UnsupportedError(f"the BPF backend knows x86-64 only, not {platform.machine()}"))
+    problem = bcc_problem()
+    if problem is not None:
+        found.append(problem)
+    if kernel.lockdown() == "confidentiality":
+        found.append(UnsupportedError("kernel lockdown is at confidentiality: BPF may not read memory"))
+    if kernel.uprobe_pmu() is None:
+        found.append(UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)"))
+    if not kernel.in_initial_pid_namespace():
+        found.append(
+            UnsupportedError(
+                "phptrace runs in a PID namespace of its own, where pids are not the kernel's."
+                " Run it on the host, or the container with --pid=host."
+            )
+        )
+    return found
+
+
+class BpfBackend:
+    """See the Backend protocol. One instance, one attach."""
+
+    name = "bpf"
+
+    def __init__(self, *, keep_query: bool = False, simulated_cpus: int | None = None) -> None:
+        self._keep_query = keep_query
+        self._simulated_cpus = simulated_cpus
+        self._undo = contextlib.ExitStack()
+        self._attached = False
+        self._lacking: list[str] = []
+        self._builds: dict[tuple[int, int], int] = {}
+        self._hooked: set[tuple[int, int]] = set()
+        self._lost_before = dict.fromkeys(Lost, 0)
+        self._housekeeping_at = 0.0
+        self._pending: list[Fact] = []
+        self._calls_by_tracepoint = False
+
+    @property
+    def watched(self) -> int:
+        return sum(w.wanted for w in self._roster.workers.values()) if self._attached else 0
+
+    @property
+    def masters(self) -> int:
+        return len(self._roster.masters) if self._attached else 0
+
+    @property
+    def lacking(self) -> Sequence[str]:
+        return tuple(dict.fromkeys(self._lacking))
+
+    def attach(self, targets: Sequence[Target]) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._undo.close)
+            layout = kernel.kernel_layout()
+            self._load(max(1024, 2 * sum(len(t.workers) for t in targets)))
+            selfcheck.fill_layout(self._bpf, self._map, layout, self._simulated_cpus or kernel.possible_cpus(),
+                                  simulated=self._simulated_cpus is not None)  # fmt: skip
+            offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            self._offset_ns = offset
+            self._roster = Roster(offset)
+            self._decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
+            for target in targets:
+                self._build(target)
+                if target.master is not None:
+                    self._roster.masters[target.master.pid] = target
+                    self._watch(target.master.pid, Role.MASTER, target)
+            for tracepoint, function in _RAW_TRACEPOINTS:
+                self._raw_tracepoint(tracepoint, function)
+            for target in targets:
+                self._find_workers(target)
+            for target in targets:
+                self._hook(target)
+            # What the compiler used is not needed again, and is a fifth of this process's memory.
+            ctypes.CDLL(None).malloc_trim(0)
+            self._attached = True
+            undo.pop_all()
+
+    def poll(self, timeout_s: float) -> list[Fact]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            facts = self._take()
+            now = time.monotonic()
+            if now >= self._housekeeping_at:
+                self._housekeeping_at = now + _HOUSEKEEPING_S
+                facts += self._housekeep()
+            if facts or now >= deadline:
+                return facts
+            time.sleep(min(_POLL_S, deadline - now))
+
+    def close(self) -> list[Fact]:
+        if not self._attached:
+            self._undo.close()
+            return []
+        self._probes.close()
+        facts: list[Fact] = []
+        while taken := self._take():
+            facts += taken
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        for pid in list(self._roster.workers):
+            entry = self._map("workers").get(pid)
+            record = None if entry is None else in_flight(entry, now)
+            if record is not None and self._roster.workers[pid].wanted:
+                facts.append(self._decoder.request(record, self._roster.pool(pid)))
+        facts += self._losses()
+        self._attached = False
+        self._undo.close()
+        return facts
+
+    # Loading
+
+    def _load(self, workers_max: int) -> None:
+        problem = bcc_problem()
+        if problem is not None:
+            raise problem
+        from bcc import BPF
+
+        sources = bpf_sources()
+        # bcc then compiles against our own declarations: no kernel headers are needed, none can mislead.
+        os.environ["BCC_KERNEL_SOURCE"] = str(sources / "kernel")
+        cpus = self._simulated_cpus or kernel.possible_cpus()
+        flags = [
+            f"-I{sources}",
+            f"-DWORKERS_MAX={workers_max}",
+            f"-DPOSSIBLE_CPUS={cpus}",
+            f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}",
+        ]
+        try:
+            self._bpf: Any = BPF(src_file=str(sources / "requests.bpf.c").encode(), cflags=flags)
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"cannot compile the BPF programs: {exc}") from exc
+        self._undo.callback(self._bpf.cleanup)
+        self._probes = self._undo.enter_context(contextlib.ExitStack())
+        self._maps: dict[str, Map] = {}
+        self._ring = Ring(self._map("events").fd, RING_BYTES)
+        self._undo.callback(self._ring.close)
+
+    def _map(self, name: str) -> Map:
+        if name not in self._maps:
+            self._maps[name] = Map(self._bpf, name)
+        return self._maps[name]
+
+    def _program(self, function: str, *, raw_tracepoint: bool = False) -> Any:
+        kind = self._bpf.RAW_TRACEPOINT if raw_tracepoint else self._bpf.KPROBE
+        try:
+            return self._bpf.load_func(function.encode(), kind)
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
+
+    def _raw_tracepoint(self, tracepoint: str, function: str) -> None:
+        self._program(function, raw_tracepoint=True)
+        try:
+            self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"cannot attach to the tracepoint {tracepoint}: {exc}") from exc
+        self._probes.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
+
+    # Attaching
+
+    def _build(self, target: Target) -> int:
+        """The index of the target's binary in the map `builds`, entering it if it is new."""
+        php = target.php
+        if php.image.identity in self._builds:
+            return self._builds[php.image.identity]
+        index = len(self._builds)
+        if index >= BUILDS_MAX:
+            raise UnsupportedError(f"more than {BUILDS_MAX} different PHP binaries")
+        self._map("builds")[index] = build_entry(php, fastcgi=target.speaks_fastcgi)
+        self._builds[php.image.identity] = index
+        self._lacking += php.lacking
+        return index
+
+    def _watch(self, pid: int, role: Role, target: Target, *, titled: bool = True) -> None:
+        head = WORKER.pack(role, self._build(target), 0, int(titled), 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        try:
+            self._map("workers").add(pid, head.ljust(WORKER_BYTES, b"\0"))
+        except MapFull:
+            self._pending.append(Loss(time.time_ns(), 1, _WHY_LOST[Lost.WORKERS]))
+
+    def _find_workers(self, target: Target) -> None:
+        """Enters the workers that are there; those forked meanwhile the kernel has entered itself."""
+        present = target.workers if target.master is None else processes.children(target.master)
+        for worker in present:
+            if target.wants(worker.pool):
+                self._watch(worker.pid, Role.WORKER, target)
+                self._pending.append(self._roster.add(worker, target))
+
+    def _hook(self, target: Target) -> None:
+        """Sets the probes on the target's PHP and C library, unless they are there."""
+        php = target.php
+        witness = next((p.pid for p in (target.master, *target.workers) if p is not None), None)
+        if php.image.identity in self._hooked or witness is None:
+            return
+        self._hook_calls(witness)
+        hooks = dataclasses.asdict(php.hooks)
+        # The start comes last: a request whose start is seen is seen whole.
+        for function in _UPROBES_ON_PHP:
+            hook = hooks[function.removeprefix("on_")]
+            if hook is None:
+                continue
+            if not hook["emulated"]:
+                self._lacking.append(f"speed: {function} sits on an instruction the kernel single-steps (12 us a hit)")
+            at_return = function == "on_end" and php.hooks.end_is_return
+            self._uprobe(function, php.image, hook["file_offset"], at_return=at_return)
+        self._hooked.add(php.image.identity)
+
+    def _hook_calls(self, pid: int) -> None:
+        """Counts mmap and brk in the process's C library, or, where that is not possible, in the kernel."""
+        try:
+            image = processes.open_libc(pid)
+            library = None if image is None else libc.inspect(image)
+        except (OSError, UnsupportedError) as exc:
+            log.info("no C library found in process %d: %s", pid, exc)
+            library = None
+        if library is not None and not library.missing:
+            if library.image.identity not in self._hooked:
+                for name, offset in library.sites.items():
+                    self._uprobe(f"on_{name}", library.image, offset)
+                self._hooked.add(library.image.identity)
+        elif not self._calls_by_tracepoint:
+            self._calls_by_tracepoint = True
+            self._lacking.append(
+                "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this"
+                " host pays about 0.1 us a system call, since this C library's wrappers have an unknown form"
+            )
+            self._raw_tracepoint("sys_exit", "on_syscall_exit")
+
+    def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
+        pmu = kernel.uprobe_pmu()
+        if pmu is None:
+            raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
+        fd = attach_uprobe(self._program(function).fd, pmu, image.path, offset, at_return=at_return)
+        self._probes.callback(os.close, fd)
+
+    # Reading
+
+    def _take(self) -> list[Fact]:
+        facts, self._pending = self._pending, []
+        roster, decoder = self._roster, self._decoder
+        request_kind = KIND.pack(EventKind.REQUEST)
+        for record in self._ring.records(_BATCH):
+            if record[:4] == request_kind:
+                pid = decoder.pid(record)
+                watched = roster.workers.get(pid) or roster.stranger(pid)
+                if watched is None:
+                    facts.append(decoder.request(record, None))
+                elif watched.wanted:
+                    facts.append(decoder.request(record, watched.fact.pool))
+            elif len(record) >= PROCESS_EVENT.size:
+                fact = self._process_event(record[: PROCESS_EVENT.size])
+                if fact is not None:
+                    facts.append(fact)
+        return facts
+
+    def _process_event(self, record: bytes) -> Fact | None:
+        kind, pid = PROCESS_EVENT.unpack(record)[:2]
+        if kind == EventKind.BORN:
+            return self._roster.born(record)
+        if kind == EventKind.DIED:
+            return self._roster.died(record)
+        if kind == EventKind.EXECED:
+            self._follow(pid)
+            return None
+        fact = self._roster.titled(record)
+        watched = self._roster.workers.get(pid)
+        if watched is not None and not watched.wanted:
+            self._map("workers").remove(pid)  # of another pool: it pays nothing more than a look-up
+        return fact
+
+    def _follow(self, pid: int) -> None:
+        """A master replaced itself: a graceful reload runs the same file, an upgrade another."""
+        master, target = processes.process(pid), self._roster.masters.get(pid)
+        if master is None or target is None or target.master is None:
+            return
+        if master.executable == target.master.executable:
+            return
+        try:
+            php = php_binary.inspect(processes.open_executable(pid))
+            changed = dataclasses.replace(target, php=php, master=master, workers=())
+            self._roster.masters[pid] = changed
+            for process in (master, *processes.children(master)):
+                self._map("workers").remove(process.pid)
+                self._rewatch(process, changed)
+            self._hook(changed)
+        except (OSError, PhptraceError) as exc:
+            self._pending.append(
+                Loss(time.time_ns(), 1, f"workers: the new PHP of master {pid} cannot be traced: {exc}")
+            )
+
+    def _rewatch(self, process: Process, target: Target) -> None:
+        if target.master is not None and process.pid == target.master.pid:
+            self._watch(process.pid, Role.MASTER, target)
+        else:
+            self._watch(process.pid, Role.WORKER, target, titled=False)
+            self._pending.append(self._roster.add(process, target))
+
+    def _housekeep(self) -> list[Fact]:
+        losses = self._losses()
+        if not self._lost_before[Lost.PROCESS_EVENTS]:
+            return losses
+        gone = [self._roster.vanished(pid, time.time_ns()) for pid in self._roster.missing()]
+        return [*losses, *(fact for fact in gone if fact is not None)]
+
+    def _losses(self) -> list[Fact]:
+        """What the kernel has counted as lost since the last look."""
+        found: list[Fact] = []
+        for what in Lost:
+            total = int.from_bytes(self._map("lost")[what], "little")
+            if total > self._lost_before[what]:
+                found.append(Loss(time.time_ns(), total - self._lost_before[what], _WHY_LOST[what]))
+                self._lost_before[what] = total
+        return found
+
+
+def build_entry(php: Php, *, fastcgi: bool) -> bytes:
+    """The `struct build` of a binary."""
+    heap, layout = php.heap, php.layout
+    globals_known = None not in (php.sapi_globals, php.core_globals, php.executor_globals)
+    return BUILD.pack(
+        php.hooks.startup.address,
+        heap.slot if heap else 0,
+        php.sapi_globals or 0,
+        php.core_globals or 0,
+        php.executor_globals or 0,
+        heap.size if heap else 0,
+        heap.peak if heap else 0,
+        heap.real_size if heap else 0,
+        heap.real_peak if heap else 0,
+        layout.sg_method if layout else 0,
+        layout.sg_path_translated if layout else 0,
+        layout.sg_request_uri if layout else 0,
+        layout.sg_response_code if layout else 0,
+        layout.pg_memory_limit if layout else 0,
+        layout.pg_last_error_type if layout else 0,
+        layout.eg_exit_status if layout else 0,
+        FCGI_ENV if fastcgi and php.sapi_globals else 0,
+        int(layout is not None and globals_known),
+        0,
+    )

@@ -1,0 +1,66 @@
+"""BPF maps with a 32-bit key, as bytes in and bytes out: their layout is wire.py's affair."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Any
+
+from tracer.errors import UnsupportedError
+
+_BPF_NOEXIST = 1
+
+
+class MapFull(Exception):
+    """No room for another entry."""
+
+
+class Map:
+    """One map of a loaded bcc module."""
+
+    def __init__(self, bpf: Any, name: str) -> None:
+        from bcc.libbcc import lib
+
+        self._lib = lib
+        self._name = name
+        key = name.encode()
+        self.fd: int = lib.bpf_table_fd(bpf.module, key)
+        self._size: int = lib.bpf_table_leaf_size(bpf.module, key)
+
+    def __setitem__(self, key: int, value: bytes) -> None:
+        self._update(key, value, 0)
+
+    def __getitem__(self, key: int) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def get(self, key: int) -> bytes | None:
+        """The entry; None if there is none."""
+        number, value = ctypes.c_uint32(key), ctypes.create_string_buffer(self._size)
+        if self._lib.bpf_lookup_elem(self.fd, ctypes.byref(number), value) < 0:
+            return None
+        return value.raw
+
+    def add(self, key: int, value: bytes) -> None:
+        """Enters it, unless there is one of that key already; MapFull if there is no room."""
+        self._update(key, value, _BPF_NOEXIST)
+
+    def remove(self, key: int) -> None:
+        """Takes it out, if it is in."""
+        self._lib.bpf_delete_elem(self.fd, ctypes.byref(ctypes.c_uint32(key)))
+
+    def _update(self, key: int, value: bytes, flags: int) -> None:
+        if len(value) != self._size:
+            raise ValueError(f"an entry of the BPF map {self._name} has {self._size} bytes, not {len(value)}")
+        buffer = ctypes.create_string_buffer(value, self._size)
+        if self._lib.bpf_update_elem(self.fd, ctypes.byref(ctypes.c_uint32(key)), buffer, flags) == 0:
+            return
+        code = ctypes.get_errno()
+        if code == errno.EEXIST:
+            return
+        if code == errno.E2BIG:
+            raise MapFull(self._name)
+        raise UnsupportedError(f"cannot write the BPF map {self._name}: {os.strerror(code)}")

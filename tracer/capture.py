@@ -1,0 +1,151 @@
+"""The one loop that takes facts from a backend: how long, how many, what is kept, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import fnmatch
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from tracer.backends import Backend
+from tracer.facts import Fact, Request
+
+IDLE_S = 5.0
+_POLL_S = 0.25
+_TICK_S = 1.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Why(enum.Enum):
+    """Why a capture ended."""
+
+    ASKED = "asked to stop"
+    DURATION = "the time is over"
+    COUNT = "as many requests as asked for"
+    TARGET_GONE = "the target ended"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filter:
+    """Which requests to keep. A request of which the value asked for is unknown is not kept."""
+
+    uri: str | None = None  # shell pattern
+    script: str | None = None  # shell pattern
+    slow_ns: int | None = None  # at least that long
+    min_growth: int | None = None  # at least that many bytes
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in (self.uri, self.script, self.slow_ns, self.min_growth))
+
+    def keeps(self, request: Request) -> bool:
+        if self.uri is not None and not (request.uri is not None and fnmatch.fnmatchcase(request.uri, self.uri)):
+            return False
+        if self.script is not None and not (
+            request.script is not None and fnmatch.fnmatchcase(request.script, self.script)
+        ):
+            return False
+        if self.slow_ns is not None and (request.duration_ns is None or request.duration_ns < self.slow_ns):
+            return False
+        growth = request.growth
+        return self.min_growth is None or (growth is not None and growth >= self.min_growth)
+
+
+class Stop:
+    """Set by SIGINT, SIGTERM or SIGHUP; a second one interrupts at once. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[Stop]:
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@dataclasses.dataclass(slots=True)
+class Progress:
+    """Where a capture stands; the tick sees it about once a second."""
+
+    elapsed_s: float = 0.0
+    seen: int = 0  # requests, before the filter
+    kept: int = 0
+    requests_per_s: float = 0.0
+    idle: bool = False  # attached for IDLE_S and nothing seen yet
+
+
+def capture(
+    backend: Backend,
+    consume: Callable[[list[Fact]], None],
+    *,
+    stop: Stop,
+    duration_s: float | None = None,
+    count: int | None = None,
+    keep: Filter | None = None,
+    tick: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Why, Progress]:
+    """Feeds the facts of an attached backend to `consume` until one of the ends is reached.
+
+    `count` is of kept requests, over all workers. Closes the backend; what it still has is consumed.
+    """
+    progress = Progress()
+    started = last_tick = time.monotonic()
+    seen_at_tick = 0
+
+    def take(facts: list[Fact]) -> None:
+        kept: list[Fact] = []
+        for fact in facts:
+            if isinstance(fact, Request):
+                progress.seen += 1
+                if (keep is not None and not keep.keeps(fact)) or (count is not None and progress.kept >= count):
+                    continue
+                progress.kept += 1
+            kept.append(fact)
+        if kept:
+            consume(kept)
+
+    try:
+        while True:
+            now = time.monotonic()
+            why = _ended(backend, stop, progress, now - started, duration_s, count)
+            if why is not None:
+                break
+            left = _POLL_S if duration_s is None else min(_POLL_S, duration_s - (now - started))
+            take(backend.poll(max(0.0, left)))
+            now = time.monotonic()
+            if now - last_tick >= _TICK_S:
+                progress.elapsed_s = now - started
+                progress.requests_per_s = (progress.seen - seen_at_tick) / (now - last_tick)
+                progress.idle = progress.seen == 0 and progress.elapsed_s >= IDLE_S
+                last_tick, seen_at_tick = now, progress.seen
+                tick(progress)
+    finally:
+        take(backend.close())
+        progress.elapsed_s = time.monotonic() - started
+    return why, progress
+
+
+def _ended(
+    backend: Backend, stop: Stop, progress: Progress, elapsed_s: float, duration_s: float | None, count: int | None
+) -> Why | None:
+    if stop.asked:
+        return Why.ASKED
+    if duration_s is not None and elapsed_s >= duration_s:
+        return Why.DURATION
+    if count is not None and progress.kept >= count:
+        return Why.COUNT
+    if backend.watched == 0 and backend.masters == 0:
+        return Why.TARGET_GONE
+    return None

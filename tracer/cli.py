@@ -1,0 +1,81 @@
+"""The command line: the only error boundary, and the only place with exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from tracer import __version__
+from tracer.errors import PhptraceError
+
+_INTERRUPTED = 130
+# Verbs are imported when they are called: `report` needs neither bcc nor pyelftools.
+_VERBS = {
+    "attach": "Show live which script grows the workers.",
+    "record": "Record every request to one file.",
+    "report": "Rank what the requests of a recording did to memory.",
+    "export": "Write every request of a recording, for other tools.",
+    "doctor": "Say what can be traced here, and what mends what cannot.",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"tracer.commands.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="phptrace")
+@click.option("-v", "--verbose", count=True, help="Say more about the choices made; twice for all.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results, warnings and errors.")
+def phptrace(verbose: int, quiet: bool) -> None:
+    """Find the script that grows your PHP workers: live, without touching PHP.
+
+    \b
+      sudo phptrace attach php-fpm                     live ranking
+      sudo phptrace record -d 60s -o r.phptrace php-fpm
+      phptrace report r.phptrace                       who grew the workers
+
+    \b
+    Exit codes: 0 fine, 2 usage, 3 no such target, 4 not permitted, 5 kernel or PHP not supported,
+    6 target gone, 7 bad recording, 8 data incomplete, 130 interrupted twice.
+    """
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    logging.basicConfig(level=level, format="phptrace: %(message)s", stream=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs the command line and ends the process with its exit code."""
+    try:
+        code = phptrace.main(arguments, prog_name="phptrace", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exc:
+        code = exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    except PhptraceError as exc:
+        click.echo(f"phptrace: {exc}", err=True)
+        code = exc.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough: that is no error. Keep Python from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,1 @@
+"""One verb a file: options in, a call or three out."""

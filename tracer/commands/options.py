@@ -1,0 +1,108 @@
+"""Options that several verbs share, and their kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from tracer.analysis.ranking import GroupBy, Sort
+from tracer.backends import BACKENDS
+from tracer.units import parse_duration, parse_size
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Duration(click.ParamType):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+class _Size(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+DURATION = _Duration()
+SIZE = _Size()
+
+
+def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+def tracing(command: Command) -> Command:
+    """What every verb that attaches takes."""
+    return _stacked(
+        click.argument("targets", nargs=-1, metavar="TARGET..."),
+        click.option(
+            "-p", "--pid", "pids", type=click.IntRange(1), multiple=True, help="Also this process; repeatable."
+        ),
+        click.option("-d", "--duration", type=DURATION, help="Stop after 30s, 5m, 1h. Default: at Ctrl-C."),
+        click.option("-c", "--count", type=click.IntRange(1), help="Stop after that many requests, of all workers."),
+        click.option(
+            "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True, help="How to trace."
+        ),
+        click.option("--uri", metavar="GLOB", help="Keep only requests whose URI matches."),
+        click.option("--script", metavar="GLOB", help="Keep only requests whose script matches."),
+        click.option("--slow", type=DURATION, help="Keep only requests that took at least 3s, 500ms."),
+        click.option(
+            "--min-growth", type=SIZE, help="Keep only requests after which the worker kept at least 64K, 1M."
+        ),
+        click.option(
+            "--query",
+            type=click.Choice(("strip", "keep")),
+            default="strip",
+            show_default=True,
+            help="The query string of URIs: it may hold secrets.",
+        ),
+        click.option("-f", "--force", is_flag=True, help="Overwrite the file of -o."),
+    )(command)
+
+
+def ranking(command: Command) -> Command:
+    """What every verb that shows a ranking takes."""
+    return _stacked(
+        click.option(
+            "--group-by",
+            type=click.Choice([by.value for by in GroupBy]),
+            default=GroupBy.SCRIPT.value,
+            show_default=True,
+            help="One row for each of these.",
+        ),
+        click.option(
+            "--sort",
+            type=click.Choice([sort.value for sort in Sort]),
+            default=Sort.NATIVE.value,
+            show_default=True,
+            help="Most of this first.",
+        ),
+        click.option(
+            "-n",
+            "--top",
+            type=click.IntRange(0),
+            default=20,
+            show_default=True,
+            help="At most that many rows; 0 = all.",
+        ),
+    )(command)

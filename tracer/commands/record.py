@@ -1,0 +1,116 @@
+"""phptrace record: one recording, to be looked at later."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from tracer.analysis.tally import Tally
+from tracer.capture import Progress, Stop, capture
+from tracer.commands.options import tracing
+from tracer.commands.tracing import IDLE_REMARK, Plan, attached, finish, talk
+from tracer.errors import UsageError
+from tracer.facts import Fact
+from tracer.recording import SUFFIX, Writer
+from tracer.reporters.table import summary
+
+
+@click.command()
+@tracing
+@click.option(
+    "-o", "--output", metavar="FILE", help="The recording; - for stdout. Default: named after target and time."
+)
+def record(output: str | None, **options: Any) -> None:
+    """Record every request of TARGET to one file: php-fpm, php-fpm:POOL, or a PID.
+
+    Stops at Ctrl-C, after --duration or --count. Look at the file with report, export, or any SQLite tool.
+    """
+    plan = Plan.of(**options)
+    path = output or _default_name(plan)
+    if path != "-":
+        _record(plan, path)
+        return
+    if sys.stdout.isatty():
+        raise UsageError("-o - writes a binary file: send it to a pipe or a file, not to a terminal")
+    with tempfile.TemporaryDirectory(prefix="phptrace-") as directory:
+        temporary = os.path.join(directory, "recording" + SUFFIX)
+        try:
+            _record(plan, temporary)
+        finally:
+            if os.path.exists(temporary):
+                with open(temporary, "rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+
+
+def _default_name(plan: Plan) -> str:
+    target = re.sub(r"[^A-Za-z0-9]+", "-", plan.names[0]).strip("-")
+    return f"phptrace-{target}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}{SUFFIX}"
+
+
+def _record(plan: Plan, path: str) -> None:
+    tally = Tally()
+    with (
+        Stop().on_signals() as stop,
+        attached(plan) as tracing,
+        Writer(path, tracing.meta(plan), force=plan.force) as file,
+    ):
+
+        def consume(facts: list[Fact]) -> None:
+            for fact in facts:
+                tally.add(fact)
+            file.add(facts)
+
+        progress_line = _ProgressLine(tally)
+
+        def tick(progress: Progress) -> None:
+            file.flush()
+            progress_line.show(progress)
+
+        talk(f"recording to {path}" + ("" if plan.duration_s or plan.count else "; Ctrl-C ends it"))
+        why, progress = capture(
+            tracing.choice.backend,
+            consume,
+            stop=stop,
+            duration_s=plan.duration_s,
+            count=plan.count,
+            keep=plan.keep,
+            tick=tick,
+        )
+        progress_line.clear()
+        file.note("ended", {"why": why.value, "elapsed_s": progress.elapsed_s, "seen": progress.seen})
+    talk(f"{path}: {summary(tally)}")
+    finish(why, progress, tally, plan)
+
+
+class _ProgressLine:
+    """One line on stderr that is overwritten; nothing where stderr is no terminal."""
+
+    def __init__(self, tally: Tally) -> None:
+        quiet = click.get_current_context().find_root().params.get("quiet")
+        self._console = Console(stderr=True, highlight=False) if sys.stderr.isatty() and not quiet else None
+        self._tally = tally
+        self._warned = False
+
+    def show(self, progress: Progress) -> None:
+        if progress.idle and not self._warned:
+            self._warned = True
+            talk(IDLE_REMARK)
+        if self._console is not None:
+            line = f"{progress.elapsed_s:.0f} s · {progress.requests_per_s:,.0f} requests/s · {summary(self._tally)}"
+            self._console.print(
+                Text(line.splitlines()[0][: self._console.width - 1]), end="\r", overflow="crop", no_wrap=True
+            )
+
+    def clear(self) -> None:
+        if self._console is not None:
+            self._console.print(" " * (self._console.width - 1), end="\r")

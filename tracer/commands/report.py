@@ -1,0 +1,45 @@
+"""phptrace report: the ranking of one recording, or of several together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
+from tracer.analysis.tally import Tally
+from tracer.commands.options import ranking
+from tracer.recording import Reader
+from tracer.reporters import json_report, table
+from tracer.reporters.delimited import render_csv, render_tsv
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@ranking
+@click.option(
+    "--format", "form", type=click.Choice(("table", "json", "csv", "tsv")), default="table", show_default=True
+)
+def report(files: Sequence[str], group_by: str, sort: str, top: int, form: str) -> None:
+    """Rank what the requests in FILE did to memory; several recordings are taken together."""
+    rows, tally = Ranking(GroupBy(group_by)), Tally()
+    for path in files:
+        with Reader(path) as recording:
+            for fact in (*recording.workers(), *recording.losses()):
+                tally.add(fact)
+            for request in recording.requests(COLUMNS):
+                tally.add(request)
+                rows.add(request)
+    every = rows.groups(Sort(sort))
+    shown = every[: top or None]
+    if form == "json":
+        json_report.render(shown, tally, sys.stdout)
+    elif form == "table":
+        hidden = len(every) - len(shown)
+        table.render(shown, tally, sys.stdout, by=GroupBy(group_by), sort=Sort(sort), hidden=hidden)
+    else:
+        cells = [tuple(getattr(group, name) for name in Group.__slots__) for group in shown]
+        render = render_csv if form == "csv" else render_tsv
+        render(Group.__slots__, cells, sys.stdout)
+        click.echo(f"phptrace: {table.summary(tally)}", err=True)

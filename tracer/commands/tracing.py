@@ -1,0 +1,135 @@
+"""What `attach` and `record` do alike: resolve, choose, attach, and say what is going on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from tracer import __version__
+from tracer.analysis.tally import Tally
+from tracer.backends import Choice, choose
+from tracer.capture import Filter, Progress, Why
+from tracer.errors import IncompleteError, TargetGoneError, UsageError
+from tracer.targets.resolve import Target, targets
+
+IDLE_REMARK = (
+    "no request seen yet: none has reached these workers. Send one (curl the site), or check with"
+    " `phptrace doctor` that this is the pool that serves it."
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """The options of a verb that attaches."""
+
+    names: tuple[str, ...]
+    duration_s: float | None
+    count: int | None
+    backend: str
+    keep: Filter
+    keep_query: bool
+    force: bool
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        targets: Sequence[str],
+        pids: Sequence[int],
+        duration: float | None,
+        count: int | None,
+        backend: str,
+        uri: str | None,
+        script: str | None,
+        slow: float | None,
+        min_growth: int | None,
+        query: str,
+        force: bool,
+    ) -> Plan:
+        """From the options of commands.options.tracing."""
+        names = (*targets, *map(str, pids))
+        if not names:
+            raise UsageError("name a target: php-fpm (every master on this host), php-fpm:POOL, or a PID")
+        slow_ns = None if slow is None else round(slow * 1e9)
+        keep = Filter(uri, script, slow_ns, min_growth)
+        return cls(names, duration or None, count, backend, keep, query == "keep", force)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attached:
+    """A backend at work."""
+
+    choice: Choice
+    targets: tuple[Target, ...]
+    shown: str  # the targets, as the user named them
+
+    def meta(self, plan: Plan) -> dict[str, Any]:
+        """What a recording says of its own making."""
+        return {
+            "phptrace": __version__,
+            "host": os.uname().nodename,
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "backend": self.choice.backend.name,
+            "backend_why": self.choice.why,
+            "targets": list(plan.names),
+            "php": sorted({target.php.shown_version for target in self.targets}),
+            "lacking": list(self.choice.backend.lacking),
+            "options": {
+                "duration_s": plan.duration_s,
+                "count": plan.count,
+                "query": "keep" if plan.keep_query else "strip",
+                **dataclasses.asdict(plan.keep),
+            },
+            "clock": {"unix_ns": time.time_ns(), "monotonic_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC)},
+        }
+
+
+@contextlib.contextmanager
+def attached(plan: Plan) -> Iterator[Attached]:
+    """Finds the targets and attaches to them; says with which backend, and what cannot be measured."""
+    choice = choose(plan.backend, keep_query=plan.keep_query)
+    found = targets(plan.names)
+    try:
+        choice.backend.attach(found)
+        try:
+            shown = ", ".join(plan.names)
+            talk(f"{shown}: {choice.backend.watched} workers, backend {choice.backend.name} ({choice.why})")
+            for name, target in zip(plan.names, found, strict=False):
+                if name.isdigit() and target.master is not None:
+                    talk(f"{name} is a master: tracing its {len(target.workers)} workers, and those it forks later")
+            for lack in choice.backend.lacking:
+                talk(f"not measured: {lack}")
+            yield Attached(choice, tuple(found), shown)
+        finally:
+            choice.backend.close()
+    finally:
+        for target in found:
+            target.php.image.close()
+
+
+def talk(text: str) -> None:
+    """A remark for the user, on stderr; none with -q."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.find_root().params.get("quiet"):
+        click.echo(f"phptrace: {text}", err=True)
+
+
+def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:
+    """Says how it ended; raises where the exit code has to tell."""
+    if plan.keep:
+        talk(f"kept {progress.kept:,} of {progress.seen:,} requests")
+    if why is Why.TARGET_GONE:
+        raise TargetGoneError(
+            f"{', '.join(plan.names)} ended: nothing is left to trace. What was seen is in the output."
+        )
+    if tally.lost:
+        reasons = "; ".join(f"{lost} {reason}" for reason, lost in tally.losses.items())
+        raise IncompleteError(f"the output is incomplete. Lost: {reasons}")

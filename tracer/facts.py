@@ -1,0 +1,133 @@
+"""What a backend says happened: Request, Worker, Loss. Imports nothing of ours.
+
+Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
+made in a third of the time, and it is already the row that the recording stores.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+
+class Ending(enum.Enum):
+    """How a request came to its end."""
+
+    FINISHED = "finished"
+    EXITED = "exited"  # the script called exit() or die(); the request then ended in order
+    FATAL = "fatal"  # a fatal error: memory_limit, max_execution_time, uncaught exception, parse error
+    KILLED = "killed"  # by a signal, in mid-request: stored as `killed:SEGV`
+    CUT_OFF = "cut_off"  # only a part was seen: tracing began or ended in mid-request, or the worker left
+
+
+class Note(enum.Enum):
+    """Why a request has less, or something else, than one would expect. Stored joined by commas."""
+
+    NO_START = "start_not_seen"  # it was running when tracing began
+    NO_END = "end_not_seen"  # it was running when tracing ended, or its worker left
+    WORKER_EXITED = "worker_exited"  # the worker called _exit() in mid-request
+    NO_HEAP = "zend_heap_unknown"  # this PHP's heap could not be located
+    NO_TEARDOWN = "teardown_not_seen"
+    NO_LAYOUT = "php_layout_unknown"  # this PHP's globals are unknown: no status, no fatal
+    NO_CALLS = "calls_not_hooked"  # mmap and brk calls of this worker cannot be counted
+    URI_IS_SCRIPT_NAME = "uri_is_script_name"  # REQUEST_URI was not sent, or not found
+    NO_URI = "uri_unknown"
+    URI_CUT = "uri_cut"
+    SCRIPT_IS_PATH_TRANSLATED = "script_is_path_translated"
+    NO_SCRIPT = "no_script"  # PHP ran no file: a 404
+    SCRIPT_CUT = "script_cut"
+    METHOD_FROM_SAPI = "method_from_sapi"
+    NO_METHOD = "method_unknown"
+    MAPPED_ELSEWHERE = "mapped_elsewhere"  # address space changed by other means than the counted calls
+
+
+class Request(NamedTuple):
+    """One request of one worker. Bytes unless the name says else; None = not measured, see notes.
+
+    The fields are the public schema in SQL, JSON and CSV, in this order. `uri`, `script` and `pool`
+    come from strangers: bytes that are not UTF-8 are lone surrogates (PEP 383), nothing is escaped.
+    """
+
+    host: str
+    pid: int
+    pool: str | None
+    nth: int  # this worker's n-th request seen, from 1
+    started_ns: int | None  # Unix time
+    duration_ns: int | None
+    cpu_ns: int | None  # accounted by the kernel at ticks and switches: exact in sums only
+    method: str | None
+    uri: str | None
+    script: str | None
+    status: int | None
+    ending: str  # an Ending's value; `killed:SEGV` names the signal
+    anon_before: int | None
+    anon_after: int | None
+    file_before: int | None
+    file_after: int | None
+    shmem_before: int | None
+    shmem_after: int | None
+    anon_peak: int | None  # a lower bound: the highest of the exact samples taken
+    zend_used_end: int | None
+    zend_peak: int | None
+    zend_real_before: int | None
+    zend_real_peak: int | None
+    zend_real_after: int | None
+    memory_limit: int | None  # -1 = unlimited
+    vm_before: int | None
+    vm_after: int | None
+    map_bytes: int | None
+    map_calls: int | None
+    unmap_bytes: int | None
+    unmap_calls: int | None
+    brk_bytes: int | None  # signed
+    brk_calls: int | None
+    minor_faults: int | None
+    major_faults: int | None
+    notes: str | None  # Note values, joined by commas
+
+    @property
+    def growth(self) -> int | None:
+        """Bytes of anonymous memory the worker kept (negative: gave back); None if not measured."""
+        if self.anon_after is None or self.anon_before is None:
+            return None
+        return self.anon_after - self.anon_before
+
+    @property
+    def native_growth(self) -> int | None:
+        """Growth that Zend's heap does not explain; None where it cannot be told.
+
+        Only a request over which Zend's real size stayed the same says it exactly. Elsewhere chunks
+        came or went, and how much of a chunk was resident is not known.
+        """
+        growth = self.growth
+        if growth is None or self.zend_real_before is None:
+            return None
+        return growth if self.zend_real_after == self.zend_real_before else None
+
+    @property
+    def complete(self) -> bool:
+        """Both ends were seen."""
+        return self.anon_before is not None and self.anon_after is not None
+
+
+class Worker(NamedTuple):
+    """A worker as far as it is known by now. A later fact of the same pid and start replaces it."""
+
+    pid: int
+    start_ticks: int | None  # since boot, as in /proc/PID/stat; with pid it names a process for good
+    pool: str | None
+    php_version: str | None
+    born_ns: int | None  # Unix time; None: it was there before tracing began
+    died_ns: int | None  # Unix time; None: it is alive
+    exit: str | None  # `exited:0`, `killed:TERM`, `replaced` (exec); None: it is alive
+
+
+class Loss(NamedTuple):
+    """Facts that happened and could not be delivered."""
+
+    at_ns: int  # Unix time at which it was noticed
+    lost: int
+    why: str
+
+
+Fact = Request | Worker | Loss

@@ -1,0 +1,318 @@
+"""One recording: a SQLite file that any SQL tool reads. Write, read, describe.
+
+Written in one transaction a second in WAL mode, so that it can be read while it grows and is whole
+up to the last second after a SIGKILL; a clean end folds the journal in and leaves a single file.
+Reading needs neither root nor PHP nor a kernel. A recording may come from a stranger: it is opened
+read-only, its schema has to be ours to the letter, and texts in it are not trusted to be UTF-8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sqlite3
+import stat
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tracer.errors import IncompleteError, RecordingError, UsageError
+from tracer.facts import Fact, Loss, Request, Worker
+
+SCHEMA = 1
+SUFFIX = ".phptrace"
+# "PTRC": identifies the file as ours in SQLite's header (PRAGMA application_id).
+_APPLICATION_ID = 0x50545243
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+
+_TEXT = ("host", "pool", "method", "uri", "script", "ending", "notes")
+_NOT_NULL = ("host", "pid", "nth", "ending")
+_REQUEST_COLUMNS = ",\n  ".join(
+    f"{name} {'TEXT' if name in _TEXT else 'INTEGER'}{' NOT NULL' if name in _NOT_NULL else ''}"
+    for name in Request._fields
+)
+_TABLES = {
+    "request": f"CREATE TABLE request (\n  id INTEGER PRIMARY KEY,\n  {_REQUEST_COLUMNS}\n) STRICT",
+    "worker": """CREATE TABLE worker (
+  pid INTEGER NOT NULL,
+  start_ticks INTEGER,
+  pool TEXT,
+  php_version TEXT,
+  born_ns INTEGER,
+  died_ns INTEGER,
+  exit TEXT,
+  UNIQUE (pid, start_ticks)
+) STRICT""",
+    "loss": "CREATE TABLE loss (\n  at_ns INTEGER NOT NULL,\n  lost INTEGER NOT NULL,\n  why TEXT NOT NULL\n) STRICT",
+    "meta": "CREATE TABLE meta (\n  name TEXT PRIMARY KEY,\n  value TEXT NOT NULL\n) STRICT",
+}
+# Text arrives as bytes: what is not UTF-8 must not fail, and must come back as it was.
+_INSERT_REQUEST = (
+    f"INSERT INTO request ({', '.join(Request._fields)}) VALUES ("
+    + ", ".join("CAST(? AS TEXT)" if name in _TEXT else "?" for name in Request._fields)
+    + ")"
+)
+_INSERT_WORKER = (
+    "INSERT OR REPLACE INTO worker (pid, start_ticks, pool, php_version, born_ns, died_ns, exit)"
+    " VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?, ?)"
+)
+_TEXT_AT = tuple(Request._fields.index(name) for name in ("pool", "method", "uri", "script"))
+
+
+class Writer:
+    """Appends facts to a new recording. Use as a context manager; flush() now and then.
+
+    `requests` and `lost` count what was written.
+    """
+
+    def __init__(self, path: str, meta: dict[str, Any], *, force: bool = False) -> None:
+        """Creates the file, mode 0600, never through a symlink.
+
+        UsageError if it exists and `force` is not given, or cannot be created. Under sudo it belongs
+        to the user who called it, who will want to read it.
+        """
+        self.path = path
+        self.requests = 0
+        self.lost = 0
+        self._requests: list[Sequence[Any]] = []
+        self._others: list[Worker | Loss] = []
+        self._connection: sqlite3.Connection | None = None
+        inode = _create(path, force=force)
+        with _writing(path):
+            connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+            self._connection = connection
+            # Between creating and opening, somebody who owns the directory could have changed the name.
+            if os.stat(path, follow_symlinks=False).st_ino != inode:
+                raise UsageError(f"{path} was replaced while it was being created")
+            # Safe against a killed process; a crash of the machine may cost the last seconds.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute("BEGIN")
+            for statement in _TABLES.values():
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            rows = [(name, json.dumps(value)) for name, value in {"schema": SCHEMA, **meta}.items()]
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            connection.execute("COMMIT")
+
+    def add(self, facts: Iterable[Fact]) -> None:
+        """Takes the facts; they are on disk after the next flush()."""
+        for fact in facts:
+            if isinstance(fact, Request):
+                self._requests.append(fact)
+            else:
+                self._others.append(fact)
+
+    def flush(self) -> None:
+        """Writes what was added. IncompleteError if that fails; what is on disk stays readable."""
+        if self._connection is None or not (self._requests or self._others):
+            return
+        with _writing(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                self._connection.executemany(_INSERT_REQUEST, map(_storable, self._requests))
+                for fact in self._others:
+                    if isinstance(fact, Worker):
+                        self._connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
+                    else:
+                        self._connection.execute("INSERT INTO loss VALUES (?, ?, ?)", fact)
+                self._connection.execute("COMMIT")
+            except sqlite3.Error:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+        self.requests += len(self._requests)
+        self.lost += sum(fact.lost for fact in self._others if isinstance(fact, Loss))
+        self._requests.clear()
+        self._others.clear()
+
+    def note(self, name: str, value: Any) -> None:
+        """Sets an entry of `meta`."""
+        if self._connection is not None:
+            with _writing(self.path):
+                self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+
+    def close(self) -> None:
+        """Writes what is left and folds the journal into the file."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            self.flush()
+            with _writing(self.path):
+                connection.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            self._connection = None
+            connection.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(IncompleteError):
+            self.close()
+
+
+def _create(path: str, *, force: bool) -> int:
+    """A new, empty file of that name; returns its inode."""
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        raise UsageError(f"cannot write {path}: there is no directory {directory}")
+    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
+        try:
+            mode = os.lstat(name).st_mode
+        except OSError:
+            continue
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"cannot write {path}: {name} is a directory")
+        if not force:
+            raise UsageError(f"{name} exists. Choose another name, or overwrite it with -f.")
+        os.unlink(name)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
+    try:
+        owner = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+        if os.geteuid() == 0 and all(part.isdecimal() for part in owner):
+            os.fchown(fd, int(owner[0]), int(owner[1]))
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise IncompleteError(f"cannot write {path}: {exc}. What was written before can be read.") from exc
+
+
+def _storable(request: Sequence[Any]) -> Sequence[Any]:
+    """The row, with text that is not plain ASCII as bytes: SQLite's UTF-8 knows no lone surrogates.
+
+    A plain tuple: sqlite3 takes a third longer to bind a subclass of it.
+    """
+    for index in _TEXT_AT:
+        text = request[index]
+        if text is not None and not text.isascii():
+            return _bytes_at(request, _TEXT_AT)
+    return tuple(request)
+
+
+def _bytes_at(row: Sequence[Any], at: Sequence[int]) -> list[Any]:
+    values = list(row)
+    for index in at:
+        if values[index] is not None:
+            values[index] = values[index].encode("utf-8", "surrogateescape")
+    return values
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Totals:
+    """How much a recording holds, and how much of what happened it does not."""
+
+    requests: int
+    incomplete: int  # requests of which only a part was seen
+    lost: int
+    workers: int
+    workers_died: int  # killed by a signal
+
+
+class Reader:
+    """One recording, opened for reading. Use as a context manager."""
+
+    def __init__(self, path: str) -> None:
+        """RecordingError if it is no recording, is of a newer schema, or cannot be read."""
+        self.path = path
+        if not Path(path).is_file():
+            raise RecordingError(f"there is no recording {path}")
+        try:
+            with open(path, "rb") as file:
+                head = file.read(100)
+        except OSError as exc:
+            raise RecordingError(f"cannot read {path}: {exc.strerror}") from exc
+        if not head.startswith(b"SQLite format 3\0") or int.from_bytes(head[68:72], "big") != _APPLICATION_ID:
+            raise RecordingError(f"{path} is not a phptrace recording")
+        schema = int.from_bytes(head[60:64], "big")
+        if schema > SCHEMA:
+            raise RecordingError(
+                f"{path} has schema {schema}; this phptrace reads up to {SCHEMA}. Read it with a newer phptrace."
+            )
+        self._connection = self._open(path)
+        with self.reading():
+            found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
+            if found != _TABLES:
+                raise RecordingError(f"{path} is not a phptrace recording: its tables are not those of schema {schema}")
+            self.meta: dict[str, Any] = {
+                name: json.loads(value) for name, value in self._connection.execute("SELECT name, value FROM meta")
+            }
+
+    def requests(self, columns: Iterable[str] = Request._fields) -> Iterator[Request]:
+        """Every request, in the order they ended; fields not in `columns` are None, which reads faster."""
+        wanted = set(columns)
+        selected = ", ".join(name if name in wanted else "NULL" for name in Request._fields)
+        make = Request._make
+        with self.reading():
+            for row in self._connection.execute(f"SELECT {selected} FROM request ORDER BY id"):
+                yield make(row)
+
+    def workers(self) -> list[Worker]:
+        with self.reading():
+            return [
+                Worker._make(row) for row in self._connection.execute(f"SELECT {', '.join(Worker._fields)} FROM worker")
+            ]
+
+    def losses(self) -> list[Loss]:
+        with self.reading():
+            return [Loss._make(row) for row in self._connection.execute("SELECT at_ns, lost, why FROM loss")]
+
+    def totals(self) -> Totals:
+        with self.reading():
+            one = self._connection.execute
+            requests, incomplete = one(
+                "SELECT count(*), count(*) FILTER (WHERE anon_before IS NULL OR anon_after IS NULL) FROM request"
+            ).fetchone()
+            (lost,) = one("SELECT coalesce(sum(lost), 0) FROM loss").fetchone()
+            workers, died = one("SELECT count(*), count(*) FILTER (WHERE exit LIKE 'killed:%') FROM worker").fetchone()
+            return Totals(requests, incomplete, lost, workers, died)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turns what SQLite finds wrong with the file into a RecordingError."""
+        try:
+            yield
+        except (sqlite3.Error, json.JSONDecodeError) as exc:
+            raise RecordingError(f"{self.path} is damaged or cut short: {exc}") from exc
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        with self.reading():
+            uri = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0)
+            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cell_size_check = ON")
+            connection.execute("PRAGMA query_only = ON")
+            return connection

@@ -1,0 +1,41 @@
+"""Rows as CSV or TSV. Cells that come from strangers are escaped for where such files are opened."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from tracer.units import printable
+
+# A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%")
+
+
+def render_csv(header: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO) -> None:
+    """RFC 4180. Text is shown as printable() has it; what could be a formula gets an apostrophe before it."""
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([_csv_cell(cell) for cell in row])
+
+
+def render_tsv(header: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO) -> None:
+    """For awk and sort: a line a row, tabs between; no cell holds a tab or a newline. Nothing measured: empty."""
+    out.write("\t".join(header) + "\n")
+    for row in rows:
+        out.write(tsv_line(row))
+
+
+def tsv_line(row: Sequence[object]) -> str:
+    return (
+        "\t".join(["" if cell is None else printable(cell) if isinstance(cell, str) else str(cell) for cell in row])
+        + "\n"
+    )
+
+
+def _csv_cell(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    shown = printable(cell)
+    return "'" + shown if shown.startswith(_FORMULA) else shown

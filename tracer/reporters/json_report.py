@@ -1,0 +1,36 @@
+"""A ranking as one JSON document. Fields are only ever added."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TextIO
+
+from tracer.analysis.ranking import Group
+from tracer.analysis.tally import Tally
+
+SCHEMA = 1
+
+
+def render(groups: Sequence[Group], tally: Tally, out: TextIO) -> None:
+    """Texts keep what they were; bytes that were not UTF-8 become U+FFFD, since JSON has no bytes."""
+    document = {
+        "schema": SCHEMA,
+        "requests": tally.requests,
+        "lost": tally.lost,
+        "incomplete": tally.incomplete,
+        "uri_unknown": tally.uri_unknown,
+        "workers": tally.workers,
+        "losses": tally.losses,
+        "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
+    }
+    json.dump(document, out, indent=2)
+    out.write("\n")
+
+
+def json_text(text: str | None) -> str | None:
+    """The text without lone surrogates, which most JSON parsers refuse."""
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

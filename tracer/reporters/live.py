@@ -1,0 +1,76 @@
+"""The live view: a header and a ranking that is redrawn while requests come in."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.console import Group as Lines
+from rich.live import Live
+from rich.text import Text
+
+from tracer.analysis.ranking import Ranking, Sort
+from tracer.analysis.tally import Tally
+from tracer.reporters.table import LEGEND, ranking_table, shorten, summary
+
+_NUMBERS_WIDTH = 69  # what the table's columns beside the key take
+_MIN_KEY = 12
+_FRAME_LINES = 8  # header, summary and legend
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Status:
+    """What the header says."""
+
+    target: str
+    backend: str
+    watched: int
+    elapsed_s: float
+    requests_per_s: float
+    remark: str | None  # something the user should know now
+
+
+class LiveView:
+    """Redraws on update(); leaves the last state on the screen when it ends."""
+
+    def __init__(self, out: TextIO, *, sort: Sort, top: int | None) -> None:
+        self._console = Console(file=out, highlight=False)
+        self._live = Live(console=self._console, screen=True, auto_refresh=False, vertical_overflow="crop")
+        self._sort = sort
+        self._top = top
+        self._last: RenderableType | None = None
+
+    def update(self, ranking: Ranking, tally: Tally, status: Status) -> None:
+        width, height = self._console.size
+        rows = max(1, height - _FRAME_LINES)
+        rows = rows if self._top is None else min(rows, self._top)
+        groups = ranking.groups(self._sort, rows)
+        header = Text.assemble(
+            ("phptrace ", "bold"),
+            f"{shorten(status.target, 30)} · {status.backend} · {status.watched} workers"
+            f" · {status.requests_per_s:,.0f} requests/s · {status.elapsed_s:.0f} s · ",
+            (f"{tally.lost} lost", "bold red" if tally.lost else ""),
+        )
+        parts: list[RenderableType] = [header, Text(status.remark or "", style="yellow")]
+        parts.append(
+            ranking_table(
+                groups, by=ranking.by, sort=self._sort, key_width=max(_MIN_KEY, min(width, 120) - _NUMBERS_WIDTH)
+            )
+        )
+        parts.append(Text(summary(tally)))
+        parts.append(Text(LEGEND, style="dim"))
+        self._last = Lines(*parts)
+        self._live.update(self._last, refresh=True)
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+        if self._last is not None:
+            self._console.print(self._last)

@@ -1,0 +1,45 @@
+"""Requests one by one, as NDJSON, CSV or TSV: the recording's columns, and what follows from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+from tracer.facts import Request
+from tracer.reporters.delimited import render_csv, render_tsv
+from tracer.reporters.json_report import json_text
+
+DERIVED = ("growth_bytes", "native_growth_bytes")
+COLUMNS = (*Request._fields, *DERIVED)
+# awk counts from the left: what people rank by comes first, and the order never changes.
+TSV_COLUMNS = (*DERIVED, "script", "uri", *(name for name in Request._fields if name not in ("script", "uri")))
+_TEXTS = tuple(Request._fields.index(name) for name in ("pool", "method", "uri", "script"))
+
+
+def render_ndjson(requests: Iterable[Request], out: TextIO) -> None:
+    """One JSON object a line and request."""
+    for request in requests:
+        row = dict(zip(COLUMNS, _row(request), strict=True))
+        for index in _TEXTS:
+            row[COLUMNS[index]] = json_text(request[index])
+        out.write(json.dumps(row) + "\n")
+
+
+def render_requests_csv(requests: Iterable[Request], out: TextIO) -> None:
+    render_csv(COLUMNS, map(_row, requests), out)
+
+
+def render_requests_tsv(requests: Iterable[Request], out: TextIO) -> None:
+    render_tsv(TSV_COLUMNS, _tsv_rows(requests), out)
+
+
+def _row(request: Request) -> tuple[object, ...]:
+    return (*request, request.growth, request.native_growth)
+
+
+def _tsv_rows(requests: Iterable[Request]) -> Iterator[list[object]]:
+    order = [COLUMNS.index(name) for name in TSV_COLUMNS]
+    for request in requests:
+        row = _row(request)
+        yield [row[index] for index in order]

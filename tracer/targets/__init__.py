@@ -1,0 +1,1 @@
+"""Finds the workers, and learns what their PHP and their kernel look like."""

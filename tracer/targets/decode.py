@@ -1,0 +1,127 @@
+"""Addresses and offsets out of machine code that is known instruction for instruction. x86-64.
+
+Neither PHP's heap (`alloc_globals` is static, Zend/zend_alloc.c) nor the place behind libc's
+`syscall` instructions has a symbol. Everything here recognises exact forms and answers None for any
+other: a probe on a wrong byte would corrupt the traced process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+_ENDBR64 = b"\xf3\x0f\x1e\xfa"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """Where to put a probe, in bytes from a function's start.
+
+    The kernel emulates pushes and nops (0.6 us a hit); anything else it single-steps (12 us):
+    arch/x86/kernel/uprobes.c, Linux 6.18.
+    """
+
+    offset: int
+    emulated: bool
+
+
+def entry_site(code: bytes) -> Site | None:
+    """The first instruction, or the one behind endbr64; None where there is no code."""
+    if not code:
+        return None
+    start = 4 if code.startswith(_ENDBR64) else 0
+    rest = code[start:]
+    push = rest[:1] and 0x50 <= rest[0] <= 0x57
+    push_high = rest[:1] == b"\x41" and len(rest) > 1 and 0x50 <= rest[1] <= 0x57
+    if push or push_high or rest[:1] == b"\x90":
+        return Site(start, True)
+    return Site(0, False)
+
+
+def heap_slot(address: int, code: bytes) -> int | None:
+    """Address of alloc_globals.mm_heap from zend_mm_get_heap(): `mov rel32(%rip),%rax; ret`.
+
+    The thread-safe build in a shared library begins alike, and goes on with an access through %fs;
+    hence the `ret` is part of the form.
+    """
+    target, length = _load_rax(address, code)
+    if target is None or code[length : length + 1] != b"\xc3":
+        return None
+    return target
+
+
+def accessor_offsets(address: int, code: bytes, slot: int) -> tuple[int, int] | None:
+    """(offset if asked for real, offset if not) from zend_memory_usage() or zend_memory_peak_usage().
+
+    Their form at -O2: load the heap; test the argument; je; load the real one; ret; load the other;
+    ret. `slot` is what heap_slot() said: both must name the same heap.
+    """
+    target, at = _load_rax(address, code)
+    if target is None or target != slot:
+        return None
+    for test in (b"\x40\x84\xff", b"\x85\xff"):  # test %dil,%dil; 7.4: test %edi,%edi
+        if code[at : at + len(test)] == test:
+            at += len(test)
+            break
+    else:
+        return None
+    if code[at : at + 1] != b"\x74":
+        return None
+    otherwise = at + 2 + code[at + 1]
+    real = _load_from_rax(code[at + 2 :])
+    plain = _load_from_rax(code[otherwise:])
+    return None if real is None or plain is None else (real, plain)
+
+
+def behind_syscall(code: bytes, number: int) -> int | None:
+    """Offset of the conditional jump behind `mov $number,%eax; syscall` in one of libc's wrappers.
+
+    There the result is in %rax, the arguments are still in place, and the kernel emulates the jump.
+    Between the two only forms that are known are stepped over: comparisons of %rax, and brk's store
+    of the new break.
+    """
+    syscall = b"\xb8" + number.to_bytes(4, "little") + b"\x0f\x05"
+    at = code.find(syscall)
+    if at < 0:
+        return None
+    at += len(syscall)
+    for _ in range(4):
+        rest = code[at : at + 7]
+        if len(rest) >= 2 and 0x70 <= rest[0] <= 0x7F:
+            return at
+        if len(rest) >= 6 and rest[0] == 0x0F and 0x80 <= rest[1] <= 0x8F:
+            return at
+        length = _harmless(rest)
+        if length is None:
+            return None
+        at += length
+    return None
+
+
+def _harmless(code: bytes) -> int | None:
+    if code.startswith(b"\x48\x3d"):  # cmp $imm32,%rax
+        return 6
+    if code.startswith((b"\x48\x39", b"\x48\x3b", b"\x48\x85")) and len(code) > 2 and code[2] >= 0xC0:
+        return 3  # cmp or test of two registers
+    if code.startswith((b"\x48\x8b", b"\x48\x89")) and len(code) > 2 and code[2] & 0xC7 == 0x05:
+        return 7  # mov rel32(%rip),reg or back
+    if code.startswith(b"\x48\x89") and len(code) > 2 and code[2] & 0xC0 == 0 and code[2] & 7 not in (4, 5):
+        return 3  # mov reg,(reg)
+    return None
+
+
+def _load_rax(address: int, code: bytes) -> tuple[int | None, int]:
+    """Target and end of `mov rel32(%rip),%rax`, endbr64 before it allowed."""
+    at = 4 if code.startswith(_ENDBR64) else 0
+    if code[at : at + 3] != b"\x48\x8b\x05" or len(code) < at + 7:
+        return None, 0
+    end = at + 7
+    return address + end + int.from_bytes(code[at + 3 : end], "little", signed=True), end
+
+
+def _load_from_rax(code: bytes) -> int | None:
+    """Displacement of `mov disp(%rax),%rax; ret`."""
+    if code[:3] == b"\x48\x8b\x40" and code[4:5] == b"\xc3" and code[3] < 0x80:
+        return code[3]
+    if code[:3] == b"\x48\x8b\x80" and code[7:8] == b"\xc3":
+        return int.from_bytes(code[3:7], "little")
+    return None

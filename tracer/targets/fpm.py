@@ -1,0 +1,42 @@
+"""The pools a php-fpm master was configured with, so that one without a worker just now is known.
+
+Best effort: reads the section names of the file named in the master's title and of those it includes.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+
+from tracer.targets.processes import MASTER_TITLE, Process
+
+_CONFIG_BYTES = 1 << 20
+_SECTION = re.compile(r"^\s*\[([^\]\n]+)\]", re.MULTILINE)
+_INCLUDE = re.compile(r"^\s*include\s*=\s*(\S+)", re.MULTILINE)
+
+
+def fpm_pools(master: Process) -> set[str]:
+    """Names of the configured pools; empty if the configuration cannot be read."""
+    match = re.fullmatch(re.escape(MASTER_TITLE) + r" \((.+)\)", master.title)
+    if match is None:
+        return set()
+    text = _read(master.pid, match[1])
+    texts = [text]
+    for pattern in _INCLUDE.findall(text):
+        texts += [_read(master.pid, path) for path in _inside(master.pid, pattern)]
+    return {name.strip() for part in texts for name in _SECTION.findall(part)} - {"global"}
+
+
+def _inside(pid: int, pattern: str) -> list[str]:
+    """Files matching, as the master names them: it may live under another root."""
+    root = f"/proc/{pid}/root"
+    return [path.removeprefix(root) for path in glob.glob(root + os.path.join("/", pattern))]
+
+
+def _read(pid: int, path: str) -> str:
+    try:
+        with open(f"/proc/{pid}/root{os.path.join('/', path)}", "rb") as file:
+            return file.read(_CONFIG_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""

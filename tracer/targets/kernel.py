@@ -1,0 +1,166 @@
+"""What the running kernel is and allows: structure offsets, per-CPU areas, capabilities, lockdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import re
+import struct
+from pathlib import Path
+
+from tracer.errors import UnsupportedError
+from tracer.targets.btf import Btf
+
+# include/uapi/linux/capability.h, Linux 6.18
+_CAPABILITIES = {
+    "CAP_DAC_READ_SEARCH": 2,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+_UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
+# mov or add of reg*8 + disp32 with REX.W: how compilers index __per_cpu_offset[cpu].
+_INDEXED = re.compile(rb"[\x48-\x4f][\x03\x8b][\x00-\x3f][\xc5\xcd\xd5\xdd\xe5\xed\xf5\xfd](....)", re.DOTALL)
+
+
+class RssKind(enum.IntEnum):
+    """How the kernel keeps RSS; the values are those of bpf/wire.h."""
+
+    PERCPU = 1  # Linux >= 6.2: one struct percpu_counter each
+    SPLIT = 2  # before: mm->rss_stat.count[] plus what task->rss_stat.count[] holds back
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KernelLayout:
+    """Byte offsets in the running kernel's structures, from its BTF."""
+
+    task_mm: int
+    task_tgid: int
+    task_pid: int
+    task_exit_code: int
+    task_min_flt: int
+    task_maj_flt: int
+    task_sum_exec_runtime: int
+    task_start_boottime: int  # 0 if absent (before 5.5)
+    task_rss_stat: int  # 0 unless SPLIT
+    mm_rss_stat: int
+    mm_total_vm: int
+    mm_hiwater_rss: int
+    mm_brk: int
+    mm_arg_start: int
+    counter_size: int  # 0 unless PERCPU
+    counter_count: int
+    counter_counters: int
+    rss_kind: RssKind
+
+
+def kernel_layout(btf: Btf | None = None) -> KernelLayout:
+    """Offsets for the running kernel; UnsupportedError names the member that is missing."""
+    btf = btf or Btf.of_kernel(("task_struct", "mm_struct", "percpu_counter", "task_rss_stat"))
+
+    def need(structure: str, member: str) -> int:
+        offset = btf.offset(structure, member)
+        if offset is None:
+            raise UnsupportedError(
+                f"this kernel ({os.uname().release}) has no {structure}.{member}: phptrace does not know it yet"
+            )
+        return offset
+
+    percpu = btf.element("mm_struct", "rss_stat") == "percpu_counter"
+    task_rss_stat = btf.offset("task_struct", "rss_stat.count")
+    return KernelLayout(
+        task_mm=need("task_struct", "mm"),
+        task_tgid=need("task_struct", "tgid"),
+        task_pid=need("task_struct", "pid"),
+        task_exit_code=need("task_struct", "exit_code"),
+        task_min_flt=need("task_struct", "min_flt"),
+        task_maj_flt=need("task_struct", "maj_flt"),
+        task_sum_exec_runtime=need("task_struct", "se.sum_exec_runtime"),
+        task_start_boottime=btf.offset("task_struct", "start_boottime") or 0,
+        task_rss_stat=0 if percpu else task_rss_stat or 0,
+        mm_rss_stat=need("mm_struct", "rss_stat" if percpu else "rss_stat.count"),
+        mm_total_vm=need("mm_struct", "total_vm"),
+        mm_hiwater_rss=need("mm_struct", "hiwater_rss"),
+        mm_brk=need("mm_struct", "brk"),
+        mm_arg_start=need("mm_struct", "arg_start"),
+        counter_size=btf.size("percpu_counter") or 0 if percpu else 0,
+        counter_count=need("percpu_counter", "count") if percpu else 0,
+        counter_counters=need("percpu_counter", "counters") if percpu else 0,
+        rss_kind=RssKind.PERCPU if percpu else RssKind.SPLIT,
+    )
+
+
+def possible_cpus() -> int:
+    """How many CPUs this kernel may ever have: the length of __per_cpu_offset that is used."""
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(re.split(r"[-,]", text)[-1]) + 1
+
+
+def kernel_symbol(name: str) -> int | None:
+    """Address from /proc/kallsyms; None if it is not listed or addresses are hidden."""
+    ending = f" {name}\n"
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as symbols:
+        for line in symbols:
+            if line.endswith(ending):
+                return int(line.split(" ", 1)[0], 16) or None
+    return None
+
+
+def percpu_table_from_text(text: bytes) -> int | None:
+    """Address of __per_cpu_offset[], decoded from the machine code of a function that indexes it.
+
+    Kernels without CONFIG_KALLSYMS_ALL do not list the symbol. The displacement that most of the
+    code's indexed loads name is the table; None if none does (then RSS cannot be exact).
+    """
+    votes: dict[int, int] = {}
+    for match in _INDEXED.finditer(text):
+        address = struct.unpack("<i", match[1])[0] & 0xFFFF_FFFF_FFFF_FFFF
+        if address >> 31 == 0x1_FFFF_FFFF:
+            votes[address] = votes.get(address, 0) + 1
+    return max(votes, key=lambda address: votes[address]) if votes else None
+
+
+def missing_capabilities() -> list[str]:
+    """The capabilities the BPF backend needs and this process lacks; empty under root.
+
+    CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, as it does in the kernel.
+    """
+    held = _effective_capabilities()
+    admin = bool(held >> _CAPABILITIES["CAP_SYS_ADMIN"] & 1)
+    needed = ["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"] + ([] if admin else ["CAP_BPF", "CAP_PERFMON"])
+    return [name for name in needed if not held >> _CAPABILITIES[name] & 1]
+
+
+def _effective_capabilities() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def lockdown() -> str:
+    """`none`, `integrity` or `confidentiality`: what lockdown(7) is at. The last forbids reading memory."""
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return "none"
+    match = re.search(r"\[(\w+)\]", text)
+    return match[1] if match else "none"
+
+
+def uprobe_pmu() -> int | None:
+    """The perf event type of uprobes; None if the kernel has none (CONFIG_UPROBE_EVENTS)."""
+    try:
+        return int(_UPROBE_PMU.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def in_initial_pid_namespace() -> bool:
+    """Whether pids here are those the kernel's tracing sees (PROC_PID_INIT_INO: include/linux/proc_ns.h, 6.18)."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == f"pid:[{0xEFFFFFFC}]"
+    except OSError:
+        return True

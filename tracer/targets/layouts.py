@@ -1,0 +1,50 @@
+"""PHP's structures by version: the only place with PHP version numbers.
+
+Offsets for 64-bit, non-thread-safe builds. The heap's are not here: they are decoded from each
+binary, since a distribution's binary need not be what its version says (decode.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """Byte offsets in PHP's globals."""
+
+    version: tuple[int, int]
+    # sapi_globals_struct, main/SAPI.h
+    sg_method: int
+    sg_path_translated: int
+    sg_request_uri: int
+    sg_response_code: int
+    # php_core_globals, main/php_globals.h
+    pg_memory_limit: int
+    pg_last_error_type: int
+    # zend_executor_globals, Zend/zend_globals.h
+    eg_exit_status: int
+
+
+# Newest first. Source of each row: offsetof() compiled against the headers of the package named.
+LAYOUTS = (
+    Layout(  # Debian php8.2-dev 8.2.36-1~deb12u1, x86-64
+        version=(8, 2),
+        sg_method=8,
+        sg_path_translated=40,
+        sg_request_uri=48,
+        sg_response_code=216,
+        pg_memory_limit=48,
+        pg_last_error_type=504,
+        eg_exit_status=428,
+    ),
+)
+
+# env.hash_table in struct _fcgi_request (main/fastcgi.c). The structure is private to that file and
+# the same in 8.2.32 and 8.2.36. Names found through it are compared, so a wrong value finds nothing.
+FCGI_ENV = 8296
+
+
+def layout_of(version: tuple[int, int, int]) -> Layout | None:
+    """The row for that PHP; None if it is not known."""
+    return next((row for row in LAYOUTS if row.version == version[:2]), None)

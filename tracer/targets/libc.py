@@ -1,0 +1,37 @@
+"""Where a worker's C library enters the kernel for memory: the places to count mmap and brk at."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tracer.targets import decode
+from tracer.targets.elf import Elf, Image
+
+# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
+SYSCALLS = {"mmap": 9, "munmap": 11, "brk": 12, "mremap": 25}
+_WRAPPER_BYTES = 160
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Libc:
+    """File offsets of the conditional jump behind each `syscall`; `missing` are those not recognised."""
+
+    image: Image
+    sites: dict[str, int]
+    missing: tuple[str, ...]
+
+
+def inspect(image: Image) -> Libc:
+    """What is recognised of that C library; UnsupportedError if it is no ELF file."""
+    elf = Elf(image)
+    sites = {}
+    for name, number in SYSCALLS.items():
+        wrapper = elf.symbol(name)
+        if wrapper is None or elf.machine != "x64":
+            continue
+        code = elf.code(wrapper.address, min(wrapper.size or _WRAPPER_BYTES, _WRAPPER_BYTES))
+        jump = decode.behind_syscall(code, number)
+        offset = None if jump is None else elf.file_offset(wrapper.address + jump)
+        if offset is not None:
+            sites[name] = offset
+    return Libc(image, sites, tuple(name for name in SYSCALLS if name not in sites))

@@ -1,0 +1,178 @@
+"""One PHP binary: its version, its probe sites, its heap and globals. Says what it could not find."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from tracer.errors import UnsupportedError
+from tracer.targets import decode
+from tracer.targets.elf import Elf, Image
+from tracer.targets.layouts import Layout, layout_of
+
+_FUNCTION_BYTES = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hook:
+    """A probe site: link address, place in the file, and whether the kernel emulates the instruction."""
+
+    address: int
+    file_offset: int
+    emulated: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hooks:
+    """Where a request's course is seen. Only startup and end are indispensable."""
+
+    startup: Hook  # entry of php_request_startup()
+    script_end: Hook  # entry of php_request_shutdown()
+    end: Hook  # the very end of php_request_shutdown(): a USDT nop; or, where there is none,
+    end_is_return: bool  # its entry, at which a return probe is to be set
+    teardown: Hook | None  # entry of zend_mm_shutdown()
+    exit_call: Hook | None  # entry of zend_throw_unwind_exit()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Heap:
+    """Where Zend's allocator keeps its counters: a link address, and offsets in zend_mm_heap."""
+
+    slot: int
+    size: int
+    peak: int
+    real_size: int
+    real_peak: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Php:
+    """One PHP binary that can be traced. `lacking` says, in words, what of it cannot be measured."""
+
+    image: Image
+    version: tuple[int, int, int]
+    hooks: Hooks
+    heap: Heap | None
+    layout: Layout | None
+    sapi_globals: int | None
+    core_globals: int | None
+    executor_globals: int | None
+    sapi_module: int | None
+    lacking: tuple[str, ...]
+
+    @property
+    def shown_version(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+def is_php(image: Image) -> bool:
+    """Whether the binary has PHP's request functions; False also for what is no ELF file."""
+    try:
+        return Elf(image).symbol("php_request_startup") is not None
+    except UnsupportedError:
+        return False
+
+
+def inspect(image: Image) -> Php:
+    """What that binary is; UnsupportedError naming what is missing if requests cannot be followed."""
+    elf = Elf(image)
+    version = _version(elf)
+    where = image.shown + (f" (PHP {'.'.join(map(str, version))})" if version else "")
+    if elf.machine != "x64":
+        raise UnsupportedError(f"{where} is built for {elf.machine}; only x86-64 is supported")
+    if not elf.has_symbols:
+        raise UnsupportedError(f"{where} is a static build without dynamic symbols: its functions cannot be found")
+    if version is None:
+        raise UnsupportedError(f"{where} is not a PHP binary: it has no X-Powered-By text")
+    if (elf.text_after(b"API20", 32) or b"").endswith(b",TS"):
+        raise UnsupportedError(f"{where} is a thread-safe (ZTS) build; only non-thread-safe builds are supported")
+    hooks = _hooks(elf, where)
+    heap = _heap(elf)
+    layout = layout_of(version)
+    lacking = []
+    if heap is None:
+        lacking.append("Zend's heap: zend_mm_get_heap() has an unknown form")
+    if layout is None:
+        lacking.append(f"HTTP status, memory_limit and fatal errors: PHP {version[0]}.{version[1]} is not in the table")
+    if hooks.teardown is None:
+        lacking.append("Zend's peak: no symbol zend_mm_shutdown")
+    if hooks.exit_call is None:
+        lacking.append("exit(): no symbol zend_throw_unwind_exit")
+    return Php(
+        image=image,
+        version=version,
+        hooks=hooks,
+        heap=heap,
+        layout=layout,
+        sapi_globals=_address(elf, "sapi_globals"),
+        core_globals=_address(elf, "core_globals"),
+        executor_globals=_address(elf, "executor_globals"),
+        sapi_module=_address(elf, "sapi_module"),
+        lacking=tuple(lacking),
+    )
+
+
+def _version(elf: Elf) -> tuple[int, int, int] | None:
+    text = elf.text_after(b"X-Powered-By: PHP/", 32)
+    match = re.match(rb"(\d+)\.(\d+)\.(\d+)", text or b"")
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def _address(elf: Elf, name: str) -> int | None:
+    symbol = elf.symbol(name)
+    return None if symbol is None else symbol.address
+
+
+def _hooks(elf: Elf, where: str) -> Hooks:
+    startup, script_end = (_entry(elf, name) for name in ("php_request_startup", "php_request_shutdown"))
+    missing = [
+        name for name, hook in (("php_request_startup", startup), ("php_request_shutdown", script_end)) if hook is None
+    ]
+    if startup is None or script_end is None:
+        raise UnsupportedError(f"{where} lacks {' and '.join(missing)}: its requests cannot be followed")
+    end = _usdt(elf, "request__shutdown")
+    return Hooks(
+        startup=startup,
+        script_end=script_end,
+        end=end or script_end,
+        end_is_return=end is None,
+        teardown=_entry(elf, "zend_mm_shutdown"),
+        exit_call=_entry(elf, "zend_throw_unwind_exit"),
+    )
+
+
+def _entry(elf: Elf, name: str) -> Hook | None:
+    symbol = elf.symbol(name)
+    if symbol is None:
+        return None
+    site = decode.entry_site(elf.code(symbol.address, _FUNCTION_BYTES))
+    return None if site is None else _at(elf, symbol.address + site.offset, site.emulated)
+
+
+def _usdt(elf: Elf, name: str) -> Hook | None:
+    """The probe's nop. Its semaphore is left alone: there is no guard around the request probes."""
+    for address in elf.usdt_sites("php", name):
+        if elf.code(address, 1) == b"\x90":
+            return _at(elf, address, True)
+    return None
+
+
+def _at(elf: Elf, address: int, emulated: bool) -> Hook | None:
+    offset = elf.file_offset(address)
+    return None if offset is None else Hook(address, offset, emulated)
+
+
+def _heap(elf: Elf) -> Heap | None:
+    getter = elf.symbol("zend_mm_get_heap")
+    usage = elf.symbol("zend_memory_usage")
+    peak = elf.symbol("zend_memory_peak_usage")
+    if getter is None or usage is None or peak is None:
+        return None
+    slot = decode.heap_slot(getter.address, elf.code(getter.address, _FUNCTION_BYTES))
+    if slot is None:
+        return None
+    now = decode.accessor_offsets(usage.address, elf.code(usage.address, _FUNCTION_BYTES), slot)
+    most = decode.accessor_offsets(peak.address, elf.code(peak.address, _FUNCTION_BYTES), slot)
+    if now is None or most is None:
+        return None
+    return Heap(slot=slot, size=now[1], peak=most[1], real_size=now[0], real_peak=most[0])

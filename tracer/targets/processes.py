@@ -1,0 +1,156 @@
+"""Processes as /proc shows them: masters, workers, their titles and what they run.
+
+Titles and file names are the owner's to choose; what a process *is* is asked of its executable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from tracer.errors import UnsupportedError
+from tracer.targets.elf import Elf, Image, open_image
+from tracer.targets.php import Php
+
+MASTER_TITLE = "php-fpm: master process"
+POOL_TITLE = "php-fpm: pool "
+_TITLE_BYTES = 4096
+_SAPI_BYTES = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Process:
+    """A process at one moment. `start_ticks` (since boot) tells it from a later one of the same pid."""
+
+    pid: int
+    parent_pid: int
+    start_ticks: int
+    title: str
+    executable: tuple[int, int] | None  # (device, inode) of /proc/PID/exe; None if it may not be seen
+
+    @property
+    def pool(self) -> str | None:
+        """The php-fpm pool its title names; None if it names none."""
+        return pool_of(self.title)
+
+
+def pool_of(title: str) -> str | None:
+    """`www` of `php-fpm: pool www`; None for any other title."""
+    return title[len(POOL_TITLE) :].strip() or None if title.startswith(POOL_TITLE) else None
+
+
+def process(pid: int) -> Process | None:
+    """That process; None if there is none of that pid, or it is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+            title = cmdline.read(_TITLE_BYTES)
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()  # proc(5): comm may hold spaces and brackets
+    if fields[0] in (b"Z", b"X"):
+        return None
+    try:
+        exe = os.stat(f"/proc/{pid}/exe")
+        executable = (exe.st_dev, exe.st_ino)
+    except OSError:
+        executable = None
+    return Process(
+        pid=pid,
+        parent_pid=int(fields[1]),
+        start_ticks=int(fields[19]),
+        title=title.replace(b"\0", b" ").strip().decode("utf-8", "surrogateescape"),
+        executable=executable,
+    )
+
+
+def processes() -> Iterator[Process]:
+    """Every process that can be seen, in order of pid."""
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        found = process(pid)
+        if found is not None:
+            yield found
+
+
+def children(parent: Process) -> list[Process]:
+    """The children that run what their parent runs: a master's workers, not what they may have started."""
+    return [p for p in processes() if p.parent_pid == parent.pid and p.executable == parent.executable]
+
+
+def open_executable(pid: int) -> Image:
+    """The file the process runs, even if it was deleted or lies in another mount namespace."""
+    return open_image(f"/proc/{pid}/exe")
+
+
+_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)$")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mapping:
+    """A file mapped into a process: one line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    executable: bool
+    offset: int
+    inode: int
+    path: str
+
+
+def file_mappings(pid: int) -> list[Mapping]:
+    """What files the process has mapped, by address; OSError if it is gone or may not be read."""
+    found = []
+    for line in Path(f"/proc/{pid}/maps").read_bytes().splitlines():
+        match = _MAPPING.match(line)
+        if match is None or match[6] == b"0":
+            continue
+        path = os.fsdecode(match[7])
+        found.append(
+            Mapping(int(match[1], 16), int(match[2], 16), b"x" in match[3], int(match[4], 16), int(match[6]), path)
+        )
+    return found
+
+
+_LIBC = re.compile(r"libc(?:-\d[\d.]*\.so|\.so\.6)(?: \(deleted\))?")
+
+
+def open_libc(pid: int) -> Image | None:
+    """The C library the process has mapped, by the mapping itself; None if it has none (static, musl)."""
+    for mapping in file_mappings(pid):
+        if mapping.executable and _LIBC.fullmatch(os.path.basename(mapping.path)):
+            return open_image(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping.path)
+    return None
+
+
+def sapi_name(pid: int, php: Php) -> str | None:
+    """`fpm-fcgi`, `cgi-fcgi`, `cli`, …: sapi_module.name read in the live process; None if it cannot be.
+
+    sapi_module_struct begins with `char *name`: main/SAPI.h, PHP 7.4 to 8.2.
+    """
+    if php.sapi_module is None:
+        return None
+    try:
+        bias = _load_bias(pid, php.image)
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(bias + php.sapi_module)
+            (name,) = struct.unpack("<Q", memory.read(8))
+            memory.seek(name)
+            text = memory.read(_SAPI_BYTES).split(b"\0")[0]
+    except (OSError, OverflowError, struct.error, UnsupportedError):
+        return None
+    return text.decode("ascii", "replace")
+
+
+def _load_bias(pid: int, image: Image) -> int:
+    """Running address minus link address of that executable in that process."""
+    elf = Elf(image)
+    for mapping in file_mappings(pid):
+        if mapping.inode == image.inode:
+            linked = elf.link_address(mapping.offset)
+            if linked is not None:
+                return mapping.start - linked
+    raise UnsupportedError(f"process {pid} does not map {image.shown}")
