@@ -94,7 +94,7 @@ def capture(
     duration_s: float | None = None,
     count: int | None = None,
     keep: Filter | None = None,
-    tick: Callable[[Progress], None] = lambda progress: None,
+    tick: Callable[[Progress], None],
 ) -> tuple[Why, Progress]:
     """Feeds the facts of an attached backend to `consume` until one of the ends is reached.
 

@@ -43,7 +43,7 @@ class _Verbs(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="phptrace")
 @click.option("-v", "--verbose", count=True, help="Say more about the choices made; twice for all.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results, warnings and errors.")
-def phptrace(verbose: int, quiet: bool) -> None:
+def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.tracing.talk() asks click for it
     """Find the script that grows your PHP workers: live, without touching PHP.
 
     \b

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tracer.facts import Ending, Fact, Loss, Request, Worker
 
 
@@ -24,6 +26,10 @@ class Tally:
     def workers(self) -> int:
         """Different workers seen."""
         return len(self._workers)
+
+    def add_all(self, facts: Iterable[Fact]) -> None:
+        for fact in facts:
+            self.add(fact)
 
     def add(self, fact: Fact) -> None:
         if isinstance(fact, Request):

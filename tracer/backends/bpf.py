@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer.backends import selfcheck
-from tracer.backends.maps import Map, MapFull
+from tracer.backends.maps import Map, MapFullError
 from tracer.backends.perf_event import attach_uprobe
 from tracer.backends.ring import Ring
 from tracer.backends.roster import Roster
@@ -271,7 +271,7 @@ class BpfBackend:
         head = WORKER.pack(role, self._build(target), 0, int(titled), 0, 0, 0, 0, 0, 0, 0, 0, 0)
         try:
             self._map("workers").add(pid, head.ljust(WORKER_BYTES, b"\0"))
-        except MapFull:
+        except MapFullError:
             self._pending.append(Loss(time.time_ns(), 1, _WHY_LOST[Lost.WORKERS]))
 
     def _find_workers(self, target: Target) -> None:

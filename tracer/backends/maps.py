@@ -12,7 +12,7 @@ from tracer.errors import UnsupportedError
 _BPF_NOEXIST = 1
 
 
-class MapFull(Exception):
+class MapFullError(Exception):
     """No room for another entry."""
 
 
@@ -45,7 +45,7 @@ class Map:
         return value.raw
 
     def add(self, key: int, value: bytes) -> None:
-        """Enters it, unless there is one of that key already; MapFull if there is no room."""
+        """Enters it, unless there is one of that key already; MapFullError if there is no room."""
         self._update(key, value, _BPF_NOEXIST)
 
     def remove(self, key: int) -> None:
@@ -62,5 +62,5 @@ class Map:
         if code == errno.EEXIST:
             return
         if code == errno.E2BIG:
-            raise MapFull(self._name)
+            raise MapFullError(self._name)
         raise UnsupportedError(f"cannot write the BPF map {self._name}: {os.strerror(code)}")

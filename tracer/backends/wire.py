@@ -10,6 +10,7 @@ import enum
 import signal
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 from tracer.facts import Ending, Note, Request
 
@@ -262,14 +263,12 @@ class RequestDecoder:
         self, row: Request, flags: int, exit_code: int, hiwater: int, uri_cut: bool, script_cut: bool, uncounted: bool
     ) -> Request:
         """The row with what is not known set to None, and the reasons in its notes."""
-        absent: dict[str, object] = {}
+        absent: dict[str, Any] = {}
         notes = [note for flag, note in _NOTES if flags & flag]
         ending = Ending.FINISHED.value
         if flags & Flag.NO_START:
-            unknown = [
-                name for name in Request._fields if name not in ("host", "pid", "pool", "nth", "ending", "notes")
-            ]
-            return row._replace(**dict.fromkeys(unknown), ending=Ending.CUT_OFF.value, notes=Note.NO_START.value)
+            absent |= dict.fromkeys(set(Request._fields) - {"host", "pid", "pool", "nth"})
+            return row._replace(**{**absent, "ending": Ending.CUT_OFF.value, "notes": Note.NO_START.value})
         if flags & Flag.FATAL:
             ending = Ending.FATAL.value
         elif flags & Flag.EXIT:

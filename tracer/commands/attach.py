@@ -47,8 +47,8 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
         warned = False
 
         def consume(facts: list[Fact]) -> None:
+            tally.add_all(facts)
             for fact in facts:
-                tally.add(fact)
                 if isinstance(fact, Request):
                     if lines is None:
                         rows.add(fact)

@@ -54,8 +54,8 @@ def export(
 def _requests(files: Sequence[str], keep: Filter, tally: Tally) -> Iterator[Request]:
     for path in files:
         with Reader(path) as recording:
-            for fact in (*recording.workers(), *recording.losses()):
-                tally.add(fact)
+            tally.add_all(recording.workers())
+            tally.add_all(recording.losses())
             for request in recording.requests():
                 if keep.keeps(request):
                     tally.add(request)

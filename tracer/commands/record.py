@@ -66,8 +66,7 @@ def _record(plan: Plan, path: str) -> None:
     ):
 
         def consume(facts: list[Fact]) -> None:
-            for fact in facts:
-                tally.add(fact)
+            tally.add_all(facts)
             file.add(facts)
 
         progress_line = _ProgressLine(tally)

@@ -26,8 +26,8 @@ def report(files: Sequence[str], group_by: str, sort: str, top: int, form: str) 
     rows, tally = Ranking(GroupBy(group_by)), Tally()
     for path in files:
         with Reader(path) as recording:
-            for fact in (*recording.workers(), *recording.losses()):
-                tally.add(fact)
+            tally.add_all(recording.workers())
+            tally.add_all(recording.losses())
             for request in recording.requests(COLUMNS):
                 tally.add(request)
                 rows.add(request)

@@ -22,7 +22,8 @@ def render_ndjson(requests: Iterable[Request], out: TextIO) -> None:
     for request in requests:
         row = dict(zip(COLUMNS, _row(request), strict=True))
         for index in _TEXTS:
-            row[COLUMNS[index]] = json_text(request[index])
+            text = request[index]
+            row[COLUMNS[index]] = json_text(text) if isinstance(text, str) else text
         out.write(json.dumps(row) + "\n")
 
 

@@ -39,12 +39,9 @@ def render(
     by: GroupBy,
     sort: Sort,
     hidden: int,
-    title: str | None = None,
 ) -> None:
     """`hidden`: how many groups are not among `groups`."""
     console = console_for(out)
-    if title:
-        console.print(Text(title, style="bold"))
     width = _KEY_WIDTH if out.isatty() else None
     console.print(ranking_table(groups, by=by, sort=sort, key_width=width))
     if hidden:

@@ -127,7 +127,7 @@ def _php_of(process: Process) -> Php:
         raise TargetGoneError(f"process {process.pid} has ended, or is a kernel thread") from exc
     except PermissionError as exc:
         raise NotPermittedError(
-            f"may not look at process {process.pid} ({process.title}): {exc.strerror}. Run as root, or with CAP_SYS_PTRACE."
+            f"may not look at process {process.pid}: {exc.strerror}. Run as root, or with CAP_SYS_PTRACE."
         ) from exc
     if not php_binary.is_php(image):
         shown = image.shown
