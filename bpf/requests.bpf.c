@@ -17,7 +17,9 @@ BPF_ARRAY(blank, struct worker, 1);
 BPF_ARRAY(self_check, struct self_check, 1);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 
-#define BPF_LICENSE Dual MIT / GPL
+/* clang-format off */
+#define BPF_LICENSE Dual MIT/GPL
+/* clang-format on */
 
 #define NO_WAKEUP                                                                                  \
 	1 /* BPF_RB_NO_WAKEUP: the reader polls on a timer; waking it costs the worker 15 us */
@@ -159,8 +161,8 @@ static __always_inline void read_rss(struct kernel *k, u64 task, u64 mm, struct 
 		read_rss_split(k, task, mm, rss);
 }
 
-/* One more exact look at anon, for the request's peak. */
-static __always_inline void sample_anon(struct worker *w)
+/* One more exact look at anon, for the request's peak; returns it, in bytes, or 0. */
+static __always_inline s64 sample_anon(struct worker *w)
 {
 	struct kernel *k = the_kernel();
 	u64 task = bpf_get_current_task(), mm;
@@ -168,14 +170,15 @@ static __always_inline void sample_anon(struct worker *w)
 	s64 anon;
 
 	if (!k)
-		return;
+		return 0;
 	mm = kernel_u64(task + k->task_mm);
 	if (!mm)
-		return;
+		return 0;
 	read_rss(k, task, mm, &rss);
 	anon = rss.anon * k->page_size;
 	if (anon > w->request.anon_peak)
 		w->request.anon_peak = anon;
+	return anon;
 }
 
 static __always_inline void submit(struct worker *w)
@@ -467,6 +470,7 @@ int on_teardown(struct pt_regs *ctx)
 	if (w->heap) {
 		w->request.zend_peak = user_u64(w->heap + php->heap_peak);
 		w->request.zend_real_peak = user_u64(w->heap + php->heap_real_peak);
+		w->request.zend_real_end = user_u64(w->heap + php->heap_real_size);
 	}
 	if (php->known) {
 		read_user(&w->request.status, 4,
@@ -480,7 +484,7 @@ int on_teardown(struct pt_regs *ctx)
 				w->request.flags |= REQUEST_FATAL;
 		}
 	}
-	sample_anon(w);
+	w->request.anon_end = sample_anon(w);
 	return 0;
 }
 

@@ -62,6 +62,7 @@ struct request {
 	__u64 ended_ns;
 	__u64 cpu_ns; /* CPU time of the worker's main thread between start and end */
 	__s64 anon_before;
+	__s64 anon_end; /* at entry of zend_mm_shutdown(): the script is over, Zend gave nothing back */
 	__s64 anon_after;
 	__s64 file_before;
 	__s64 file_after;
@@ -73,6 +74,7 @@ struct request {
 	__u64 zend_peak;     /* at entry of zend_mm_shutdown(), as the two below */
 	__u64 zend_real_peak;
 	__u64 zend_real_before;
+	__u64 zend_real_end; /* at entry of zend_mm_shutdown() */
 	__u64 zend_real_after;
 	__s64 memory_limit; /* the setting in force; -1 is unlimited */
 	__u64 vm_before;

@@ -83,6 +83,7 @@ class Progress:
     seen: int = 0  # requests, before the filter
     kept: int = 0
     requests_per_s: float = 0.0
+    watched: int = 0  # workers, while the backend was attached
     idle: bool = False  # attached for IDLE_S and nothing seen yet
 
 
@@ -124,6 +125,7 @@ def capture(
                 break
             left = _POLL_S if duration_s is None else min(_POLL_S, duration_s - (now - started))
             take(backend.poll(max(0.0, left)))
+            progress.watched = backend.watched
             now = time.monotonic()
             if now - last_tick >= _TICK_S:
                 progress.elapsed_s = now - started

@@ -61,6 +61,7 @@ class Request(NamedTuple):
     status: int | None
     ending: str  # an Ending's value; `killed:SEGV` names the signal
     anon_before: int | None
+    anon_end: int | None  # when the script is over, and before Zend gives back what it gives back
     anon_after: int | None
     file_before: int | None
     file_after: int | None
@@ -71,6 +72,7 @@ class Request(NamedTuple):
     zend_peak: int | None
     zend_real_before: int | None
     zend_real_peak: int | None
+    zend_real_end: int | None  # as anon_end
     zend_real_after: int | None
     memory_limit: int | None  # -1 = unlimited
     vm_before: int | None
@@ -94,15 +96,19 @@ class Request(NamedTuple):
 
     @property
     def native_growth(self) -> int | None:
-        """Growth that Zend's heap does not explain; None where it cannot be told.
+        """Growth that Zend's heap cannot explain: malloc in extensions, libraries, PHP's core.
 
-        Only a request over which Zend's real size stayed the same says it exactly. Elsewhere chunks
-        came or went, and how much of a chunk was resident is not known.
+        Taken before Zend trims its chunk cache, so that no request is charged, or credited, with
+        chunks that others filled. Where the request took chunks that are still there, growth up to
+        their size is put down to Zend: then this is a lower bound. First touches of pages in chunks
+        that were there before do count, once a worker. None if the heap or the end was not seen.
         """
-        growth = self.growth
-        if growth is None or self.zend_real_before is None:
+        end, before = self.anon_end, self.anon_before
+        real_end, real_before = self.zend_real_end, self.zend_real_before
+        if end is None or before is None or real_end is None or real_before is None:
             return None
-        return growth if self.zend_real_after == self.zend_real_before else None
+        growth = end - before
+        return growth if growth <= 0 else max(0, growth - max(0, real_end - real_before))
 
     @property
     def complete(self) -> bool:

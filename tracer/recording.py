@@ -89,16 +89,17 @@ class Writer:
             if os.stat(path, follow_symlinks=False).st_ino != inode:
                 raise UsageError(f"{path} was replaced while it was being created")
             # Safe against a killed process; a crash of the machine may cost the last seconds.
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute("BEGIN")
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             for statement in _TABLES.values():
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
             rows = [(name, json.dumps(value)) for name, value in {"schema": SCHEMA, **meta}.items()]
             connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             connection.execute("COMMIT")
+            # Only now: so the file by itself says what it is, whenever this process is killed.
+            connection.execute("PRAGMA journal_mode = WAL")
 
     def add(self, facts: Iterable[Fact]) -> None:
         """Takes the facts; they are on disk after the next flush()."""

@@ -12,7 +12,7 @@ from tracer.facts import Request
 # What of a Request is needed here: a recording reads faster if it need not fetch the rest.
 COLUMNS = (
     "pid", "pool", "uri", "script", "ending", "duration_ns",
-    "anon_before", "anon_after", "anon_peak", "zend_peak", "zend_real_before", "zend_real_after",
+    "anon_before", "anon_end", "anon_after", "anon_peak", "zend_peak", "zend_real_before", "zend_real_end",
 )  # fmt: skip
 
 
@@ -39,9 +39,9 @@ class Sort(enum.Enum):
 class Group:
     """What the requests of one key did, in bytes and nanoseconds. None: measured on none of them.
 
-    `native_*` cover the `native_requests` over which Zend's real size stayed the same; the others'
-    growth cannot be divided between Zend's chunk cache and the rest. Quantiles are of the nearest
-    rank: values that occurred.
+    `growth_*` is all anonymous memory kept, Zend's chunk cache included: what one request takes,
+    another may give back. `native_growth_*` is Request.native_growth: what stays. Quantiles are of
+    the nearest rank: values that occurred.
     """
 
     key: str | None
@@ -50,9 +50,9 @@ class Group:
     growth_bytes: int | None
     growth_p50: int | None
     growth_p95: int | None
-    native_requests: int
     native_growth_bytes: int | None
     native_growth_p50: int | None
+    native_growth_p95: int | None
     anon_peak_max: int | None
     zend_peak_max: int | None
     duration_p95_ns: int | None
@@ -159,10 +159,9 @@ class _Accumulator:
             self._incomplete += 1
         else:
             self._growth.add(after - before)
-            # As Request.native_growth, spelt out: this runs a million times.
-            real = request.zend_real_before
-            if real is not None and real == request.zend_real_after:
-                self._native.add(after - before)
+            native = request.native_growth
+            if native is not None:
+                self._native.add(native)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -174,7 +173,7 @@ class _Accumulator:
 
     def group(self, key: str | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
-        (native_p50,) = self._native.quantiles(0.5)
+        native_p50, native_p95 = self._native.quantiles(0.5, 0.95)
         (duration_p95,) = self._durations.quantiles(0.95)
         return Group(
             key=key,
@@ -183,9 +182,9 @@ class _Accumulator:
             growth_bytes=self._growth.total if self._growth.count else None,
             growth_p50=growth_p50,
             growth_p95=growth_p95,
-            native_requests=self._native.count,
             native_growth_bytes=self._native.total if self._native.count else None,
             native_growth_p50=native_p50,
+            native_growth_p95=native_p95,
             anon_peak_max=self._anon_peak,
             zend_peak_max=self._zend_peak,
             duration_p95_ns=duration_p95,

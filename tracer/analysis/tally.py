@@ -36,7 +36,7 @@ class Tally:
             self.requests += 1
             if fact.anon_before is None or fact.anon_after is None:
                 self.incomplete += 1
-            if fact.uri is None:
+            elif fact.uri is None:
                 self.uri_unknown += 1
             if fact.ending != Ending.FINISHED.value:
                 self.killed += fact.ending.startswith(Ending.KILLED.value)

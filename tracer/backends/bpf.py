@@ -89,6 +89,12 @@ def bcc_problem() -> UnsupportedError | None:
     return None
 
 
+def bcc_version() -> str:
+    """Which bcc there is, and where; only when bcc_problem() has none."""
+    module = importlib.import_module("bcc")
+    return f"{getattr(module, '__version__', '?')} in {os.path.dirname(module.__file__ or '?')}"
+
+
 def obstacles() -> list[PhptraceError]:
     """Everything that keeps this backend from working here, each with its mend; the gravest first."""
     found: list[PhptraceError] = []
@@ -121,8 +127,12 @@ class BpfBackend:
 
     name = "bpf"
 
-    def __init__(self, *, keep_query: bool = False, simulated_cpus: int | None = None) -> None:
+    def __init__(
+        self, *, keep_query: bool = False, calls_by_tracepoint: bool = False, simulated_cpus: int | None = None
+    ) -> None:
+        """`calls_by_tracepoint` counts mmap and brk as if libc were unknown; `simulated_cpus` is for benchmarks."""
         self._keep_query = keep_query
+        self._force_tracepoint = calls_by_tracepoint
         self._simulated_cpus = simulated_cpus
         self._undo = contextlib.ExitStack()
         self._attached = False
@@ -149,10 +159,8 @@ class BpfBackend:
     def attach(self, targets: Sequence[Target]) -> None:
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
-            layout = kernel.kernel_layout()
             self._load(max(1024, 2 * sum(len(t.workers) for t in targets)))
-            selfcheck.fill_layout(self._bpf, self._map, layout, self._simulated_cpus or kernel.possible_cpus(),
-                                  simulated=self._simulated_cpus is not None)  # fmt: skip
+            self._check_layout()
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             self._offset_ns = offset
             self._roster = Roster(offset)
@@ -163,7 +171,7 @@ class BpfBackend:
                     self._roster.masters[target.master.pid] = target
                     self._watch(target.master.pid, Role.MASTER, target)
             for tracepoint, function in _RAW_TRACEPOINTS:
-                self._raw_tracepoint(tracepoint, function)
+                self._raw_tracepoint(tracepoint, function, self._probes)
             for target in targets:
                 self._find_workers(target)
             for target in targets:
@@ -232,6 +240,14 @@ class BpfBackend:
         self._ring = Ring(self._map("events").fd, RING_BYTES)
         self._undo.callback(self._ring.close)
 
+    def _check_layout(self) -> None:
+        """Fills in the kernel's offsets and proves them on this process."""
+        with contextlib.ExitStack() as meanwhile:
+            self._raw_tracepoint(selfcheck.TRACEPOINT, "on_rename", meanwhile)
+            cpus = self._simulated_cpus or kernel.possible_cpus()
+            simulated = self._simulated_cpus is not None
+            selfcheck.fill_layout(self._map, kernel.kernel_layout(), cpus, simulated=simulated)
+
     def _map(self, name: str) -> Map:
         if name not in self._maps:
             self._maps[name] = Map(self._bpf, name)
@@ -244,13 +260,13 @@ class BpfBackend:
         except Exception as exc:  # bcc raises nothing more precise
             raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
 
-    def _raw_tracepoint(self, tracepoint: str, function: str) -> None:
+    def _raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
         self._program(function, raw_tracepoint=True)
         try:
             self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
         except Exception as exc:  # bcc raises nothing more precise
             raise UnsupportedError(f"cannot attach to the tracepoint {tracepoint}: {exc}") from exc
-        self._probes.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
+        until.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
 
     # Attaching
 
@@ -309,7 +325,7 @@ class BpfBackend:
         except (OSError, UnsupportedError) as exc:
             log.info("no C library found in process %d: %s", pid, exc)
             library = None
-        if library is not None and not library.missing:
+        if library is not None and not library.missing and not self._force_tracepoint:
             if library.image.identity not in self._hooked:
                 for name, offset in library.sites.items():
                     self._uprobe(f"on_{name}", library.image, offset)
@@ -320,7 +336,7 @@ class BpfBackend:
                 "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this"
                 " host pays about 0.1 us a system call, since this C library's wrappers have an unknown form"
             )
-            self._raw_tracepoint("sys_exit", "on_syscall_exit")
+            self._raw_tracepoint("sys_exit", "on_syscall_exit", self._probes)
 
     def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
         pmu = kernel.uprobe_pmu()

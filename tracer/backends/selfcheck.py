@@ -24,36 +24,29 @@ from tracer.targets.kernel import KernelLayout, RssKind
 log = logging.getLogger(__name__)
 
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
-_TRACEPOINT = b"task_rename"
+TRACEPOINT = "task_rename"
 # This process goes on while it is being measured; a wrong offset is off by far more.
 _TOLERANCE_BYTES = 1 << 20
 _TEXT_OF = ("percpu_counter_set", "__percpu_counter_sum")
 
 
-def fill_layout(
-    bpf: Any, maps: Callable[[str], Map], layout: KernelLayout, cpus: int, *, simulated: bool = False
-) -> None:
+def fill_layout(maps: Callable[[str], Map], layout: KernelLayout, cpus: int, *, simulated: bool = False) -> None:
     """Writes the map `layout`; UnsupportedError if what comes of it is not what /proc says.
 
-    `simulated` repeats the real CPUs' areas up to `cpus`, which costs what so many CPUs cost and
-    measures nonsense: for benchmarks.
+    The program on_rename has to be attached to the raw tracepoint TRACEPOINT meanwhile. `simulated`
+    repeats the real CPUs' areas up to `cpus`, which costs what so many CPUs cost and measures
+    nonsense: for benchmarks.
     """
     if cpus > CPUS_MAX:
         raise UnsupportedError(f"this host may have {cpus} CPUs; phptrace knows up to {CPUS_MAX}")
-    function = bpf.load_func(b"on_rename", bpf.RAW_TRACEPOINT)
-    assert function is not None
-    bpf.attach_raw_tracepoint(tp=_TRACEPOINT, fn_name=b"on_rename")
-    try:
-        offsets: list[int] = []
-        if layout.rss_kind is RssKind.PERCPU:
-            offsets = _percpu_offsets(maps, layout, kernel.possible_cpus())
-        _write(maps, layout, offsets)
-        if simulated:
-            _write(maps, layout, (offsets * cpus)[:cpus])
-            return
-        _compare(_look(maps))
-    finally:
-        bpf.detach_raw_tracepoint(_TRACEPOINT)
+    offsets: list[int] = []
+    if layout.rss_kind is RssKind.PERCPU:
+        offsets = _percpu_offsets(maps, layout, kernel.possible_cpus())
+    if simulated:
+        _write(maps, layout, (offsets * cpus)[:cpus])
+        return
+    _write(maps, layout, offsets)
+    _compare(_look(maps))
 
 
 def _write(maps: Callable[[str], Map], layout: KernelLayout, percpu: list[int]) -> None:

@@ -74,6 +74,7 @@ REQUEST_FIELDS = (
     ("ended_ns", "Q"),
     ("cpu_ns", "Q"),
     ("anon_before", "q"),
+    ("anon_end", "q"),
     ("anon_after", "q"),
     ("file_before", "q"),
     ("file_after", "q"),
@@ -85,6 +86,7 @@ REQUEST_FIELDS = (
     ("zend_peak", "Q"),
     ("zend_real_peak", "Q"),
     ("zend_real_before", "Q"),
+    ("zend_real_end", "Q"),
     ("zend_real_after", "Q"),
     ("memory_limit", "q"),
     ("vm_before", "Q"),
@@ -232,8 +234,8 @@ class RequestDecoder:
     def request(self, record: bytes, pool: str | None) -> Request:
         (
             _, pid, nth, flags, started, ended, cpu,
-            anon_before, anon_after, file_before, file_after, shmem_before, shmem_after, anon_peak, hiwater,
-            used_end, peak, real_peak, real_before, real_after, limit,
+            anon_before, anon_end, anon_after, file_before, file_after, shmem_before, shmem_after, anon_peak, hiwater,
+            used_end, peak, real_peak, real_before, real_end, real_after, limit,
             vm_before, vm_after, map_bytes, unmap_bytes, brk_bytes,
             map_calls, unmap_calls, brk_calls, minor, major, status, exit_code,
             script_bytes, uri_bytes, script_stored, uri_stored, method,
@@ -250,8 +252,8 @@ class RequestDecoder:
             self._host, pid, pool, nth, started + self._offset, ended - started, cpu,
             _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
             uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
-            anon_before, anon_after, file_before, file_after, shmem_before, shmem_after, anon_peak,
-            used_end, peak, real_before, real_peak, real_after, limit, vm_before, vm_after,
+            anon_before, anon_end, anon_after, file_before, file_after, shmem_before, shmem_after, anon_peak,
+            used_end, peak, real_before, real_peak, real_end, real_after, limit, vm_before, vm_after,
             map_bytes, map_calls, unmap_bytes, unmap_calls, brk_bytes, brk_calls, minor, major, None,
         ))  # fmt: skip
         uncounted = vm_after - vm_before != map_bytes - unmap_bytes + brk_bytes
@@ -292,12 +294,12 @@ class RequestDecoder:
             absent["anon_peak"] = max(row.anon_peak or 0, hiwater - file - shmem)
         if flags & Flag.NO_HEAP:
             absent |= dict.fromkeys(
-                ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_after")
+                ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after")
             )
         if flags & Flag.NO_SCRIPT_END:
             absent |= dict.fromkeys(("zend_used_end", "memory_limit"))
         if flags & Flag.NO_TEARDOWN:
-            absent |= dict.fromkeys(("zend_peak", "zend_real_peak", "status"))
+            absent |= dict.fromkeys(("anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"))
             if not flags & Flag.NO_END:
                 notes.append(Note.NO_TEARDOWN)
         if flags & Flag.NO_LAYOUT:

@@ -74,11 +74,11 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
             if rows.overflow:
                 remark = f"{rows.overflow} requests of further {group_by}s are counted but not ranked"
             return Status(
-                tracing.shown, backend.name, backend.watched, progress.elapsed_s, progress.requests_per_s, remark
+                tracing.shown, backend.name, progress.watched, progress.elapsed_s, progress.requests_per_s, remark
             )
 
         if view is not None:
-            view.update(rows, tally, status(Progress()))
+            view.update(rows, tally, status(Progress(watched=backend.watched)))
         why, progress = capture(
             backend, consume, stop=stop, duration_s=plan.duration_s, count=plan.count, keep=plan.keep, tick=tick
         )

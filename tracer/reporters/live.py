@@ -13,10 +13,8 @@ from rich.text import Text
 
 from tracer.analysis.ranking import Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.reporters.table import LEGEND, ranking_table, shorten, summary
+from tracer.reporters.table import legend, ranking_table, shorten, summary
 
-_NUMBERS_WIDTH = 69  # what the table's columns beside the key take
-_MIN_KEY = 12
 _FRAME_LINES = 8  # header, summary and legend
 
 
@@ -54,13 +52,9 @@ class LiveView:
             (f"{tally.lost} lost", "bold red" if tally.lost else ""),
         )
         parts: list[RenderableType] = [header, Text(status.remark or "", style="yellow")]
-        parts.append(
-            ranking_table(
-                groups, by=ranking.by, sort=self._sort, key_width=max(_MIN_KEY, min(width, 120) - _NUMBERS_WIDTH)
-            )
-        )
+        parts.append(ranking_table(groups, by=ranking.by, sort=self._sort, width=width))
         parts.append(Text(summary(tally)))
-        parts.append(Text(LEGEND, style="dim"))
+        parts.append(Text(legend(self._sort), style="dim"))
         self._last = Lines(*parts)
         self._live.update(self._last, refresh=True)
 

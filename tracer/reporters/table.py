@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from rich.console import Console, RenderableType
-from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
@@ -14,21 +13,33 @@ from tracer.analysis.ranking import Group, GroupBy, Sort
 from tracer.analysis.tally import Tally
 from tracer.units import printable, show_bytes, show_duration
 
-_KEY_WIDTH = 31
-_COLUMNS = (
-    ("requests", Sort.REQUESTS),
-    ("native", Sort.NATIVE),
-    ("native/req", None),
-    ("growth", Sort.GROWTH),
-    ("anon peak", Sort.PEAK),
-    ("zend peak", Sort.ZEND),
-    ("p95", Sort.DURATION),
-)
-LEGEND = (
-    "native: memory kept while Zend's heap stayed the same size: malloc in extensions, libraries, PHP itself;"
-    " /req: its median. growth: all anonymous memory kept, Zend's chunk cache included; it may come back."
-    " Peaks: the most any request needed. p95: duration."
-)
+_MIN_KEY = 12
+
+
+def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], str]]]:
+    """(name, width, what sorts by it, cell) of each column behind the key."""
+    columns: list[tuple[str, int, Sort | None, Callable[[Group], str]]] = [
+        ("requests", 9, Sort.REQUESTS, lambda g: f"{g.requests:,}"),
+        ("native growth", 14, Sort.NATIVE, lambda g: show_bytes(g.native_growth_bytes, signed=True)),
+        ("per request", 11, None, lambda g: show_bytes(g.native_growth_p50, signed=True)),
+        ("anon peak", 10, Sort.PEAK, lambda g: show_bytes(g.anon_peak_max)),
+        ("zend peak", 10, Sort.ZEND, lambda g: show_bytes(g.zend_peak_max)),
+        ("p95", 8, Sort.DURATION, lambda g: show_duration(g.duration_p95_ns)),
+    ]
+    if sort is Sort.GROWTH:
+        columns.insert(1, ("growth", 10, Sort.GROWTH, lambda g: show_bytes(g.growth_bytes, signed=True)))
+    return columns
+
+
+def legend(sort: Sort) -> str:
+    """What the columns mean."""
+    text = (
+        "native growth: memory kept that Zend's heap does not explain: malloc in extensions, libraries, PHP itself;"
+        " per request: its median. Peaks: the most any one request reached. p95: duration."
+    )
+    if sort is Sort.GROWTH:
+        text += " growth: all memory kept; Zend's chunk cache is in it, which later requests give back."
+    return text
 
 
 def render(
@@ -42,39 +53,31 @@ def render(
 ) -> None:
     """`hidden`: how many groups are not among `groups`."""
     console = console_for(out)
-    width = _KEY_WIDTH if out.isatty() else None
-    console.print(ranking_table(groups, by=by, sort=sort, key_width=width))
+    console.print(ranking_table(groups, by=by, sort=sort, width=console.width if out.isatty() else None))
     if hidden:
         console.print(Text(f"… and {hidden} more: -n 0 shows all"))
     console.print(Text(summary(tally)))
-    console.print(Text(LEGEND, style="dim"), width=min(console.width, 100))
+    console.print(Text(legend(sort), style="dim"))
 
 
 def console_for(out: TextIO) -> Console:
-    """A console that cuts nothing off where there is no terminal to fit."""
-    if out.isatty():
-        return Console(file=out, highlight=False)
-    return Console(file=out, highlight=False, width=100, soft_wrap=True)
+    """A console as wide as its terminal; elsewhere wide enough that nothing is cut off."""
+    return Console(file=out, highlight=False) if out.isatty() else Console(file=out, highlight=False, width=10_000)
 
 
-def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, key_width: int | None) -> RenderableType:
-    """The table alone; `key_width` cuts keys from the left, where they tend to be the same."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column(by.value, no_wrap=True, overflow="ignore", width=key_width)
-    for name, of in _COLUMNS:
-        table.add_column(name + ("↓" if of is sort else ""), justify="right", no_wrap=True)
-    for group in groups:
-        table.add_row(
-            Text(shorten(show_key(group.key), key_width)),
-            f"{group.requests:,}",
-            show_bytes(group.native_growth_bytes, signed=True),
-            show_bytes(group.native_growth_p50, signed=True),
-            show_bytes(group.growth_bytes, signed=True),
-            show_bytes(group.anon_peak_max),
-            show_bytes(group.zend_peak_max),
-            show_duration(group.duration_p95_ns),
-        )
-    return Lines(table)
+def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int | None) -> RenderableType:
+    """The table alone. In a `width`, keys are cut from the left, where they tend to be alike."""
+    columns = _columns(sort)
+    key_width = None if width is None else max(_MIN_KEY, min(width, 160) - sum(wide + 1 for _, wide, _, _ in columns) - 1)
+    keys = [shorten(show_key(group.key), key_width) for group in groups]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    name = by.value + ("↓" if sort is Sort.KEY else "")
+    table.add_column(name, no_wrap=True, min_width=_MIN_KEY, max_width=key_width)
+    for name, wide, of, _ in columns:
+        table.add_column(name + ("↓" if of is sort else ""), justify="right", no_wrap=True, min_width=wide)
+    for key, group in zip(keys, groups, strict=True):
+        table.add_row(Text(key), *(cell(group) for _, _, _, cell in columns))
+    return table
 
 
 def summary(tally: Tally) -> str:

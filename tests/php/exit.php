@@ -1,0 +1,3 @@
+<?php
+function leave(): never { exit(3); }
+leave();

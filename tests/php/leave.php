@@ -1,0 +1,1 @@
+<?php FFI::cdef('void _exit(int n);')->_exit(7);

@@ -1,0 +1,244 @@
+"""Sizes and durations as people read and write them, and texts of strangers made safe to show."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from samples import PROPERTY
+
+from tracer.units import parse_duration, parse_size, printable, show_bytes, show_duration
+
+# U+061C and those below are Unicode's bidirectional controls (UAX #9): they reorder a line.
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# Surrogates included, which Python has for bytes that were not UTF-8 (PEP 383).
+ANY_TEXT = st.text(st.characters())
+# An escape of a byte and of the C1 control of that number look the same: see the test marked xfail.
+NO_C1 = st.text(st.characters(blacklist_characters=[*map(chr, range(0x80, 0xA0)), "\xad"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("64K", 65_536),
+        ("64k", 65_536),
+        ("1.5M", 1_572_864),
+        ("2GiB", 2_147_483_648),
+        ("3 TB", 3_298_534_883_328),
+        ("7B", 7),
+        (" 11 ", 11),
+    ],
+)
+def test_a_size_is_read_with_1024_bytes_to_the_k(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.", ".5", "1e3", "0x10", "1 2", "5X", "1.2.3", "ten"])
+def test_what_is_no_size_is_refused_with_an_example(text):
+    with pytest.raises(ValueError, match="is not a size: write 4096, 64K"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("250ms", 0.25), ("30s", 30.0), ("30", 30.0), ("5m", 300.0), ("1.5h", 5400.0), ("2d", 172800.0)]
+)
+def test_a_duration_is_read_in_seconds(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "5min", "1h30m", "inf", "nan"])
+def test_what_is_no_duration_is_refused_with_an_example(text):
+    with pytest.raises(ValueError, match="is not a duration: write 250ms, 30s"):
+        parse_duration(text)
+
+
+@PROPERTY
+@given(st.text(max_size=20))
+def test_any_text_is_a_size_or_refused(text):
+    try:
+        found = parse_size(text)
+    except ValueError:
+        return
+
+    assert found >= 0
+
+
+@PROPERTY
+@given(st.text(max_size=20))
+def test_any_text_is_a_duration_or_refused(text):
+    try:
+        found = parse_duration(text)
+    except ValueError:
+        return
+
+    assert found >= 0
+
+
+@pytest.mark.xfail(reason="BUG: float() makes 310 digits infinite; round() then raises OverflowError", raises=OverflowError)
+def test_a_size_of_more_digits_than_a_float_holds_is_read_or_refused():
+    digits = "9" * 310
+
+    try:
+        found = parse_size(digits)
+    except ValueError:
+        return
+
+    assert found > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (None, "-"),
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (102_348, "99.9 KiB"),
+        (102_349, "100 KiB"),
+        (1_023_487, "999 KiB"),
+        (1_023_488, "1.0 MiB"),
+        (1 << 30, "1.0 GiB"),
+        (5000 << 40, "5000 TiB"),
+        (-2048, "-2.0 KiB"),
+    ],
+)
+def test_a_size_is_shown_with_two_or_three_digits(size, shown):
+    assert show_bytes(size) == shown
+
+
+@pytest.mark.parametrize(("size", "shown"), [(3, "+3 B"), (0, "0 B"), (-3, "-3 B"), (2048, "+2.0 KiB"), (None, "-")])
+def test_a_change_is_shown_with_its_sign(size, shown):
+    assert show_bytes(size, signed=True) == shown
+
+
+@PROPERTY
+@given(st.integers(0, 1 << 50))
+def test_a_size_that_is_shown_can_be_read_back_within_what_was_rounded(size):
+    read = parse_size(show_bytes(size))
+
+    # One decimal below 100 of a unit, none above: at worst half of 0.1 in 1.0.
+    assert abs(read - size) <= size * 0.05
+
+
+@PROPERTY
+@given(st.integers(0, 1023))
+def test_bytes_are_shown_exactly(size):
+    assert parse_size(show_bytes(size)) == size
+
+
+@PROPERTY
+@given(st.integers(-(1 << 63), 1 << 63), st.integers(-(1 << 63), 1 << 63))
+def test_of_two_sizes_the_smaller_is_never_shown_as_the_greater(one, other):
+    def value(shown: str) -> int:
+        return -parse_size(shown[1:]) if shown.startswith("-") else parse_size(shown)
+
+    low, high = sorted((one, other))
+
+    assert value(show_bytes(low)) <= value(show_bytes(high))
+
+
+@PROPERTY
+@given(st.integers(-(1 << 50), 1 << 50))
+def test_a_size_takes_at_most_nine_columns(size):
+    assert len(show_bytes(size, signed=True)) <= 9
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "shown"),
+    [
+        (None, "-"),
+        (0, "0 us"),
+        (1_499, "1 us"),
+        (850_000, "850 us"),
+        (999_499, "999 us"),
+        (999_500, "1.0 ms"),
+        (12_345_678, "12.3 ms"),
+        (999_949_999, "999.9 ms"),
+        (999_950_000, "1.00 s"),
+        (4_560_000_000, "4.56 s"),
+    ],
+)
+def test_a_duration_is_shown_in_the_unit_that_fits(nanoseconds, shown):
+    assert show_duration(nanoseconds) == shown
+
+
+@pytest.mark.parametrize("text", ["", "/index.php", "/über/straße", "日本語", "emoji 🐘", "a b"])
+def test_harmless_text_is_shown_as_it_is(text):
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a\tb\nc\rd", "a\\tb\\nc\\rd"),
+        ("\0", "\\x00"),
+        ("\x7f", "\\x7f"),
+        ("\x9b31m", "\\x9b31m"),  # C1: one character is what ESC [ is
+        ("\u202egnp.php", "\\u202egnp.php"),
+        ("\u2028", "\\u2028"),
+        ("\u200b", "\\u200b"),
+        ("\U000e0041", "\\U000e0041"),
+        ("\udcff\udc80", "\\xff\\x80"),
+        ("\ud800", "\\ud800"),
+        ("\\x1b", "\\\\x1b"),
+    ],
+)
+def test_what_acts_on_a_terminal_is_shown_as_an_escape(text, shown):
+    assert printable(text) == shown
+
+
+@PROPERTY
+@given(ANY_TEXT)
+def test_nothing_that_acts_on_a_terminal_survives(text):
+    shown = printable(text)
+
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI]
+
+
+@pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x2028, 0x2029, 0xFEFF, *map(ord, BIDI)])
+def test_every_control_character_is_shown_as_an_escape(code):
+    assert printable(chr(code)).startswith("\\")
+
+
+@PROPERTY
+@given(ANY_TEXT)
+def test_what_is_shown_can_be_written_in_utf8(text):
+    shown = printable(text)
+
+    assert shown.encode("utf-8").decode("utf-8") == shown
+
+
+@PROPERTY
+@given(NO_C1, NO_C1)
+def test_no_two_texts_look_the_same(one, other):
+    assume(one != other)
+
+    assert printable(one) != printable(other)
+
+
+@PROPERTY
+@given(NO_C1)
+def test_a_text_and_what_is_shown_of_it_are_not_shown_alike(text):
+    shown = printable(text)
+    assume(shown != text)
+
+    assert printable(shown) != shown
+
+
+@pytest.mark.xfail(reason="BUG: both show as \\x9b, though the docstring says that no two texts look the same")
+def test_a_byte_and_the_control_character_of_its_number_do_not_look_the_same():
+    assert printable("\udc9b") != printable("\x9b")
+
+
+@pytest.mark.xfail(reason="BUG: invisible characters that _UNSAFE does not list: its comment says they cannot be seen")
+def test_no_text_is_hidden_by_characters_that_cannot_be_seen():
+    # Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt) beyond those escaped.
+    invisible = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U0001d173\U0001bca0"
+
+    assert printable(invisible).isascii()
