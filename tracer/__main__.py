@@ -1,6 +1,18 @@
-"""`python -m tracer` is `phptrace`."""
+"""Where `phptrace` and `python -m tracer` begin."""
 
-from tracer.cli import main
+import signal
+
+
+def main() -> None:
+    """Runs the command line."""
+    # Until a verb says what Ctrl-C means to it, it ends the process, as it does any other program's:
+    # without this, one that comes while modules are being imported ends in a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    from tracer import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

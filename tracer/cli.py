@@ -24,7 +24,17 @@ _VERBS = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Whoever read our output has had enough. Not an OSError, of which click would make exit code 1."""
+
+
 class _Verbs(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as exc:
+            raise _ReaderGoneError from exc
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
 
@@ -74,8 +84,8 @@ def main(arguments: list[str] | None = None) -> Any:
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has had enough: that is no error. Keep Python from saying so at exit.
+    except (_ReaderGoneError, BrokenPipeError):
+        # That is no error. Keep Python from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code if isinstance(code, int) else 0)

@@ -25,6 +25,7 @@ from tracer.facts import Fact, Loss, Request, Worker
 
 SCHEMA = 1
 SUFFIX = ".phptrace"
+_STEP = 1000
 # "PTRC": identifies the file as ours in SQLite's header (PRAGMA application_id).
 _APPLICATION_ID = 0x50545243
 _SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -64,10 +65,7 @@ _TEXT_AT = tuple(Request._fields.index(name) for name in ("pool", "method", "uri
 
 
 class Writer:
-    """Appends facts to a new recording. Use as a context manager; flush() now and then.
-
-    `requests` and `lost` count what was written.
-    """
+    """Appends facts to a new recording. Use as a context manager; flush() now and then."""
 
     def __init__(self, path: str, meta: dict[str, Any], *, force: bool = False) -> None:
         """Creates the file, mode 0600, never through a symlink.
@@ -76,8 +74,6 @@ class Writer:
         to the user who called it, who will want to read it.
         """
         self.path = path
-        self.requests = 0
-        self.lost = 0
         self._requests: list[Sequence[Any]] = []
         self._others: list[Worker | Loss] = []
         self._connection: sqlite3.Connection | None = None
@@ -111,26 +107,30 @@ class Writer:
 
     def flush(self) -> None:
         """Writes what was added. IncompleteError if that fails; what is on disk stays readable."""
-        if self._connection is None or not (self._requests or self._others):
+        if self._connection is None:
             return
-        with _writing(self.path):
-            self._connection.execute("BEGIN")
-            try:
-                self._connection.executemany(_INSERT_REQUEST, map(_storable, self._requests))
+        # In small steps, so that what fits on a disk that fills up is there.
+        while self._requests or self._others:
+            with _writing(self.path), self._transaction(self._connection) as connection:
                 for fact in self._others:
                     if isinstance(fact, Worker):
-                        self._connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
+                        connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
                     else:
-                        self._connection.execute("INSERT INTO loss VALUES (?, ?, ?)", fact)
-                self._connection.execute("COMMIT")
-            except sqlite3.Error:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
-        self.requests += len(self._requests)
-        self.lost += sum(fact.lost for fact in self._others if isinstance(fact, Loss))
-        self._requests.clear()
-        self._others.clear()
+                        connection.execute("INSERT INTO loss VALUES (?, ?, ?)", fact)
+                connection.executemany(_INSERT_REQUEST, map(_storable, self._requests[:_STEP]))
+            del self._requests[:_STEP]
+            self._others.clear()
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        connection.execute("BEGIN")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
 
     def note(self, name: str, value: Any) -> None:
         """Sets an entry of `meta`."""
@@ -146,7 +146,11 @@ class Writer:
         try:
             self.flush()
             with _writing(self.path):
-                connection.execute("PRAGMA journal_mode = DELETE")
+                try:
+                    connection.execute("PRAGMA journal_mode = DELETE")
+                except sqlite3.OperationalError:
+                    # Somebody has the file open to read it. The journal stays, but nothing is in it alone.
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             self._connection = None
             connection.close()
@@ -251,7 +255,7 @@ class Reader:
             raise RecordingError(
                 f"{path} has schema {schema}; this phptrace reads up to {SCHEMA}. Read it with a newer phptrace."
             )
-        self._connection = self._open(path)
+        self._connection = self._open(path, in_wal_mode=head[18] == 2)
         with self.reading():
             found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
             if found != _TABLES:
@@ -308,9 +312,13 @@ class Reader:
         except (sqlite3.Error, json.JSONDecodeError) as exc:
             raise RecordingError(f"{self.path} is damaged or cut short: {exc}") from exc
 
-    def _open(self, path: str) -> sqlite3.Connection:
+    def _open(self, path: str, *, in_wal_mode: bool) -> sqlite3.Connection:
         with self.reading():
             uri = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"
+            # SQLite would make files beside one in WAL mode; where it may not, there can be no writer of ours.
+            may_write = os.access(os.path.dirname(path) or ".", os.W_OK)
+            if in_wal_mode and not may_write and not os.path.exists(path + "-wal"):
+                uri += "&immutable=1"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0)
             connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             connection.execute("PRAGMA trusted_schema = OFF")

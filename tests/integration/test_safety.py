@@ -17,7 +17,6 @@ from conftest import Fpm, attached_to, finish, lacking, phptrace, wait_for
 from tracer.recording import Reader
 
 
-
 class Load:
     """Requests without end from a thread; `failed` counts those that were not answered in full."""
 
@@ -50,7 +49,7 @@ class Load:
 
 @pytest.fixture(scope="module")
 def pool(start_fpm: Callable[..., Fpm]) -> Iterator[Fpm]:
-    yield start_fpm(www="pm = static\npm.max_children = 2")
+    return start_fpm(www="pm = static\npm.max_children = 2")
 
 
 def _text_of(pid: int) -> bytes:

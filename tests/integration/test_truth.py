@@ -6,6 +6,15 @@ import pytest
 from conftest import Fpm, Tracer, status_bytes
 
 KIB = 1024
+SCRIPTS = (
+    ("hello.php", ""),
+    ("leak.php", "1000003"),
+    ("huge.php", "30000001"),
+    ("grow.php", ""),
+    ("gd.php", ""),
+    ("hold.php", "40"),
+    ("brk.php", ""),
+)
 
 
 def _warm(fpm: Fpm, traced: Tracer, script: str, query: str, times: int = 3) -> None:
@@ -61,10 +70,7 @@ def test_usage_at_the_end_of_a_script_is_what_it_still_holds(fpm: Fpm, traced: T
     assert abs(request.zend_used_end - int(answer.text)) < 16 * KIB
 
 
-@pytest.mark.parametrize(
-    ("script", "query"),
-    [("hello.php", ""), ("leak.php", "270001"), ("huge.php", "30000001"), ("gd.php", ""), ("hold.php", "20"), ("brk.php", "")],
-)
+@pytest.mark.parametrize(("script", "query"), SCRIPTS)
 def test_rss_after_a_request_is_what_proc_says_of_the_idle_worker(
     fpm: Fpm, traced: Tracer, script: str, query: str
 ) -> None:
@@ -77,10 +83,7 @@ def test_rss_after_a_request_is_what_proc_says_of_the_idle_worker(
     assert abs(request.file_after - file) <= 16 * KIB  # the way back to accept() may touch a page of code
 
 
-@pytest.mark.parametrize(
-    ("script", "query"),
-    [("hello.php", ""), ("leak.php", "1000003"), ("huge.php", "30000001"), ("grow.php", ""), ("gd.php", ""), ("hold.php", "40"), ("brk.php", "")],
-)
+@pytest.mark.parametrize(("script", "query"), SCRIPTS)
 def test_net_mapped_bytes_are_the_change_of_the_address_space(
     fpm: Fpm, traced: Tracer, script: str, query: str
 ) -> None:

@@ -68,7 +68,8 @@ def console_for(out: TextIO) -> Console:
 def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int | None) -> RenderableType:
     """The table alone. In a `width`, keys are cut from the left, where they tend to be alike."""
     columns = _columns(sort)
-    key_width = None if width is None else max(_MIN_KEY, min(width, 160) - sum(wide + 1 for _, wide, _, _ in columns) - 1)
+    numbers_width = sum(wide + 1 for _, wide, _, _ in columns) + 1
+    key_width = None if width is None else max(_MIN_KEY, min(width, 160) - numbers_width)
     keys = [shorten(show_key(group.key), key_width) for group in groups]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     name = by.value + ("↓" if sort is Sort.KEY else "")
