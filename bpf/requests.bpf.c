@@ -434,11 +434,36 @@ int on_exit_call(struct pt_regs *ctx)
 	return 0;
 }
 
+/*
+ * Whether the script has been ended by an error: php_error_cb() then sets EG(exit_status) to 255
+ * (main/main.c, PHP 8.2). The status is reset when a script is run, the error's type never, so both
+ * may be an earlier request's; the caller has to know that they are not.
+ */
+static __always_inline bool ended_by_error(struct worker *w, struct build *php, s32 exit_status)
+{
+	s32 type = 0;
+
+	if (exit_status != 255)
+		return false;
+	read_user(&type, sizeof(type), w->bias + php->core_globals + php->pg_last_error_type);
+	return type & E_FATAL_ERRORS;
+}
+
+static __always_inline s32 exit_status_of(struct worker *w, struct build *php)
+{
+	s32 status = 0;
+
+	read_user(&status, sizeof(status), w->bias + php->executor_globals + php->eg_exit_status);
+	return status;
+}
+
 /* Entry of php_request_shutdown(): the script has ended, nothing has been freed. */
 int on_script_end(struct pt_regs *ctx)
 {
 	struct worker *w = this_request();
 	struct build *php;
+	s32 exit_status;
+	u64 globals;
 
 	if (!w)
 		return 0;
@@ -448,9 +473,15 @@ int on_script_end(struct pt_regs *ctx)
 	w->request.flags &= ~REQUEST_NO_SCRIPT_END;
 	if (w->heap)
 		w->request.zend_used_end = user_u64(w->heap + php->heap_size);
-	if (php->known)
-		w->request.memory_limit =
-			user_u64(w->bias + php->core_globals + php->pg_memory_limit);
+	if (!php->known)
+		return 0;
+	globals = w->bias + php->core_globals;
+	w->request.memory_limit = user_u64(globals + php->pg_memory_limit);
+	exit_status = exit_status_of(w, php);
+	w->stale_exit = exit_status == 255;
+	/* The message is freed at the end of each request: it is of this one. */
+	if (ended_by_error(w, php, exit_status) && user_u64(globals + php->pg_last_error_message))
+		w->request.flags |= REQUEST_FATAL;
 	return 0;
 }
 
@@ -458,7 +489,6 @@ int on_script_end(struct pt_regs *ctx)
 int on_teardown(struct pt_regs *ctx)
 {
 	struct worker *w = this_request();
-	s32 exit_status = 0, error_type = 0;
 	struct build *php;
 
 	if (!w)
@@ -475,14 +505,9 @@ int on_teardown(struct pt_regs *ctx)
 	if (php->known) {
 		read_user(&w->request.status, 4,
 			  w->bias + php->sapi_globals + php->sg_response_code);
-		read_user(&exit_status, 4, w->bias + php->executor_globals + php->eg_exit_status);
-		if (exit_status == 255) {
-			/* php_error_cb() sets 255 for what ends a script: main/main.c, PHP 8.2. */
-			read_user(&error_type, 4,
-				  w->bias + php->core_globals + php->pg_last_error_type);
-			if (error_type & E_FATAL_ERRORS)
-				w->request.flags |= REQUEST_FATAL;
-		}
+		/* A shutdown function or destructor may have failed since. */
+		if (!w->stale_exit && ended_by_error(w, php, exit_status_of(w, php)))
+			w->request.flags |= REQUEST_FATAL;
 	}
 	w->request.anon_end = sample_anon(w);
 	return 0;

@@ -10,11 +10,11 @@
 #define PHPTRACE_WIRE_H
 
 #define SCRIPT_MAX 1024 /* bytes of SCRIPT_FILENAME kept; the full length is always known */
-#define URI_MAX 2048	/* bytes of REQUEST_URI kept; the full length is always known */
-#define TITLE_MAX 64	/* bytes of a worker's process title kept */
-#define CPUS_MAX 512	/* possible CPUs a kernel may have */
-#define REPLACED -1	/* exit_code of a worker that ran another program */
-#define BUILDS_MAX 16	/* different PHP binaries traced at a time */
+#define URI_MAX 2048 /* bytes of REQUEST_URI kept; the full length is always known */
+#define TITLE_MAX 64 /* bytes of a worker's process title kept */
+#define CPUS_MAX 512 /* possible CPUs a kernel may have */
+#define REPLACED -1 /* exit_code of a worker that ran another program */
+#define BUILDS_MAX 16 /* different PHP binaries traced at a time */
 
 #ifndef WORKERS_MAX
 #define WORKERS_MAX 1024 /* processes watched at a time; the loader may raise it */
@@ -26,7 +26,7 @@
 /* What stands first in every record of the ring. */
 enum event_kind {
 	EVENT_REQUEST = 1,
-	EVENT_BORN = 2,	  /* a watched master forked a worker */
+	EVENT_BORN = 2, /* a watched master forked a worker */
 	EVENT_TITLED = 3, /* a worker born under watch began its first request: its title is set */
 	EVENT_DIED = 4,
 	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
@@ -34,20 +34,20 @@ enum event_kind {
 
 /* struct request.flags: what could not be had, and how things ended. */
 enum request_flag {
-	REQUEST_NO_START = 1 << 0,     /* was running when tracing began: only its end was seen */
-	REQUEST_NO_END = 1 << 1,       /* the worker left in mid-request: no "after" */
-	REQUEST_NO_HEAP = 1 << 2,      /* Zend's heap could not be read */
-	REQUEST_NO_TEARDOWN = 1 << 3,  /* zend_mm_shutdown() was not seen: no peak, no status */
+	REQUEST_NO_START = 1 << 0, /* was running when tracing began: only its end was seen */
+	REQUEST_NO_END = 1 << 1, /* the worker left in mid-request: no "after" */
+	REQUEST_NO_HEAP = 1 << 2, /* Zend's heap could not be read */
+	REQUEST_NO_TEARDOWN = 1 << 3, /* zend_mm_shutdown() was not seen: no peak, no status */
 	REQUEST_URI_FALLBACK = 1 << 4, /* uri is SG(request_info).request_uri: SCRIPT_NAME */
 	REQUEST_NO_URI = 1 << 5,
 	REQUEST_SCRIPT_FALLBACK = 1 << 6, /* script is SG(request_info).path_translated */
-	REQUEST_NO_SCRIPT = 1 << 7,	  /* PHP ran no file: 404, or not a file request */
+	REQUEST_NO_SCRIPT = 1 << 7, /* PHP ran no file: 404, or not a file request */
 	REQUEST_METHOD_FALLBACK = 1 << 8,
 	REQUEST_NO_METHOD = 1 << 9,
-	REQUEST_EXIT = 1 << 10,	 /* the script called exit() or die() */
+	REQUEST_EXIT = 1 << 10, /* the script called exit() or die() */
 	REQUEST_FATAL = 1 << 11, /* EG(exit_status) is 255 and the last error was a fatal one */
 	REQUEST_NO_SCRIPT_END = 1 << 12, /* php_request_shutdown() was not seen: no used_end */
-	REQUEST_NO_LAYOUT = 1 << 13,	 /* this PHP's globals are unknown: no status, no fatal */
+	REQUEST_NO_LAYOUT = 1 << 13, /* this PHP's globals are unknown: no status, no fatal */
 	REQUEST_HIWATER =
 		1 << 14, /* this request raised mm->hiwater_rss: hiwater_rss is its peak */
 	REQUEST_DETACHED = 1 << 15, /* set by the reader: tracing ended in mid-request */
@@ -56,7 +56,7 @@ enum request_flag {
 struct request {
 	__u32 kind; /* EVENT_REQUEST */
 	__u32 pid;
-	__u32 nth;   /* this worker's n-th request seen, from 1 */
+	__u32 nth; /* this worker's n-th request seen, from 1 */
 	__u32 flags; /* enum request_flag */
 	__u64 started_ns;
 	__u64 ended_ns;
@@ -68,10 +68,10 @@ struct request {
 	__s64 file_after;
 	__s64 shmem_before;
 	__s64 shmem_after;
-	__s64 anon_peak;     /* highest of the exact samples taken */
-	__s64 hiwater_rss;   /* with REQUEST_HIWATER: highest RSS of the request */
+	__s64 anon_peak; /* highest of the exact samples taken */
+	__s64 hiwater_rss; /* with REQUEST_HIWATER: highest RSS of the request */
 	__u64 zend_used_end; /* at entry of php_request_shutdown() */
-	__u64 zend_peak;     /* at entry of zend_mm_shutdown(), as the two below */
+	__u64 zend_peak; /* at entry of zend_mm_shutdown(), as the two below */
 	__u64 zend_real_peak;
 	__u64 zend_real_before;
 	__u64 zend_real_end; /* at entry of zend_mm_shutdown() */
@@ -87,10 +87,10 @@ struct request {
 	__u32 brk_calls;
 	__u32 minor_faults;
 	__u32 major_faults;
-	__s32 status;	     /* HTTP status; 0 where SG(sapi_headers) was never set */
-	__s32 exit_code;     /* task->exit_code where the worker died in mid-request */
-	__u32 script_bytes;  /* full length, before the cut at SCRIPT_MAX */
-	__u32 uri_bytes;     /* full length, before the cut at URI_MAX */
+	__s32 status; /* HTTP status; 0 where SG(sapi_headers) was never set */
+	__s32 exit_code; /* task->exit_code where the worker died in mid-request */
+	__u32 script_bytes; /* full length, before the cut at SCRIPT_MAX */
+	__u32 uri_bytes; /* full length, before the cut at URI_MAX */
 	__u16 script_stored; /* bytes that follow, script first */
 	__u16 uri_stored;
 	char method[16]; /* NUL-terminated; cut at 15 */
@@ -102,7 +102,7 @@ struct process_event {
 	__u32 parent_pid;
 	__s32 exit_code; /* task->exit_code: signal in the low 7 bits, exit status << 8 */
 	__u64 at_ns;
-	__u64 born_boot_ns;    /* task->start_boottime: CLOCK_BOOTTIME nanoseconds; 0 if unknown */
+	__u64 born_boot_ns; /* task->start_boottime: CLOCK_BOOTTIME nanoseconds; 0 if unknown */
 	char title[TITLE_MAX]; /* EVENT_TITLED: not NUL-terminated when cut */
 };
 
@@ -117,9 +117,9 @@ struct worker {
 	__u32 role;
 	__u32 build; /* index into builds */
 	__u32 in_request;
-	__u32 titled;	/* user space knows its title */
+	__u32 titled; /* user space knows its title */
 	__u32 requests; /* begun under watch */
-	__u32 pad;
+	__u32 stale_exit; /* EG(exit_status) was 255 when the script ended */
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */
 	/* where the running request began, to be subtracted at its end */
@@ -134,12 +134,12 @@ struct worker {
 
 /* What a PHP binary looks like: link addresses and structure offsets. 0 = unknown, where noted. */
 struct build {
-	__u64 startup_site;	/* where the probe on php_request_startup() sits */
-	__u64 heap_slot;	/* alloc_globals.mm_heap; 0 = unknown */
-	__u64 sapi_globals;	/* 0 = unknown */
-	__u64 core_globals;	/* 0 = unknown */
+	__u64 startup_site; /* where the probe on php_request_startup() sits */
+	__u64 heap_slot; /* alloc_globals.mm_heap; 0 = unknown */
+	__u64 sapi_globals; /* 0 = unknown */
+	__u64 core_globals; /* 0 = unknown */
 	__u64 executor_globals; /* 0 = unknown */
-	__u32 heap_size;	/* offsets in zend_mm_heap */
+	__u32 heap_size; /* offsets in zend_mm_heap */
 	__u32 heap_peak;
 	__u32 heap_real_size;
 	__u32 heap_real_peak;
@@ -149,16 +149,16 @@ struct build {
 	__u32 sg_response_code;
 	__u32 pg_memory_limit; /* offsets in php_core_globals */
 	__u32 pg_last_error_type;
+	__u32 pg_last_error_message;
 	__u32 eg_exit_status; /* offset in zend_executor_globals */
-	__u32 fcgi_env;	      /* offset of env.hash_table in fcgi_request; 0 = this SAPI has none */
-	__u32 known;	      /* 1 = sg_*, pg_* and eg_* are valid */
-	__u32 pad;
+	__u32 fcgi_env; /* offset of env.hash_table in fcgi_request; 0 = this SAPI has none */
+	__u32 known; /* 1 = sg_*, pg_* and eg_* are valid */
 };
 
 /* How the kernel keeps RSS. */
 enum rss_kind {
 	RSS_PERCPU = 1, /* Linux >= 6.2: struct percpu_counter rss_stat[] */
-	RSS_SPLIT = 2,	/* before: mm->rss_stat.count[] plus task->rss_stat.count[] */
+	RSS_SPLIT = 2, /* before: mm->rss_stat.count[] plus task->rss_stat.count[] */
 };
 
 /* Offsets from BTF; 0 where a field is absent. */
@@ -191,20 +191,20 @@ struct kernel {
  */
 struct self_check {
 	__u64 text_from; /* in: kernel address to copy from; 0 = nothing */
-	__u32 pid;	 /* in: the loader */
-	__u32 seen;	 /* out: 1 when the below is filled */
-	__u64 vm;	 /* out: bytes */
-	__s64 anon;	 /* out: bytes */
-	__s64 file;	 /* out: bytes */
-	__s64 shmem;	 /* out: bytes */
-	__u8 text[512];	 /* out */
+	__u32 pid; /* in: the loader */
+	__u32 seen; /* out: 1 when the below is filled */
+	__u64 vm; /* out: bytes */
+	__s64 anon; /* out: bytes */
+	__s64 file; /* out: bytes */
+	__s64 shmem; /* out: bytes */
+	__u8 text[512]; /* out */
 };
 
 /* Index into lost: what could not be delivered. */
 enum loss {
-	LOST_REQUESTS = 0,	 /* the ring was full */
+	LOST_REQUESTS = 0, /* the ring was full */
 	LOST_PROCESS_EVENTS = 1, /* the ring was full */
-	LOST_WORKERS = 2,	 /* the table of workers was full: a worker was born unseen */
+	LOST_WORKERS = 2, /* the table of workers was full: a worker was born unseen */
 	LOST_KINDS = 3,
 };
 

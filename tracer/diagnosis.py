@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
+from tracer.backends import selfcheck
 from tracer.backends.bpf import bcc_problem, bcc_version
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 from tracer.targets import btf, kernel, libc, processes
@@ -52,8 +53,12 @@ def _kernel_checks() -> Iterator[Check]:
     machine = platform.machine()
     yield Check("kernel", machine == "x86_64", f"Linux {platform.release()} on {machine}", "use an x86-64 host")
     try:
-        kernel.kernel_layout()
+        layout = kernel.kernel_layout()
         yield Check("BTF", True, f"{btf.VMLINUX}: every offset found")
+        if layout.rss_kind is kernel.RssKind.PERCPU:
+            shown = any(kernel.kernel_symbol(name) is not None for name in ("__per_cpu_offset", *selfcheck.TEXT_OF))
+            found = "its addresses are shown" if shown else "its addresses are hidden"
+            yield Check("kallsyms", shown, found, "sysctl kernel.kptr_restrict=1, or 0 without CAP_SYSLOG")
     except UnsupportedError as exc:
         yield Check("BTF", False, str(exc), "boot a distribution's kernel of 2020 or later (CONFIG_DEBUG_INFO_BTF=y)")
     pmu = kernel.uprobe_pmu()

@@ -54,6 +54,14 @@ def status_bytes(pid: int, *names: str) -> list[int]:
     return [int(lines[name].split()[0]) * 1024 for name in names]
 
 
+def rollup_bytes(pid: int, name: str) -> int:
+    """A value of /proc/PID/smaps_rollup, which walks the page tables and is exact on every kernel."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
 class Fpm:
     """A php-fpm master of the tests' own, with one pool on a unix socket unless told otherwise."""
 

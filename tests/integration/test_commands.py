@@ -244,9 +244,7 @@ def test_count_and_filters_work_over_all_workers(start_fpm: Callable[..., Fpm], 
     assert _rows(path) == 7
 
 
-def test_a_target_that_ends_leaves_its_recording_and_exit_code_6(
-    start_fpm: Callable[..., Fpm], tmp_path: Path
-) -> None:
+def test_a_target_that_ends_leaves_its_recording_and_exit_code_6(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 1")
     path = tmp_path / "r.phptrace"
     process = phptrace("record", "-o", str(path), str(fpm.master))

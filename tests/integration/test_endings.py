@@ -34,12 +34,23 @@ def test_the_ending_of_a_request_that_came_to_one(
     assert request.complete
 
 
-def test_a_request_after_a_fatal_one_is_not_fatal(fpm: Fpm, traced: Tracer) -> None:
-    for script in ("fatal.php", "hello.php"):
+@pytest.mark.parametrize(
+    ("script", "ending"), [("hello.php", "finished"), ("exit.php", "exited"), ("none.php", "finished")]
+)
+def test_a_request_after_a_fatal_one_is_not_fatal(fpm: Fpm, traced: Tracer, script: str, ending: str) -> None:
+    for each in ("fatal.php", script):
+        fpm.get(each)
+    fatal, request = traced.next(2)
+
+    assert (fatal.ending, request.ending) == ("fatal", ending)
+
+
+def test_a_fatal_error_in_a_shutdown_function_is_fatal(fpm: Fpm, traced: Tracer) -> None:
+    for script in ("hello.php", "late.php"):
         fpm.get(script)
     _, request = traced.next(2)
 
-    assert request.ending == "finished"
+    assert request.ending == "fatal"
 
 
 def test_a_memory_limit_is_recorded_and_the_peak_stops_at_it(fpm: Fpm, traced: Tracer) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Fpm, Tracer, status_bytes
+from conftest import Fpm, Tracer, rollup_bytes, status_bytes
+
+from tracer.targets.kernel import RssKind, kernel_layout
 
 KIB = 1024
 SCRIPTS = (
@@ -77,10 +79,13 @@ def test_rss_after_a_request_is_what_proc_says_of_the_idle_worker(
     fpm.get(script, QUERY_STRING=query)
     (request,) = traced.next()
 
-    anon, file, shmem = status_bytes(request.pid, "RssAnon", "RssFile", "RssShmem")
-    assert (request.anon_after, request.shmem_after) == (anon, shmem)
-    assert request.file_after is not None
-    assert abs(request.file_after - file) <= 16 * KIB  # the way back to accept() may touch a page of code
+    assert request.anon_after == rollup_bytes(request.pid, "Anonymous")
+    # Before 6.2, `status` lacks what the kernel still holds back a task: up to 64 pages.
+    if kernel_layout().rss_kind is RssKind.PERCPU:
+        anon, file, shmem = status_bytes(request.pid, "RssAnon", "RssFile", "RssShmem")
+        assert (request.anon_after, request.shmem_after) == (anon, shmem)
+        assert request.file_after is not None
+        assert abs(request.file_after - file) <= 16 * KIB  # the way back to accept() may touch a page of code
 
 
 @pytest.mark.parametrize(("script", "query"), SCRIPTS)
@@ -170,5 +175,3 @@ def test_faults_and_times_are_plausible(fpm: Fpm, traced: Tracer) -> None:
     assert request.duration_ns is not None
     assert request.cpu_ns is not None
     assert 0 < request.cpu_ns <= request.duration_ns + 4_000_000  # accounted at ticks of 4 ms
-
-

@@ -445,8 +445,8 @@ def build_entry(php: Php, *, fastcgi: bool) -> bytes:
         layout.sg_response_code if layout else 0,
         layout.pg_memory_limit if layout else 0,
         layout.pg_last_error_type if layout else 0,
+        layout.pg_last_error_message if layout else 0,
         layout.eg_exit_status if layout else 0,
         FCGI_ENV if fastcgi and php.sapi_globals else 0,
         int(layout is not None and globals_known),
-        0,
     )

@@ -122,7 +122,7 @@ WORKER_FIELDS = (
     ("in_request", "I"),
     ("titled", "I"),
     ("requests", "I"),
-    ("pad", "I"),
+    ("stale_exit", "I"),
     ("heap", "Q"),
     ("bias", "Q"),
     ("cpu_before_ns", "Q"),
@@ -147,10 +147,10 @@ BUILD_FIELDS = (
     ("sg_response_code", "I"),
     ("pg_memory_limit", "I"),
     ("pg_last_error_type", "I"),
+    ("pg_last_error_message", "I"),
     ("eg_exit_status", "I"),
     ("fcgi_env", "I"),
     ("known", "I"),
-    ("pad", "I"),
 )
 KERNEL_FIELDS = (
     ("task_mm", "I"),

@@ -22,6 +22,7 @@ class Layout:
     # php_core_globals, main/php_globals.h
     pg_memory_limit: int
     pg_last_error_type: int
+    pg_last_error_message: int
     # zend_executor_globals, Zend/zend_globals.h
     eg_exit_status: int
 
@@ -36,6 +37,7 @@ LAYOUTS = (
         sg_response_code=216,
         pg_memory_limit=48,
         pg_last_error_type=504,
+        pg_last_error_message=512,
         eg_exit_status=428,
     ),
 )
