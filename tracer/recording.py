@@ -98,12 +98,14 @@ class Writer:
             connection.execute("PRAGMA journal_mode = WAL")
 
     def add(self, facts: Iterable[Fact]) -> None:
-        """Takes the facts; they are on disk after the next flush()."""
+        """Takes the facts; they are on disk after the next flush(), or when there are many."""
         for fact in facts:
             if isinstance(fact, Request):
                 self._requests.append(fact)
             else:
                 self._others.append(fact)
+        if len(self._requests) >= _STEP:
+            self.flush()
 
     def flush(self) -> None:
         """Writes what was added. IncompleteError if that fails; what is on disk stays readable."""

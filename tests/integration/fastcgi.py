@@ -37,12 +37,17 @@ def request(path: Path, params: Mapping[str, str | bytes], timeout_s: float = 30
 
 def send(connection: socket.socket, params: Mapping[str, str | bytes]) -> None:
     """A request without a body; it may be received later, or never."""
+    connection.sendall(message(params))
+
+
+def message(params: Mapping[str, str | bytes], *, keep: bool = False) -> bytes:
+    """The records of a request without a body; `keep` asks for the connection to be kept."""
     pairs = b"".join(_pair(name.encode(), _bytes(value)) for name, value in params.items())
-    records = [_record(_BEGIN_REQUEST, struct.pack(">HB5x", _RESPONDER, 0))]
+    records = [_record(_BEGIN_REQUEST, struct.pack(">HB5x", _RESPONDER, int(keep)))]
     for at in range(0, len(pairs), 0xFFFF):
         records.append(_record(_PARAMS, pairs[at : at + 0xFFFF]))
     records += [_record(_PARAMS, b""), _record(_STDIN, b"")]
-    connection.sendall(b"".join(records))
+    return b"".join(records)
 
 
 def receive(connection: socket.socket) -> Response:

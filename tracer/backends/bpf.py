@@ -7,13 +7,13 @@ poll() takes the records from the ring, on a timer, and turns them into facts.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import importlib
 import logging
 import mmap
 import os
 import platform
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +24,11 @@ from tracer.backends.maps import Map, MapFullError
 from tracer.backends.perf_event import attach_uprobe
 from tracer.backends.ring import Ring
 from tracer.backends.roster import Roster
+from tracer.backends.thrift import give_back
 from tracer.backends.wire import (
     BUILD,
     BUILDS_MAX,
-    KIND,
+    HEAD,
     PROCESS_EVENT,
     WORKER,
     WORKER_BYTES,
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 RING_BYTES = 8 << 20
 _POLL_S = 0.05
 _BATCH = 8192
+_NICE = -10
 _HOUSEKEEPING_S = 1.0
 _UPROBES_ON_PHP = ("on_end", "on_teardown", "on_script_end", "on_exit_call", "on_startup")
 _RAW_TRACEPOINTS = (
@@ -141,6 +143,8 @@ class BpfBackend:
         self._hooked: set[tuple[int, int]] = set()
         self._lost_before = dict.fromkeys(Lost, 0)
         self._housekeeping_at = 0.0
+        self._next_look = 0.0
+        self._uprobes: list[int] = []
         self._pending: list[Fact] = []
         self._calls_by_tracepoint = False
 
@@ -171,34 +175,38 @@ class BpfBackend:
                     self._roster.masters[target.master.pid] = target
                     self._watch(target.master.pid, Role.MASTER, target)
             for tracepoint, function in _RAW_TRACEPOINTS:
-                self._raw_tracepoint(tracepoint, function, self._probes)
+                self._raw_tracepoint(tracepoint, function, self._tracepoints)
             for target in targets:
                 self._find_workers(target)
             for target in targets:
                 self._hook(target)
-            # What the compiler used is not needed again, and is a fifth of this process's memory.
-            ctypes.CDLL(None).malloc_trim(0)
+            give_back()
+            # On a saturated host the reader must not starve: it needs little, but the ring does not wait.
+            with contextlib.suppress(OSError):
+                self._undo.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
+                os.setpriority(os.PRIO_PROCESS, 0, _NICE)
             self._attached = True
             undo.pop_all()
 
     def poll(self, timeout_s: float) -> list[Fact]:
         deadline = time.monotonic() + timeout_s
         while True:
+            # On a timer even when there is much to take: a hundred records at a time cost less than one.
+            time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
             facts = self._take()
             now = time.monotonic()
+            self._next_look = now + _POLL_S
             if now >= self._housekeeping_at:
                 self._housekeeping_at = now + _HOUSEKEEPING_S
                 facts += self._housekeep()
             if facts or now >= deadline:
                 return facts
-            time.sleep(min(_POLL_S, deadline - now))
 
     def close(self) -> list[Fact]:
         if not self._attached:
             self._undo.close()
             return []
-        self._probes.close()
-        facts: list[Fact] = []
+        facts = self._detach()
         while taken := self._take():
             facts += taken
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -211,6 +219,24 @@ class BpfBackend:
         self._attached = False
         self._undo.close()
         return facts
+
+    def _detach(self) -> list[Fact]:
+        """Takes the probes off, all at once, since the kernel takes 0.1 s for each; goes on reading meanwhile."""
+        closing = [threading.Thread(target=os.close, args=(fd,)) for fd in self._uprobes]
+        self._uprobes.clear()
+        for thread in closing:
+            thread.start()
+        facts: list[Fact] = []
+        for thread in closing:
+            while thread.is_alive():
+                facts += self._take()
+                thread.join(_POLL_S)
+        self._tracepoints.close()
+        return facts
+
+    def program_fd(self, function: str) -> int:
+        """A loaded program's descriptor, whose /proc/self/fdinfo has the kernel's statistics of it."""
+        return int(self._program(function).fd)
 
     # Loading
 
@@ -235,7 +261,8 @@ class BpfBackend:
         except Exception as exc:  # bcc raises nothing more precise
             raise UnsupportedError(f"cannot compile the BPF programs: {exc}") from exc
         self._undo.callback(self._bpf.cleanup)
-        self._probes = self._undo.enter_context(contextlib.ExitStack())
+        self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
+        self._undo.callback(self._close_uprobes)
         self._maps: dict[str, Map] = {}
         self._ring = Ring(self._map("events").fd, RING_BYTES)
         self._undo.callback(self._ring.close)
@@ -336,33 +363,37 @@ class BpfBackend:
                 "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this"
                 " host pays about 0.1 us a system call, since this C library's wrappers have an unknown form"
             )
-            self._raw_tracepoint("sys_exit", "on_syscall_exit", self._probes)
+            self._raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
 
     def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
         pmu = kernel.uprobe_pmu()
         if pmu is None:
             raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
         fd = attach_uprobe(self._program(function).fd, pmu, image.path, offset, at_return=at_return)
-        self._probes.callback(os.close, fd)
+        self._uprobes.append(fd)
+
+    def _close_uprobes(self) -> None:
+        while self._uprobes:
+            os.close(self._uprobes.pop())
 
     # Reading
 
     def _take(self) -> list[Fact]:
         facts, self._pending = self._pending, []
-        roster, decoder = self._roster, self._decoder
-        request_kind = KIND.pack(EventKind.REQUEST)
+        workers, head = self._roster.workers, HEAD.unpack_from
+        request, add = self._decoder.request, facts.append
         for record in self._ring.records(_BATCH):
-            if record[:4] == request_kind:
-                pid = decoder.pid(record)
-                watched = roster.workers.get(pid) or roster.stranger(pid)
+            kind, pid = head(record)
+            if kind == EventKind.REQUEST:
+                watched = workers.get(pid) or self._roster.stranger(pid)
                 if watched is None:
-                    facts.append(decoder.request(record, None))
+                    add(request(record, None))
                 elif watched.wanted:
-                    facts.append(decoder.request(record, watched.fact.pool))
-            elif len(record) >= PROCESS_EVENT.size:
+                    add(request(record, watched.fact.pool))
+            else:
                 fact = self._process_event(record[: PROCESS_EVENT.size])
                 if fact is not None:
-                    facts.append(fact)
+                    add(fact)
         return facts
 
     def _process_event(self, record: bytes) -> Fact | None:

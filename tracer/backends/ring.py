@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
 
-_POSITION = struct.Struct("<Q")
 _HEADER = struct.Struct("<II")
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
@@ -25,28 +23,31 @@ class Ring:
         self._consumer = mmap.mmap(map_fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
         # The producer's page, then the data twice in a row, so that no record wraps.
         self._producer = mmap.mmap(map_fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # Read and written in one piece. Not by struct.pack_into(), which zeroes its target first: a worker
+        # that looked just then found the ring full, and its request was lost (some 5 in 100,000 at full speed).
+        self._consumed = memoryview(self._consumer).cast("Q")
+        self._produced = memoryview(self._producer).cast("Q")
         self._page = page
 
-    def records(self, limit: int) -> Iterator[bytes]:
-        """Up to `limit` records that are complete, oldest first; each is released once it was yielded."""
-        (consumed,) = _POSITION.unpack_from(self._consumer)
-        (produced,) = _POSITION.unpack_from(self._producer)
-        data, page, mask = self._producer, self._page, self._mask
-        taken = 0
-        try:
-            while consumed < produced and taken < limit:
-                at = page + (consumed & mask)
-                length, _ = _HEADER.unpack_from(data, at)
-                if length & _BUSY:
-                    break
-                size = length & ~_DISCARDED
-                consumed += 8 + size + 7 & ~7
-                if not length & _DISCARDED:
-                    taken += 1
-                    yield data[at + 8 : at + 8 + size]
-        finally:
-            _POSITION.pack_into(self._consumer, 0, consumed)
+    def records(self, limit: int) -> list[bytes]:
+        """Up to `limit` records that are complete, oldest first; their room is given back to the kernel."""
+        consumed, produced = self._consumed[0], self._produced[0]
+        data, page, mask, header = self._producer, self._page, self._mask, _HEADER.unpack_from
+        found: list[bytes] = []
+        while consumed < produced and len(found) < limit:
+            at = page + (consumed & mask)
+            length, _ = header(data, at)
+            if length & _BUSY:
+                break
+            size = length & ~_DISCARDED
+            consumed += 8 + size + 7 & ~7
+            if not length & _DISCARDED:
+                found.append(data[at + 8 : at + 8 + size])
+        self._consumed[0] = consumed
+        return found
 
     def close(self) -> None:
+        self._consumed.release()
+        self._produced.release()
         self._consumer.close()
         self._producer.close()

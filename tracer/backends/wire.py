@@ -197,7 +197,7 @@ WORKER_BYTES = WORKER.size + REQUEST.size + SCRIPT_MAX + URI_MAX
 BUILD = _struct(BUILD_FIELDS)
 KERNEL = _struct(KERNEL_FIELDS)
 SELF_CHECK = _struct(SELF_CHECK_FIELDS)
-KIND = struct.Struct("<I")
+HEAD = struct.Struct("<II")  # what every record begins with: kind and pid
 
 # What most requests have: nothing to be said.
 _PLAIN = 0
@@ -227,9 +227,6 @@ class RequestDecoder:
         self._offset = clock_offset_ns
         self._keep_query = keep_query
         self.calls = calls
-
-    def pid(self, record: bytes) -> int:
-        return int.from_bytes(record[4:8], "little")
 
     def request(self, record: bytes, pool: str | None) -> Request:
         (

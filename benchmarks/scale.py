@@ -1,0 +1,98 @@
+"""Many CPUs, and long recordings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from benchmarks.pools import Pool, pools
+from tracer.backends.bpf import BpfBackend
+from tracer.facts import Request
+from tracer.recording import Writer
+from tracer.targets.kernel import possible_cpus
+from tracer.targets.resolve import targets
+
+_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+_PROGRAMS = ("on_startup", "on_script_end", "on_teardown", "on_end")
+_REQUESTS = 1_000_000
+
+
+def figures(rounds: int) -> Iterator[Figure]:
+    yield from _cpus(rounds)
+    yield from _report()
+
+
+def _cpus(rounds: int) -> Iterator[Figure]:
+    """Time inside the programs, by the kernel's own statistics, with this host's CPUs and with 64."""
+    real, many = possible_cpus(), 64
+    times: dict[int, list[float]] = {real: [], many: []}
+    with pools("traced") as found:
+        for _ in range(rounds):
+            for cpus, runs in times.items():
+                runs.append(_program_us(found["traced"], cpus))
+    yield Figure(f"inside the BPF programs, {real} CPUs", tuple(times[real]), "us/req")
+    yield Figure(f"inside the BPF programs, {many} CPUs simulated", tuple(times[many]), "us/req")
+    each = tuple((b - a) / (many - real) for a, b in zip(times[real], times[many], strict=True))
+    yield Figure("a CPU more costs", each, "us/req", "<= 0.1")
+
+
+def _program_us(pool: Pool, cpus: int) -> float:
+    backend = BpfBackend(simulated_cpus=None if cpus == possible_cpus() else cpus)
+    backend.attach(targets([str(pool.master)]))
+    before = _STATS.read_text()
+    try:
+        _STATS.write_text("1")
+        pool.load("noop.php", 1)
+        return sum(_mean_ns(backend.program_fd(name)) for name in _PROGRAMS) / 1000
+    finally:
+        _STATS.write_text(before)
+        backend.close()
+
+
+def _mean_ns(fd: int) -> float:
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return int(fields["run_time_ns"]) / max(1, int(fields["run_cnt"]))
+
+
+def _report() -> Iterator[Figure]:
+    """`report` over a million requests of 200 scripts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/big.phptrace"
+        started = time.process_time()
+        with Writer(path, {}) as writer:
+            for at in range(0, _REQUESTS, 10_000):
+                writer.add([_request(number) for number in range(at, at + 10_000)])
+                writer.flush()
+        written_us = (time.process_time() - started) / _REQUESTS * 1e6
+        times, peaks = [], []
+        for _ in range(3):
+            started = time.monotonic()
+            process = subprocess.Popen([sys.executable, "-m", "tracer", "report", path], stdout=subprocess.DEVNULL)
+            _, _, usage = os.wait4(process.pid, 0)
+            process.returncode = 0
+            times.append(time.monotonic() - started)
+            peaks.append(usage.ru_maxrss * 1024 / 1e6)
+        size = Path(path).stat().st_size / _REQUESTS
+    yield Figure("making and writing a request of a recording", (written_us,), "us")
+    yield Figure("a request in a recording", (size,), "bytes")
+    yield Figure(f"report over {_REQUESTS:,} requests", tuple(times), "s", "<= 5")
+    yield Figure("report: memory", tuple(peaks), "MB", "<= 300")
+
+
+def _request(number: int) -> Request:
+    anon = 20_000_000 + number % 1009 * 4096
+    return Request(
+        "host", 4711 + number % 8, "www", number // 8 + 1,
+        1_790_000_000_000_000_000 + number * 200_000, 2_000_000, 1_800_000,
+        "GET", f"/shop/item/{number % 5003}", f"/srv/app/script{number % 200}.php", 200, "finished",
+        anon, anon + 4096, anon + 4096, 9_000_000, 9_000_000, 400_000, 400_000, anon + 70_000,
+        349_152, 349_648, 2_097_152, 2_097_152, 2_097_152, 2_097_152, 134_217_728, 258_572_288, 258_572_288,
+        0, 0, 0, 0, 0, 0, 12, 0, None,
+    )  # fmt: skip
