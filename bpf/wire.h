@@ -70,12 +70,13 @@ struct request {
 	__s64 shmem_after;
 	__s64 anon_peak; /* highest of the exact samples taken */
 	__s64 hiwater_rss; /* with REQUEST_HIWATER: highest RSS of the request */
-	__u64 zend_used_end; /* at entry of php_request_shutdown() */
-	__u64 zend_peak; /* at entry of zend_mm_shutdown(), as the two below */
-	__u64 zend_real_peak;
-	__u64 zend_real_before;
-	__u64 zend_real_end; /* at entry of zend_mm_shutdown() */
-	__u64 zend_real_after;
+	/* Read in the worker's own memory, where anything may stand: signed, as what stores them is. */
+	__s64 zend_used_end; /* at entry of php_request_shutdown() */
+	__s64 zend_peak; /* at entry of zend_mm_shutdown(), as the two below */
+	__s64 zend_real_peak;
+	__s64 zend_real_before;
+	__s64 zend_real_end; /* at entry of zend_mm_shutdown() */
+	__s64 zend_real_after;
 	__s64 memory_limit; /* the setting in force; -1 is unlimited */
 	__u64 vm_before;
 	__u64 vm_after;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from tracer import __version__
-from tracer.errors import PhptraceError
+from tracer.errors import IncompleteError, PhptraceError
 
 _INTERRUPTED = 130
 # Verbs are imported when they are called: `report` needs neither bcc nor pyelftools.
@@ -71,6 +72,9 @@ def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.trac
 
 def main(arguments: list[str] | None = None) -> Any:
     """Runs the command line and ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = phptrace.main(arguments, prog_name="phptrace", standalone_mode=False)
         sys.stdout.flush()
@@ -84,7 +88,11 @@ def main(arguments: list[str] | None = None) -> Any:
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = _INTERRUPTED
-    except (_ReaderGoneError, BrokenPipeError):
+    except OSError as exc:
+        click.echo(f"phptrace: the output is incomplete: {exc}", err=True)
+        code = IncompleteError.exit_code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderGoneError:
         # That is no error. Keep Python from saying so at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

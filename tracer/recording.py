@@ -16,7 +16,6 @@ import sqlite3
 import stat
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -79,7 +78,8 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         inode = _create(path, force=force)
         with _writing(path):
-            connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+            # Absolute, since to SQLite some names, as `:memory:`, are no files.
+            connection = sqlite3.connect(os.path.abspath(path), isolation_level=None, timeout=5.0)
             self._connection = connection
             # Between creating and opening, somebody who owns the directory could have changed the name.
             if os.stat(path, follow_symlinks=False).st_ino != inode:
@@ -170,6 +170,20 @@ class Writer:
             self.close()
 
 
+def _head(path: str) -> bytes:
+    """The file's first 100 bytes: SQLite's header."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise RecordingError(f"there is no recording {path}: that is not a file")
+        with open(path, "rb") as file:
+            return file.read(100)
+    except FileNotFoundError as exc:
+        raise RecordingError(f"there is no recording {path}") from exc
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise RecordingError(f"cannot read the recording {path}: {reason}") from exc
+
+
 def _create(path: str, *, force: bool) -> int:
     """A new, empty file of that name; returns its inode."""
     directory = os.path.dirname(path) or "."
@@ -184,7 +198,10 @@ def _create(path: str, *, force: bool) -> int:
             raise UsageError(f"cannot write {path}: {name} is a directory")
         if not force:
             raise UsageError(f"{name} exists. Choose another name, or overwrite it with -f.")
-        os.unlink(name)
+        try:
+            os.unlink(name)
+        except OSError as exc:
+            raise UsageError(f"cannot overwrite {name}: {exc.strerror}") from exc
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as exc:
@@ -241,15 +258,9 @@ class Reader:
     """One recording, opened for reading. Use as a context manager."""
 
     def __init__(self, path: str) -> None:
-        """RecordingError if it is no recording, is of a newer schema, or cannot be read."""
+        """RecordingError if it is no recording, is of a newer schema, is damaged, or cannot be read."""
         self.path = path
-        if not Path(path).is_file():
-            raise RecordingError(f"there is no recording {path}")
-        try:
-            with open(path, "rb") as file:
-                head = file.read(100)
-        except OSError as exc:
-            raise RecordingError(f"cannot read {path}: {exc.strerror}") from exc
+        head = _head(path)
         if not head.startswith(b"SQLite format 3\0") or int.from_bytes(head[68:72], "big") != _APPLICATION_ID:
             raise RecordingError(f"{path} is not a phptrace recording")
         schema = int.from_bytes(head[60:64], "big")
@@ -257,14 +268,29 @@ class Reader:
             raise RecordingError(
                 f"{path} has schema {schema}; this phptrace reads up to {SCHEMA}. Read it with a newer phptrace."
             )
+        page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
+        if os.path.getsize(path) < (65536 if page == 1 else page) * pages:
+            raise RecordingError(f"{path} is damaged or cut short")
         self._connection = self._open(path, in_wal_mode=head[18] == 2)
+        try:
+            self.meta: dict[str, Any] = self._checked()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _checked(self) -> dict[str, Any]:
+        """The entries of `meta`, when the file has been found to be what it says."""
         with self.reading():
             found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
             if found != _TABLES:
-                raise RecordingError(f"{path} is not a phptrace recording: its tables are not those of schema {schema}")
-            self.meta: dict[str, Any] = {
-                name: json.loads(value) for name, value in self._connection.execute("SELECT name, value FROM meta")
-            }
+                raise RecordingError(
+                    f"{self.path} is not a phptrace recording: its tables are not those of schema {SCHEMA}"
+                )
+            # STRICT holds for who writes through SQLite; a forged file may have any type in any column.
+            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise RecordingError(f"{self.path} is damaged: {verdict}")
+            return {name: json.loads(value) for name, value in self._connection.execute("SELECT name, value FROM meta")}
 
     def requests(self, columns: Iterable[str] = Request._fields) -> Iterator[Request]:
         """Every request, in the order they ended; fields not in `columns` are None, which reads faster."""
@@ -311,12 +337,12 @@ class Reader:
         """Turns what SQLite finds wrong with the file into a RecordingError."""
         try:
             yield
-        except (sqlite3.Error, json.JSONDecodeError) as exc:
+        except (sqlite3.Error, ValueError, TypeError, RecursionError) as exc:
             raise RecordingError(f"{self.path} is damaged or cut short: {exc}") from exc
 
     def _open(self, path: str, *, in_wal_mode: bool) -> sqlite3.Connection:
         with self.reading():
-            uri = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro"
+            uri = f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(path)))}?mode=ro"
             # SQLite would make files beside one in WAL mode; where it may not, there can be no writer of ours.
             may_write = os.access(os.path.dirname(path) or ".", os.W_OK)
             if in_wal_mode and not may_write and not os.path.exists(path + "-wal"):

@@ -6,15 +6,15 @@ import re
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MAX_SECONDS = 1e9  # 31 years: nanoseconds of it still fit in 63 bits
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 
-# Characters that would move the cursor, change colours, reorder the line or cannot be seen:
-# C0, DEL, C1, Unicode's line and paragraph separators, bidirectional and zero-width controls, tags,
-# and the surrogates that stand for bytes that are not UTF-8.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+# Marks and letters that take no room or show as nothing, though Unicode counts them as printable:
+# Default_Ignorable_Code_Point (DerivedCoreProperties.txt, Unicode 15) that str.isprintable() lets pass.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
@@ -23,7 +23,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size: write 4096, 64K, 1.5M or 2G")
-    return round(float(match[1]) * _SIZE_FACTORS[match[2].upper()])
+    size = float(match[1]) * _SIZE_FACTORS[match[2].upper()]
+    if size >= 1 << 64:
+        raise ValueError(f"{text!r} is more than a size can be")
+    return round(size)
 
 
 def parse_duration(text: str) -> float:
@@ -31,7 +34,10 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write 250ms, 30s, 5m or 1h")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _MAX_SECONDS:
+        raise ValueError(f"{text!r} is more than a duration can be")
+    return seconds
 
 
 def show_bytes(size: float | None, *, signed: bool = False) -> str:
@@ -61,20 +67,27 @@ def show_duration(nanoseconds: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with everything a terminal or an editor might act on shown as an escape.
+    """The text with everything a terminal or an editor might act on, or that cannot be seen, as an escape.
 
-    A backslash is doubled, so that no two texts look the same. Bytes that were not UTF-8 (Python's
-    lone surrogates, PEP 383) show as the byte they were.
+    Controls, separators other than the space, bidirectional and zero-width characters. A backslash is
+    doubled, so that no two texts look the same. Bytes that were not UTF-8 (Python's lone surrogates,
+    PEP 383) show as the byte they were: `\\xff`; characters as `\\u009b`.
     """
-    if text.isascii() and text.isprintable() and "\\" not in text:
+    if text.isprintable() and text.isascii() and "\\" not in text:
         return text
-    return _UNSAFE.sub(_escape, text.replace("\\", "\\\\"))
+    return "".join([char if _shows(char) else _escape(char) for char in text])
 
 
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
+def _shows(char: str) -> bool:
+    return char.isprintable() and char != "\\" and not _INVISIBLE.match(char)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if char in _SHORT:
+        return _SHORT[char]
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
-    if code <= 0xFF:
-        return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code, f"\\x{code:02x}")
+    if code < 0x80:
+        return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -72,7 +72,7 @@ class Fpm:
         for name, settings in pools.items():
             sections.append(
                 f"[{name}]\nuser = www-data\ngroup = www-data\nlisten = {folder}/{name}.sock\n"
-                f"php_admin_value[ffi.enable] = true\n{settings}\n"
+                f"php_admin_value[ffi.enable] = true\n{settings.replace('{folder}', str(folder))}\n"
             )
         self._config.write_text("\n".join(sections))
         self.pools = tuple(pools)

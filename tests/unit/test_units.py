@@ -15,7 +15,6 @@ from tracer.units import parse_duration, parse_size, printable, show_bytes, show
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 # Surrogates included, which Python has for bytes that were not UTF-8 (PEP 383).
 ANY_TEXT = st.text(st.characters())
-# An escape of a byte and of the C1 control of that number look the same: see the test marked xfail.
 NO_C1 = st.text(st.characters(blacklist_characters=[*map(chr, range(0x80, 0xA0)), "\xad"]))
 
 
@@ -44,7 +43,8 @@ def test_what_is_no_size_is_refused_with_an_example(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("250ms", 0.25), ("30s", 30.0), ("30", 30.0), ("5m", 300.0), ("1.5h", 5400.0), ("2d", 172800.0)]
+    ("text", "seconds"),
+    [("250ms", 0.25), ("30s", 30.0), ("30", 30.0), ("5m", 300.0), ("1.5h", 5400.0), ("2d", 172800.0)],
 )
 def test_a_duration_is_read_in_seconds(text, seconds):
     assert parse_duration(text) == seconds
@@ -78,7 +78,6 @@ def test_any_text_is_a_duration_or_refused(text):
     assert found >= 0
 
 
-@pytest.mark.xfail(reason="BUG: float() makes 310 digits infinite; round() then raises OverflowError", raises=OverflowError)
 def test_a_size_of_more_digits_than_a_float_holds_is_read_or_refused():
     digits = "9" * 310
 
@@ -111,7 +110,9 @@ def test_a_size_is_shown_with_two_or_three_digits(size, shown):
     assert show_bytes(size) == shown
 
 
-@pytest.mark.parametrize(("size", "shown"), [(3, "+3 B"), (0, "0 B"), (-3, "-3 B"), (2048, "+2.0 KiB"), (None, "-")])
+@pytest.mark.parametrize(
+    ("size", "shown"), [(1, "+1 B"), (0, "0 B"), (-1, "-1 B"), (-3, "-3 B"), (2048, "+2.0 KiB"), (None, "-")]
+)
 def test_a_change_is_shown_with_its_sign(size, shown):
     assert show_bytes(size, signed=True) == shown
 
@@ -179,13 +180,13 @@ def test_harmless_text_is_shown_as_it_is(text):
         ("a\tb\nc\rd", "a\\tb\\nc\\rd"),
         ("\0", "\\x00"),
         ("\x7f", "\\x7f"),
-        ("\x9b31m", "\\x9b31m"),  # C1: one character is what ESC [ is
+        ("\x9b31m", "\\u009b31m"),  # C1: one character is what ESC [ is
         ("\u202egnp.php", "\\u202egnp.php"),
         ("\u2028", "\\u2028"),
         ("\u200b", "\\u200b"),
         ("\U000e0041", "\\U000e0041"),
         ("\udcff\udc80", "\\xff\\x80"),
-        ("\ud800", "\\ud800"),
+        ("\ud800\udc7f\udd00", "\\ud800\\udc7f\\udd00"),
         ("\\x1b", "\\\\x1b"),
     ],
 )
@@ -231,12 +232,10 @@ def test_a_text_and_what_is_shown_of_it_are_not_shown_alike(text):
     assert printable(shown) != shown
 
 
-@pytest.mark.xfail(reason="BUG: both show as \\x9b, though the docstring says that no two texts look the same")
 def test_a_byte_and_the_control_character_of_its_number_do_not_look_the_same():
     assert printable("\udc9b") != printable("\x9b")
 
 
-@pytest.mark.xfail(reason="BUG: invisible characters that _UNSAFE does not list: its comment says they cannot be seen")
 def test_no_text_is_hidden_by_characters_that_cannot_be_seen():
     # Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt) beyond those escaped.
     invisible = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U0001d173\U0001bca0"

@@ -67,7 +67,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        reason = "no C compiler to compile bpf/wire.h with: apt install gcc"
+        reason = "no C compiler to compile bpf/wire.h with: apt install gcc libc6-dev"
         if os.environ.get("PHPTRACE_REQUIRE") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -130,7 +130,7 @@ def test_the_sizes_that_records_and_map_entries_are_cut_by_are_those_of_c(compil
 
 
 def test_a_record_of_the_ring_begins_with_its_kind(compiled):
-    assert (compiled["request.kind"], compiled["process_event.kind"], wire.KIND.size) == (0, 0, 4)
+    assert (compiled["request.kind"], compiled["process_event.kind"], wire.HEAD.size) == (0, 0, 8)
 
 
 @pytest.mark.parametrize("c_enum", ENUMS)

@@ -381,10 +381,10 @@ class BpfBackend:
     def _take(self) -> list[Fact]:
         facts, self._pending = self._pending, []
         workers, head = self._roster.workers, HEAD.unpack_from
-        request, add = self._decoder.request, facts.append
+        request, add, of_request = self._decoder.request, facts.append, int(EventKind.REQUEST)
         for record in self._ring.records(_BATCH):
             kind, pid = head(record)
-            if kind == EventKind.REQUEST:
+            if kind == of_request:
                 watched = workers.get(pid) or self._roster.stranger(pid)
                 if watched is None:
                     add(request(record, None))

@@ -46,20 +46,21 @@ def export(
     by_name = os.path.splitext(output)[1].lstrip(".")
     render = _RENDER[form or (by_name if by_name in _RENDER else "ndjson")]
     tally = Tally()
-    with _opened(output, force=force) as out:
-        render(_requests(files, keep, tally), out)
+    with contextlib.ExitStack() as stack:
+        recordings = [stack.enter_context(Reader(path)) for path in files]
+        out = stack.enter_context(_opened(output, force=force))
+        render(_requests(recordings, keep, tally), out)
     click.echo(f"phptrace: {summary(tally)}", err=True)
 
 
-def _requests(files: Sequence[str], keep: Filter, tally: Tally) -> Iterator[Request]:
-    for path in files:
-        with Reader(path) as recording:
-            tally.add_all(recording.workers())
-            tally.add_all(recording.losses())
-            for request in recording.requests():
-                if keep.keeps(request):
-                    tally.add(request)
-                    yield request
+def _requests(recordings: Sequence[Reader], keep: Filter, tally: Tally) -> Iterator[Request]:
+    for recording in recordings:
+        tally.add_all(recording.workers())
+        tally.add_all(recording.losses())
+        for request in recording.requests():
+            if keep.keeps(request):
+                tally.add(request)
+                yield request
 
 
 @contextlib.contextmanager

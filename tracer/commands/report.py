@@ -10,6 +10,7 @@ import click
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.commands.options import ranking
+from tracer.errors import RecordingError
 from tracer.recording import Reader
 from tracer.reporters import json_report, table
 from tracer.reporters.delimited import render_csv, render_tsv
@@ -30,7 +31,10 @@ def report(files: Sequence[str], group_by: str, sort: str, top: int, form: str) 
             tally.add_all(recording.losses())
             for request in recording.requests(COLUMNS):
                 tally.add(request)
-                rows.add(request)
+                try:
+                    rows.add(request)
+                except OverflowError as exc:
+                    raise RecordingError(f"{path} holds figures that no memory can have") from exc
     every = rows.groups(Sort(sort))
     shown = every[: top or None]
     if form == "json":

@@ -102,9 +102,9 @@ def attached(plan: Plan) -> Iterator[Attached]:
         try:
             shown = ", ".join(plan.names)
             talk(f"{shown}: {choice.backend.watched} workers, backend {choice.backend.name} ({choice.why})")
-            for name, target in zip(plan.names, found, strict=False):
-                if name.isdigit() and target.master is not None:
-                    talk(f"{name} is a master: tracing its {len(target.workers)} workers, and those it forks later")
+            for target in found:
+                if target.master is not None and target.named == str(target.master.pid):
+                    talk(f"{target.named} is a master: tracing its {len(target.workers)} workers and those to come")
             for lack in choice.backend.lacking:
                 talk(f"not measured: {lack}")
             yield Attached(choice, tuple(found), shown)

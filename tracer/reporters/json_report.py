@@ -22,7 +22,7 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO) -> None:
         "incomplete": tally.incomplete,
         "uri_unknown": tally.uri_unknown,
         "workers": tally.workers,
-        "losses": tally.losses,
+        "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
         "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
     }
     json.dump(document, out, indent=2)

@@ -97,7 +97,7 @@ def summary(tally: Tally) -> str:
         parts.append(f"workers: {tally.born} born, {tally.died} died")
     text = " · ".join(parts)
     for why, lost in tally.losses.items():
-        text += f"\nLOST {lost} {why}"
+        text += f"\nLOST {lost} {printable(why)}"
     return text
 
 

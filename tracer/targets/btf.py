@@ -6,6 +6,7 @@ out in include/uapi/linux/btf.h (Linux 6.18). Only structures, no strings or fun
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ _TYPE = struct.Struct("<III")
 _MAGIC = 0xEB9F
 _ARRAY, _STRUCT, _UNION, _ENUM, _FUNC_PROTO, _VAR, _DATASEC, _DECL_TAG, _ENUM64 = 3, 4, 5, 6, 13, 14, 15, 17, 19
 _MODIFIERS = (8, 9, 10, 11, 18)  # typedef, volatile, const, restrict, type tag
+_MAX_MODIFIERS = 64
 # Bytes that follow a type, by kind: (fixed, for each of vlen).
 _TAIL = {
     1: (4, 0),
@@ -66,27 +68,37 @@ class Btf:
             ) from exc
         return cls(blob, wanted)
 
+    @contextlib.contextmanager
+    def _sound(self) -> Iterator[None]:
+        try:
+            yield
+        except (struct.error, ValueError, IndexError, RecursionError) as exc:
+            raise UnsupportedError(f"the kernel's type information (BTF) is damaged: {exc}") from exc
+
     def offset(self, structure: str, member: str) -> int | None:
         """Byte offset of a member (`se.sum_exec_runtime` descends); None if there is no such member."""
-        found = self._member(structure, member)
+        with self._sound():
+            found = self._member(structure, member)
         return None if found is None else found[0]
 
     def size(self, structure: str) -> int | None:
         """Bytes of a structure; None if the kernel has none of that name."""
         index = self._structs.get(structure)
-        return None if index is None else int(_TYPE.unpack_from(self._blob, self._at[index])[2])
+        with self._sound():
+            return None if index is None else int(_TYPE.unpack_from(self._blob, self._at[index])[2])
 
     def element(self, structure: str, member: str) -> str | None:
         """Name of the structure that a member is, or is an array of; None if it is neither."""
-        found = self._member(structure, member)
-        if found is None:
-            return None
-        index = self._resolve(found[1])
-        if self._kind(index) == _ARRAY:
-            index = self._resolve(struct.unpack_from("<I", self._blob, self._at[index] + 12)[0])
-        if self._kind(index) != _STRUCT:
-            return None
-        return self._text(_TYPE.unpack_from(self._blob, self._at[index])[0])
+        with self._sound():
+            found = self._member(structure, member)
+            if found is None:
+                return None
+            index = self._resolve(found[1])
+            if self._kind(index) == _ARRAY:
+                index = self._resolve(struct.unpack_from("<I", self._blob, self._at[index] + 12)[0])
+            if self._kind(index) != _STRUCT:
+                return None
+            return self._text(_TYPE.unpack_from(self._blob, self._at[index])[0])
 
     def _offsets_of(self, wanted: Iterable[str]) -> dict[int, str]:
         names = {}
@@ -114,9 +126,11 @@ class Btf:
         return int(_TYPE.unpack_from(self._blob, self._at[index])[1] >> 24 & 0x1F)
 
     def _resolve(self, index: int) -> int:
-        while self._kind(index) in _MODIFIERS:
+        for _ in range(_MAX_MODIFIERS):
+            if self._kind(index) not in _MODIFIERS:
+                return index
             index = _TYPE.unpack_from(self._blob, self._at[index])[2]
-        return index
+        raise ValueError("types refer to each other in a circle")
 
     def _member(self, structure: str, path: str) -> tuple[int, int] | None:
         index = self._structs.get(structure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+_BRK = 12  # arch/x86/entry/syscalls/syscall_64.tbl
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
 
@@ -64,7 +65,7 @@ def accessor_offsets(address: int, code: bytes, slot: int) -> tuple[int, int] | 
             break
     else:
         return None
-    if code[at : at + 1] != b"\x74":
+    if code[at : at + 1] != b"\x74" or len(code) < at + 2:
         return None
     otherwise = at + 2 + code[at + 1]
     real = _load_from_rax(code[at + 2 :])
@@ -90,20 +91,24 @@ def behind_syscall(code: bytes, number: int) -> int | None:
             return at
         if len(rest) >= 6 and rest[0] == 0x0F and 0x80 <= rest[1] <= 0x8F:
             return at
-        length = _harmless(rest)
+        length = _harmless(rest, number)
         if length is None:
             return None
         at += length
     return None
 
 
-def _harmless(code: bytes) -> int | None:
+def _harmless(code: bytes, number: int) -> int | None:
+    """Length of an instruction that changes neither the result nor an argument that is counted."""
     if code.startswith(b"\x48\x3d"):  # cmp $imm32,%rax
         return 6
     if code.startswith((b"\x48\x39", b"\x48\x3b", b"\x48\x85")) and len(code) > 2 and code[2] >= 0xC0:
         return 3  # cmp or test of two registers
-    if code.startswith((b"\x48\x8b", b"\x48\x89")) and len(code) > 2 and code[2] & 0xC7 == 0x05:
-        return 7  # mov rel32(%rip),reg or back
+    if code.startswith(b"\x48\x89") and len(code) > 2 and code[2] & 0xC7 == 0x05:
+        return 7  # mov reg,rel32(%rip)
+    # mov rel32(%rip),reg: into %rcx, which the system call has destroyed, or %rdx, which brk does not take
+    if code.startswith(b"\x48\x8b\x0d") or (code.startswith(b"\x48\x8b\x15") and number == _BRK):
+        return 7
     if code.startswith(b"\x48\x89") and len(code) > 2 and code[2] & 0xC0 == 0 and code[2] & 7 not in (4, 5):
         return 3  # mov reg,(reg)
     return None

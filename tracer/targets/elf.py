@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -19,10 +20,25 @@ from elftools.elf.elffile import ELFFile
 from tracer.errors import UnsupportedError
 
 _MAX_NOTES = 1 << 20
+_MAX_SEARCHED = 64 << 20
 _MAX_CODE = 1 << 16
 _NT_STAPSDT = 3
+_MAX_SYMBOLS = 4 << 20  # bytes of .dynsym, and of .dynstr
+_SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
+_SHN_UNDEF = 0
 # What pyelftools lets through for a file that lies about itself.
-_BROKEN = (ELFError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error, OverflowError)
+_BROKEN = (
+    ELFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    ArithmeticError,
+    RecursionError,
+    OSError,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +69,7 @@ def open_image(path: str, shown: str | None = None) -> Image:
     stat = os.fstat(fd)
     if shown is None:
         shown = os.readlink(path) if os.path.islink(path) else path
+    shown = ascii(shown)[1:-1]  # a stranger chose the name, and it will be printed
     return Image(fd, stat.st_dev, stat.st_ino, shown)
 
 
@@ -70,10 +87,11 @@ class Elf:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._file = open(image.fd, "rb", closefd=False)  # noqa: SIM115 - closed with this object's owner
+        self._names: dict[bytes, Symbol] | None = None
         with self._foreign():
+            _refuse_extended_numbers(os.pread(image.fd, 64, 0))
             self._elf = ELFFile(self._file)
             self._dynsym = self._elf.get_section_by_name(".dynsym")
-            self._hash = self._elf.get_section_by_name(".gnu.hash") or self._elf.get_section_by_name(".hash")
             self._loads = [
                 (s["p_vaddr"], s["p_filesz"], s["p_offset"])
                 for s in self._elf.iter_segments()
@@ -87,16 +105,26 @@ class Elf:
 
     def symbol(self, name: str) -> Symbol | None:
         """The defined dynamic symbol of that name; None if there is none (a static build has none at all)."""
-        with self._foreign():
-            if self._hash is not None:
-                found = self._hash.get_symbol(name)
-            elif self._dynsym is not None:
-                found = next(iter(self._dynsym.get_symbol_by_name(name) or ()), None)
-            else:
-                return None
-            if found is None or found["st_shndx"] == "SHN_UNDEF":
-                return None
-            return Symbol(found["st_value"], found["st_size"])
+        if self._names is None:
+            with self._foreign():
+                self._names = self._read_symbols()
+        return self._names.get(name.encode())
+
+    def _read_symbols(self) -> dict[bytes, Symbol]:
+        """All defined dynamic symbols. Read flat: pyelftools would follow the file's hash chains, cycles and all."""
+        if self._dynsym is None:
+            return {}
+        strings = self._elf.get_section(self._dynsym["sh_link"])
+        texts = self._section(strings, _MAX_SYMBOLS)
+        table = self._section(self._dynsym, _MAX_SYMBOLS)
+        found: dict[bytes, Symbol] = {}
+        for name, _, _, section, value, size in _SYMBOL.iter_unpack(table[: len(table) // _SYMBOL.size * _SYMBOL.size]):
+            if section != _SHN_UNDEF and name < len(texts):
+                found.setdefault(texts[name : texts.find(b"\0", name)], Symbol(value, size))
+        return found
+
+    def _section(self, section: Any, limit: int) -> bytes:
+        return os.pread(self._image.fd, min(section["sh_size"], limit), section["sh_offset"])
 
     @property
     def has_symbols(self) -> bool:
@@ -119,7 +147,8 @@ class Elf:
     def code(self, address: int, size: int) -> bytes:
         """Up to `size` bytes from that address; empty if it is in no segment."""
         offset = self.file_offset(address)
-        return b"" if offset is None else os.pread(self._image.fd, min(size, _MAX_CODE), offset)
+        with self._foreign():
+            return b"" if offset is None else os.pread(self._image.fd, min(size, _MAX_CODE), offset)
 
     def usdt_sites(self, provider: str, name: str) -> list[int]:
         """Addresses of a USDT probe's nops (.note.stapsdt), corrected for prelinking."""
@@ -129,7 +158,7 @@ class Elf:
                 return []
             base = self._elf.get_section_by_name(".stapsdt.base")
             shift_to = base["sh_addr"] if base is not None else None
-            blob = os.pread(self._image.fd, min(notes["sh_size"], _MAX_NOTES), notes["sh_offset"])
+            blob = self._section(notes, _MAX_NOTES)
             wanted = provider.encode() + b"\0" + name.encode() + b"\0"
             sites = []
             for kind, description in _notes(blob):
@@ -140,10 +169,11 @@ class Elf:
             return sites
 
     def text_after(self, marker: bytes, length: int) -> bytes | None:
-        """Up to `length` bytes behind the first `marker` anywhere in the file, cut at a NUL; None if absent."""
-        if os.fstat(self._image.fd).st_size == 0:
+        """Up to `length` bytes behind the first `marker` in the file's first 64 MiB, cut at a NUL; None if absent."""
+        size = min(os.fstat(self._image.fd).st_size, _MAX_SEARCHED)
+        if size == 0:
             return None
-        with mmap.mmap(self._image.fd, 0, prot=mmap.PROT_READ) as whole:
+        with mmap.mmap(self._image.fd, size, prot=mmap.PROT_READ) as whole:
             at = whole.find(marker)
             if at < 0:
                 return None
@@ -155,6 +185,16 @@ class Elf:
             yield
         except _BROKEN as exc:
             raise UnsupportedError(f"{self._image.shown} is not an ELF file that can be read: {exc}") from exc
+
+
+def _refuse_extended_numbers(header: bytes) -> None:
+    """A file may keep counts of 65,280 sections or more, or 65,535 segments, elsewhere, with up to 64 bits.
+
+    No program has so many, and pyelftools would count to whatever is claimed (gABI chapter 4, e_shnum, e_phnum).
+    """
+    segments, _, sections, names = struct.unpack_from("<HHHH", header, 56)
+    if (sections == 0 and header[40:48] != bytes(8)) or segments == 0xFFFF or names == 0xFFFF:
+        raise ValueError("it claims more sections or segments than a program has")
 
 
 def _notes(blob: bytes) -> Iterator[tuple[int, bytes]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 
 from tracer.targets.processes import MASTER_TITLE, Process
 
@@ -36,7 +37,11 @@ def _inside(pid: int, pattern: str) -> list[str]:
 
 def _read(pid: int, path: str) -> str:
     try:
-        with open(f"/proc/{pid}/root{os.path.join('/', path)}", "rb") as file:
+        # Whoever runs PHP chooses this path: it may be a FIFO, on which a plain open() would wait for ever.
+        descriptor = os.open(f"/proc/{pid}/root{os.path.join('/', path)}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return ""
             return file.read(_CONFIG_BYTES).decode("utf-8", "replace")
-    except OSError:
+    except (OSError, ValueError):
         return ""

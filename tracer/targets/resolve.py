@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from tracer.errors import NoTargetError, NotPermittedError, TargetGoneError, UnsupportedError
@@ -45,20 +47,23 @@ def targets(names: Sequence[str]) -> list[Target]:
     found: list[Target] = []
     for name in names:
         kind, _, pool = name.partition(":")
-        if name.isdigit():
-            _add(found, _by_pid(int(name)))
+        if re.fullmatch(r"[0-9]+", name):
+            _add(found, _by_pid(int(name[:4000])))
         elif kind == FPM:
             for target in _by_title(name, pool or None):
                 _add(found, target)
         else:
             raise NoTargetError(
-                f"{name!r} names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID."
+                f"{name!a} names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID."
             )
     return found
 
 
 def _add(found: list[Target], new: Target) -> None:
-    """Appends it, or widens the target of the same master that is there already."""
+    """Appends it, or widens the target of the same master that is there already. Each worker stays in one."""
+    if new.master is not None:
+        theirs = {p.pid for p in new.workers}
+        found[:] = [old for old in found if old.master is not None or not {p.pid for p in old.workers} <= theirs]
     for index, old in enumerate(found):
         known = {p.pid for p in old.workers}
         if new.master is None and known >= {p.pid for p in new.workers}:
@@ -109,7 +114,7 @@ def _by_title(name: str, pool: str | None) -> list[Target]:
         )
     known = set().union(*(pools for _, pools in masters))
     if pool is not None and pool not in known:
-        names = ", ".join(sorted(known)) or "none"
+        names = ascii(", ".join(sorted(known)) or "none")[1:-1]
         raise NoTargetError(
             f"none of the {len(masters)} php-fpm master(s) here has a pool {pool!r}. Pools found: {names}."
         )
@@ -129,10 +134,12 @@ def _php_of(process: Process) -> Php:
         raise NotPermittedError(
             f"may not look at process {process.pid}: {exc.strerror}. Run as root, or with CAP_SYS_PTRACE."
         ) from exc
-    if not php_binary.is_php(image):
-        shown = image.shown
-        image.close()
-        raise UnsupportedError(
-            f"process {process.pid} runs {shown}, which is not PHP: it has no symbol php_request_startup"
-        )
-    return php_binary.inspect(image)
+    with contextlib.ExitStack() as undo:
+        undo.callback(image.close)
+        if not php_binary.is_php(image):
+            raise UnsupportedError(
+                f"process {process.pid} runs {image.shown}, which is not PHP: it has no symbol php_request_startup"
+            )
+        php = php_binary.inspect(image)
+        undo.pop_all()
+    return php

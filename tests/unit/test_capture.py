@@ -1,0 +1,311 @@
+"""The capture loop: how long, how many, what is kept, and how it ends. Its backend plays back given facts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+import pytest
+from samples import COMPLETE, request
+
+from tracer import capture as loop
+from tracer.capture import Filter, Progress, Stop, Why, capture
+from tracer.facts import Fact, Loss, Request, Worker
+from tracer.targets.resolve import Target
+
+WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
+LOSS = Loss(1, 13, "requests: the ring buffer was full")
+
+
+class Clock:
+    """Time that passes only where somebody waits."""
+
+    def __init__(self) -> None:
+        self.now_s = 1009.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+class Playback:
+    """A backend of tracer.backends.Backend: each poll() gives the next batch, or waits as long as it may.
+
+    A batch may be something to do instead. When the batches are over, `watched` is what is left.
+    """
+
+    name = "playback"
+    lacking: Sequence[str] = ()
+
+    def __init__(
+        self,
+        clock: Clock,
+        *batches: list[Fact] | Callable[[], list[Fact]],
+        under_way: tuple[Fact, ...] = (),
+        watched_after: int = 1,
+        masters: int = 0,
+    ) -> None:
+        self.clock = clock
+        self.batches = list(batches)
+        self.under_way = list(under_way)
+        self.watched_after = watched_after
+        self.masters = masters
+        self.closed = 0
+        self.waits_s: list[float] = []
+
+    def attach(self, targets: Sequence[Target]) -> None:
+        raise AssertionError("it is attached already")
+
+    def poll(self, timeout_s: float) -> list[Fact]:
+        self.waits_s.append(timeout_s)
+        if not self.batches:
+            self.clock.now_s += timeout_s
+            return []
+        batch = self.batches.pop(0)
+        return batch if isinstance(batch, list) else batch()
+
+    def close(self) -> list[Fact]:
+        self.closed += 1
+        facts, self.under_way = self.under_way, []
+        return facts
+
+    @property
+    def watched(self) -> int:
+        return 1 if self.batches else self.watched_after
+
+
+def no_tick(progress: Progress) -> None:
+    """For captures of which the course does not matter."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(loop, "time", made)
+    return made
+
+
+class Capture:
+    """What came of a capture."""
+
+    def __init__(self, backend: Playback, stop: Stop | None = None, **options: object) -> None:
+        self.facts: list[Fact] = []
+        self.ticks: list[tuple[float, int, float, bool]] = []
+        options.setdefault("tick", self._tick)
+        self.why, self.progress = capture(backend, self.facts.extend, stop=stop or Stop(), **options)
+
+    def _tick(self, progress: Progress) -> None:
+        self.ticks.append((progress.elapsed_s, progress.seen, progress.requests_per_s, progress.idle))
+
+
+def test_it_ends_after_as_many_requests_as_asked_for_over_all_workers(clock):
+    batches = [[request(pid=pid, nth=nth) for pid in (2, 3, 5)] for nth in (1, 2, 3)]
+    backend = Playback(clock, *batches)
+
+    found = Capture(backend, count=7)
+
+    assert found.why is Why.COUNT
+    assert [(r.pid, r.nth) for r in found.facts] == [(2, 1), (3, 1), (5, 1), (2, 2), (3, 2), (5, 2), (2, 3)]
+
+
+def test_what_comes_besides_requests_does_not_count_and_is_kept(clock):
+    found = Capture(Playback(clock, [WORKER, COMPLETE, LOSS], [COMPLETE, COMPLETE, LOSS, WORKER]), count=2)
+
+    assert found.facts == [WORKER, COMPLETE, LOSS, COMPLETE, LOSS, WORKER]
+
+
+def test_it_ends_when_the_time_is_over(clock):
+    backend = Playback(clock, [COMPLETE])
+
+    found = Capture(backend, duration_s=0.6)
+
+    assert found.why is Why.DURATION
+    assert found.progress.elapsed_s == pytest.approx(0.6)
+    assert backend.waits_s == [0.25, 0.25, 0.25, pytest.approx(0.1)]
+
+
+def test_it_waits_no_longer_than_a_quarter_of_a_second_at_a_time(clock):
+    backend = Playback(clock)
+
+    Capture(backend, duration_s=3600.0)
+
+    assert max(backend.waits_s) == 0.25
+
+
+def test_it_ends_when_neither_worker_nor_master_is_left(clock):
+    found = Capture(Playback(clock, [COMPLETE], watched_after=0))
+
+    assert (found.why, found.facts) == (Why.TARGET_GONE, [COMPLETE])
+
+
+def test_a_master_without_workers_is_waited_for(clock):
+    found = Capture(Playback(clock, [COMPLETE], watched_after=0, masters=1), duration_s=7.0)
+
+    assert found.why is Why.DURATION
+
+
+def test_what_is_under_way_at_the_end_is_consumed(clock):
+    cut = request(nth=5, ending="cut_off", anon_after=None)
+
+    found = Capture(Playback(clock, [COMPLETE], under_way=(cut, LOSS)), duration_s=1.0)
+
+    assert found.facts == [COMPLETE, cut, LOSS]
+    assert found.progress.seen == 2
+
+
+def test_what_is_under_way_at_the_end_is_left_out_once_there_are_enough(clock):
+    found = Capture(Playback(clock, [COMPLETE], under_way=(request(nth=5), LOSS)), count=1)
+
+    assert found.facts == [COMPLETE, LOSS]
+    assert (found.progress.kept, found.progress.seen) == (1, 2)
+
+
+def test_the_backend_is_closed_once_at_the_end(clock):
+    backend = Playback(clock)
+
+    Capture(backend, duration_s=1.0)
+
+    assert backend.closed == 1
+
+
+def test_the_backend_is_closed_when_the_consumer_fails(clock):
+    def fails(facts: list[Fact]) -> None:
+        raise BrokenPipeError
+
+    backend = Playback(clock, [COMPLETE])
+    with pytest.raises(BrokenPipeError):
+        capture(backend, fails, stop=Stop(), tick=no_tick)
+
+    assert backend.closed == 1
+
+
+def test_the_backend_is_closed_when_polling_fails(clock):
+    def fails() -> list[Fact]:
+        raise BlockingIOError
+
+    backend = Playback(clock, [COMPLETE], fails, under_way=(LOSS,))
+    facts: list[Fact] = []
+    with pytest.raises(BlockingIOError):
+        capture(backend, facts.extend, stop=Stop(), tick=no_tick)
+
+    assert (backend.closed, facts) == (1, [COMPLETE, LOSS])
+
+
+def test_nothing_is_consumed_when_nothing_came(clock):
+    calls: list[list[Fact]] = []
+
+    capture(Playback(clock, [], [COMPLETE]), calls.append, stop=Stop(), duration_s=1.0, tick=no_tick)
+
+    assert calls == [[COMPLETE]]
+
+
+def test_requests_that_are_filtered_out_are_seen_and_not_kept(clock):
+    facts = [request(script="/a.php"), request(script="/b.php"), WORKER, request(script="/a.php")]
+
+    found = Capture(Playback(clock, facts), duration_s=1.0, keep=Filter(script="*/b.php"))
+
+    assert found.facts == [facts[1], WORKER]
+    assert (found.progress.seen, found.progress.kept) == (3, 1)
+
+
+def test_the_count_is_of_requests_that_are_kept(clock):
+    facts = [request(script=script, nth=nth) for nth, script in enumerate(["/a", "/b", "/a", "/a"])]
+
+    found = Capture(Playback(clock, facts), count=2, keep=Filter(script="/a"))
+
+    assert [r.nth for r in found.facts] == [0, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_what_came_before_is_kept(clock, number):
+    def interrupted() -> list[Fact]:
+        os.kill(os.getpid(), number)
+        return [COMPLETE]
+
+    with Stop().on_signals() as stop:
+        found = Capture(Playback(clock, interrupted, [LOSS], under_way=(WORKER,)), stop)
+
+    assert (found.why, found.facts) == (Why.ASKED, [COMPLETE, WORKER])
+
+
+def test_a_second_signal_interrupts_at_once_and_the_backend_is_closed(clock):
+    def interrupted_twice() -> list[Fact]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return [COMPLETE]
+
+    backend = Playback(clock, interrupted_twice)
+    with Stop().on_signals() as stop, pytest.raises(KeyboardInterrupt):
+        Capture(backend, stop)
+
+    assert backend.closed == 1
+
+
+def test_the_handlers_of_signals_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+
+    with Stop().on_signals():
+        during = signal.getsignal(signal.SIGINT)
+
+    after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    assert during != before[0]
+    assert after == before
+
+
+def test_it_ticks_once_a_second_with_where_it_stands(clock):
+    found = Capture(Playback(clock, [COMPLETE] * 7), duration_s=3.0)
+
+    assert found.ticks == [(1.0, 7, 7.0, False), (2.0, 7, 0.0, False), (3.0, 7, 0.0, False)]
+
+
+def test_it_is_idle_once_nothing_was_seen_for_five_seconds(clock):
+    found = Capture(Playback(clock), duration_s=7.0)
+
+    assert [idle for *_, idle in found.ticks] == [False, False, False, False, True, True, True]
+
+
+def test_it_is_idle_no_more_once_a_request_was_seen(clock):
+    quiet: list[list[Fact]] = [[]] * 3
+
+    def after_six_seconds() -> list[Fact]:
+        clock.now_s += 6.0
+        return []
+
+    found = Capture(Playback(clock, *quiet, after_six_seconds, [COMPLETE]), duration_s=8.0)
+
+    assert [idle for *_, idle in found.ticks] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (Filter(), True),
+        (Filter(uri="/index.*"), True),
+        (Filter(uri="/INDEX.*"), False),
+        (Filter(uri="index"), False),
+        (Filter(script="*/index.php", uri="/index.php"), True),
+        (Filter(script="*/index.php", uri="/other"), False),
+        (Filter(slow_ns=12_345_701), True),
+        (Filter(slow_ns=12_345_702), False),
+        (Filter(min_growth=524_288), True),
+        (Filter(min_growth=524_289), False),
+    ],
+)
+def test_a_filter_keeps_what_meets_all_that_is_asked(keep, kept):
+    assert keep.keeps(COMPLETE) is kept
+
+
+UNKNOWN = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
+
+
+@pytest.mark.parametrize(
+    "keep", [Filter(uri="*"), Filter(script="*"), Filter(slow_ns=0), Filter(min_growth=-(1 << 62))]
+)
+def test_a_request_of_which_the_value_asked_for_is_unknown_is_not_kept(keep):
+    assert not keep.keeps(UNKNOWN)
+
+
+def test_a_filter_that_asks_for_nothing_is_none():
+    assert not Filter()
+    assert Filter(min_growth=0)
+    assert Filter().keeps(UNKNOWN)

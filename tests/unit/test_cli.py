@@ -1,0 +1,207 @@
+"""The command line: exit codes, help, and what reading a recording prints. Nothing here attaches to anything."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from samples import COMPLETE, recording
+
+from tracer import __version__
+from tracer.analysis.tally import Tally
+from tracer.backends.bpf import obstacles
+from tracer.capture import Filter, Progress, Why
+from tracer.cli import main
+from tracer.commands.tracing import Plan, finish
+from tracer.errors import IncompleteError, TargetGoneError, UsageError
+from tracer.facts import Loss
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = ("attach", "record", "report", "export", "doctor")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return recording(tmp_path / "r.phptrace", [COMPLETE])
+
+
+def plan(**changed: object) -> Plan:
+    options = {"names": ("php-fpm",), "duration_s": None, "count": None, "backend": "auto", "keep": Filter(),
+               "keep_query": False, "force": False}  # fmt: skip
+    return Plan(**{**options, **changed})
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(run, verb):
+    code, out, err = run(verb, "--help")
+
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: phptrace {verb} [OPTIONS]")
+
+
+def test_the_help_names_every_verb_and_the_exit_codes(run):
+    code, out, _ = run("-h")
+
+    assert code == 0
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+    assert "7 bad recording" in out
+
+
+def test_the_version_is_told(run):
+    assert run("--version") == (0, f"phptrace, version {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["--nonsense"],
+        ["report"],
+        ["report", "--sort", "nonsense", "x"],
+        ["report", "-n", "-1", "x"],
+        ["record"],
+        ["attach", "--duration", "soon", "php-fpm"],
+        ["attach", "--min-growth", "-1", "php-fpm"],
+        ["attach", "--count", "0", "php-fpm"],
+        ["record", "--backend", "nonsense", "php-fpm"],
+        ["record", "-p", "0"],
+        ["export", "--format", "nonsense", "x"],
+    ],
+)
+def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments):
+    code, out, err = run(*arguments)
+
+    assert (code, out) == (2, "")
+    assert err != ""
+
+
+@pytest.mark.parametrize("verb", ["report", "export"])
+def test_a_file_that_is_no_recording_is_exit_code_7(run, verb, tmp_path):
+    (tmp_path / "x").write_text("not a recording")
+
+    code, out, err = run(verb, tmp_path / "x")
+
+    assert (code, out) == (7, "")
+    assert err == f"phptrace: {tmp_path}/x is not a phptrace recording\n"
+
+
+def test_one_file_that_is_not_there_fails_all(run, path, tmp_path):
+    code, out, err = run("report", path, tmp_path / "gone")
+
+    assert (code, out, err) == (7, "", f"phptrace: there is no recording {tmp_path}/gone\n")
+
+
+def drop_capability() -> None:
+    """In a child about to run phptrace: as root would be without CAP_SYS_PTRACE (prctl(2), capability.h)."""
+    ctypes.CDLL(None).prctl(24, 19, 0, 0, 0)
+
+
+@pytest.mark.parametrize("verb", ["attach", "record"])
+def test_tracing_without_the_rights_is_exit_code_4(verb, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "tracer", verb, "-o", tmp_path / "r.phptrace", "php-fpm"],
+        capture_output=True, text=True, cwd=ROOT, preexec_fn=drop_capability,
+    )  # fmt: skip
+
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert "CAP_SYS_PTRACE" in ended.stderr
+    assert "sudo" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    bool(obstacles()), reason="what keeps tracing from working here is told before the target is looked for"
+)
+def test_a_target_that_is_unknown_is_exit_code_3(run, tmp_path):
+    code, out, err = run("record", "-o", tmp_path / "r.phptrace", "nonsense")
+
+    assert (code, out) == (3, "")
+    assert err.startswith("phptrace: 'nonsense' names no target")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_behind_stdout_is_told_without_a_traceback(path):
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tracer", "report", path], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_terminal_that_knows_ascii_only_is_no_reason_for_a_traceback(path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "tracer", "report", "-n", "1", path],
+        capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    assert b"Traceback" not in ended.stderr
+
+
+def test_the_doctor_says_that_a_target_is_none_and_its_exit_code_is_an_attach_s(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "tracer", "doctor", "--json", "nonsense"], capture_output=True, text=True, cwd=ROOT
+    )
+
+    checks = {check["name"]: check for check in json.loads(ended.stdout)["checks"]}
+    assert "names no target" in checks["nonsense"]["found"]
+    assert ended.returncode in (3, 4, 5)
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_plan_needs_a_target():
+    with pytest.raises(UsageError, match="name a target: php-fpm"):
+        Plan.of(targets=(), pids=(), duration=None, count=None, backend="auto", uri=None, script=None, slow=None,
+                min_growth=None, query="strip", force=False)  # fmt: skip
+
+
+def test_a_plan_is_what_the_options_say():
+    made = Plan.of(targets=("php-fpm:www",), pids=(4241,), duration=30.0, count=7, backend="bpf", uri="/a*",
+                   script=None, slow=0.25, min_growth=4096, query="keep", force=True)  # fmt: skip
+
+    keep = Filter(uri="/a*", slow_ns=250_000_000, min_growth=4096)
+    assert made == Plan(("php-fpm:www", "4241"), 30.0, 7, "bpf", keep, True, True)
+
+
+def test_a_run_that_ended_as_asked_is_fine():
+    finish(Why.COUNT, Progress(), Tally(), plan())
+
+
+def test_a_run_whose_target_ended_is_exit_code_6():
+    with pytest.raises(TargetGoneError, match="php-fpm ended: nothing is left to trace") as ended:
+        finish(Why.TARGET_GONE, Progress(), Tally(), plan())
+
+    assert ended.value.exit_code == 6
+
+
+def test_a_run_that_lost_something_is_exit_code_8_and_says_what():
+    tally = Tally()
+    tally.add_all([Loss(1, 13, "requests: the ring buffer was full"), Loss(2, 1, "workers: too many")])
+
+    with pytest.raises(
+        IncompleteError, match="Lost: 13 requests: the ring buffer was full; 1 workers: too many"
+    ) as ended:
+        finish(Why.DURATION, Progress(), tally, plan())
+
+    assert ended.value.exit_code == 8

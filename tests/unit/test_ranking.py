@@ -1,0 +1,224 @@
+"""Requests grouped and sorted, and their quantiles against a naive way of finding them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import COMPLETE, PROPERTY, request
+
+from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
+from tracer.facts import Request
+
+UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
+
+
+def grown(growth: int, script: str | None = "/a.php", **changed: object) -> Request:
+    """A request of that growth, none of it native."""
+    memory = {"anon_before": 1_000_003, "anon_end": 1_000_003, "anon_after": 1_000_003 + growth}
+    return request(**{"script": script, **memory, **changed})
+
+
+def native(growth: int, script: str | None = "/a.php") -> Request:
+    """A request that kept so much while Zend's heap stayed as large as it was."""
+    return grown(0, script, anon_end=1_000_003 + growth, zend_real_end=COMPLETE.zend_real_before)
+
+
+def ranked(*requests: Request, by: GroupBy = GroupBy.SCRIPT, **options: int) -> Ranking:
+    ranking = Ranking(by, **options)
+    for one in requests:
+        ranking.add(one)
+    return ranking
+
+
+def only(ranking: Ranking) -> Group:
+    [group] = ranking.groups()
+    return group
+
+
+def nearest_rank(values: list[int], percent: int) -> int:
+    """The smallest value that at least so many percent of the values do not exceed."""
+    return min(
+        v for v in values if Fraction(sum(other <= v for other in values), len(values)) >= Fraction(percent, 100)
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "keys"),
+    [
+        (GroupBy.SCRIPT, ["/a.php", "/b.php"]),
+        (GroupBy.URI, ["/x", "/y"]),
+        (GroupBy.WORKER, ["5", "shop/2", "www/2", "www/3"]),
+        (GroupBy.POOL, ["shop", "www", None]),
+    ],
+)
+def test_requests_are_grouped_by_what_is_asked_for(by, keys):
+    ranking = ranked(
+        request(script="/a.php", uri="/x", pool="www", pid=2),
+        request(script="/a.php", uri="/y", pool="www", pid=3),
+        request(script="/b.php", uri="/x", pool="shop", pid=2),
+        request(script="/b.php", uri="/x", pool=None, pid=5),
+        by=by,
+    )
+
+    assert [group.key for group in ranking.groups(Sort.KEY)] == keys
+
+
+def test_requests_without_a_key_are_a_group_of_their_own():
+    ranking = ranked(grown(2, None), grown(3, None), grown(5, ""))
+
+    assert {group.key: group.requests for group in ranking.groups()} == {None: 2, "": 1}
+
+
+def test_growth_is_summed_and_its_quantiles_are_values_that_occurred():
+    group = only(ranked(*map(grown, (7, -3, 11, 2, 5))))
+
+    assert (group.requests, group.growth_bytes, group.growth_p50, group.growth_p95) == (5, 22, 5, 11)
+
+
+def test_native_growth_is_summed_apart():
+    group = only(ranked(native(13), native(17), native(101)))
+
+    assert (group.native_growth_bytes, group.native_growth_p50, group.native_growth_p95) == (131, 17, 101)
+    assert group.growth_bytes == 0
+
+
+def test_native_growth_is_that_of_the_request():
+    group = only(ranked(COMPLETE))
+
+    assert group.native_growth_bytes == COMPLETE.native_growth is not None
+
+
+def test_peaks_are_the_highest_of_any_request():
+    group = only(
+        ranked(
+            request(anon_peak=7, zend_peak=101),
+            request(anon_peak=11, zend_peak=3),
+            request(anon_peak=None, zend_peak=None),
+        )
+    )
+
+    assert (group.anon_peak_max, group.zend_peak_max) == (11, 101)
+
+
+def test_nothing_kept_ranks_above_something_given_back_and_below_something_kept():
+    ranking = ranked(native(0, "0"), native(1, "1"), native(-1, "-1"), UNMEASURED)
+
+    assert [group.key for group in ranking.groups()] == ["1", "0", "-1", None]
+
+
+def test_a_request_that_was_seen_in_part_counts_but_not_for_growth_or_duration():
+    group = only(
+        ranked(request(anon_after=None, duration_ns=999), request(anon_before=None), grown(7, COMPLETE.script))
+    )
+
+    assert (group.requests, group.incomplete, group.growth_bytes) == (3, 2, 7)
+    assert group.duration_p95_ns == COMPLETE.duration_ns
+
+
+def test_the_peak_of_a_request_that_was_killed_counts():
+    group = only(ranked(request(anon_after=None, anon_peak=99_999_989), COMPLETE))
+
+    assert group.anon_peak_max == 99_999_989
+
+
+def test_what_was_measured_on_none_is_none():
+    group = only(ranked(UNMEASURED))
+
+    assert group == Group(
+        key=None, requests=1, incomplete=1, growth_bytes=None, growth_p50=None, growth_p95=None,
+        native_growth_bytes=None, native_growth_p50=None, native_growth_p95=None,
+        anon_peak_max=None, zend_peak_max=None, duration_p95_ns=None,
+    )  # fmt: skip
+
+
+@PROPERTY
+@given(st.lists(st.integers(-(1 << 40), 1 << 40), min_size=1, max_size=60))
+def test_quantiles_are_of_the_nearest_rank(values):
+    group = only(ranked(*map(grown, values)))
+
+    assert (group.growth_p50, group.growth_p95) == (nearest_rank(values, 50), nearest_rank(values, 95))
+    assert group.growth_bytes == sum(values)
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 40, 60, 100, 180, 200, 220, 380, 1000, 2000, 4000])
+def test_the_95th_of_a_hundred_is_the_95th(count):
+    group = only(ranked(*(grown(value) for value in range(1, count + 1))))
+
+    assert group.growth_p95 == -(-count * 95 // 100)
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=40), st.integers(1, 12))
+def test_with_a_window_quantiles_are_of_the_last_requests_and_sums_of_all(values, window):
+    group = only(ranked(*map(grown, values), window=window))
+
+    assert group.growth_p50 == nearest_rank(values[-window:], 50)
+    assert (group.requests, group.growth_bytes) == (len(values), sum(values))
+
+
+def test_keys_beyond_the_greatest_number_of_groups_are_counted_but_not_ranked():
+    ranking = ranked(*(grown(2, script) for script in "abcadbe"), max_groups=3)
+
+    assert {group.key: group.requests for group in ranking.groups()} == {"a": 2, "b": 2, "c": 1}
+    assert ranking.overflow == 2
+
+
+SORTED = [
+    (Sort.NATIVE, ["c", "b", "a", "none"]),
+    (Sort.GROWTH, ["a", "c", "b", "none"]),
+    (Sort.PEAK, ["b", "a", "c", "none"]),
+    (Sort.ZEND, ["c", "a", "b", "none"]),
+    (Sort.REQUESTS, ["b", "a", "c", "none"]),
+    (Sort.DURATION, ["a", "b", "c", "none"]),
+    (Sort.KEY, ["a", "b", "c", "none"]),
+]
+
+
+def some_groups() -> Ranking:
+    same = COMPLETE.zend_real_before
+    return ranked(
+        grown(700, "a", anon_end=1_000_003 + 3, zend_real_end=same, anon_peak=5, zend_peak=5, duration_ns=997),
+        grown(-100, "b", anon_end=1_000_003 + 5, zend_real_end=same, anon_peak=7, zend_peak=3, duration_ns=991),
+        grown(-100, "b", anon_end=1_000_003, zend_real_end=same, anon_peak=1, zend_peak=1, duration_ns=7),
+        grown(300, "c", anon_end=1_000_003 + 7, zend_real_end=same, anon_peak=3, zend_peak=7, duration_ns=983),
+        UNMEASURED._replace(script="none"),
+    )
+
+
+@pytest.mark.parametrize(("sort", "keys"), SORTED)
+def test_groups_come_with_the_most_first_and_those_not_measured_last(sort, keys):
+    assert [group.key for group in some_groups().groups(sort)] == keys
+
+
+@pytest.mark.parametrize("sort", list(Sort))
+def test_the_first_of_all_are_the_first(sort):
+    every = some_groups().groups(sort)
+
+    assert [some_groups().groups(sort, top) for top in (1, 2, 9)] == [every[:1], every[:2], every]
+
+
+def test_ties_go_by_growth_and_then_by_key():
+    ranking = ranked(grown(2, "b"), grown(2, "a"), grown(3, "c"), grown(2, None))
+
+    assert [group.key for group in ranking.groups(Sort.REQUESTS)] == ["c", "a", "b", None]
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.integers(-9, 9)), max_size=30))
+def test_the_order_does_not_depend_on_the_order_of_requests(pairs):
+    forward = ranked(*(native(growth, key) for key, growth in pairs))
+    backward = ranked(*(native(growth, key) for key, growth in reversed(pairs)))
+
+    assert forward.groups() == backward.groups()
+    assert Counter({group.key: group.requests for group in forward.groups()}) == Counter(key for key, _ in pairs)
+
+
+def test_the_columns_that_are_read_for_it_are_all_that_it_needs():
+    part = Request(**{name: getattr(COMPLETE, name) if name in COLUMNS else None for name in Request._fields})
+
+    for by in GroupBy:
+        assert ranked(part, by=by).groups() == ranked(COMPLETE, by=by).groups()

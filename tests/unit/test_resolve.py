@@ -1,0 +1,216 @@
+"""From what the user names to workers, on processes of the tests' own that phptrace takes for php-fpm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from elfs import elf
+from phps import executable, php_data, php_elf, running
+
+from tracer.errors import NoTargetError, NotPermittedError, TargetGoneError, UnsupportedError
+from tracer.targets.processes import Process
+from tracer.targets.resolve import Target, targets
+
+NO_PID = 1 << 30  # above any pid_max
+# Other masters may run on this host: a name that they have not.
+POOL, OTHER_POOL = "phptrace-unit-test", "phptrace-unit-test-2"
+WORKERS = (f"php-fpm: pool {POOL}", f"php-fpm: pool {POOL}", f"php-fpm: pool {OTHER_POOL}")
+
+
+@pytest.fixture
+def php(tmp_path: Path) -> Path:
+    return executable(tmp_path / "php-fpm", php_elf())
+
+
+@pytest.fixture
+def master(tmp_path: Path, php: Path) -> Iterator[Process]:
+    (tmp_path / "fpm.conf").write_text(f"[{POOL}]\n[phptrace-unit-test-idle]\n")
+    with running(php, f"php-fpm: master process ({tmp_path}/fpm.conf)", WORKERS) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def found(names: Sequence[str]) -> Iterator[list[Target]]:
+    """What targets() says, closed afterwards; skips where another user's master is in the way."""
+    try:
+        resolved = targets(names)
+    except NotPermittedError:
+        if os.geteuid() != 0 and any(name.startswith("php-fpm") for name in names):
+            pytest.skip("a php-fpm of another user runs here, which only root may look at")
+        raise
+    yield resolved
+    for target in resolved:
+        target.php.image.close()
+
+
+def pools_of(target: Target) -> list[str]:
+    return sorted(worker.pool or "" for worker in target.workers)
+
+
+def test_the_pid_of_a_master_means_its_workers(master):
+    with found([str(master.pid)]) as [target]:
+        assert target.master == master
+        assert pools_of(target) == [POOL, POOL, OTHER_POOL]
+        assert (target.named, target.sapi, target.php.version) == (str(master.pid), "fpm-fcgi", (8, 2, 36))
+
+
+def test_the_pid_of_a_worker_means_that_worker(master):
+    with found([str(master.pid)]) as [all_of_them]:
+        worker = all_of_them.workers[1]
+
+    with found([str(worker.pid)]) as [target]:
+        assert (target.master, target.workers) == (None, (worker,))
+
+
+def test_a_master_without_workers_is_a_master_nevertheless(php):
+    with running(php, "php-fpm: master process (x)") as master, found([str(master.pid)]) as [target]:
+        assert (target.master, target.workers) == (master, ())
+
+
+def test_the_pid_of_a_php_that_is_no_fpm_means_that_process(tmp_path):
+    path = executable(tmp_path / "php", php_elf(data=php_data(sapi="cli")))
+
+    with running(path, "php script.php") as process, found([str(process.pid)]) as [target]:
+        assert (target.master, target.workers, target.sapi) == (None, (process,), "cli")
+        assert not target.speaks_fastcgi
+
+
+def test_php_fpm_means_every_master(master):
+    with found(["php-fpm"]) as all_of_them:
+        assert [t.master for t in all_of_them if t.master and t.master.pid == master.pid] == [master]
+
+
+def test_a_pool_means_its_workers_and_those_it_will_have(master):
+    with found([f"php-fpm:{POOL}"]) as [target]:
+        assert pools_of(target) == [POOL, POOL]
+        assert (target.master, target.pools) == (master, frozenset({POOL}))
+        assert (target.wants(POOL), target.wants(OTHER_POOL), target.wants(None)) == (True, False, False)
+
+
+def test_a_pool_that_has_no_worker_just_now_is_known_from_the_configuration(master):
+    with found(["php-fpm:phptrace-unit-test-idle"]) as [target]:
+        assert (target.master, target.workers) == (master, ())
+
+
+def test_two_pools_of_a_master_are_one_target(master):
+    with found([f"php-fpm:{POOL}", f"php-fpm:{OTHER_POOL}"]) as [target]:
+        assert pools_of(target) == [POOL, POOL, OTHER_POOL]
+        assert target.pools == {POOL, OTHER_POOL}
+
+
+def test_a_pool_and_its_master_are_all_of_the_master(master):
+    with found([f"php-fpm:{POOL}", str(master.pid)]) as [target]:
+        assert (len(target.workers), target.pools) == (3, None)
+
+
+def test_a_worker_of_a_target_that_is_there_already_is_not_taken_twice(master):
+    with found([str(master.pid)]) as [all_of_them]:
+        worker = all_of_them.workers[0]
+
+    with found([str(master.pid), str(worker.pid)]) as both:
+        assert len(both) == 1
+
+
+def test_a_worker_that_was_named_before_its_master_is_not_taken_twice(master):
+    with found([str(master.pid)]) as [all_of_them]:
+        worker = all_of_them.workers[0]
+
+    with found([str(worker.pid), str(master.pid)]) as both:
+        pids = [process.pid for target in both for process in target.workers]
+        assert len(pids) == len(set(pids))
+
+
+def test_a_pool_that_nobody_has_is_no_target_and_those_there_are_named(master):
+    with pytest.raises(NoTargetError, match=rf"has a pool 'nobody'. Pools found: .*{POOL}"), found(["php-fpm:nobody"]):
+        pass
+
+
+@pytest.mark.parametrize("name", ["apache2", "", "php-fpm8.2", "-1", "1.5", "PHP-FPM", " 1"])
+def test_a_name_that_is_unknown_is_no_target_and_those_known_are_named(name):
+    with pytest.raises(NoTargetError, match="names no target. Write php-fpm"):
+        targets([name])
+
+
+@pytest.mark.parametrize("pid", [0, NO_PID, 10**30])
+def test_a_pid_that_does_not_exist_is_a_target_that_is_gone(pid):
+    with pytest.raises(TargetGoneError, match=f"there is no process {pid}"):
+        targets([str(pid)])
+
+
+def test_a_zombie_is_a_target_that_is_gone():
+    with subprocess.Popen(["/bin/true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+        with pytest.raises(TargetGoneError):
+            targets([str(child.pid)])
+
+
+def test_a_process_that_is_not_php_is_not_supported():
+    with pytest.raises(UnsupportedError, match=rf"process {os.getpid()} runs .*python.*, which is not PHP"):
+        targets([str(os.getpid())])
+
+
+def test_a_php_that_cannot_be_traced_is_not_supported(tmp_path):
+    path = executable(tmp_path / "php-zts", php_elf(data=php_data(api="API20220829,TS")))
+
+    with running(path, "php") as process, pytest.raises(UnsupportedError, match=rf"^{path} .*ZTS"):
+        targets([str(process.pid)])
+
+
+def test_a_process_that_only_has_a_masters_title_is_no_master(tmp_path, master):
+    path = executable(tmp_path / "liar", elf())
+
+    with running(path, "php-fpm: master process (x)") as liar, found(["php-fpm"]) as all_of_them:
+        assert liar.pid not in [target.master.pid for target in all_of_them if target.master]
+
+
+def test_one_name_that_means_nothing_fails_all(master):
+    with pytest.raises(NoTargetError):
+        targets([str(master.pid), "nonsense"])
+
+
+def test_digits_that_are_no_number_are_no_target():
+    with pytest.raises(NoTargetError):
+        targets(["²"])
+
+
+def test_a_pid_of_thousands_of_digits_is_no_target():
+    with pytest.raises((NoTargetError, TargetGoneError)):
+        targets(["9" * 5000])
+
+
+def test_what_a_refusal_shows_of_a_strangers_executable_is_safe_to_print(tmp_path):
+    path = executable(tmp_path / "\x1b]0;owned\x07", elf())
+
+    with running(path, "anything") as process, pytest.raises(UnsupportedError) as refusal:
+        targets([str(process.pid)])
+
+    assert str(refusal.value).isprintable()
+
+
+def test_what_a_refusal_shows_of_a_strangers_pools_is_safe_to_print(tmp_path, php):
+    (tmp_path / "fpm.conf").write_text("[\x1b]0;owned\x07]\n")
+
+    with (
+        running(php, f"php-fpm: master process ({tmp_path}/fpm.conf)"),
+        pytest.raises(NoTargetError) as refusal,
+        found(["php-fpm:nobody"]),
+    ):
+        pass
+
+    assert str(refusal.value).isprintable()
+
+
+def test_a_php_that_is_refused_is_closed(tmp_path):
+    path = executable(tmp_path / "php-zts", php_elf(data=php_data(api="API20220829,TS")))
+    with running(path, "php") as process:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(UnsupportedError):
+            targets([str(process.pid)])
+
+        assert len(os.listdir("/proc/self/fd")) == before

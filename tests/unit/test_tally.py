@@ -1,0 +1,79 @@
+"""How much was seen, in part, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+from samples import COMPLETE, request
+
+from tracer.analysis.tally import Tally
+from tracer.facts import Fact, Loss, Worker
+
+WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
+BORN_NS, DIED_NS = 1_700_000_000_000_000_003, 1_700_000_000_000_000_019
+
+
+def tallied(*facts: Fact) -> Tally:
+    tally = Tally()
+    tally.add_all(facts)
+    return tally
+
+
+def test_nothing_seen_is_nothing_counted():
+    tally = tallied()
+
+    assert (tally.requests, tally.incomplete, tally.workers, tally.lost, tally.losses) == (0, 0, 0, 0, {})
+
+
+def test_requests_are_counted_and_those_seen_in_part_apart():
+    tally = tallied(COMPLETE, COMPLETE, request(anon_before=None), request(anon_after=None), COMPLETE)
+
+    assert (tally.requests, tally.incomplete) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("ending", "killed", "fatal"),
+    [
+        ("finished", 0, 0),
+        ("exited", 0, 0),
+        ("cut_off", 0, 0),
+        ("fatal", 0, 1),
+        ("killed:SEGV", 1, 0),
+        ("killed:63", 1, 0),
+    ],
+)
+def test_requests_that_ended_badly_are_counted_by_how(ending, killed, fatal):
+    tally = tallied(request(ending=ending), COMPLETE)
+
+    assert (tally.killed, tally.fatal) == (killed, fatal)
+
+
+def test_a_complete_request_whose_uri_is_unknown_is_counted():
+    tally = tallied(request(uri=None), request(uri=None, anon_before=None), request(uri=""))
+
+    assert tally.uri_unknown == 1
+
+
+def test_a_worker_is_counted_once_however_often_it_is_told_of():
+    tally = tallied(WORKER, WORKER, WORKER._replace(pool="shop"))
+
+    assert tally.workers == 1
+
+
+def test_a_worker_of_the_same_pid_born_later_is_another():
+    tally = tallied(WORKER, WORKER._replace(start_ticks=7927), WORKER._replace(pid=4243))
+
+    assert tally.workers == 3
+
+
+def test_births_and_deaths_are_counted():
+    born = WORKER._replace(pid=3, born_ns=BORN_NS)
+
+    tally = tallied(WORKER, born, born._replace(pool="www"), born._replace(died_ns=DIED_NS, exit="exited:0"))
+
+    assert (tally.workers, tally.born, tally.died) == (2, 1, 1)
+
+
+def test_losses_are_summed_by_why():
+    tally = tallied(Loss(1, 3, "ring"), Loss(2, 5, "table"), Loss(3, 7, "ring"))
+
+    assert (tally.lost, tally.losses) == (15, {"ring": 10, "table": 5})
