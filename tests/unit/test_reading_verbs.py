@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -193,22 +194,43 @@ def test_an_export_of_what_is_no_recording_leaves_no_file(run, tmp_path):
     assert not (tmp_path / "o.csv").exists()
 
 
-@pytest.mark.parametrize("verb", [["report", "-n", "0"], ["report", "-n", "0", "--format", "tsv"], ["export"]])
+READERS = [["report", "-n", "0"], ["report", "-n", "0", "--format", "tsv"], ["report", "--format", "json"], ["export"]]
+
+
+def piped(file: Path, verb: list[str], read_lines: int) -> tuple[int, str]:
+    """Exit code and stderr, where the pipe's reader closes it after so many lines; buffered as a user has it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tracer", *verb, file],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment,
+    ) as writer:  # fmt: skip
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        for _ in range(read_lines):
+            writer.stdout.readline()
+        writer.stdout.close()
+        said = writer.stderr.read().decode()
+    return writer.returncode, said
+
+
+@pytest.mark.parametrize("verb", READERS)
 def test_a_reader_that_has_had_enough_is_no_error(tmp_path, verb):
     file = recording(tmp_path / "many", [request(script=f"/{n}.php") for n in range(2003)])
 
-    with subprocess.Popen(
-        [sys.executable, "-m", "tracer", *verb, file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    ) as writer:
-        assert writer.stdout is not None
-        assert writer.stderr is not None
-        writer.stdout.readline()
-        writer.stdout.close()
-        said = writer.stderr.read().decode()
+    code, said = piped(file, verb, 1)
 
     assert "Traceback" not in said
     assert "Exception ignored" not in said
-    assert writer.returncode == 0
+    assert code == 0
+
+
+@pytest.mark.xfail(reason="BUG: cli.main() takes the BrokenPipeError of its flush() for a full disk: exit code 8")
+@pytest.mark.parametrize("verb", READERS[1:])
+def test_a_reader_that_wanted_nothing_is_no_error(path, verb):
+    code, said = piped(path, verb, 0)
+
+    assert "incomplete:" not in said
+    assert code == 0
 
 
 def test_growth_beyond_64_bits_is_ranked_or_refused(tmp_path):

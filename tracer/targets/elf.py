@@ -15,15 +15,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from elftools.common.exceptions import ELFError
+from elftools.common.utils import struct_parse
 from elftools.elf.elffile import ELFFile
 
 from tracer.errors import UnsupportedError
 
+_MAX_NAMES = 1 << 16
 _MAX_NOTES = 1 << 20
 _MAX_SEARCHED = 64 << 20
 _MAX_CODE = 1 << 16
 _NT_STAPSDT = 3
-_MAX_SYMBOLS = 4 << 20  # bytes of .dynsym, and of .dynstr
+_MAX_SYMBOLS = 1 << 20  # bytes of .dynsym, and of .dynstr
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _SHN_UNDEF = 0
 # What pyelftools lets through for a file that lies about itself.
@@ -91,7 +93,7 @@ class Elf:
         with self._foreign():
             _refuse_extended_numbers(os.pread(image.fd, 64, 0))
             self._elf = ELFFile(self._file)
-            self._dynsym = self._elf.get_section_by_name(".dynsym")
+            self._sections = self._read_sections()
             self._loads = [
                 (s["p_vaddr"], s["p_filesz"], s["p_offset"])
                 for s in self._elf.iter_segments()
@@ -110,25 +112,37 @@ class Elf:
                 self._names = self._read_symbols()
         return self._names.get(name.encode())
 
+    def _read_sections(self) -> dict[str, Any]:
+        """Section headers by name. pyelftools' own sections parse what is in them, however much that claims to be."""
+        size, start = self._elf["e_shentsize"], self._elf["e_shoff"]
+        headers = [
+            struct_parse(self._elf.structs.Elf_Shdr, self._file, start + size * number)
+            for number in range(self._elf["e_shnum"])
+        ]
+        names = self._content(headers[self._elf["e_shstrndx"]], _MAX_NAMES) if headers else b""
+        found = {names[h["sh_name"] :].split(b"\0", 1)[0][:64].decode("ascii", "replace"): h for h in headers}
+        self._headers = headers
+        return found
+
     def _read_symbols(self) -> dict[bytes, Symbol]:
         """All defined dynamic symbols. Read flat: pyelftools would follow the file's hash chains, cycles and all."""
-        if self._dynsym is None:
+        if not self.has_symbols:
             return {}
-        strings = self._elf.get_section(self._dynsym["sh_link"])
-        texts = self._section(strings, _MAX_SYMBOLS)
-        table = self._section(self._dynsym, _MAX_SYMBOLS)
+        dynsym = self._sections[".dynsym"]
+        texts = self._content(self._headers[dynsym["sh_link"]], _MAX_SYMBOLS)
+        table = self._content(dynsym, _MAX_SYMBOLS)
         found: dict[bytes, Symbol] = {}
         for name, _, _, section, value, size in _SYMBOL.iter_unpack(table[: len(table) // _SYMBOL.size * _SYMBOL.size]):
             if section != _SHN_UNDEF and name < len(texts):
                 found.setdefault(texts[name : texts.find(b"\0", name)], Symbol(value, size))
         return found
 
-    def _section(self, section: Any, limit: int) -> bytes:
-        return os.pread(self._image.fd, min(section["sh_size"], limit), section["sh_offset"])
+    def _content(self, header: Any, limit: int) -> bytes:
+        return os.pread(self._image.fd, min(header["sh_size"], limit), header["sh_offset"])
 
     @property
     def has_symbols(self) -> bool:
-        return self._dynsym is not None
+        return ".dynsym" in self._sections
 
     def file_offset(self, address: int) -> int | None:
         """Where in the file that address is; None if it is in none of its segments."""
@@ -153,12 +167,12 @@ class Elf:
     def usdt_sites(self, provider: str, name: str) -> list[int]:
         """Addresses of a USDT probe's nops (.note.stapsdt), corrected for prelinking."""
         with self._foreign():
-            notes = self._elf.get_section_by_name(".note.stapsdt")
+            notes = self._sections.get(".note.stapsdt")
             if notes is None:
                 return []
-            base = self._elf.get_section_by_name(".stapsdt.base")
+            base = self._sections.get(".stapsdt.base")
             shift_to = base["sh_addr"] if base is not None else None
-            blob = self._section(notes, _MAX_NOTES)
+            blob = self._content(notes, _MAX_NOTES)
             wanted = provider.encode() + b"\0" + name.encode() + b"\0"
             sites = []
             for kind, description in _notes(blob):
