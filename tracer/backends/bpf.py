@@ -55,7 +55,7 @@ _POLL_S = 0.05
 _BATCH = 8192
 _NICE = -10
 _HOUSEKEEPING_S = 1.0
-_UPROBES_ON_PHP = ("on_end", "on_teardown", "on_script_end", "on_exit_call", "on_startup")
+_UPROBES_ON_PHP = ("on_teardown", "on_script_end", "on_exit_call", "on_end", "on_startup")
 _RAW_TRACEPOINTS = (
     ("sched_process_fork", "on_fork"),
     ("sched_process_exec", "on_exec"),
