@@ -80,8 +80,8 @@ struct request {
 	__s64 memory_limit; /* the setting in force; -1 is unlimited */
 	__u64 vm_before;
 	__u64 vm_after;
-	__u64 map_bytes;
-	__u64 unmap_bytes;
+	__s64 map_bytes; /* sums of the worker's own arguments: signed, for the same reason */
+	__s64 unmap_bytes;
 	__s64 brk_bytes; /* > 0 grown, < 0 shrunk: net, from mm->brk */
 	__u32 map_calls;
 	__u32 unmap_calls;

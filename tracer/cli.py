@@ -88,12 +88,16 @@ def main(arguments: list[str] | None = None) -> Any:
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = _INTERRUPTED
+    except (_ReaderGoneError, BrokenPipeError):
+        code = 0  # that is no error
+        _drop_stdout()
     except OSError as exc:
         click.echo(f"phptrace: the output is incomplete: {exc}", err=True)
         code = IncompleteError.exit_code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except _ReaderGoneError:
-        # That is no error. Keep Python from saying so at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_stdout() -> None:
+    """Keeps Python from trying once more, and complaining, at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -261,6 +261,8 @@ class Reader:
         """RecordingError if it is no recording, is of a newer schema, is damaged, or cannot be read."""
         self.path = path
         head = _head(path)
+        if not head:
+            raise RecordingError(f"the recording {path} is empty: phptrace was killed before it wrote anything")
         if not head.startswith(b"SQLite format 3\0") or int.from_bytes(head[68:72], "big") != _APPLICATION_ID:
             raise RecordingError(f"{path} is not a phptrace recording")
         schema = int.from_bytes(head[60:64], "big")
@@ -269,7 +271,8 @@ class Reader:
                 f"{path} has schema {schema}; this phptrace reads up to {SCHEMA}. Read it with a newer phptrace."
             )
         page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
-        if os.path.getsize(path) < (65536 if page == 1 else page) * pages:
+        # With a journal beside it, the rest may be there: a disk that is full, or a writer at work.
+        if not os.path.exists(path + "-wal") and os.path.getsize(path) < (65536 if page == 1 else page) * pages:
             raise RecordingError(f"{path} is damaged or cut short")
         self._connection = self._open(path, in_wal_mode=head[18] == 2)
         try:

@@ -205,11 +205,11 @@ def phptrace(*arguments: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, **settings)  # type: ignore[call-overload, no-any-return]
 
 
-def attached_to(process: subprocess.Popen[str]) -> str:
+def attached_to(process: subprocess.Popen[str], until: str = "workers, backend") -> str:
     """Waits until a `phptrace` says that it is attached; returns what it said."""
     assert process.stderr is not None
     said = ""
-    while "workers, backend" not in said:
+    while until not in said:
         line = process.stderr.readline()
         if not line:
             pytest.fail(f"phptrace ended before it was attached: {said}")

@@ -11,6 +11,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,7 +121,9 @@ def test_filters_keep_only_what_was_asked_for(recording: Path) -> None:
     assert slow == []
 
 
-def test_a_recording_that_was_open_elsewhere_when_it_ended_can_be_read_by_others(fpm: Fpm, tmp_path: Path) -> None:
+def test_a_recording_that_was_open_elsewhere_when_it_ended_can_be_read_by_others(
+    fpm: Fpm, tmp_path: Path, public: Path
+) -> None:
     path = tmp_path / "r.phptrace"
     process = phptrace("record", "-o", str(path), str(fpm.master))
     attached_to(process)
@@ -131,24 +134,29 @@ def test_a_recording_that_was_open_elsewhere_when_it_ended_can_be_read_by_others
         code, _, said = finish(process)
 
     assert code == 0, said
-    copy = _published(path, tmp_path)
+    copy = _published(path, public)
     answer = _as_nobody("report", "--format", "json", str(copy))
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["requests"] == 1
 
 
-def test_report_needs_neither_root_nor_bcc(recording: Path, tmp_path: Path) -> None:
-    answer = _as_nobody("report", "--format", "json", str(_published(recording, tmp_path)))
+def test_report_needs_neither_root_nor_bcc(recording: Path, public: Path) -> None:
+    answer = _as_nobody("report", "--format", "json", str(_published(recording, public)))
 
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["requests"] == 25
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder where everybody may look; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="phptrace-test.") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def _published(path: Path, folder: Path) -> Path:
-    """A copy where others may read it, and nothing else."""
-    for parent in (folder, *folder.parents[:-1]):
-        if parent.owner() == "root":
-            parent.chmod(parent.stat().st_mode | 0o055)
+    """A copy that others may read, and nothing else."""
     copy = folder / "public.phptrace"
     copy.write_bytes(path.read_bytes())
     copy.chmod(0o444)

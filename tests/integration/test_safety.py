@@ -88,7 +88,7 @@ def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(pool: Fpm, tmp_pa
         for turn in range(20):
             path = tmp_path / f"{turn}.phptrace"
             process = phptrace("record", "-o", str(path), str(pool.master))
-            attached_to(process)
+            attached_to(process, "recording to")
             before = load.done
             wait_for(lambda before=before: load.done > before + rng.randrange(400), "some load")
             process.kill()

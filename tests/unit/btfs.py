@@ -34,9 +34,11 @@ class Types:
     def array(self, of: int, count: int) -> int:
         return self.add(ARRAY, tail=struct.pack("<III", of, 1, count))
 
-    def blob(self) -> bytes:
-        header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(self._types), len(self._types), len(self._strings))
-        return header + self._types + self._strings
+    def blob(self, gap: bytes = b"") -> bytes:
+        """`gap` lies between header and types, and between types and strings."""
+        size, behind = len(self._types), len(gap) + len(self._types) + len(gap)
+        header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, len(gap), size, behind, len(self._strings))
+        return header + gap + self._types + gap + self._strings
 
     def _text(self, text: str) -> int:
         if not text:

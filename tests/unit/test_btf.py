@@ -16,7 +16,7 @@ from tracer.targets.btf import VMLINUX, Btf
 WANTED = ("task_struct", "mm_struct", "percpu_counter")
 
 
-def some_types() -> bytes:
+def some_types(gap: bytes = b"") -> bytes:
     """Every kind of type, and what the kernel's structures are made of."""
     types = btfs.Types()
     u64 = types.integer("u64", 8)
@@ -43,7 +43,7 @@ def some_types() -> bytes:
         "task_struct", 2048, ("se", qualified, 128 * 8), ("mm", types.add(btfs.PTR, "", mm), 200 * 8),
         ("flags", s32, 300 * 8 | 4 << 24), ("on_cpu", s32, 301 * 8 | 1 << 24), flag=1,
     )  # fmt: skip
-    return types.blob()
+    return types.blob(gap)
 
 
 BLOB = some_types()
@@ -99,6 +99,12 @@ def test_of_two_structures_of_a_name_the_first_counts():
     types.structure("mm_struct", 16, ("brk", u64, 128))
 
     assert Btf(types.blob(), WANTED).offset("mm_struct", "brk") == 8
+
+
+def test_types_and_names_may_lie_anywhere_behind_the_header():
+    found = Btf(some_types(gap=b"\xff" * 52), WANTED)
+
+    assert found.offset("task_struct", "se.sum_exec_runtime") == 128 + 3
 
 
 def test_an_empty_structure_is_not_the_one_that_is_meant():

@@ -214,6 +214,7 @@ def test_a_load_of_rdx_is_stepped_over_in_brk_alone_which_has_no_third_argument(
         "488945f8",  # mov %rax,-8(%rbp)
         "48894208",  # mov %rax,8(%rdx)
         "48890424",  # mov %rax,(%rsp)
+        "488904",  # mov %rax,(%rbx,%rsi,2), of which the last byte looks like a jump
         "483b07",  # cmp (%rdi),%rax: memory
         "483907",  # cmp %rax,(%rdi): memory
         "483d01f0ffff" * 4,  # more than any wrapper has
@@ -233,9 +234,10 @@ def test_a_load_that_overwrites_an_argument_is_not_stepped_over():
     assert behind_syscall(bytes.fromhex("b80b000000 0f05 488b3d79510d00 483d01f0ffff 7301"), 11) is None
 
 
-@pytest.mark.parametrize("length", range(0xD))
-def test_a_wrapper_cut_off_before_its_jump_has_none(length):
-    assert behind_syscall(MUNMAP[:length], 11) is None
+@pytest.mark.parametrize(("code", "number", "jump"), [(MUNMAP, 11, 0xD), (BRK, 12, 0x14)], ids=["munmap", "brk"])
+def test_a_wrapper_cut_off_before_its_jump_has_none(code, number, jump):
+    assert [behind_syscall(code[:length], number) for length in range(jump + 2)] == [None] * (jump + 2)
+    assert behind_syscall(code[: jump + 2], number) == jump
 
 
 # Pieces of what the decoders look for, so that random code comes near it.

@@ -92,7 +92,6 @@ def test_a_configuration_is_read_only_so_far():
     assert fpm_pools(master_of("/dev/zero")) == set()
 
 
-@pytest.mark.xfail(reason="BUG: os.open() comes before fstat(): whoever may run PHP can have root open any device")
 def test_what_is_no_file_is_not_even_opened(tmp_path):
     os.mkfifo(tmp_path / "php-fpm.conf")
     libc = ctypes.CDLL(None)

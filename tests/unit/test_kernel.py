@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import btfs
@@ -16,6 +18,7 @@ from tracer.targets import kernel
 from tracer.targets.btf import Btf
 from tracer.targets.kernel import RssKind, kernel_layout, percpu_table_from_text
 
+ROOT = Path(__file__).resolve().parents[2]
 TABLE = 0xFFFF_FFFF_8234_5678
 OTHER = 0xFFFF_FFFF_8100_0010
 WANTED = ("task_struct", "mm_struct", "percpu_counter", "task_rss_stat")
@@ -86,7 +89,7 @@ def structures(*, percpu: bool, without: str = "") -> Btf:
         rss, more = types.array(counter, 4), []
     else:
         rss = structure("mm_rss_stat", "events", "count")
-        more = [("rss_stat", structure("task_rss_stat", "events", "count"))]
+        more = [] if without == "task_rss_stat" else [("rss_stat", structure("task_rss_stat", "events", "count"))]
     structure("mm_struct", "pgd", "total_vm", "hiwater_rss", "brk", "arg_start", ("rss_stat", rss))
     entity = structure("sched_entity", "load", "sum_exec_runtime")
     structure(
@@ -113,6 +116,10 @@ def test_the_layout_of_a_kernel_that_splits_rss_between_mm_and_task_is_read():
     assert (found.counter_size, found.counter_count, found.counter_counters) == (0, 0, 0)
 
 
+def test_a_kernel_that_keeps_rss_in_mm_alone_has_nothing_of_it_in_the_task():
+    assert kernel_layout(structures(percpu=False, without="task_rss_stat")).task_rss_stat == 0
+
+
 def test_a_kernel_without_the_time_of_birth_does_without_it():
     assert kernel_layout(structures(percpu=True, without="start_boottime")).task_start_boottime == 0
 
@@ -131,15 +138,38 @@ def test_the_lockdown_is_one_of_the_kernels_three():
     assert kernel.lockdown() in ("none", "integrity", "confidentiality")
 
 
+def test_a_symbol_of_the_kernel_has_its_address_unless_that_is_hidden():
+    with open("/proc/kallsyms", encoding="ascii") as symbols:
+        address, _, name = symbols.readline().split()[:3]
+
+    assert kernel.kernel_symbol(name) == (int(address, 16) or None)
+
+
+def test_the_initial_pid_namespace_is_known_by_its_number():
+    assert kernel.in_initial_pid_namespace() == (os.readlink("/proc/self/ns/pid") == "pid:[4026531836]")
+
+
 def test_a_symbol_that_no_kernel_has_is_not_found():
     assert kernel.kernel_symbol("phptrace_has_no_such_symbol") is None
 
 
-def test_the_capabilities_missing_are_those_not_in_this_process_status():
-    status = Path("/proc/self/status").read_text()
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+def held_capabilities() -> int:
+    return int(Path("/proc/self/status").read_text().partition("CapEff:")[2].split()[0], 16)
 
-    missing = kernel.missing_capabilities()
 
-    assert ("CAP_SYS_PTRACE" in missing) == (not effective >> 19 & 1)
-    assert ("CAP_DAC_READ_SEARCH" in missing) == (not effective >> 2 & 1)
+@pytest.mark.parametrize(
+    "dropped", [(), (2,), (19,), (38,), (39,), (21,), (21, 38), (21, 39), (2, 19, 21, 38, 39)], ids=str
+)
+def test_the_capabilities_missing_are_those_needed_and_not_held(dropped):
+    program = (
+        f"import ctypes, os, sys\nfor number in {dropped}: ctypes.CDLL(None).prctl(24, number, 0, 0, 0)\n"
+        "os.execv(sys.executable, [sys.executable, '-c',"
+        " 'from tracer.targets.kernel import *; print(*missing_capabilities())'])"
+    )  # PR_CAPBSET_DROP: prctl(2); the numbers: include/uapi/linux/capability.h, Linux 6.18
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+
+    left = {number for number in (2, 19, 21, 38, 39) if held_capabilities() >> number & 1} - set(dropped)
+    needed = {19: "CAP_SYS_PTRACE", 2: "CAP_DAC_READ_SEARCH"}
+    if 21 not in left:  # CAP_SYS_ADMIN stands for both
+        needed |= {39: "CAP_BPF", 38: "CAP_PERFMON"}
+    assert ended.stdout.split() == [name for number, name in needed.items() if number not in left]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -230,6 +233,60 @@ def test_a_writer_that_is_killed_before_its_first_flush_leaves_a_recording(path)
     in_subprocess("w = Writer(path, {})\nos.kill(os.getpid(), signal.SIGKILL)\n", path)
 
     assert read(path) == []
+
+
+def test_many_requests_are_written_without_being_asked_to(path):
+    with Writer(str(path), {}) as file:
+        file.add([COMPLETE] * 999)
+        before = read(path)
+        file.add([OTHER])
+
+        assert (before, len(read(path))) == ([], 1000)
+
+
+def test_a_full_disk_at_the_very_end_is_told_too(path):
+    ended = in_subprocess(
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "w = Writer(path, {})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "try:\n"
+        "    with w:\n"
+        "        w.add([request] * 499)\n"
+        "except IncompleteError:\n"
+        "    print('told')\n",
+        path,
+    )
+
+    assert ended.stdout == "told\n"
+
+
+def test_a_copy_of_a_recording_that_was_still_growing_can_be_read_where_nothing_may_be_written(path, tmp_path):
+    with Writer(str(path), {"host": "web1"}) as file:
+        file.add([COMPLETE] * 1000)
+        copy = Path(shutil.copy(path, tmp_path / "copy.phptrace"))
+        copy.chmod(0o444)
+    directory = Path(tempfile.mkdtemp())
+    copy = copy.rename(directory / "r.phptrace")
+    directory.chmod(0o555)
+
+    code = as_nobody(lambda: Reader(str(copy)).meta["host"] == "web1")
+
+    directory.chmod(0o755)
+    shutil.rmtree(directory)
+    assert code == 0
+
+
+def as_nobody(check: Callable[[], bool]) -> int:
+    """0 if it is true in a process of a user who may write nothing here."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            os._exit(0 if check() else 1)
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_full_disk_is_told_and_what_was_flushed_before_can_be_read(path):

@@ -76,7 +76,7 @@ def test_a_directory_is_refused(tmp_path):
 def test_what_is_no_recording_is_refused(path, content):
     path.write_bytes(content)
 
-    refused(path, "is not a phptrace recording")
+    refused(path, "is not a phptrace recording|is empty")
 
 
 def test_a_database_of_another_program_is_refused(path):

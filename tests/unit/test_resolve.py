@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -80,9 +81,30 @@ def test_the_pid_of_a_php_that_is_no_fpm_means_that_process(tmp_path):
         assert not target.speaks_fastcgi
 
 
-def test_php_fpm_means_every_master(master):
-    with found(["php-fpm"]) as all_of_them:
-        assert [t.master for t in all_of_them if t.master and t.master.pid == master.pid] == [master]
+def test_php_fpm_means_every_master_and_all_its_workers(php, master):
+    with running(php, "php-fpm: master process (x)") as idle, found(["php-fpm"]) as all_of_them:
+        ours = {t.master: pools_of(t) for t in all_of_them if t.master in (master, idle)}
+
+    assert ours == {master: [POOL, POOL, OTHER_POOL], idle: []}
+
+
+def test_a_pool_means_only_the_masters_that_have_it(php, master):
+    with (
+        running(php, "php-fpm: master process (x)", ("php-fpm: pool elsewhere",)),
+        found([f"php-fpm:{POOL}"]) as all_of,
+    ):
+        assert [target.master for target in all_of] == [master]
+
+
+def test_two_masters_are_two_targets(php, master):
+    with running(php, "php-fpm: master process (x)") as other, found([str(master.pid), str(other.pid)]) as both:
+        assert [target.master for target in both] == [master, other]
+
+
+@pytest.mark.parametrize(("sapi", "speaks"), [("fpm-fcgi", True), ("cgi-fcgi", True), ("cli", False), (None, True)])
+def test_an_unknown_sapi_may_speak_fastcgi(master, sapi, speaks):
+    with found([str(master.pid)]) as [target]:
+        assert dataclasses.replace(target, sapi=sapi).speaks_fastcgi is speaks
 
 
 def test_a_pool_means_its_workers_and_those_it_will_have(master):
@@ -116,17 +138,24 @@ def test_a_worker_of_a_target_that_is_there_already_is_not_taken_twice(master):
         assert len(both) == 1
 
 
-def test_a_worker_that_was_named_before_its_master_is_not_taken_twice(master):
-    with found([str(master.pid)]) as [all_of_them]:
-        worker = all_of_them.workers[0]
+def test_a_worker_that_was_named_before_its_master_is_not_taken_twice(php, master):
+    with (
+        running(php, "php-fpm: master process (x)", ("php-fpm: pool elsewhere",)) as other,
+        found([str(other.pid), str(master.pid)]) as [with_elsewhere, all_of_them],
+    ):
+        elsewhere, worker = with_elsewhere.workers[0], all_of_them.workers[0]
 
-    with found([str(worker.pid), str(master.pid)]) as both:
-        pids = [process.pid for target in both for process in target.workers]
-        assert len(pids) == len(set(pids))
+        with found([str(elsewhere.pid), str(worker.pid), str(master.pid)]) as merged:
+            assert [target.workers for target in merged] == [(elsewhere,), all_of_them.workers]
 
 
 def test_a_pool_that_nobody_has_is_no_target_and_those_there_are_named(master):
-    with pytest.raises(NoTargetError, match=rf"has a pool 'nobody'. Pools found: .*{POOL}"), found(["php-fpm:nobody"]):
+    with (
+        pytest.raises(
+            NoTargetError, match=rf"has a pool 'nobody'. Pools found: (.*, )?{POOL}, {POOL}-2, {POOL}-idle(, .*)?\.$"
+        ),
+        found(["php-fpm:nobody"]),
+    ):
         pass
 
 

@@ -63,6 +63,7 @@ def test_a_masters_child_is_a_worker_whose_pool_is_not_yet_known(roster):
     fact = roster.born(event(EventKind.BORN))
 
     assert fact == Worker(4007, 13, None, "8.2.36", CLOCK_OFFSET_NS + 1_000_003, None, None)
+    assert roster.workers[4007].wanted
 
 
 def test_a_child_of_another_process_is_no_worker(roster):

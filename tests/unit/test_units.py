@@ -42,6 +42,18 @@ def test_what_is_no_size_is_refused_with_an_example(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize("text", ["99999999999999999999999", "16777216T", "9" * 310 + "K"])
+def test_a_size_beyond_64_bits_is_refused(text):
+    with pytest.raises(ValueError, match="is more than a size can be"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["99999999999s", "20000d", "9" * 310])
+def test_a_duration_of_lifetimes_is_refused(text):
+    with pytest.raises(ValueError, match="is more than a duration can be"):
+        parse_duration(text)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("250ms", 0.25), ("30s", 30.0), ("30", 30.0), ("5m", 300.0), ("1.5h", 5400.0), ("2d", 172800.0)],
@@ -181,6 +193,7 @@ def test_harmless_text_is_shown_as_it_is(text):
         ("\0", "\\x00"),
         ("\x7f", "\\x7f"),
         ("\x9b31m", "\\u009b31m"),  # C1: one character is what ESC [ is
+        ("\x80", "\\u0080"),
         ("\u202egnp.php", "\\u202egnp.php"),
         ("\u2028", "\\u2028"),
         ("\u200b", "\\u200b"),

@@ -36,12 +36,15 @@ def _inside(pid: int, pattern: str) -> list[str]:
 
 
 def _read(pid: int, path: str) -> str:
+    """The text of a regular file. Whoever runs PHP chooses the path: to open a FIFO or a device could do harm."""
     try:
-        # Whoever runs PHP chooses this path: it may be a FIFO, on which a plain open() would wait for ever.
-        descriptor = os.open(f"/proc/{pid}/root{os.path.join('/', path)}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        place = os.open(f"/proc/{pid}/root{os.path.join('/', path)}", os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(place).st_mode):
                 return ""
-            return file.read(_CONFIG_BYTES).decode("utf-8", "replace")
+            with open(f"/proc/self/fd/{place}", "rb") as file:
+                return file.read(_CONFIG_BYTES).decode("utf-8", "replace")
+        finally:
+            os.close(place)
     except (OSError, ValueError):
         return ""
