@@ -188,6 +188,13 @@ def test_a_run_that_ended_as_asked_is_fine():
     finish(Why.COUNT, Progress(), Tally(), plan())
 
 
+def test_how_many_requests_a_filter_kept_is_told(capsys):
+    finish(Why.COUNT, Progress(seen=1_009, kept=7), Tally(), plan(keep=Filter(min_growth=1)))
+    finish(Why.COUNT, Progress(seen=1_009, kept=1_009), Tally(), plan())
+
+    assert capsys.readouterr().err == "phptrace: kept 7 of 1,009 requests\n"
+
+
 def test_a_run_whose_target_ended_is_exit_code_6():
     with pytest.raises(TargetGoneError, match="php-fpm ended: nothing is left to trace") as ended:
         finish(Why.TARGET_GONE, Progress(), Tally(), plan())

@@ -208,11 +208,17 @@ def without_rights():
     os.seteuid(os.getuid())
 
 
-def test_a_recording_in_a_directory_that_may_not_be_entered_is_refused(tmp_path, without_rights):
-    with contextlib.suppress(PermissionError):  # not even its parent, where root made that
-        (tmp_path / "private").mkdir(mode=0)
+@pytest.fixture
+def closed(tmp_path):
+    """A directory that nobody may enter, but root."""
+    directory = tmp_path / "closed"
+    directory.mkdir(mode=0)
+    yield directory
+    directory.chmod(0o700)  # so that it can be removed
 
-    refused(tmp_path / "private" / "r.phptrace", "recording")
+
+def test_a_recording_in_a_directory_that_may_not_be_entered_is_refused(closed, without_rights):
+    refused(closed / "r.phptrace", "Permission denied")
 
 
 def test_a_recording_that_may_not_be_read_is_refused(private, without_rights):
