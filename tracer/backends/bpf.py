@@ -91,7 +91,6 @@ class BpfBackend:
             undo.callback(self._undo.close)
             self._load(max(1024, 2 * sum(len(t.workers) for t in targets)))
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            self._offset_ns = offset
             self._roster = Roster(offset)
             self._decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
             for target in targets:
@@ -228,7 +227,7 @@ class BpfBackend:
         self._hooked.add(php.image.identity)
 
     def _hook_calls(self, pid: int) -> None:
-        """Counts mmap and brk in the process's C library, or, where that is not possible, in the kernel."""
+        """Counts mmap and brk in the process's C library, or, where its code is unknown, in the kernel."""
         try:
             image = processes.open_libc(pid)
             library = None if image is None else libc.inspect(image)
@@ -242,11 +241,19 @@ class BpfBackend:
                 self._hooked.add(library.image.identity)
         elif not self._calls_by_tracepoint:
             self._calls_by_tracepoint = True
-            self._lacking.append(
-                "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this"
-                " host pays about 0.1 us a system call, since this C library's wrappers have an unknown form"
-            )
+            self._count_calls_in_kernel()
+
+    def _count_calls_in_kernel(self) -> None:
+        try:
             self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
+        except UnsupportedError as exc:
+            self._decoder.calls = False
+            self._lacking.append(f"mmap and brk calls: neither this C library nor this kernel shows them ({exc})")
+            return
+        self._lacking.append(
+            "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this host pays"
+            " some 0.03 us a system call, since this C library's wrappers have an unknown form"
+        )
 
     def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
         self._uprobes.append(self._programs.on_uprobe(function, image, offset, at_return=at_return))
