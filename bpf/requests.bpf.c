@@ -8,6 +8,8 @@
  */
 #include <uapi/linux/ptrace.h>
 #include "wire.h"
+#include "memory.h"
+#include "fastcgi.h"
 
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
 BPF_ARRAY(builds, struct build, BUILDS_MAX);
@@ -21,52 +23,12 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
 
-#define NO_WAKEUP                                                                                  \
-	1 /* BPF_RB_NO_WAKEUP: the reader polls on a timer; waking it costs the worker 15 us */
+/* BPF_RB_NO_WAKEUP: the reader comes by on a timer; waking it would cost the worker 15 us. */
+#define NO_WAKEUP 1
 #define MAX_ERRNO 4095
 #define offsetof(type, member) __builtin_offsetof(type, member)
-#define E_FATAL_ERRORS (1 | 4 | 16 | 64 | 256 | 4096)
 /* E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h */
-
-/* Indices of mm->rss_stat: include/linux/mm_types_task.h, Linux 5.10 to 6.18. */
-#define MM_FILEPAGES 0
-#define MM_ANONPAGES 1
-#define MM_SHMEMPAGES 3
-
-/* bcc takes 0.1 s of compile time for each textual bpf_probe_read_user(); hence one of each. */
-static __always_inline int read_user(void *to, u32 bytes, u64 from)
-{
-	return bpf_probe_read_user(to, bytes, (void *)from);
-}
-
-static __always_inline int read_user_text(void *to, u32 bytes, u64 from)
-{
-	return bpf_probe_read_user_str(to, bytes, (void *)from);
-}
-
-static __always_inline u64 user_u64(u64 from)
-{
-	u64 value = 0;
-
-	read_user(&value, sizeof(value), from);
-	return value;
-}
-
-static __always_inline u64 kernel_u64(u64 from)
-{
-	u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)from);
-	return value;
-}
-
-static __always_inline u32 kernel_u32(u64 from)
-{
-	u32 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)from);
-	return value;
-}
+#define E_FATAL_ERRORS (1 | 4 | 16 | 64 | 256 | 4096)
 
 static __always_inline void count_lost(u32 what)
 {
@@ -96,69 +58,6 @@ static __always_inline struct kernel *the_kernel(void)
 	u32 zero = 0;
 
 	return layout.lookup(&zero);
-}
-
-/* Pages, exact: what /proc/PID/status shows. */
-struct rss {
-	s64 file;
-	s64 anon;
-	s64 shmem;
-};
-
-static __always_inline void read_rss_percpu(struct kernel *k, u64 mm, struct rss *rss)
-{
-	u64 counter = mm + k->mm_rss_stat;
-	u64 file, anon, shmem;
-	s32 parts[4];
-	int cpu;
-
-	rss->file = kernel_u64(counter + MM_FILEPAGES * k->counter_size + k->counter_count);
-	rss->anon = kernel_u64(counter + MM_ANONPAGES * k->counter_size + k->counter_count);
-	rss->shmem = kernel_u64(counter + MM_SHMEMPAGES * k->counter_size + k->counter_count);
-	counter += k->counter_counters;
-	file = kernel_u64(counter + MM_FILEPAGES * k->counter_size);
-	anon = kernel_u64(counter + MM_ANONPAGES * k->counter_size);
-	shmem = kernel_u64(counter + MM_SHMEMPAGES * k->counter_size);
-
-	/* percpu_counter_init_many() (lib/percpu_counter.c, >= 6.6) lays the parts side by side. */
-	if (anon == file + 4 && shmem == file + 12) {
-		for (cpu = 0; cpu < POSSIBLE_CPUS; cpu++) {
-			if (bpf_probe_read_kernel(parts, sizeof(parts),
-						  (void *)(file + k->percpu_offset[cpu])))
-				continue;
-			rss->file += parts[MM_FILEPAGES];
-			rss->anon += parts[MM_ANONPAGES];
-			rss->shmem += parts[MM_SHMEMPAGES];
-		}
-		return;
-	}
-	for (cpu = 0; cpu < POSSIBLE_CPUS; cpu++) {
-		rss->file += (s32)kernel_u32(file + k->percpu_offset[cpu]);
-		rss->anon += (s32)kernel_u32(anon + k->percpu_offset[cpu]);
-		rss->shmem += (s32)kernel_u32(shmem + k->percpu_offset[cpu]);
-	}
-}
-
-static __always_inline void read_rss_split(struct kernel *k, u64 task, u64 mm, struct rss *rss)
-{
-	u64 shared = mm + k->mm_rss_stat, own = task + k->task_rss_stat;
-
-	rss->file = kernel_u64(shared + 8 * MM_FILEPAGES);
-	rss->anon = kernel_u64(shared + 8 * MM_ANONPAGES);
-	rss->shmem = kernel_u64(shared + 8 * MM_SHMEMPAGES);
-	if (!k->task_rss_stat)
-		return;
-	rss->file += (s32)kernel_u32(own + 4 * MM_FILEPAGES);
-	rss->anon += (s32)kernel_u32(own + 4 * MM_ANONPAGES);
-	rss->shmem += (s32)kernel_u32(own + 4 * MM_SHMEMPAGES);
-}
-
-static __always_inline void read_rss(struct kernel *k, u64 task, u64 mm, struct rss *rss)
-{
-	if (k->rss_kind == RSS_PERCPU)
-		read_rss_percpu(k, mm, rss);
-	else
-		read_rss_split(k, task, mm, rss);
 }
 
 /* One more exact look at anon, for the request's peak; returns it, in bytes, or 0. */
@@ -195,158 +94,6 @@ static __always_inline void submit_process(struct process_event *event)
 {
 	if (events.ringbuf_output(event, sizeof(*event), NO_WAKEUP))
 		count_lost(LOST_PROCESS_EVENTS);
-}
-
-/* fcgi_hash_bucket: main/fastcgi.c, PHP 7.4 to 8.2. */
-struct bucket {
-	u32 hash;
-	u32 name_bytes;
-	u64 name;
-	u32 value_bytes;
-	u32 pad;
-	u64 value;
-	u64 next;
-	u64 list_next;
-};
-
-/* A name of up to 16 bytes as two zero-padded words, and its FCGI_HASH_FUNC. */
-struct env_name {
-	u64 low;
-	u64 high;
-	u32 bytes;
-	u32 hash;
-};
-
-#define WORD(a, b, c, d, e, f, g, h)                                                               \
-	((u64)(a) | (u64)(b) << 8 | (u64)(c) << 16 | (u64)(d) << 24 | (u64)(e) << 32 |             \
-	 (u64)(f) << 40 | (u64)(g) << 48 | (u64)(h) << 56)
-#define HASH(fourth, last_but_one, last, bytes)                                                    \
-	(((u32)(fourth) << 2) + ((u32)(last_but_one) << 4) + ((u32)(last) << 2) + (bytes))
-
-/*
- * Finds a FastCGI parameter; its bucket is in *b. The names are compared: the hash is so weak that
- * clients' headers collide with it, and a client may try to. Chains are followed for 16 steps.
- */
-static __always_inline bool find_env(u64 table, const struct env_name *wanted, struct bucket *b)
-{
-	u64 at = user_u64(table + 8 * (wanted->hash & 127));
-	u64 name[2];
-	int step;
-
-	for (step = 0; step < 16; step++) {
-		if (!at || read_user(b, sizeof(*b), at))
-			return false;
-		if (b->hash == wanted->hash && b->name_bytes == wanted->bytes) {
-			name[0] = 0;
-			name[1] = 0;
-			if (!read_user(name, wanted->bytes & 15, b->name) &&
-			    name[0] == wanted->low && name[1] == wanted->high)
-				return true;
-		}
-		at = b->next;
-	}
-	return false;
-}
-
-static __always_inline void read_script(struct worker *w, struct build *php, u64 table, u64 sapi)
-{
-	const struct env_name script_filename = {
-		.low = WORD('S', 'C', 'R', 'I', 'P', 'T', '_', 'F'),
-		.high = WORD('I', 'L', 'E', 'N', 'A', 'M', 'E', 0),
-		.bytes = 15,
-		.hash = HASH('I', 'M', 'E', 15),
-	};
-	struct request *r = &w->request;
-	struct bucket b = {};
-	u32 stored;
-	u64 text;
-	int n;
-
-	if (table && find_env(table, &script_filename, &b)) {
-		r->script_bytes = b.value_bytes;
-		stored = b.value_bytes;
-		if (stored > SCRIPT_MAX)
-			stored = SCRIPT_MAX;
-		if (!read_user(w->strings, stored, b.value)) {
-			r->script_stored = stored;
-			return;
-		}
-	}
-	text = sapi && php->known ? user_u64(sapi + php->sg_path_translated) : 0;
-	n = text ? read_user_text(w->strings, SCRIPT_MAX, text) : 0;
-	if (n > 1) {
-		r->script_bytes = n - 1;
-		r->script_stored = n - 1;
-		r->flags |= REQUEST_SCRIPT_FALLBACK;
-		return;
-	}
-	r->script_bytes = 0;
-	r->script_stored = 0;
-	r->flags |= REQUEST_NO_SCRIPT;
-}
-
-/* After read_script(): the uri is stored behind the script. */
-static __always_inline void read_uri(struct worker *w, struct build *php, u64 table, u64 sapi)
-{
-	const struct env_name request_uri = {
-		.low = WORD('R', 'E', 'Q', 'U', 'E', 'S', 'T', '_'),
-		.high = WORD('U', 'R', 'I', 0, 0, 0, 0, 0),
-		.bytes = 11,
-		.hash = HASH('U', 'R', 'I', 11),
-	};
-	struct request *r = &w->request;
-	u32 offset = r->script_stored;
-	struct bucket b = {};
-	u32 stored;
-	u64 text;
-	int n;
-
-	if (offset > SCRIPT_MAX)
-		return;
-	if (table && find_env(table, &request_uri, &b)) {
-		r->uri_bytes = b.value_bytes;
-		stored = b.value_bytes;
-		if (stored > URI_MAX)
-			stored = URI_MAX;
-		if (!read_user(w->strings + offset, stored, b.value)) {
-			r->uri_stored = stored;
-			return;
-		}
-	}
-	text = sapi && php->known ? user_u64(sapi + php->sg_request_uri) : 0;
-	n = text ? read_user_text(w->strings + offset, URI_MAX, text) : 0;
-	if (n > 1) {
-		r->uri_bytes = n - 1;
-		r->uri_stored = n - 1;
-		r->flags |= REQUEST_URI_FALLBACK;
-		return;
-	}
-	r->uri_bytes = 0;
-	r->uri_stored = 0;
-	r->flags |= REQUEST_NO_URI;
-}
-
-static __always_inline void read_method(struct worker *w, struct build *php, u64 table, u64 sapi)
-{
-	const struct env_name request_method = {
-		.low = WORD('R', 'E', 'Q', 'U', 'E', 'S', 'T', '_'),
-		.high = WORD('M', 'E', 'T', 'H', 'O', 'D', 0, 0),
-		.bytes = 14,
-		.hash = HASH('U', 'O', 'D', 14),
-	};
-	struct request *r = &w->request;
-	struct bucket b = {};
-	u64 text;
-
-	if (table && find_env(table, &request_method, &b) &&
-	    read_user_text(r->method, sizeof(r->method), b.value) > 1)
-		return;
-	text = sapi && php->known ? user_u64(sapi + php->sg_method) : 0;
-	if (text && read_user_text(r->method, sizeof(r->method), text) > 1) {
-		r->flags |= REQUEST_METHOD_FALLBACK;
-		return;
-	}
-	r->flags |= REQUEST_NO_METHOD;
 }
 
 static __always_inline void send_title(struct kernel *k, u32 pid, u64 mm)

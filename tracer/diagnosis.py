@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tracer.backends import selfcheck
-from tracer.backends.bpf import bcc_problem, bcc_version
+from tracer.backends.programs import bcc_problem, bcc_version
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 from tracer.targets import btf, kernel, libc, processes
 from tracer.targets.resolve import FPM, Target, targets

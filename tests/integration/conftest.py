@@ -16,7 +16,8 @@ from pathlib import Path
 import fastcgi
 import pytest
 
-from tracer.backends.bpf import BpfBackend, obstacles
+from tracer.backends.bpf import BpfBackend
+from tracer.backends.obstacles import obstacles
 from tracer.facts import Fact, Loss, Request, Worker
 from tracer.targets.resolve import targets
 

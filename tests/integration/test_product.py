@@ -77,7 +77,7 @@ def test_a_wheel_brings_the_bpf_programs_along(tmp_path: Path) -> None:
 
     assert {"tracer/bpf/requests.bpf.c", "tracer/bpf/wire.h", "tracer/bpf/kernel/include/linux/ptrace.h"} <= names
     answer = subprocess.run(
-        [sys.executable, "-c", "from tracer.backends.bpf import bpf_sources; print(bpf_sources())"],
+        [sys.executable, "-c", "from tracer.backends.programs import bpf_sources; print(bpf_sources())"],
         cwd=tmp_path / "installed",
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True,

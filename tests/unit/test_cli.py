@@ -15,7 +15,7 @@ from samples import COMPLETE, recording
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
-from tracer.backends.bpf import obstacles
+from tracer.backends.obstacles import obstacles
 from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
 from tracer.commands.tracing import Plan, finish

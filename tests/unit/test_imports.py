@@ -138,7 +138,7 @@ def test_pyelftools_is_known_to_one_module():
 
 
 def test_bcc_is_known_to_two_modules():
-    assert importers("bcc") == {"backends/bpf", "backends/maps"}
+    assert importers("bcc") == {"backends/programs", "backends/maps"}
 
 
 def test_bcc_is_imported_only_inside_functions():

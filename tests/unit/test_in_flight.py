@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from records import record
 from samples import PROPERTY
 
-from tracer.backends.wire import WORKER, WORKER_BYTES, WORKER_FIELDS, RequestDecoder, exit_text, in_flight
+from tracer.backends.decoder import RequestDecoder, exit_text, in_flight
+from tracer.backends.wire import WORKER, WORKER_BYTES, WORKER_FIELDS
 
 DECODER = RequestDecoder("web1", 0, keep_query=False, calls=True)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from records import record
 from samples import COMPLETE, PROPERTY, recording, request
 
-from tracer.backends.wire import RequestDecoder
+from tracer.backends.decoder import RequestDecoder
 from tracer.facts import Loss, Request, Worker
 from tracer.recording import SCHEMA, Reader, Totals, Writer
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from records import MEASURED, record
 from samples import PROPERTY
 
-from tracer.backends.wire import REQUEST, SCRIPT_MAX, URI_MAX, Flag, RequestDecoder
+from tracer.backends.decoder import RequestDecoder
+from tracer.backends.wire import REQUEST, SCRIPT_MAX, URI_MAX, Flag
 from tracer.facts import Ending, Request
 
 CLOCK_OFFSET_NS = 1_700_000_000_000_000_003

@@ -57,7 +57,8 @@ BACKENDS = ("bpf",)
 
 def choose(wanted: str, *, keep_query: bool = False) -> Choice:
     """The backend asked for, or with `auto` the first that works here; the error says why none does."""
-    from tracer.backends.bpf import BpfBackend, obstacles
+    from tracer.backends.bpf import BpfBackend
+    from tracer.backends.obstacles import obstacles
 
     found = obstacles()
     if found:

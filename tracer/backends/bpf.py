@@ -1,4 +1,4 @@
-"""Watches workers with BPF programs; the only module that knows bcc, and only inside functions.
+"""Watches workers with BPF programs.
 
 Data flow: uprobes and raw tracepoints fill one record a request in the kernel (bpf/requests.bpf.c);
 poll() takes the records from the ring, on a timer, and turns them into facts.
@@ -8,49 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import logging
-import mmap
 import os
-import platform
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from tracer.backends import selfcheck
-from tracer.backends.maps import Map, MapFullError
-from tracer.backends.perf_event import attach_uprobe
+from tracer.backends.builds import build_entry
+from tracer.backends.decoder import RequestDecoder, in_flight
+from tracer.backends.maps import MapFullError
+from tracer.backends.programs import RING_BYTES, Programs
 from tracer.backends.ring import Ring
 from tracer.backends.roster import Roster
 from tracer.backends.thrift import give_back
-from tracer.backends.wire import (
-    BUILD,
-    BUILDS_MAX,
-    HEAD,
-    PROCESS_EVENT,
-    WORKER,
-    WORKER_BYTES,
-    EventKind,
-    Lost,
-    RequestDecoder,
-    Role,
-    in_flight,
-)
-from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
+from tracer.backends.wire import BUILDS_MAX, HEAD, PROCESS_EVENT, WORKER, WORKER_BYTES, EventKind, Lost, Role
+from tracer.errors import PhptraceError, UnsupportedError
 from tracer.facts import Fact, Loss
 from tracer.targets import kernel, libc, processes
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image
-from tracer.targets.layouts import FCGI_ENV
-from tracer.targets.php import Php
 from tracer.targets.processes import Process
 from tracer.targets.resolve import Target
 
 log = logging.getLogger(__name__)
 
-RING_BYTES = 8 << 20
 _POLL_S = 0.05
 _BATCH = 8192
 _NICE = -10
@@ -66,62 +48,6 @@ _WHY_LOST = {
     Lost.PROCESS_EVENTS: "births or deaths of workers: the ring buffer was full",
     Lost.WORKERS: "workers: more than the table holds were born",
 }
-
-
-def bpf_sources() -> Path:
-    """Where the BPF programs are: in the installed package, or beside it in a checkout."""
-    installed = Path(__file__).resolve().parent.parent / "bpf"
-    return installed if installed.is_dir() else installed.parent.parent / "bpf"
-
-
-def bcc_problem() -> UnsupportedError | None:
-    """Why bcc cannot be used; None if it can."""
-    try:
-        module = importlib.import_module("bcc")
-    except ImportError as exc:
-        return UnsupportedError(
-            f"cannot import bcc: {exc}. Install your distribution's (apt install python3-bpfcc); in a virtual"
-            " environment, make that one with /usr/bin/python3 -m venv --system-site-packages."
-        )
-    if not hasattr(module, "BPF"):
-        return UnsupportedError(
-            f"the bcc in {os.path.dirname(module.__file__ or '?')} is PyPI's package of that name, which is about"
-            " lattices, not BPF. pip uninstall bcc, and apt install python3-bpfcc."
-        )
-    return None
-
-
-def bcc_version() -> str:
-    """Which bcc there is, and where; only when bcc_problem() has none."""
-    module = importlib.import_module("bcc")
-    return f"{getattr(module, '__version__', '?')} in {os.path.dirname(module.__file__ or '?')}"
-
-
-def obstacles() -> list[PhptraceError]:
-    """Everything that keeps this backend from working here, each with its mend; the gravest first."""
-    found: list[PhptraceError] = []
-    missing = kernel.missing_capabilities()
-    if missing:
-        found.append(
-            NotPermittedError(f"tracing with BPF needs {', '.join(missing)}, which this process lacks. Run with sudo.")
-        )
-    if platform.machine() != "x86_64":
-        found.append(UnsupportedError(f"the BPF backend knows x86-64 only, not {platform.machine()}"))
-    problem = bcc_problem()
-    if problem is not None:
-        found.append(problem)
-    if kernel.lockdown() == "confidentiality":
-        found.append(UnsupportedError("kernel lockdown is at confidentiality: BPF may not read memory"))
-    if kernel.uprobe_pmu() is None:
-        found.append(UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)"))
-    if not kernel.in_initial_pid_namespace():
-        found.append(
-            UnsupportedError(
-                "phptrace runs in a PID namespace of its own, where pids are not the kernel's."
-                " Run it on the host, or the container with --pid=host."
-            )
-        )
-    return found
 
 
 class BpfBackend:
@@ -164,9 +90,7 @@ class BpfBackend:
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
             self._load(max(1024, 2 * sum(len(t.workers) for t in targets)))
-            self._check_layout()
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            self._offset_ns = offset
             self._roster = Roster(offset)
             self._decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
             for target in targets:
@@ -175,7 +99,7 @@ class BpfBackend:
                     self._roster.masters[target.master.pid] = target
                     self._watch(target.master.pid, Role.MASTER, target)
             for tracepoint, function in _RAW_TRACEPOINTS:
-                self._raw_tracepoint(tracepoint, function, self._tracepoints)
+                self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
             for target in targets:
                 self._find_workers(target)
             for target in targets:
@@ -236,66 +160,24 @@ class BpfBackend:
 
     def program_fd(self, function: str) -> int:
         """A loaded program's descriptor, whose /proc/self/fdinfo has the kernel's statistics of it."""
-        return int(self._program(function).fd)
-
-    # Loading
-
-    def _load(self, workers_max: int) -> None:
-        problem = bcc_problem()
-        if problem is not None:
-            raise problem
-        from bcc import BPF
-
-        sources = bpf_sources()
-        # bcc then compiles against our own declarations: no kernel headers are needed, none can mislead.
-        os.environ["BCC_KERNEL_SOURCE"] = str(sources / "kernel")
-        cpus = self._simulated_cpus or kernel.possible_cpus()
-        flags = [
-            f"-I{sources}",
-            f"-DWORKERS_MAX={workers_max}",
-            f"-DPOSSIBLE_CPUS={cpus}",
-            f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}",
-        ]
-        try:
-            self._bpf: Any = BPF(src_file=str(sources / "requests.bpf.c").encode(), cflags=flags)
-        except Exception as exc:  # bcc raises nothing more precise
-            raise UnsupportedError(f"cannot compile the BPF programs: {exc}") from exc
-        self._undo.callback(self._bpf.cleanup)
-        self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
-        self._undo.callback(self._close_uprobes)
-        self._maps: dict[str, Map] = {}
-        self._ring = Ring(self._map("events").fd, RING_BYTES)
-        self._undo.callback(self._ring.close)
-
-    def _check_layout(self) -> None:
-        """Fills in the kernel's offsets and proves them on this process."""
-        with contextlib.ExitStack() as meanwhile:
-            self._raw_tracepoint(selfcheck.TRACEPOINT, "on_rename", meanwhile)
-            cpus = self._simulated_cpus or kernel.possible_cpus()
-            simulated = self._simulated_cpus is not None
-            selfcheck.fill_layout(self._map, kernel.kernel_layout(), cpus, simulated=simulated)
-
-    def _map(self, name: str) -> Map:
-        if name not in self._maps:
-            self._maps[name] = Map(self._bpf, name)
-        return self._maps[name]
-
-    def _program(self, function: str, *, raw_tracepoint: bool = False) -> Any:
-        kind = self._bpf.RAW_TRACEPOINT if raw_tracepoint else self._bpf.KPROBE
-        try:
-            return self._bpf.load_func(function.encode(), kind)
-        except Exception as exc:  # bcc raises nothing more precise
-            raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
-
-    def _raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
-        self._program(function, raw_tracepoint=True)
-        try:
-            self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
-        except Exception as exc:  # bcc raises nothing more precise
-            raise UnsupportedError(f"cannot attach to the tracepoint {tracepoint}: {exc}") from exc
-        until.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
+        return self._programs.fd(function)
 
     # Attaching
+
+    def _load(self, workers_max: int) -> None:
+        """Compiles the programs, fills in the kernel's offsets, and proves them on this process."""
+        cpus = self._simulated_cpus or kernel.possible_cpus()
+        self._programs = Programs(workers_max=workers_max, cpus=cpus)
+        self._undo.callback(self._programs.close)
+        self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
+        self._undo.callback(self._close_uprobes)
+        self._map = self._programs.map
+        self._ring = Ring(self._map("events").fd, RING_BYTES)
+        self._undo.callback(self._ring.close)
+        with contextlib.ExitStack() as meanwhile:
+            self._programs.on_raw_tracepoint(selfcheck.TRACEPOINT, "on_rename", meanwhile)
+            simulated = self._simulated_cpus is not None
+            selfcheck.fill_layout(self._map, kernel.kernel_layout(), cpus, simulated=simulated)
 
     def _build(self, target: Target) -> int:
         """The index of the target's binary in the map `builds`, entering it if it is new."""
@@ -345,7 +227,7 @@ class BpfBackend:
         self._hooked.add(php.image.identity)
 
     def _hook_calls(self, pid: int) -> None:
-        """Counts mmap and brk in the process's C library, or, where that is not possible, in the kernel."""
+        """Counts mmap and brk in the process's C library, or, where its code is unknown, in the kernel."""
         try:
             image = processes.open_libc(pid)
             library = None if image is None else libc.inspect(image)
@@ -359,18 +241,22 @@ class BpfBackend:
                 self._hooked.add(library.image.identity)
         elif not self._calls_by_tracepoint:
             self._calls_by_tracepoint = True
-            self._lacking.append(
-                "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this"
-                " host pays about 0.1 us a system call, since this C library's wrappers have an unknown form"
-            )
-            self._raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
+            self._count_calls_in_kernel()
+
+    def _count_calls_in_kernel(self) -> None:
+        try:
+            self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
+        except UnsupportedError as exc:
+            self._decoder.calls = False
+            self._lacking.append(f"mmap and brk calls: neither this C library nor this kernel shows them ({exc})")
+            return
+        self._lacking.append(
+            "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this host pays"
+            " some 0.03 us a system call, since this C library's wrappers have an unknown form"
+        )
 
     def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
-        pmu = kernel.uprobe_pmu()
-        if pmu is None:
-            raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
-        fd = attach_uprobe(self._program(function).fd, pmu, image.path, offset, at_return=at_return)
-        self._uprobes.append(fd)
+        self._uprobes.append(self._programs.on_uprobe(function, image, offset, at_return=at_return))
 
     def _close_uprobes(self) -> None:
         while self._uprobes:
@@ -454,30 +340,3 @@ class BpfBackend:
                 found.append(Loss(time.time_ns(), total - self._lost_before[what], _WHY_LOST[what]))
                 self._lost_before[what] = total
         return found
-
-
-def build_entry(php: Php, *, fastcgi: bool) -> bytes:
-    """The `struct build` of a binary."""
-    heap, layout = php.heap, php.layout
-    globals_known = None not in (php.sapi_globals, php.core_globals, php.executor_globals)
-    return BUILD.pack(
-        php.hooks.startup.address,
-        heap.slot if heap else 0,
-        php.sapi_globals or 0,
-        php.core_globals or 0,
-        php.executor_globals or 0,
-        heap.size if heap else 0,
-        heap.peak if heap else 0,
-        heap.real_size if heap else 0,
-        heap.real_peak if heap else 0,
-        layout.sg_method if layout else 0,
-        layout.sg_path_translated if layout else 0,
-        layout.sg_request_uri if layout else 0,
-        layout.sg_response_code if layout else 0,
-        layout.pg_memory_limit if layout else 0,
-        layout.pg_last_error_type if layout else 0,
-        layout.pg_last_error_message if layout else 0,
-        layout.eg_exit_status if layout else 0,
-        FCGI_ENV if fastcgi and php.sapi_globals else 0,
-        int(layout is not None and globals_known),
-    )

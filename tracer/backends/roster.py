@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from tracer.backends.wire import PROCESS_EVENT, EventKind, exit_text
+from tracer.backends.decoder import exit_text
+from tracer.backends.wire import PROCESS_EVENT, EventKind
 from tracer.facts import Worker
 from tracer.targets.processes import Process, pool_of, process
 from tracer.targets.resolve import Target

@@ -1,0 +1,105 @@
+"""Compiles and loads the BPF programs: the only module that knows bcc, and only inside functions."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+from tracer.backends.maps import Map
+from tracer.backends.perf_event import attach_uprobe
+from tracer.errors import UnsupportedError
+from tracer.targets import kernel
+from tracer.targets.elf import Image
+
+RING_BYTES = 8 << 20
+
+
+def bpf_sources() -> Path:
+    """Where the BPF programs are: in the installed package, or beside it in a checkout."""
+    installed = Path(__file__).resolve().parent.parent / "bpf"
+    return installed if installed.is_dir() else installed.parent.parent / "bpf"
+
+
+def bcc_problem() -> UnsupportedError | None:
+    """Why bcc cannot be used; None if it can."""
+    try:
+        module = importlib.import_module("bcc")
+    except ImportError as exc:
+        return UnsupportedError(
+            f"cannot import bcc: {exc}. Install your distribution's (apt install python3-bpfcc); in a virtual"
+            " environment, make that one with /usr/bin/python3 -m venv --system-site-packages."
+        )
+    if not hasattr(module, "BPF"):
+        return UnsupportedError(
+            f"the bcc in {os.path.dirname(module.__file__ or '?')} is PyPI's package of that name, which is about"
+            " lattices, not BPF. pip uninstall bcc, and apt install python3-bpfcc."
+        )
+    return None
+
+
+def bcc_version() -> str:
+    """Which bcc there is, and where; only when bcc_problem() has none."""
+    module = importlib.import_module("bcc")
+    return f"{getattr(module, '__version__', '?')} in {os.path.dirname(module.__file__ or '?')}"
+
+
+class Programs:
+    """bpf/requests.bpf.c, compiled for this host. close() takes everything back."""
+
+    def __init__(self, *, workers_max: int, cpus: int) -> None:
+        """UnsupportedError if there is no bcc, or it cannot compile the programs."""
+        problem = bcc_problem()
+        if problem is not None:
+            raise problem
+        from bcc import BPF
+
+        sources = bpf_sources()
+        # bcc then compiles against our own declarations: no kernel headers are needed, none can mislead.
+        os.environ["BCC_KERNEL_SOURCE"] = str(sources / "kernel")
+        flags = [
+            f"-I{sources}",
+            f"-DWORKERS_MAX={workers_max}",
+            f"-DPOSSIBLE_CPUS={cpus}",
+            f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}",
+        ]
+        try:
+            self._bpf: Any = BPF(src_file=str(sources / "requests.bpf.c").encode(), cflags=flags)
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"cannot compile the BPF programs: {exc}") from exc
+        self._maps: dict[str, Map] = {}
+
+    def map(self, name: str) -> Map:
+        if name not in self._maps:
+            self._maps[name] = Map(self._bpf, name)
+        return self._maps[name]
+
+    def fd(self, function: str, *, raw_tracepoint: bool = False) -> int:
+        """The descriptor of a program, which is loaded when it is first asked for."""
+        kind = self._bpf.RAW_TRACEPOINT if raw_tracepoint else self._bpf.KPROBE
+        try:
+            return int(self._bpf.load_func(function.encode(), kind).fd)
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
+
+    def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
+        """Runs the program whenever anybody passes that tracepoint, until the stack is unwound."""
+        self.fd(function, raw_tracepoint=True)
+        try:
+            self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"cannot attach to the tracepoint {tracepoint}: {exc}") from exc
+        until.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
+
+    def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
+        """Runs the program whenever anybody executes that place of that file, until the descriptor is closed."""
+        pmu = kernel.uprobe_pmu()
+        if pmu is None:
+            raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
+        return attach_uprobe(self.fd(function), pmu, image.path, offset, at_return=at_return)
+
+    def close(self) -> None:
+        self._bpf.cleanup()
