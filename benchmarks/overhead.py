@@ -45,7 +45,8 @@ def figures(rounds: int, full_speed_s: int) -> Iterator[Figure]:
             yield Figure(f"{label}: throughput, noise (nobody traced)", again, "")
             logged = tuple(ours / theirs for ours, theirs in zip(plain["logger"], plain["a"], strict=True))
             yield Figure(f"{label}: throughput, auto_prepend_file logger / untraced", logged, "")
-        yield Figure("no-op: tracer's CPU, recording", tuple(tracer_us), "us/req", "<= 5")
+        yield Figure("no-op, both CPUs full: tracer's CPU, recording", tuple(tracer_us), "us/req", "<= 5")
+        yield from _paced(found["a"], rounds)
         yield from _full_speed(found["a"], full_speed_s)
 
 
@@ -55,6 +56,18 @@ def _rates(found: dict[str, Pool], script: str, rounds: int, names: tuple[str, .
         for name in random.sample(list(rates), len(rates)):
             rates[name].append(found[name].load(script, 1))
     return rates
+
+
+def _paced(pool: Pool, rounds: int) -> Iterator[Figure]:
+    """A rate that leaves the host some air."""
+    rates, spent = [], []
+    with Recorder(pool.master) as recorder:
+        for _ in range(rounds):
+            before, sent = recorder.cpu_us(), pool.served
+            rates.append(pool.load("noop.php", 2, connections=50, pause_ms=9))
+            spent.append((recorder.cpu_us() - before) / (pool.served - sent))
+    yield Figure("no-op, paced: rate", tuple(rates), "req/s")
+    yield Figure("no-op, paced: tracer's CPU, recording", tuple(spent), "us/req", "<= 5")
 
 
 def _full_speed(pool: Pool, seconds: int) -> Iterator[Figure]:

@@ -101,10 +101,13 @@ class Pool:
         """CPU time of all workers so far (schedstat: nanoseconds, not ticks)."""
         return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in self.workers())
 
-    def load(self, script: str, seconds: float, connections: int = WORKERS) -> float:
-        """Requests/s of one closed-loop run of wrk."""
+    def load(self, script: str, seconds: float, connections: int = WORKERS, pause_ms: int = 0) -> float:
+        """Requests/s of one run of wrk: closed loop, with a pause before each request if asked for."""
+        pace = self.folder / f"pause-{pause_ms}.lua"
+        pace.write_text(f"function delay() return {pause_ms} end\n")
+        options = ["-s", str(pace)] if pause_ms else []
         out = subprocess.run(
-            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"{self.address}/{script}"],
+            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *options, f"{self.address}/{script}"],
             check=True,
             capture_output=True,
             text=True,

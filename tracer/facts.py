@@ -27,6 +27,7 @@ class Note(enum.Enum):
     NO_END = "end_not_seen"  # it was running when tracing ended, or its worker left
     WORKER_EXITED = "worker_exited"  # the worker called _exit() in mid-request
     NO_HEAP = "zend_heap_unknown"  # this PHP's heap could not be located
+    NO_SCRIPT_END = "script_end_not_seen"
     NO_TEARDOWN = "teardown_not_seen"
     NO_LAYOUT = "php_layout_unknown"  # this PHP's globals are unknown: no status, no fatal
     NO_CALLS = "calls_not_hooked"  # mmap and brk calls of this worker cannot be counted

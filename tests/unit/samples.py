@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from tracer.facts import Fact, Request
 from tracer.recording import Writer
 
-# One run is as another, and nothing is written into the checkout: it may be read-only.
+# One run is as another, and no examples are kept: the checkout may be read-only.
 PROPERTY = settings(
     database=None,
     deadline=None,

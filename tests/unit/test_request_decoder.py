@@ -78,7 +78,7 @@ def test_a_status_of_zero_was_never_set():
                         "zend_real_after"}, "zend_heap_unknown"),
         (Flag.NO_TEARDOWN, {"anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"},
          "teardown_not_seen"),
-        (Flag.NO_SCRIPT_END, {"zend_used_end", "memory_limit"}, None),
+        (Flag.NO_SCRIPT_END, {"zend_used_end", "memory_limit"}, "script_end_not_seen"),
         (Flag.NO_LAYOUT, {"status", "memory_limit"}, "php_layout_unknown"),
         (Flag.URI_FALLBACK, set(), "uri_is_script_name"),
         (Flag.NO_URI, {"uri"}, "uri_unknown"),

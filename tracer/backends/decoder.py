@@ -107,6 +107,8 @@ class RequestDecoder:
             )
         if flags & Flag.NO_SCRIPT_END:
             absent |= dict.fromkeys(("zend_used_end", "memory_limit"))
+            if not flags & Flag.NO_END:
+                notes.append(Note.NO_SCRIPT_END)
         if flags & Flag.NO_TEARDOWN:
             absent |= dict.fromkeys(("anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"))
             if not flags & Flag.NO_END:

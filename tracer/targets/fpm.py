@@ -6,6 +6,7 @@ Best effort: reads the section names of the file named in the master's title and
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 import stat
@@ -13,6 +14,8 @@ import stat
 from tracer.targets.processes import MASTER_TITLE, Process
 
 _CONFIG_BYTES = 1 << 20
+_MAX_INCLUDES = 16
+_MAX_FILES = 256
 _SECTION = re.compile(r"^\s*\[([^\]\n]+)\]", re.MULTILINE)
 _INCLUDE = re.compile(r"^\s*include\s*=\s*(\S+)", re.MULTILINE)
 
@@ -24,15 +27,19 @@ def fpm_pools(master: Process) -> set[str]:
         return set()
     text = _read(master.pid, match[1])
     texts = [text]
-    for pattern in _INCLUDE.findall(text):
+    for pattern in _INCLUDE.findall(text)[:_MAX_INCLUDES]:
         texts += [_read(master.pid, path) for path in _inside(master.pid, pattern)]
     return {name.strip() for part in texts for name in _SECTION.findall(part)} - {"global"}
 
 
 def _inside(pid: int, pattern: str) -> list[str]:
     """Files matching, as the master names them: it may live under another root."""
+    folder, name = os.path.split(os.path.join("/", pattern))
+    if glob.has_magic(folder):  # a stranger's: to look through every folder of a host could take for ever
+        return []
     root = f"/proc/{pid}/root"
-    return [path.removeprefix(root) for path in glob.glob(root + os.path.join("/", pattern))]
+    found = itertools.islice(glob.iglob(os.path.join(root + glob.escape(folder), name)), _MAX_FILES)
+    return [path.removeprefix(root) for path in found]
 
 
 def _read(pid: int, path: str) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from tracer.errors import NoTargetError, NotPermittedError, TargetGoneError, UnsupportedError
+from tracer.errors import NoTargetError, NotPermittedError, PhptraceError, TargetGoneError, UnsupportedError
 from tracer.targets import php as php_binary
 from tracer.targets import processes
 from tracer.targets.fpm import fpm_pools
@@ -89,13 +89,16 @@ def _by_pid(pid: int) -> Target:
 
 
 def _by_title(name: str, pool: str | None) -> list[Target]:
-    masters, refused = [], []
+    masters: list[tuple[Target, set[str]]] = []
+    refused: list[PhptraceError] = []
     for process in processes.processes():
         if not process.title.startswith(MASTER_TITLE):
             continue
         try:
             php = _php_of(process)
-        except UnsupportedError as exc:
+        except TargetGoneError:
+            continue
+        except (UnsupportedError, NotPermittedError) as exc:
             refused.append(exc)
             continue
         workers = processes.children(process)
