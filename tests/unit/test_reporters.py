@@ -75,10 +75,13 @@ def test_on_a_terminal_a_long_key_keeps_its_end(terminal):
     assert row.split()[0].endswith("public/index.php")
 
 
-def test_in_a_pipe_no_key_is_cut():
-    key = "/" + "k" * 3000 + ".php"
+def test_in_a_pipe_long_keys_are_cut_from_the_left_to_fit_100_characters():
+    text = shown([Group("/" + "k" * 200 + ".php", *SMALL_VALUES)], io.StringIO())
 
-    assert key in shown([Group(key, *SMALL_VALUES)], io.StringIO())
+    row = text.splitlines()[1]
+    assert max(map(len, text.splitlines())) <= 100
+    assert row.startswith("…k")
+    assert row.split()[0].endswith("k.php")
 
 
 SMALL_VALUES = tuple(getattr(SMALL, name) for name in Group.__slots__[1:])
@@ -124,7 +127,7 @@ def test_the_summary_says_what_was_seen_and_what_was_not():
     ]
 
 
-@pytest.mark.parametrize(("text", "width", "short"), [("abcdef", 4, "…def"), ("abcd", 4, "abcd"), ("abc", None, "abc")])
+@pytest.mark.parametrize(("text", "width", "short"), [("abcdef", 4, "…def"), ("abcd", 4, "abcd")])
 def test_a_text_is_shortened_from_the_left(text, width, short):
     assert table.shorten(text, width) == short
 

@@ -53,7 +53,7 @@ def render(
 ) -> None:
     """`hidden`: how many groups are not among `groups`."""
     console = console_for(out)
-    console.print(ranking_table(groups, by=by, sort=sort, width=console.width if out.isatty() else None))
+    console.print(ranking_table(groups, by=by, sort=sort, width=console.width))
     if hidden:
         console.print(Text(f"… and {hidden} more: -n 0 shows all"))
     console.print(Text(summary(tally)))
@@ -61,15 +61,15 @@ def render(
 
 
 def console_for(out: TextIO) -> Console:
-    """A console as wide as its terminal; elsewhere wide enough that nothing is cut off."""
-    return Console(file=out, highlight=False) if out.isatty() else Console(file=out, highlight=False, width=10_000)
+    """A console as wide as its terminal, or 100 characters. Whole keys are in the other formats."""
+    return Console(file=out, highlight=False, width=None if out.isatty() else 100)
 
 
-def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int | None) -> RenderableType:
-    """The table alone. In a `width`, keys are cut from the left, where they tend to be alike."""
+def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int) -> RenderableType:
+    """The table alone. Keys are cut from the left, where they tend to be alike."""
     columns = _columns(sort)
     numbers_width = sum(wide + 1 for _, wide, _, _ in columns) + 1
-    key_width = None if width is None else max(_MIN_KEY, min(width, 160) - numbers_width)
+    key_width = max(_MIN_KEY, min(width, 160) - numbers_width)
     keys = [shorten(show_key(group.key), key_width) for group in groups]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     name = by.value + ("↓" if sort is Sort.KEY else "")
@@ -105,8 +105,8 @@ def show_key(key: str | None) -> str:
     return "(none)" if key is None else printable(key)
 
 
-def shorten(text: str, width: int | None) -> str:
+def shorten(text: str, width: int) -> str:
     """The end of the text, which tells scripts apart better than the beginning."""
-    if width is None or len(text) <= width:
+    if len(text) <= width:
         return text
     return "…" + text[len(text) - width + 1 :]
