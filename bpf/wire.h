@@ -61,6 +61,7 @@ struct request {
 	__u64 started_ns;
 	__u64 ended_ns;
 	__u64 cpu_ns; /* CPU time of the worker's main thread between start and end */
+	/* From here to major_faults in the order of the recording's columns: the reader copies them in one piece. */
 	__s64 anon_before;
 	__s64 anon_end; /* at entry of zend_mm_shutdown(): the script is over, Zend gave nothing back */
 	__s64 anon_after;
@@ -69,31 +70,32 @@ struct request {
 	__s64 shmem_before;
 	__s64 shmem_after;
 	__s64 anon_peak; /* highest of the exact samples taken */
-	__s64 hiwater_rss; /* with REQUEST_HIWATER: highest RSS of the request */
 	/* Read in the worker's own memory, where anything may stand: signed, as what stores them is. */
 	__s64 zend_used_end; /* at entry of php_request_shutdown() */
-	__s64 zend_peak; /* at entry of zend_mm_shutdown(), as the two below */
-	__s64 zend_real_peak;
+	__s64 zend_peak; /* at entry of zend_mm_shutdown(), as real_peak and real_end */
 	__s64 zend_real_before;
-	__s64 zend_real_end; /* at entry of zend_mm_shutdown() */
+	__s64 zend_real_peak;
+	__s64 zend_real_end;
 	__s64 zend_real_after;
 	__s64 memory_limit; /* the setting in force; -1 is unlimited */
-	__u64 vm_before;
-	__u64 vm_after;
+	__s64 vm_before;
+	__s64 vm_after;
 	__s64 map_bytes; /* sums of the worker's own arguments: signed, for the same reason */
+	__s64 map_calls;
 	__s64 unmap_bytes;
+	__s64 unmap_calls;
 	__s64 brk_bytes; /* > 0 grown, < 0 shrunk: net, from mm->brk */
-	__u32 map_calls;
-	__u32 unmap_calls;
-	__u32 brk_calls;
-	__u32 minor_faults;
-	__u32 major_faults;
+	__s64 brk_calls;
+	__s64 minor_faults;
+	__s64 major_faults;
+	__s64 hiwater_rss; /* with REQUEST_HIWATER: highest RSS of the request */
 	__s32 status; /* HTTP status; 0 where SG(sapi_headers) was never set */
 	__s32 exit_code; /* task->exit_code where the worker died in mid-request */
 	__u32 script_bytes; /* full length, before the cut at SCRIPT_MAX */
 	__u32 uri_bytes; /* full length, before the cut at URI_MAX */
 	__u16 script_stored; /* bytes that follow, script first */
 	__u16 uri_stored;
+	__u32 pad;
 	char method[16]; /* NUL-terminated; cut at 15 */
 };
 

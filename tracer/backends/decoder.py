@@ -8,9 +8,14 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from tracer.backends.wire import REPLACED, REQUEST, WORKER, WORKER_FIELDS, Flag
+from tracer.backends.wire import FIGURES, REPLACED, REQUEST, REQUEST_FIELDS, WORKER, WORKER_FIELDS, Flag
 from tracer.facts import Ending, Note, Request
 
+_FIGURES_FROM = [name for name, _ in REQUEST_FIELDS].index(FIGURES[0])
+_FIGURES_TO = _FIGURES_FROM + len(FIGURES)
+_VM_BEFORE, _VM_AFTER, _MAP_BYTES, _UNMAP_BYTES, _BRK_BYTES = map(
+    FIGURES.index, ("vm_before", "vm_after", "map_bytes", "unmap_bytes", "brk_bytes")
+)
 # What most requests have: nothing to be said.
 _PLAIN = 0
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
@@ -41,14 +46,10 @@ class RequestDecoder:
         self.calls = calls
 
     def request(self, record: bytes, pool: str | None) -> Request:
-        (
-            _, pid, nth, flags, started, ended, cpu,
-            anon_before, anon_end, anon_after, file_before, file_after, shmem_before, shmem_after, anon_peak, hiwater,
-            used_end, peak, real_peak, real_before, real_end, real_after, limit,
-            vm_before, vm_after, map_bytes, unmap_bytes, brk_bytes,
-            map_calls, unmap_calls, brk_calls, minor, major, status, exit_code,
-            script_bytes, uri_bytes, script_stored, uri_stored, method,
-        ) = REQUEST.unpack_from(record)  # fmt: skip
+        values = REQUEST.unpack_from(record)
+        _, pid, nth, flags, started, ended, cpu = values[:_FIGURES_FROM]
+        figures = values[_FIGURES_FROM:_FIGURES_TO]
+        hiwater, status, exit_code, script_bytes, uri_bytes, script_stored, uri_stored, _, method = values[_FIGURES_TO:]
         strings = REQUEST.size
         script = record[strings : strings + script_stored].decode("utf-8", "surrogateescape")
         uri = record[strings + script_stored : strings + script_stored + uri_stored]
@@ -61,11 +62,10 @@ class RequestDecoder:
             self._host, pid, pool, nth, started + self._offset, ended - started, cpu,
             _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
             uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
-            anon_before, anon_end, anon_after, file_before, file_after, shmem_before, shmem_after, anon_peak,
-            used_end, peak, real_before, real_peak, real_end, real_after, limit, vm_before, vm_after,
-            map_bytes, map_calls, unmap_bytes, unmap_calls, brk_bytes, brk_calls, minor, major, None,
+            *figures, None,
         ))  # fmt: skip
-        uncounted = vm_after - vm_before != map_bytes - unmap_bytes + brk_bytes
+        mapped = figures[_MAP_BYTES] - figures[_UNMAP_BYTES] + figures[_BRK_BYTES]
+        uncounted = figures[_VM_AFTER] - figures[_VM_BEFORE] != mapped
         if flags == _PLAIN and self.calls and not uncounted and not uri_cut and script_bytes == script_stored:
             return row
         return self._qualified(row, flags, exit_code, hiwater, uri_cut, script_bytes > script_stored, uncounted)

@@ -8,6 +8,8 @@ import enum
 import struct
 from collections.abc import Sequence
 
+from tracer.facts import Request
+
 SCRIPT_MAX = 1024
 URI_MAX = 2048
 CPUS_MAX = 512
@@ -58,6 +60,9 @@ class Flag(enum.IntFlag):
     DETACHED = 1 << 15
 
 
+# The numbers that are the recording's columns as they are, in the order of facts.Request.
+FIGURES = Request._fields[Request._fields.index("anon_before") : Request._fields.index("major_faults") + 1]
+
 # (field, struct format), in the order of the header.
 REQUEST_FIELDS = (
     ("kind", "I"),
@@ -67,38 +72,15 @@ REQUEST_FIELDS = (
     ("started_ns", "Q"),
     ("ended_ns", "Q"),
     ("cpu_ns", "Q"),
-    ("anon_before", "q"),
-    ("anon_end", "q"),
-    ("anon_after", "q"),
-    ("file_before", "q"),
-    ("file_after", "q"),
-    ("shmem_before", "q"),
-    ("shmem_after", "q"),
-    ("anon_peak", "q"),
+    *((name, "q") for name in FIGURES),
     ("hiwater_rss", "q"),
-    ("zend_used_end", "q"),
-    ("zend_peak", "q"),
-    ("zend_real_peak", "q"),
-    ("zend_real_before", "q"),
-    ("zend_real_end", "q"),
-    ("zend_real_after", "q"),
-    ("memory_limit", "q"),
-    ("vm_before", "Q"),
-    ("vm_after", "Q"),
-    ("map_bytes", "q"),
-    ("unmap_bytes", "q"),
-    ("brk_bytes", "q"),
-    ("map_calls", "I"),
-    ("unmap_calls", "I"),
-    ("brk_calls", "I"),
-    ("minor_faults", "I"),
-    ("major_faults", "I"),
     ("status", "i"),
     ("exit_code", "i"),
     ("script_bytes", "I"),
     ("uri_bytes", "I"),
     ("script_stored", "H"),
     ("uri_stored", "H"),
+    ("pad", "I"),
     ("method", "16s"),
 )
 PROCESS_EVENT_FIELDS = (
