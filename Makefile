@@ -1,5 +1,7 @@
 # Short names. Each does all its own set-up; as root, or with sudo.
-VENV ?= /opt/phptrace/venv
+PHPTRACE_VENV ?= /opt/phptrace/venv
+VENV := $(PHPTRACE_VENV)
+export PHPTRACE_VENV
 
 .PHONY: demo test check bench format
 

@@ -53,6 +53,14 @@ static __always_inline struct worker *this_request(void)
 	return w && w->in_request ? w : 0;
 }
 
+/* The running request, if its worker's calls are counted here and nowhere else. */
+static __always_inline struct worker *request_counted(enum calls where)
+{
+	struct worker *w = this_request();
+
+	return w && w->calls == where ? w : 0;
+}
+
 static __always_inline struct kernel *the_kernel(void)
 {
 	u32 zero = 0;
@@ -159,7 +167,6 @@ int on_startup(struct pt_regs *ctx)
 	w->cpu_before_ns = kernel_u64(task + k->task_sum_exec_runtime);
 	w->minor_before = kernel_u64(task + k->task_min_flt);
 	w->major_before = kernel_u64(task + k->task_maj_flt);
-	w->hiwater_before = kernel_u64(mm + k->mm_hiwater_rss);
 	w->brk_before = kernel_u64(mm + k->mm_brk);
 	r->vm_before = kernel_u64(mm + k->mm_total_vm) * k->page_size;
 	read_rss(k, task, mm, &rss);
@@ -277,7 +284,7 @@ int on_end(struct pt_regs *ctx)
 {
 	struct worker *w = this_worker();
 	struct kernel *k = the_kernel();
-	u64 task, mm, hiwater;
+	u64 task, mm;
 	struct rss rss = {};
 	struct request *r;
 	struct build *php;
@@ -311,11 +318,6 @@ int on_end(struct pt_regs *ctx)
 		r->anon_peak = r->anon_after;
 	r->vm_after = kernel_u64(mm + k->mm_total_vm) * k->page_size;
 	r->brk_bytes = kernel_u64(mm + k->mm_brk) - w->brk_before;
-	hiwater = kernel_u64(mm + k->mm_hiwater_rss);
-	if (hiwater > w->hiwater_before) {
-		r->hiwater_rss = hiwater * k->page_size;
-		r->flags |= REQUEST_HIWATER;
-	}
 	if (w->heap)
 		r->zend_real_after = user_u64(w->heap + php->heap_real_size);
 	close_request(w, k, task);
@@ -354,7 +356,7 @@ static __always_inline void count_call(struct worker *w, u64 mapped, u64 unmappe
 
 int on_mmap(struct pt_regs *ctx)
 {
-	struct worker *w = this_request();
+	struct worker *w = request_counted(CALLS_IN_LIBC);
 
 	if (w && !failed(PT_REGS_RC(ctx)))
 		count_call(w, PT_REGS_PARM2(ctx), 0);
@@ -363,7 +365,7 @@ int on_mmap(struct pt_regs *ctx)
 
 int on_munmap(struct pt_regs *ctx)
 {
-	struct worker *w = this_request();
+	struct worker *w = request_counted(CALLS_IN_LIBC);
 
 	if (w && !failed(PT_REGS_RC(ctx)))
 		count_call(w, 0, PT_REGS_PARM2(ctx));
@@ -372,7 +374,7 @@ int on_munmap(struct pt_regs *ctx)
 
 int on_mremap(struct pt_regs *ctx)
 {
-	struct worker *w = this_request();
+	struct worker *w = request_counted(CALLS_IN_LIBC);
 
 	if (w && !failed(PT_REGS_RC(ctx)))
 		count_call(w, PT_REGS_PARM3(ctx), PT_REGS_PARM2(ctx));
@@ -387,7 +389,7 @@ static __always_inline void count_brk(struct worker *w)
 
 int on_brk(struct pt_regs *ctx)
 {
-	struct worker *w = this_request();
+	struct worker *w = request_counted(CALLS_IN_LIBC);
 
 	if (w)
 		count_brk(w);
@@ -413,7 +415,7 @@ int on_syscall_exit(struct bpf_raw_tracepoint_args *ctx)
 	number = kernel_u64(from + offsetof(struct pt_regs, orig_ax));
 	if (number != SYS_MMAP && number != SYS_MUNMAP && number != SYS_BRK && number != SYS_MREMAP)
 		return 0;
-	w = this_request();
+	w = request_counted(CALLS_IN_KERNEL);
 	if (!w || failed(ctx->args[1]) || bpf_probe_read_kernel(&regs, sizeof(regs), (void *)from))
 		return 0;
 	if (number == SYS_MMAP)
@@ -483,6 +485,7 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 	}
 	born->build = master->build;
 	born->role = ROLE_WORKER;
+	born->calls = master->calls;
 	event.at_ns = bpf_ktime_get_ns();
 	if (k->task_start_boottime)
 		event.born_boot_ns = kernel_u64(child + k->task_start_boottime);
@@ -502,6 +505,11 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	if (w->role == ROLE_WORKER) {
 		event.kind = EVENT_DIED;
 		event.exit_code = REPLACED;
+		if (w->in_request) {
+			w->request.flags |= REQUEST_NO_END;
+			w->request.ended_ns = event.at_ns;
+			submit(w);
+		}
 		workers.delete(&event.pid);
 	}
 	submit_process(&event);

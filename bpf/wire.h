@@ -48,9 +48,7 @@ enum request_flag {
 	REQUEST_FATAL = 1 << 11, /* EG(exit_status) is 255 and the last error was a fatal one */
 	REQUEST_NO_SCRIPT_END = 1 << 12, /* php_request_shutdown() was not seen: no used_end */
 	REQUEST_NO_LAYOUT = 1 << 13, /* this PHP's globals are unknown: no status, no fatal */
-	REQUEST_HIWATER =
-		1 << 14, /* this request raised mm->hiwater_rss: hiwater_rss is its peak */
-	REQUEST_DETACHED = 1 << 15, /* set by the reader: tracing ended in mid-request */
+	REQUEST_DETACHED = 1 << 14, /* set by the reader: tracing ended in mid-request */
 };
 
 struct request {
@@ -88,7 +86,6 @@ struct request {
 	__s64 brk_calls;
 	__s64 minor_faults;
 	__s64 major_faults;
-	__s64 hiwater_rss; /* with REQUEST_HIWATER: highest RSS of the request */
 	__s32 status; /* HTTP status; 0 where SG(sapi_headers) was never set */
 	__s32 exit_code; /* task->exit_code where the worker died in mid-request */
 	__u32 script_bytes; /* full length, before the cut at SCRIPT_MAX */
@@ -115,6 +112,12 @@ enum role {
 	ROLE_WORKER = 2,
 };
 
+/* struct worker.calls: where its mmap, munmap, mremap and brk are counted */
+enum calls {
+	CALLS_IN_LIBC = 1,
+	CALLS_IN_KERNEL = 2,
+};
+
 /* A watched process, keyed by tgid. A fork copies the master's entry; absent means not ours. */
 struct worker {
 	__u32 role;
@@ -122,6 +125,8 @@ struct worker {
 	__u32 in_request;
 	__u32 titled; /* user space knows its title */
 	__u32 requests; /* begun under watch */
+	__u32 calls; /* enum calls */
+	__u32 pad;
 	__u32 stale_exit; /* EG(exit_status) was 255 when the script ended */
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */
@@ -129,7 +134,6 @@ struct worker {
 	__u64 cpu_before_ns;
 	__u64 minor_before;
 	__u64 major_before;
-	__u64 hiwater_before;
 	__u64 brk_before;
 	struct request request;
 	char strings[SCRIPT_MAX + URI_MAX]; /* script, then uri, without gap */
@@ -177,12 +181,12 @@ struct kernel {
 	__u32 task_rss_stat; /* RSS_SPLIT: offset of the count array */
 	__u32 mm_rss_stat;
 	__u32 mm_total_vm;
-	__u32 mm_hiwater_rss;
 	__u32 mm_brk;
 	__u32 mm_arg_start;
 	__u32 counter_size; /* RSS_PERCPU: sizeof(struct percpu_counter) */
 	__u32 counter_count;
 	__u32 counter_counters;
+	__u32 pad;
 	__u32 rss_kind;
 	__u64 page_size;
 	__u64 percpu_offset[CPUS_MAX]; /* __per_cpu_offset[] */

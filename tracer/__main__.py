@@ -7,7 +7,8 @@ def main() -> None:
     """Runs the command line."""
     # Until a verb says what Ctrl-C means to it, it ends the process, as it does any other program's:
     # without this, one that comes while modules are being imported ends in a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     from tracer import cli
 

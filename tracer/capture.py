@@ -62,7 +62,9 @@ class Stop:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[Stop]:
-        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        # What is ignored stays so: nohup ignores SIGHUP for us.
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in heeded}
         try:
             yield self
         finally:

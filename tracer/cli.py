@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import logging
@@ -92,8 +93,9 @@ def main(arguments: list[str] | None = None) -> Any:
         code = 0  # that is no error
         _drop_stdout()
     except OSError as exc:
-        click.echo(f"phptrace: the output is incomplete: {exc}", err=True)
-        code = IncompleteError.exit_code
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        click.echo(f"phptrace: {'the output is incomplete: ' if full else ''}{exc}", err=True)
+        code = IncompleteError.exit_code if full else 1
         _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -25,7 +25,7 @@ class Note(enum.Enum):
 
     NO_START = "start_not_seen"  # it was running when tracing began
     NO_END = "end_not_seen"  # it was running when tracing ended, or its worker left
-    WORKER_EXITED = "worker_exited"  # the worker called _exit() in mid-request
+    WORKER_EXITED = "worker_exited"  # the worker called _exit(), or ran another program, in mid-request
     NO_HEAP = "zend_heap_unknown"  # this PHP's heap could not be located
     NO_SCRIPT_END = "script_end_not_seen"
     NO_TEARDOWN = "teardown_not_seen"

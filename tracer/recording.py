@@ -189,6 +189,11 @@ def _create(path: str, *, force: bool) -> int:
     directory = os.path.dirname(path) or "."
     if not os.path.isdir(directory):
         raise UsageError(f"cannot write {path}: there is no directory {directory}")
+    if os.geteuid() == 0 and _is_anothers(os.stat(directory)):
+        raise UsageError(
+            f"cannot write {path}: others may change what is in {directory}, and root would follow them."
+            " Choose a folder of your own, or /tmp."
+        )
     for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
         try:
             mode = os.lstat(name).st_mode
@@ -213,6 +218,14 @@ def _create(path: str, *, force: bool) -> int:
         return os.fstat(fd).st_ino
     finally:
         os.close(fd)
+
+
+def _is_anothers(directory: os.stat_result) -> bool:
+    """Whether somebody but root and who called sudo could put a link where SQLite will open its journal."""
+    owner = os.environ.get("SUDO_UID", "")
+    trusted = {0, int(owner) if owner.isdecimal() else 0}
+    shared = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not directory.st_mode & stat.S_ISVTX
+    return bool(directory.st_uid not in trusted or shared)
 
 
 @contextlib.contextmanager

@@ -2,19 +2,21 @@
 # The one definition of a machine that can run phptrace, its demo and its tests: Debian 12, as root.
 # Vagrant, the README's two commands and CI all call it. Does nothing, quietly, when there is nothing to do.
 #
-#   provision.sh          what tracing, the demo and the tests need, from Debian alone
-#   provision.sh --dev    also ruff and mypy, from PyPI
+#   provision.sh           what tracing and the demo need, from Debian alone
+#   provision.sh --tests   also what the tests need, from Debian alone
+#   provision.sh --dev     also ruff and mypy, from PyPI
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${PHPTRACE_VENV:-/opt/phptrace/venv}
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # which `su` leaves out
+cd "$here"
 launcher=/usr/local/bin/phptrace
 
 tracing=(python3-bpfcc python3-click python3-pyelftools python3-rich)
 packaging=(python3-venv python3-setuptools python3-wheel)
 demo=(nginx-light php8.2-fpm php8.2-cli php8.2-cgi php8.2-opcache php8.2-xml dokuwiki wrk)
-tests=(python3-pytest python3-hypothesis libfcgi-bin php8.2-dev php8.2-gd gcc libc6-dev clang-format
-	make procps sudo tmux vagrant vagrant-libvirt)
+tests=(python3-pytest python3-hypothesis libfcgi-bin php8.2-gd gcc libc6-dev clang-format make procps vagrant vagrant-libvirt)
 
 say() { echo "provision: $*"; }
 die() {
@@ -25,12 +27,14 @@ die() {
 [ "$(id -u)" = 0 ] || die "needs root: run it with sudo"
 command -v apt-get >/dev/null || die "needs a Debian: there is no apt-get here"
 
-# Vagrant does not belong on a machine that Vagrant made.
-[ "${PHPTRACE_IN_VAGRANT:-}" = 1 ] && tests=("${tests[@]/vagrant*/}")
+case ${1:-} in
+"") wanted=("${tracing[@]}" "${packaging[@]}" "${demo[@]}") ;;
+--tests | --dev) wanted=("${tracing[@]}" "${packaging[@]}" "${demo[@]}" "${tests[@]}") ;;
+*) die "unknown option $1" ;;
+esac
 
 missing=()
-for package in "${tracing[@]}" "${packaging[@]}" "${demo[@]}" "${tests[@]}"; do
-	[ -n "$package" ] || continue
+for package in "${wanted[@]}"; do
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -47,26 +51,26 @@ fi
 
 # bcc is the distribution's, for /usr/bin/python3; PyPI's package of that name is another.
 stamp=$venv/.phptrace
-wanted="$here $(sha256sum <"$here/pyproject.toml")"
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! "$venv/bin/python" -c "import tracer.cli, bcc" 2>/dev/null; then
+made="$here $(sha256sum <"$here/pyproject.toml")"
+if [ "$(cat "$stamp" 2>/dev/null)" != "$made" ] || ! "$venv/bin/python" -I -c "import tracer.cli, bcc" 2>/dev/null; then
 	say "making $venv for $here"
 	log=$(mktemp)
 	mkdir -p "$(dirname "$venv")"
 	{
-		/usr/bin/python3 -m venv --system-site-packages "$venv" &&
-			"$venv/bin/python" -m pip install -qq --disable-pip-version-check --root-user-action=ignore \
+		/usr/bin/python3 -I -m venv --system-site-packages "$venv" &&
+			"$venv/bin/python" -I -m pip install -qq --disable-pip-version-check --root-user-action=ignore \
 				--no-index --no-deps --no-build-isolation --editable "$here"
 	} >"$log" 2>&1 </dev/null || {
 		cat "$log" >&2
 		die "could not make the virtual environment $venv"
 	}
 	rm -f "$log"
-	echo "$wanted" >"$stamp"
+	echo "$made" >"$stamp"
 fi
 
 if [ "${1:-}" = --dev ]; then
 	# Set in pyproject.toml; installed only where they are wanted.
-	if ! "$venv/bin/python" -m pip install -qq --disable-pip-version-check --root-user-action=ignore \
+	if ! "$venv/bin/python" -I -m pip install -qq --disable-pip-version-check --root-user-action=ignore \
 		$("$venv/bin/python" -c "
 import tomllib
 print(*(want.replace(' ', '') for want in tomllib.load(open('$here/pyproject.toml', 'rb'))['project']['optional-dependencies']['dev']))"); then

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,8 @@ class Fpm:
         command = [PHP_FPM, "--nodaemonize", "--fpm-config", str(self._config)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: all(self.socket(pool).exists() for pool in pools), "php-fpm to listen")
+        static = re.findall(r"pm = static\s+pm\.max_children = (\d+)", "\n".join(pools.values()))
+        wait_for(lambda: len(self.workers()) >= sum(map(int, static)), "the static workers")
 
     @property
     def master(self) -> int:

@@ -146,6 +146,18 @@ def test_the_peak_of_a_request_that_gave_everything_back_is_seen(fpm: Fpm, trace
     assert request.zend_peak >= 40 * 16 * 65000
 
 
+def test_a_file_mapped_for_a_while_is_not_taken_for_anonymous_memory(fpm: Fpm, traced: Tracer) -> None:
+    (fpm.folder / "mapped").write_bytes(bytes(100 * KIB * KIB))
+    fpm.get("map.php", QUERY_STRING=f"{fpm.folder}/mapped")
+    (request,) = traced.next()
+
+    assert request.unmap_bytes is not None
+    assert request.unmap_bytes >= 100 * KIB * KIB
+    assert request.anon_peak is not None
+    assert request.anon_before is not None
+    assert request.anon_peak - request.anon_before < 1024 * KIB
+
+
 def test_an_innocent_request_is_not_credited_with_the_chunks_another_left(fpm: Fpm, traced: Tracer) -> None:
     fpm.get("hold.php", QUERY_STRING="40")
     fpm.get("hello.php")

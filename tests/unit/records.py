@@ -21,7 +21,6 @@ MEASURED = {
     "shmem_before": 300_007,
     "shmem_after": 300_017,
     "anon_peak": 30_000_001,
-    "hiwater_rss": 50_000_017,
     "zend_used_end": 401_987,
     "zend_peak": 2_921_293,
     "zend_real_peak": 4_194_319,

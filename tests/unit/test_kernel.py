@@ -90,7 +90,7 @@ def structures(*, percpu: bool, without: str = "") -> Btf:
     else:
         rss = structure("mm_rss_stat", "events", "count")
         more = [] if without == "task_rss_stat" else [("rss_stat", structure("task_rss_stat", "events", "count"))]
-    structure("mm_struct", "pgd", "total_vm", "hiwater_rss", "brk", "arg_start", ("rss_stat", rss))
+    structure("mm_struct", "pgd", "total_vm", "reserved", "brk", "arg_start", ("rss_stat", rss))
     entity = structure("sched_entity", "load", "sum_exec_runtime")
     structure(
         "task_struct", "mm", "tgid", "pid", "exit_code", "min_flt", "maj_flt", "start_boottime", *more, ("se", entity)
@@ -105,7 +105,7 @@ def test_the_layout_of_a_kernel_with_percpu_counters_is_read():
     assert (found.mm_rss_stat, found.counter_size, found.counter_count, found.counter_counters) == (40, 40, 8, 16)
     assert found.task_rss_stat == 0
     assert (found.task_mm, found.task_tgid, found.task_pid, found.task_sum_exec_runtime) == (0, 8, 16, 56 + 8)
-    assert (found.mm_total_vm, found.mm_hiwater_rss, found.mm_brk, found.mm_arg_start) == (8, 16, 24, 32)
+    assert (found.mm_total_vm, found.mm_brk, found.mm_arg_start) == (8, 24, 32)
 
 
 def test_the_layout_of_a_kernel_that_splits_rss_between_mm_and_task_is_read():
@@ -124,7 +124,7 @@ def test_a_kernel_without_the_time_of_birth_does_without_it():
     assert kernel_layout(structures(percpu=True, without="start_boottime")).task_start_boottime == 0
 
 
-@pytest.mark.parametrize("member", ["mm", "exit_code", "total_vm", "hiwater_rss", "counters", "se"])
+@pytest.mark.parametrize("member", ["mm", "exit_code", "total_vm", "counters", "se"])
 def test_a_kernel_that_lacks_a_member_is_refused_by_its_name(member):
     with pytest.raises(UnsupportedError, match=rf"has no \w+\.{member}"):
         kernel_layout(structures(percpu=True, without=member))

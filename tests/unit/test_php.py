@@ -116,10 +116,10 @@ def test_functions_that_begin_with_endbr64_are_hooked_behind_it(inspected):
 @pytest.mark.parametrize(
     ("missing", "lack"),
     [
-        ("zend_mm_shutdown", "Zend's peak: no symbol zend_mm_shutdown"),
-        ("zend_throw_unwind_exit", "exit(): no symbol zend_throw_unwind_exit"),
-        ("zend_mm_get_heap", "Zend's heap: zend_mm_get_heap() has an unknown form"),
-        ("zend_memory_peak_usage", "Zend's heap: zend_mm_get_heap() has an unknown form"),
+        ("zend_mm_shutdown", "not measured: Zend's peak: no symbol zend_mm_shutdown"),
+        ("zend_throw_unwind_exit", "not told from a plain end: exit(): no symbol zend_throw_unwind_exit"),
+        ("zend_mm_get_heap", "not measured: Zend's heap: zend_mm_get_heap() has an unknown form"),
+        ("zend_memory_peak_usage", "not measured: Zend's heap: zend_mm_get_heap() has an unknown form"),
     ],
 )
 def test_a_php_without_a_function_can_be_traced_and_says_what_it_lacks(inspected, missing, lack):
@@ -136,7 +136,7 @@ def test_a_php_of_a_version_not_in_the_table_lacks_its_globals(inspected):
     found = inspected(data=php_data(version="9.7.13"))
 
     assert found.layout is None
-    assert found.lacking == ("HTTP status, memory_limit and fatal errors: PHP 9.7 is not in the table",)
+    assert found.lacking == ("not measured: status, memory_limit, fatal errors: PHP 9.7 is not in the table",)
 
 
 def test_a_php_of_a_distributions_own_version_is_known_by_its_numbers(inspected):

@@ -16,9 +16,9 @@ CLOCK_OFFSET_NS = 1_700_000_000_000_000_003
 DECODER = RequestDecoder("web1", CLOCK_OFFSET_NS, keep_query=False, calls=True)
 KEEPS_QUERY = RequestDecoder("web1", CLOCK_OFFSET_NS, keep_query=True, calls=True)
 # What is no field of a Request by that name.
-CONVERTED = {"kind", "flags", "started_ns", "ended_ns", "hiwater_rss", "exit_code", "script_bytes", "uri_bytes",
+CONVERTED = {"kind", "flags", "started_ns", "ended_ns", "exit_code", "script_bytes", "uri_bytes",
              "script_stored", "uri_stored", "method"}  # fmt: skip
-UNKNOWN_BITS = 0xFFFF_0000
+UNKNOWN_BITS = 0xFFFF_8000
 
 
 def absent(found: Request) -> set[str]:
@@ -88,7 +88,6 @@ def test_a_status_of_zero_was_never_set():
         (Flag.NO_METHOD, {"method"}, "method_unknown"),
         (Flag.EXIT, set(), None),
         (Flag.FATAL, set(), None),
-        (Flag.HIWATER, set(), None),
     ],
 )  # fmt: skip
 def test_a_flag_takes_away_what_was_not_measured_and_the_notes_say_so(flag, none, notes):
@@ -131,22 +130,6 @@ def test_the_ending_follows_from_flags_and_exit_code(flags, exit_code, ending, n
     found = DECODER.request(record(flags=flags, exit_code=exit_code), None)
 
     assert (found.ending, found.notes) == (ending, notes)
-
-
-def test_the_high_water_mark_is_of_all_rss_and_what_was_not_file_or_shmem_was_anon():
-    found = DECODER.request(record(flags=Flag.HIWATER), None)
-
-    assert found.anon_peak == 50_000_017 - 2_000_029 - 300_017
-
-
-def test_an_exact_sample_above_the_high_water_mark_stays_the_peak():
-    found = DECODER.request(record(flags=Flag.HIWATER, hiwater_rss=30_000_001), None)
-
-    assert found.anon_peak == 30_000_001
-
-
-def test_without_the_flag_the_high_water_mark_is_of_an_earlier_request():
-    assert DECODER.request(record(), None).anon_peak == 30_000_001
 
 
 def test_calls_that_are_not_counted_are_not_measured():

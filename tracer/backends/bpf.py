@@ -22,12 +22,13 @@ from tracer.backends.programs import RING_BYTES, Programs
 from tracer.backends.ring import Ring
 from tracer.backends.roster import Roster
 from tracer.backends.thrift import give_back
-from tracer.backends.wire import BUILDS_MAX, HEAD, PROCESS_EVENT, WORKER, WORKER_BYTES, EventKind, Lost, Role
-from tracer.errors import PhptraceError, UnsupportedError
+from tracer.backends.wire import BUILDS_MAX, HEAD, PROCESS_EVENT, WORKER, WORKER_BYTES, Calls, EventKind, Lost, Role
+from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss
 from tracer.targets import kernel, libc, processes
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image
+from tracer.targets.libc import Libc
 from tracer.targets.processes import Process
 from tracer.targets.resolve import Target
 
@@ -70,7 +71,9 @@ class BpfBackend:
         self._lost_before = dict.fromkeys(Lost, 0)
         self._housekeeping_at = 0.0
         self._next_look = 0.0
+        self._taken = 0  # records, at the last look
         self._uprobes: list[int] = []
+        self._libraries: dict[tuple[int, int], Libc | None] = {}
         self._pending: list[Fact] = []
         self._calls_by_tracepoint = False
 
@@ -94,16 +97,19 @@ class BpfBackend:
             self._roster = Roster(offset)
             self._decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
             for target in targets:
-                self._build(target)
                 if target.master is not None:
-                    self._roster.masters[target.master.pid] = target
                     self._watch(target.master.pid, Role.MASTER, target)
             for tracepoint, function in _RAW_TRACEPOINTS:
                 self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
             for target in targets:
                 self._find_workers(target)
+            if not self._roster.masters and not self._roster.workers:
+                raise TargetGoneError(
+                    f"{', '.join(target.named for target in targets)} ended before it could be traced"
+                )
             for target in targets:
-                self._hook(target)
+                if any(p.pid in self._roster.masters or p.pid in self._roster.workers for p in target.processes):
+                    self._hook(target)
             give_back()
             # On a saturated host the reader must not starve: it needs little, but the ring does not wait.
             with contextlib.suppress(OSError):
@@ -131,8 +137,10 @@ class BpfBackend:
             self._undo.close()
             return []
         facts = self._detach()
-        while taken := self._take():
-            facts += taken
+        while True:
+            facts += self._take()
+            if self._taken == 0:
+                break
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         for pid in list(self._roster.workers):
             entry = self._map("workers").get(pid)
@@ -192,28 +200,43 @@ class BpfBackend:
         self._lacking += php.lacking
         return index
 
-    def _watch(self, pid: int, role: Role, target: Target, *, titled: bool = True) -> None:
-        head = WORKER.pack(role, self._build(target), 0, int(titled), 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    def _watch(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
+        """Enters a process; one that the kernel has entered meanwhile stays as it is, unless to be replaced."""
+        calls = self._calls_of(target)
+        head = WORKER.pack(role, self._build(target), 0, int(titled), 0, calls, 0, 0, 0, 0, 0, 0, 0, 0)
+        entry = head.ljust(WORKER_BYTES, b"\0")
         try:
-            self._map("workers").add(pid, head.ljust(WORKER_BYTES, b"\0"))
+            if replace:
+                self._map("workers")[pid] = entry
+            else:
+                self._map("workers").add(pid, entry)
         except MapFullError:
             self._pending.append(Loss(time.time_ns(), 1, _WHY_LOST[Lost.WORKERS]))
 
     def _find_workers(self, target: Target) -> None:
-        """Enters the workers that are there; those forked meanwhile the kernel has entered itself."""
-        present = target.workers if target.master is None else processes.children(target.master)
+        """Enters the workers that are there now; those forked meanwhile the kernel has entered itself.
+
+        Compiling took a while: what was resolved before may be gone, and its pid another's.
+        """
+        if target.master is None:
+            present = [worker for worker in target.workers if _is_there(worker)]
+        elif _is_there(target.master):
+            self._roster.masters[target.master.pid] = target
+            present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
+        else:
+            self._map("workers").remove(target.master.pid)
+            return
         for worker in present:
-            if target.wants(worker.pool):
-                self._watch(worker.pid, Role.WORKER, target)
-                self._pending.append(self._roster.add(worker, target))
+            self._watch(worker.pid, Role.WORKER, target)
+            self._pending.append(self._roster.add(worker, target))
 
     def _hook(self, target: Target) -> None:
-        """Sets the probes on the target's PHP and C library, unless they are there."""
+        """Sets the probes on the target's C library and PHP, unless they are there."""
         php = target.php
-        witness = next((p.pid for p in (target.master, *target.workers) if p is not None), None)
-        if php.image.identity in self._hooked or witness is None:
+        self._hook_calls(target)
+        if php.image.identity in self._hooked:
             return
-        self._hook_calls(witness)
+        self._hooked.add(php.image.identity)
         hooks = dataclasses.asdict(php.hooks)
         # The start comes last: a request whose start is seen is seen whole.
         for function in _UPROBES_ON_PHP:
@@ -224,26 +247,38 @@ class BpfBackend:
                 self._lacking.append(f"speed: {function} sits on an instruction the kernel single-steps (12 us a hit)")
             at_return = function == "on_end" and php.hooks.end_is_return
             self._uprobe(function, php.image, hook["file_offset"], at_return=at_return)
-        self._hooked.add(php.image.identity)
 
-    def _hook_calls(self, pid: int) -> None:
-        """Counts mmap and brk in the process's C library, or, where its code is unknown, in the kernel."""
-        try:
-            image = processes.open_libc(pid)
-            library = None if image is None else libc.inspect(image)
-        except (OSError, UnsupportedError) as exc:
-            log.info("no C library found in process %d: %s", pid, exc)
-            library = None
-        if library is not None and not library.missing and not self._force_tracepoint:
-            if library.image.identity not in self._hooked:
-                for name, offset in library.sites.items():
-                    self._uprobe(f"on_{name}", library.image, offset)
-                self._hooked.add(library.image.identity)
-        elif not self._calls_by_tracepoint:
-            self._calls_by_tracepoint = True
+    def _calls_of(self, target: Target) -> Calls:
+        """Whether the target's memory calls can be counted in its C library, or have to be in the kernel."""
+        library = self._library_of(target)
+        return Calls.IN_KERNEL if library is None or library.missing else Calls.IN_LIBC
+
+    def _library_of(self, target: Target) -> Libc | None:
+        """The C library of the target's workers; None if there is none whose code is known."""
+        key = target.php.image.identity
+        if key not in self._libraries:
+            self._libraries[key] = None
+            witness = target.master or target.workers[0]
+            try:
+                image = None if self._force_tracepoint else processes.open_libc(witness.pid)
+                self._libraries[key] = None if image is None else libc.inspect(image)
+            except (OSError, UnsupportedError) as exc:
+                log.info("no C library found in process %d: %s", witness.pid, exc)
+        return self._libraries[key]
+
+    def _hook_calls(self, target: Target) -> None:
+        library = self._library_of(target)
+        if library is None or library.missing:
             self._count_calls_in_kernel()
+        elif library.image.identity not in self._hooked:
+            self._hooked.add(library.image.identity)
+            for name, offset in library.sites.items():
+                self._uprobe(f"on_{name}", library.image, offset)
 
     def _count_calls_in_kernel(self) -> None:
+        if self._calls_by_tracepoint:
+            return
+        self._calls_by_tracepoint = True
         try:
             self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
         except UnsupportedError as exc:
@@ -268,7 +303,9 @@ class BpfBackend:
         facts, self._pending = self._pending, []
         workers, head = self._roster.workers, HEAD.unpack_from
         request, add, of_request = self._decoder.request, facts.append, int(EventKind.REQUEST)
-        for record in self._ring.records(_BATCH):
+        records = self._ring.records(_BATCH)
+        self._taken = len(records)
+        for record in records:
             kind, pid = head(record)
             if kind == of_request:
                 watched = workers.get(pid) or self._roster.stranger(pid)
@@ -307,27 +344,23 @@ class BpfBackend:
         try:
             php = php_binary.inspect(processes.open_executable(pid))
             changed = dataclasses.replace(target, php=php, master=master, workers=())
+            # The master first: from then on its forks are entered with the new binary; then those before.
+            self._watch(pid, Role.MASTER, changed, replace=True)
             self._roster.masters[pid] = changed
-            for process in (master, *processes.children(master)):
-                self._map("workers").remove(process.pid)
-                self._rewatch(process, changed)
+            known: set[int] = set()
+            while fresh := [child for child in processes.children(master) if child.pid not in known]:
+                known |= {child.pid for child in fresh}
+                for child in fresh:
+                    self._watch(child.pid, Role.WORKER, changed, titled=False, replace=True)
+                    self._pending.append(self._roster.add(child, changed))
             self._hook(changed)
         except (OSError, PhptraceError) as exc:
             self._pending.append(
                 Loss(time.time_ns(), 1, f"workers: the new PHP of master {pid} cannot be traced: {exc}")
             )
 
-    def _rewatch(self, process: Process, target: Target) -> None:
-        if target.master is not None and process.pid == target.master.pid:
-            self._watch(process.pid, Role.MASTER, target)
-        else:
-            self._watch(process.pid, Role.WORKER, target, titled=False)
-            self._pending.append(self._roster.add(process, target))
-
     def _housekeep(self) -> list[Fact]:
         losses = self._losses()
-        if not self._lost_before[Lost.PROCESS_EVENTS]:
-            return losses
         gone = [self._roster.vanished(pid, time.time_ns()) for pid in self._roster.missing()]
         return [*losses, *(fact for fact in gone if fact is not None)]
 
@@ -340,3 +373,9 @@ class BpfBackend:
                 found.append(Loss(time.time_ns(), total - self._lost_before[what], _WHY_LOST[what]))
                 self._lost_before[what] = total
         return found
+
+
+def _is_there(process: Process) -> bool:
+    """Whether it is still that process, and not another of its pid."""
+    now = processes.process(process.pid)
+    return now is not None and now.start_ticks == process.start_ticks

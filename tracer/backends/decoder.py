@@ -49,7 +49,7 @@ class RequestDecoder:
         values = REQUEST.unpack_from(record)
         _, pid, nth, flags, started, ended, cpu = values[:_FIGURES_FROM]
         figures = values[_FIGURES_FROM:_FIGURES_TO]
-        hiwater, status, exit_code, script_bytes, uri_bytes, script_stored, uri_stored, _, method = values[_FIGURES_TO:]
+        status, exit_code, script_bytes, uri_bytes, script_stored, uri_stored, _, method = values[_FIGURES_TO:]
         strings = REQUEST.size
         script = record[strings : strings + script_stored].decode("utf-8", "surrogateescape")
         uri = record[strings + script_stored : strings + script_stored + uri_stored]
@@ -68,10 +68,10 @@ class RequestDecoder:
         uncounted = figures[_VM_AFTER] - figures[_VM_BEFORE] != mapped
         if flags == _PLAIN and self.calls and not uncounted and not uri_cut and script_bytes == script_stored:
             return row
-        return self._qualified(row, flags, exit_code, hiwater, uri_cut, script_bytes > script_stored, uncounted)
+        return self._qualified(row, flags, exit_code, uri_cut, script_bytes > script_stored, uncounted)
 
     def _qualified(
-        self, row: Request, flags: int, exit_code: int, hiwater: int, uri_cut: bool, script_cut: bool, uncounted: bool
+        self, row: Request, flags: int, exit_code: int, uri_cut: bool, script_cut: bool, uncounted: bool
     ) -> Request:
         """The row with what is not known set to None, and the reasons in its notes."""
         absent: dict[str, Any] = {}
@@ -92,15 +92,10 @@ class RequestDecoder:
             ending = Ending.CUT_OFF.value
             if exit_code & 0x7F:
                 ending = f"{Ending.KILLED.value}:{_signal(exit_code & 0x7F)}"
-            elif not flags & Flag.DETACHED:
+            elif flags & Flag.DETACHED:
+                absent |= dict.fromkeys(("cpu_ns", "minor_faults", "major_faults"))
+            else:
                 notes.append(Note.WORKER_EXITED)
-        if flags & Flag.HIWATER:
-            # hiwater_rss is of all RSS: what of it was not file or shmem was anon.
-            file, shmem = (
-                max(row.file_before or 0, row.file_after or 0),
-                max(row.shmem_before or 0, row.shmem_after or 0),
-            )
-            absent["anon_peak"] = max(row.anon_peak or 0, hiwater - file - shmem)
         if flags & Flag.NO_HEAP:
             absent |= dict.fromkeys(
                 ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after")

@@ -30,6 +30,7 @@ class Roster:
         self._offset = clock_offset_ns
         self.workers: dict[int, Watched] = {}
         self.masters: dict[int, Target] = {}
+        self._gone: set[int] = set()
 
     def add(self, worker: Process, target: Target) -> Worker:
         """A worker that was there already."""
@@ -76,6 +77,8 @@ class Roster:
         watched = self.workers.pop(pid, None)
         if watched is None or not watched.wanted or kind != EventKind.DIED:
             return None
+        if watched.fact.pool is None and watched.target.pools is not None:
+            return None  # it died before it was known to be of a pool that is wanted
         return watched.fact._replace(died_ns=at + self._offset, exit=exit_text(exit_code))
 
     def pool(self, pid: int) -> str | None:
@@ -83,11 +86,18 @@ class Roster:
         return None if watched is None else watched.fact.pool
 
     def missing(self) -> list[int]:
-        """Pids that are under watch and no longer exist: their death was not delivered."""
-        return [pid for pid in (*self.workers, *self.masters) if not os.path.exists(f"/proc/{pid}")]
+        """Pids under watch that do not exist, now or when last asked: their death was not delivered.
+
+        Asked twice, since the news of a death may still be on its way.
+        """
+        gone = {pid for pid in (*self.workers, *self.masters) if not os.path.exists(f"/proc/{pid}")}
+        sure, self._gone = gone & self._gone, gone
+        return sorted(sure)
 
     def vanished(self, pid: int, now_ns: int) -> Worker | None:
         """What is left to say of one of missing(): when it was missed, not how it ended."""
         self.masters.pop(pid, None)
         watched = self.workers.pop(pid, None)
-        return None if watched is None else watched.fact._replace(died_ns=now_ns, exit="unknown")
+        if watched is None or not watched.wanted:
+            return None
+        return watched.fact._replace(died_ns=now_ns, exit="unknown")

@@ -31,6 +31,13 @@ class Role(enum.IntEnum):
     WORKER = 2
 
 
+class Calls(enum.IntEnum):
+    """Where a worker's mmap, munmap, mremap and brk are counted."""
+
+    IN_LIBC = 1
+    IN_KERNEL = 2
+
+
 class Lost(enum.IntEnum):
     """Index into the map `lost`."""
 
@@ -56,8 +63,7 @@ class Flag(enum.IntFlag):
     FATAL = 1 << 11
     NO_SCRIPT_END = 1 << 12
     NO_LAYOUT = 1 << 13
-    HIWATER = 1 << 14
-    DETACHED = 1 << 15
+    DETACHED = 1 << 14
 
 
 # The numbers that are the recording's columns as they are, in the order of facts.Request.
@@ -73,7 +79,6 @@ REQUEST_FIELDS = (
     ("ended_ns", "Q"),
     ("cpu_ns", "Q"),
     *((name, "q") for name in FIGURES),
-    ("hiwater_rss", "q"),
     ("status", "i"),
     ("exit_code", "i"),
     ("script_bytes", "I"),
@@ -98,13 +103,14 @@ WORKER_FIELDS = (
     ("in_request", "I"),
     ("titled", "I"),
     ("requests", "I"),
+    ("calls", "I"),
+    ("pad", "I"),
     ("stale_exit", "I"),
     ("heap", "Q"),
     ("bias", "Q"),
     ("cpu_before_ns", "Q"),
     ("minor_before", "Q"),
     ("major_before", "Q"),
-    ("hiwater_before", "Q"),
     ("brk_before", "Q"),
 )  # then struct request, then the strings
 BUILD_FIELDS = (
@@ -140,12 +146,12 @@ KERNEL_FIELDS = (
     ("task_rss_stat", "I"),
     ("mm_rss_stat", "I"),
     ("mm_total_vm", "I"),
-    ("mm_hiwater_rss", "I"),
     ("mm_brk", "I"),
     ("mm_arg_start", "I"),
     ("counter_size", "I"),
     ("counter_count", "I"),
     ("counter_counters", "I"),
+    ("pad", "I"),
     ("rss_kind", "I"),
     ("page_size", "Q"),
     ("percpu_offset", f"{CPUS_MAX}Q"),

@@ -48,6 +48,8 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
 
         def consume(facts: list[Fact]) -> None:
             tally.add_all(facts)
+            if file is not None:
+                file.add(facts)
             for fact in facts:
                 if isinstance(fact, Request):
                     if lines is None:
@@ -56,8 +58,6 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
                         lines.add(fact)
             if lines is not None:
                 lines.flush()
-            if file is not None:
-                file.add(facts)
 
         def tick(progress: Progress) -> None:
             nonlocal warned

@@ -58,7 +58,7 @@ def tracing(command: Command) -> Command:
         click.option(
             "-p", "--pid", "pids", type=click.IntRange(1), multiple=True, help="Also this process; repeatable."
         ),
-        click.option("-d", "--duration", type=DURATION, help="Stop after 30s, 5m, 1h. Default: at Ctrl-C."),
+        click.option("-d", "--duration", type=DURATION, help="Stop after 30s, 5m, 1h. Default, and 0: at Ctrl-C."),
         click.option("-c", "--count", type=click.IntRange(1), help="Stop after that many requests, of all workers."),
         click.option(
             "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True, help="How to trace."

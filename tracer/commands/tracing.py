@@ -106,7 +106,7 @@ def attached(plan: Plan) -> Iterator[Attached]:
                 if target.master is not None and target.named == str(target.master.pid):
                     talk(f"{target.named} is a master: tracing its {len(target.workers)} workers and those to come")
             for lack in choice.backend.lacking:
-                talk(f"not measured: {lack}")
+                talk(f"note: {lack}")
             yield Attached(choice, tuple(found), shown)
         finally:
             choice.backend.close()

@@ -26,7 +26,10 @@ class Site:
 
 
 def entry_site(code: bytes) -> Site | None:
-    """The first instruction, or the one behind endbr64; None where there is no code."""
+    """The first instruction of a function, or the one behind endbr64; None where there is no code.
+
+    Wherever a function begins an instruction begins, so a probe is safe there whatever it is.
+    """
     if not code:
         return None
     start = 4 if code.startswith(_ENDBR64) else 0

@@ -47,7 +47,6 @@ class KernelLayout:
     task_rss_stat: int  # 0 unless SPLIT
     mm_rss_stat: int
     mm_total_vm: int
-    mm_hiwater_rss: int
     mm_brk: int
     mm_arg_start: int
     counter_size: int  # 0 unless PERCPU
@@ -82,7 +81,6 @@ def kernel_layout(btf: Btf | None = None) -> KernelLayout:
         task_rss_stat=0 if percpu else task_rss_stat or 0,
         mm_rss_stat=need("mm_struct", "rss_stat" if percpu else "rss_stat.count"),
         mm_total_vm=need("mm_struct", "total_vm"),
-        mm_hiwater_rss=need("mm_struct", "hiwater_rss"),
         mm_brk=need("mm_struct", "brk"),
         mm_arg_start=need("mm_struct", "arg_start"),
         counter_size=btf.size("percpu_counter") or 0 if percpu else 0,

@@ -91,13 +91,15 @@ def inspect(image: Image) -> Php:
     layout = layout_of(version)
     lacking = []
     if heap is None:
-        lacking.append("Zend's heap: zend_mm_get_heap() has an unknown form")
+        lacking.append("not measured: Zend's heap: zend_mm_get_heap() has an unknown form")
     if layout is None:
-        lacking.append(f"HTTP status, memory_limit and fatal errors: PHP {version[0]}.{version[1]} is not in the table")
+        lacking.append(
+            f"not measured: status, memory_limit, fatal errors: PHP {version[0]}.{version[1]} is not in the table"
+        )
     if hooks.teardown is None:
-        lacking.append("Zend's peak: no symbol zend_mm_shutdown")
+        lacking.append("not measured: Zend's peak: no symbol zend_mm_shutdown")
     if hooks.exit_call is None:
-        lacking.append("exit(): no symbol zend_throw_unwind_exit")
+        lacking.append("not told from a plain end: exit(): no symbol zend_throw_unwind_exit")
     return Php(
         image=image,
         version=version,

@@ -34,6 +34,11 @@ class Target:
         """Whether REQUEST_URI is to be had from the FastCGI environment; unknown counts as yes."""
         return self.sapi is None or self.sapi in _FASTCGI
 
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Master and workers, as far as they were there when the target was resolved."""
+        return self.workers if self.master is None else (self.master, *self.workers)
+
     def wants(self, pool: str | None) -> bool:
         return self.pools is None or pool in self.pools
 

@@ -1,6 +1,7 @@
 # Sourced by the demo and the benchmarks: starts and stops a site of its own on loopback, in a folder of its own.
 # Sets demo_folder, demo_address, demo_master.
 
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # where nginx and php-fpm are, and which `su` leaves out
 demo_address=127.0.0.1:${PHPTRACE_DEMO_PORT:-8089}
 demo_source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 demo_pids=()
