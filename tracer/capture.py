@@ -36,7 +36,7 @@ class Filter:
     uri: str | None = None  # shell pattern
     script: str | None = None  # shell pattern
     slow_ns: int | None = None  # at least that long
-    min_growth: int | None = None  # at least that many bytes
+    min_growth: int | None = None  # at least that many bytes of native growth, or of growth where Zend is unknown
 
     def __bool__(self) -> bool:
         return any(value is not None for value in (self.uri, self.script, self.slow_ns, self.min_growth))
@@ -50,7 +50,7 @@ class Filter:
             return False
         if self.slow_ns is not None and (request.duration_ns is None or request.duration_ns < self.slow_ns):
             return False
-        growth = request.growth
+        growth = request.growth if request.zend_real_before is None else request.native_growth
         return self.min_growth is None or (growth is not None and growth >= self.min_growth)
 
 

@@ -140,14 +140,16 @@ class Writer:
             with _writing(self.path):
                 self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
-    def close(self) -> None:
-        """Writes what is left and folds the journal into the file."""
+    def close(self, *, ended: bool = True) -> None:
+        """Writes what is left and folds the journal into the file; `ended` says that this is all there was."""
         connection = self._connection
         if connection is None:
             return
         try:
             self.flush()
             with _writing(self.path):
+                if ended:
+                    connection.execute("INSERT OR IGNORE INTO meta VALUES ('ended', '{}')")
                 try:
                     connection.execute("PRAGMA journal_mode = DELETE")
                 except sqlite3.OperationalError:
@@ -167,7 +169,7 @@ class Writer:
             self.close()
             return
         with contextlib.suppress(IncompleteError):
-            self.close()
+            self.close(ended=False)
 
 
 def _head(path: str) -> bytes:
@@ -184,22 +186,30 @@ def _head(path: str) -> bytes:
         raise RecordingError(f"cannot read the recording {path}: {reason}") from exc
 
 
-def _create(path: str, *, force: bool) -> int:
-    """A new, empty file of that name; returns its inode."""
+def check_output(path: str, *, force: bool) -> None:
+    """UsageError if a Writer could not be made there, as far as can be told without touching anything."""
     directory = os.path.dirname(path) or "."
-    if not os.path.isdir(directory):
-        raise UsageError(f"cannot write {path}: there is no directory {directory}")
+    if not path or not os.path.isdir(directory):
+        raise UsageError(f"cannot write {path!r}: there is no directory {directory}")
     for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
         try:
             mode = os.lstat(name).st_mode
         except OSError:
             continue
-        if stat.S_ISDIR(mode):
-            raise UsageError(f"cannot write {path}: {name} is a directory")
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # root would replace /dev/null
+            kind = "is a directory" if stat.S_ISDIR(mode) else "is not a file"
+            raise UsageError(f"cannot write {path}: {name} {kind}")
         if not force:
             raise UsageError(f"{name} exists. Choose another name, or overwrite it with -f.")
+
+
+def _create(path: str, *, force: bool) -> int:
+    """A new, empty file of that name; returns its inode."""
+    check_output(path, force=force)
+    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
         try:
-            os.unlink(name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
         except OSError as exc:
             raise UsageError(f"cannot overwrite {name}: {exc.strerror}") from exc
     try:
@@ -324,6 +334,11 @@ class Reader:
             workers, died = one("SELECT count(*), count(*) FILTER (WHERE exit LIKE 'killed:%') FROM worker").fetchone()
             return Totals(requests, incomplete, lost, workers, died)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the recording came to its end: otherwise phptrace was killed, or its disk full, or it is at work."""
+        return "ended" in self.meta
+
     def close(self) -> None:
         self._connection.close()
 
@@ -341,6 +356,11 @@ class Reader:
         try:
             yield
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as exc:
+            if os.path.exists(self.path + "-wal") and "unable to open" in str(exc):
+                raise RecordingError(
+                    f"{self.path} was not ended, and SQLite has to make a file beside it to read its journal:"
+                    f" copy it and {self.path}-wal to a folder of your own"
+                ) from exc
             raise RecordingError(f"{self.path} is damaged or cut short: {exc}") from exc
 
     def _open(self, path: str, *, in_wal_mode: bool) -> sqlite3.Connection:

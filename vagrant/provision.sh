@@ -53,7 +53,7 @@ fi
 stamp=$venv/.phptrace
 made="$here $(sha256sum <"$here/pyproject.toml")"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$made" ] || ! "$venv/bin/python" -I -c "import tracer.cli, bcc" 2>/dev/null; then
-	say "making $venv for $here"
+	say "making $venv: from now on, phptrace on this machine runs $here"
 	log=$(mktemp)
 	mkdir -p "$(dirname "$venv")"
 	{

@@ -42,6 +42,9 @@ def recording(start_fpm: Callable[..., Fpm], tmp_path_factory: pytest.TempPathFa
 
 
 def _rows(path: Path) -> int:
+    """Requests on disk so far; 0 also where there is no recording yet."""
+    if not path.exists() or path.stat().st_size == 0:
+        return 0
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         return int(connection.execute("SELECT count(*) FROM request").fetchone()[0])
 

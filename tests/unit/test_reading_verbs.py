@@ -133,7 +133,7 @@ def test_every_request_is_exported_as_ndjson(run, path):
         (["--script", "*index*"], [3, 3]),
         (["--slow", "13ms"], []),
         (["--slow", "12ms", "--script", "/srv/*"], [3, 3]),
-        (["--min-growth", "1M"], [0, 1, 2, 3, 4]),
+        (["--min-growth", "900K"], [0, 1, 2, 3, 4]),
     ],
 )
 def test_only_requests_that_are_asked_for_are_exported(run, path, options, nths):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_the_meta_data_comes_back_with_the_schema(path):
     recording(path, meta=meta)
 
     with Reader(str(path)) as file:
-        assert file.meta == {"schema": SCHEMA, **meta}
+        assert file.meta == {"schema": SCHEMA, **meta, "ended": {}}
 
 
 def test_a_note_is_added_and_replaced(path):
@@ -149,3 +150,20 @@ def test_a_note_is_added_and_replaced(path):
 
     with Reader(str(path)) as found:
         assert found.meta["ended"] == {"why": "asked to stop"}
+
+
+def test_a_recording_that_came_to_no_end_says_so(path):
+    with contextlib.suppress(KeyboardInterrupt), Writer(str(path), {}) as writer:
+        writer.add([COMPLETE])
+        raise KeyboardInterrupt
+
+    with Reader(str(path)) as file:
+        assert not file.ended
+        assert list(file.requests()) == [COMPLETE]
+
+
+def test_a_recording_that_came_to_its_end_says_so(path):
+    recording(path, [COMPLETE])
+
+    with Reader(str(path)) as file:
+        assert file.ended

@@ -311,3 +311,11 @@ def test_a_full_disk_is_told_and_what_was_flushed_before_can_be_read(path):
     assert int(flushed) > 505
     assert len(found) >= int(flushed)
     assert set(found) == {COMPLETE}
+
+
+def test_what_is_no_file_is_not_overwritten_even_when_forced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+
+    with pytest.raises(UsageError, match="is not a file"):
+        Writer(str(tmp_path / "fifo"), {}, force=True)
+    assert (tmp_path / "fifo").is_fifo()

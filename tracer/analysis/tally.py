@@ -17,6 +17,7 @@ class Tally:
         self.fatal = 0
         self.uri_unknown = 0
         self.lost = 0
+        self.unended = 0  # recordings that came to no end: what is missing is not known
         self.losses: dict[str, int] = {}
         self._workers: set[tuple[int, int | None]] = set()
         self.born = 0

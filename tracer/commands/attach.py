@@ -14,7 +14,7 @@ from tracer.capture import Progress, Stop, capture
 from tracer.commands.options import ranking, tracing
 from tracer.commands.tracing import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.facts import Fact, Request
-from tracer.recording import Writer
+from tracer.recording import Writer, check_output
 from tracer.reporters.lines import Lines
 from tracer.reporters.live import LiveView, Status
 from tracer.reporters.table import summary
@@ -34,13 +34,15 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
     On a terminal a ranking that is redrawn every second; piped, one line a request. Ctrl-C ends it.
     """
     plan = Plan.of(**options)
+    if output is not None:
+        check_output(output, force=plan.force)
     tally = Tally()
     rows = Ranking(GroupBy(group_by), window=_WINDOW, max_groups=_MAX_GROUPS)
     live = sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop().on_signals())
         tracing = stack.enter_context(attached(plan))
-        file = stack.enter_context(Writer(output, tracing.meta(plan), force=plan.force)) if output else None
+        file = stack.enter_context(Writer(output, tracing.meta(plan), force=plan.force)) if output is not None else None
         view = stack.enter_context(LiveView(sys.stdout, sort=Sort(sort), top=top or None)) if live else None
         lines = None if live else Lines(sys.stdout)
         backend = tracing.choice.backend

@@ -48,6 +48,8 @@ def export(
     tally = Tally()
     with contextlib.ExitStack() as stack:
         recordings = [stack.enter_context(Reader(path)) for path in files]
+        if os.path.exists(output) and any(os.path.samefile(output, path) for path in files):
+            raise UsageError(f"{output} is what is to be exported: choose another name")
         out = stack.enter_context(_opened(output, force=force))
         render(_requests(recordings, keep, tally), out)
     click.echo(f"phptrace: {summary(tally)}", err=True)
@@ -55,6 +57,7 @@ def export(
 
 def _requests(recordings: Sequence[Reader], keep: Filter, tally: Tally) -> Iterator[Request]:
     for recording in recordings:
+        tally.unended += not recording.ended
         tally.add_all(recording.workers())
         tally.add_all(recording.losses())
         for request in recording.requests():
@@ -69,6 +72,8 @@ def _opened(path: str, *, force: bool) -> Iterator[TextIO]:
         yield sys.stdout
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    if os.path.lexists(path) and not (os.path.isfile(path) or os.path.islink(path)):
+        raise UsageError(f"cannot write {path}: it is not a file")
     try:
         if force:
             with contextlib.suppress(FileNotFoundError):

@@ -20,7 +20,7 @@ from tracer.commands.options import tracing
 from tracer.commands.tracing import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.errors import UsageError
 from tracer.facts import Fact
-from tracer.recording import SUFFIX, Writer
+from tracer.recording import SUFFIX, Writer, check_output
 from tracer.reporters.table import summary
 
 
@@ -35,8 +35,9 @@ def record(output: str | None, **options: Any) -> None:
     Stops at Ctrl-C, after --duration or --count. Look at the file with report, export, or any SQLite tool.
     """
     plan = Plan.of(**options)
-    path = output or _default_name(plan)
+    path = _default_name(plan) if output is None else output
     if path != "-":
+        check_output(path, force=plan.force)
         _record(plan, path)
         return
     if sys.stdout.isatty():

@@ -27,6 +27,7 @@ def report(files: Sequence[str], group_by: str, sort: str, top: int, form: str) 
     rows, tally = Ranking(GroupBy(group_by)), Tally()
     for path in files:
         with Reader(path) as recording:
+            tally.unended += not recording.ended
             tally.add_all(recording.workers())
             tally.add_all(recording.losses())
             for request in recording.requests(COLUMNS):

@@ -20,6 +20,7 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO) -> None:
         "requests": tally.requests,
         "lost": tally.lost,
         "incomplete": tally.incomplete,
+        "unended": tally.unended,
         "uri_unknown": tally.uri_unknown,
         "workers": tally.workers,
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},

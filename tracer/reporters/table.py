@@ -13,7 +13,9 @@ from tracer.analysis.ranking import Group, GroupBy, Sort
 from tracer.analysis.tally import Tally
 from tracer.units import printable, show_bytes, show_duration
 
-_MIN_KEY = 12
+_MIN_KEY = 20
+# What goes first where there is no room.
+_SPARE = ("zend peak", "anon peak", "p95", "requests")
 
 
 def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], str]]]:
@@ -35,7 +37,8 @@ def legend(sort: Sort) -> str:
     """What the columns mean."""
     text = (
         "native growth: memory kept that Zend's heap does not explain: malloc in extensions, libraries, PHP itself;"
-        " per request: its median. Peaks: the most any one request reached. p95: duration."
+        " per request: its median. Peaks: the most any one request reached. p95: duration. (none): no script ran (404),"
+        " or it was not seen."
     )
     if sort is Sort.GROWTH:
         text += " growth: all memory kept; Zend's chunk cache is in it, which later requests give back."
@@ -66,10 +69,12 @@ def console_for(out: TextIO) -> Console:
 
 
 def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int) -> RenderableType:
-    """The table alone. Keys are cut from the left, where they tend to be alike."""
+    """The table alone. Keys are cut from the left, where they tend to be alike; a narrow terminal has fewer columns."""
     columns = _columns(sort)
-    numbers_width = sum(wide + 1 for _, wide, _, _ in columns) + 1
-    key_width = max(_MIN_KEY, min(width, 160) - numbers_width)
+    for spare in _SPARE:
+        if _room(columns, width) < _MIN_KEY:
+            columns = [column for column in columns if column[0] != spare or column[2] is sort]
+    key_width = max(_MIN_KEY, _room(columns, min(width, 160)))
     keys = [shorten(show_key(group.key), key_width) for group in groups]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     name = by.value + ("↓" if sort is Sort.KEY else "")
@@ -79,6 +84,11 @@ def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: in
     for key, group in zip(keys, groups, strict=True):
         table.add_row(Text(key), *(cell(group) for _, _, _, cell in columns))
     return table
+
+
+def _room(columns: Sequence[tuple[str, int, Sort | None, Callable[[Group], str]]], width: int) -> int:
+    """What the columns leave for the key."""
+    return width - sum(wide + 1 for _, wide, _, _ in columns) - 1
 
 
 def summary(tally: Tally) -> str:
@@ -98,6 +108,8 @@ def summary(tally: Tally) -> str:
     text = " · ".join(parts)
     for why, lost in tally.losses.items():
         text += f"\nLOST {lost} {printable(why)}"
+    if tally.unended:
+        text += f"\nNOT ENDED: {tally.unended} recording(s): still at work, killed, or out of disk; the last may be missing"
     return text
 
 

@@ -51,10 +51,10 @@ def targets(names: Sequence[str]) -> list[Target]:
     """
     found: list[Target] = []
     for name in names:
-        kind, _, pool = name.partition(":")
+        kind, colon, pool = name.partition(":")
         if re.fullmatch(r"[0-9]+", name):
             _add(found, _by_pid(int(name[:4000])))
-        elif kind == FPM:
+        elif kind == FPM and (pool or not colon):
             for target in _by_title(name, pool or None):
                 _add(found, target)
         else:
