@@ -109,7 +109,7 @@ def summary(tally: Tally) -> str:
     for why, lost in tally.losses.items():
         text += f"\nLOST {lost} {printable(why)}"
     if tally.unended:
-        text += f"\nNOT ENDED: {tally.unended} recording(s): still at work, killed, or out of disk; the last may be missing"
+        text += f"\nNOT ENDED: {tally.unended} recording(s): at work, killed, or the disk full; the last may be missing"
     return text
 
 
