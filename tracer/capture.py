@@ -62,8 +62,10 @@ class Stop:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[Stop]:
-        # What is ignored stays so: nohup ignores SIGHUP for us.
-        heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        # nohup ignores SIGHUP for us. A script's shell ignores SIGINT for what it starts in the
+        # background; but whoever sends one to a tracer means it.
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in _SIGNALS if number != signal.SIGHUP or not nohup]
         before = {number: signal.signal(number, self._handle) for number in heeded}
         try:
             yield self

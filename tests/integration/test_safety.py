@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +119,28 @@ def test_a_signal_ends_a_recording_cleanly(pool: Fpm, tmp_path: Path, number: si
     with Reader(str(path)) as recording:
         assert recording.totals().requests > 100
         assert recording.meta["ended"]["why"] == "asked to stop"
+
+
+def test_a_recording_in_the_background_of_a_script_ends_at_sigint_and_nohup_keeps_it_from_sighup(
+    pool: Fpm, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.phptrace"
+    command = f"nohup {sys.executable} -m tracer record -o {path} {pool.master} >/dev/null 2>{tmp_path}/said & echo $!"
+    pid = int(subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout)
+    wait_for(lambda: "recording to" in (tmp_path / "said").read_text(), "the recording")
+    os.kill(pid, signal.SIGHUP)
+    pool.get("hello.php", REQUEST_URI="/after-hup")
+    wait_for(lambda: path.stat().st_size > 4096 and _uris(path) == ["/after-hup"], "the request on disk")
+    os.kill(pid, signal.SIGINT)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the end")
+
+    with Reader(str(path)) as recording:
+        assert recording.ended
+
+
+def _uris(path: Path) -> list[str | None]:
+    with Reader(str(path)) as recording:
+        return [request.uri for request in recording.requests()]
 
 
 def test_ctrl_c_while_attaching_leaves_a_whole_recording_or_none(pool: Fpm, tmp_path: Path) -> None:
