@@ -11,7 +11,8 @@
 #include "memory.h"
 #include "fastcgi.h"
 
-BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
+/* Public: stacks.bpf.c looks into it. */
+BPF_TABLE_PUBLIC("hash", u32, struct worker, workers, WORKERS_MAX);
 BPF_ARRAY(builds, struct build, BUILDS_MAX);
 BPF_ARRAY(layout, struct kernel, 1);
 BPF_ARRAY(lost, u64, LOST_KINDS);

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from tracer.backends import Backend
-from tracer.facts import Fact, Request
+from tracer.facts import Fact, Growth, Request
 
 IDLE_S = 5.0
 _POLL_S = 0.25
@@ -111,13 +111,14 @@ def capture(
 
     def take(facts: list[Fact]) -> None:
         kept: list[Fact] = []
+        last_kept = True
         for fact in facts:
             if isinstance(fact, Request):
                 progress.seen += 1
-                if (keep is not None and not keep.keeps(fact)) or (count is not None and progress.kept >= count):
-                    continue
-                progress.kept += 1
-            kept.append(fact)
+                last_kept = (keep is None or keep.keeps(fact)) and (count is None or progress.kept < count)
+                progress.kept += last_kept
+            if last_kept or not isinstance(fact, Request | Growth):
+                kept.append(fact)
         if kept:
             consume(kept)
 

@@ -21,6 +21,7 @@ _VERBS = {
     "attach": "Show live which script grows the workers.",
     "record": "Record every request to one file.",
     "report": "Rank what the requests of a recording did to memory.",
+    "flame": "Draw which PHP function grew the workers.",
     "export": "Write every request of a recording, for other tools.",
     "doctor": "Say what can be traced here, and what mends what cannot.",
 }
@@ -62,6 +63,8 @@ def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.trac
       sudo phptrace attach php-fpm                     live ranking
       sudo phptrace record -d 60s -o r.phptrace php-fpm
       phptrace report r.phptrace                       who grew the workers
+      sudo phptrace record --stacks -d 60s -o s.phptrace php-fpm
+      phptrace flame s.phptrace -o growth.svg          which PHP function did
 
     \b
     Exit codes: 0 fine, 2 usage, 3 no such target, 4 not permitted, 5 kernel or PHP not supported,

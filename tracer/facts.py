@@ -1,4 +1,4 @@
-"""What a backend says happened: Request, Worker, Loss. Imports nothing of ours.
+"""What a backend says happened: Request, Growth, Worker, Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.
@@ -117,6 +117,49 @@ class Request(NamedTuple):
         return self.anon_before is not None and self.anon_after is not None
 
 
+class Weight(enum.Enum):
+    """By what growth is put down to a call stack."""
+
+    RSS = "rss"  # page faults: memory the worker got; what it gave back is not seen
+    MAPPED = "mapped"  # address space added by mmap, mremap and brk, less what was given back
+    ZEND = "zend"  # change of Zend's heap between two looks at it
+
+
+class FrameKind(enum.Enum):
+    USER = "user"  # PHP code
+    INTERNAL = "internal"  # a function of PHP or of an extension
+    MARK = "mark"  # no function, but why there is none, in brackets: `[no php]`
+
+
+class Frame(NamedTuple):
+    """A function that was being run. Texts come from strangers, as those of a Request."""
+
+    kind: str  # a FrameKind's value
+    name: str  # `Repo::hydrate`; `<main>`, `require` and `eval` are a file's own code
+    file: str | None  # None: an internal function, or a mark
+    line: int | None  # the line it had come to; None: the same, or not known
+
+
+# Of a stack that is not one of PHP.
+NO_PHP = Frame(FrameKind.MARK.value, "[no php]", None, None)  # PHP was at work, but ran no script
+THREAD = Frame(FrameKind.MARK.value, "[another thread]", None, None)
+STACK_LOST = Frame(FrameKind.MARK.value, "[stack lost]", None, None)
+GIVEN_BACK = Frame(FrameKind.MARK.value, "[given back]", None, None)  # of earlier requests, or at the end
+TRUNCATED = Frame(FrameKind.MARK.value, "[truncated]", None, None)  # callers beyond --max-depth
+UNREADABLE = Frame(FrameKind.MARK.value, "[unreadable]", None, None)  # callers that made no sense
+
+
+class Growth(NamedTuple):
+    """What one request grew by in one place. Comes right after its Request."""
+
+    pid: int
+    nth: int  # the request's
+    weight: str  # a Weight's value
+    stack: tuple[Frame, ...]  # the outermost first
+    bytes: int  # negative: given back
+    samples: int  # how many events: faults, calls, looks
+
+
 class Worker(NamedTuple):
     """A worker as far as it is known by now. A later fact of the same pid and start replaces it."""
 
@@ -137,4 +180,4 @@ class Loss(NamedTuple):
     why: str
 
 
-Fact = Request | Worker | Loss
+Fact = Request | Growth | Worker | Loss

@@ -14,15 +14,18 @@ import json
 import os
 import sqlite3
 import stat
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 from tracer.errors import IncompleteError, RecordingError, UsageError
-from tracer.facts import Fact, Loss, Request, Worker
+from tracer.facts import Fact, Growth, Loss, Request, Weight, Worker
+from tracer.recorded_stacks import TABLES as STACK_TABLES
+from tracer.recorded_stacks import Stack, StackReader, StackWriter
 
-SCHEMA = 1
+SCHEMA = 2
 SUFFIX = ".phptrace"
 _STEP = 1000
 # "PTRC": identifies the file as ours in SQLite's header (PRAGMA application_id).
@@ -50,6 +53,8 @@ _TABLES = {
     "loss": "CREATE TABLE loss (\n  at_ns INTEGER NOT NULL,\n  lost INTEGER NOT NULL,\n  why TEXT NOT NULL\n) STRICT",
     "meta": "CREATE TABLE meta (\n  name TEXT PRIMARY KEY,\n  value TEXT NOT NULL\n) STRICT",
 }
+# By schema: 2 added call stacks.
+_TABLES_OF = {1: _TABLES, 2: {**_TABLES, **STACK_TABLES}}
 # Text arrives as bytes: what is not UTF-8 must not fail, and must come back as it was.
 _INSERT_REQUEST = (
     f"INSERT INTO request ({', '.join(Request._fields)}) VALUES ("
@@ -75,6 +80,9 @@ class Writer:
         self.path = path
         self._requests: list[Sequence[Any]] = []
         self._others: list[Worker | Loss] = []
+        self._added = 0  # requests, which is the id of the last
+        self._last: tuple[int, int] | None = None  # its pid and nth
+        self._stacks = StackWriter()
         self._connection: sqlite3.Connection | None = None
         inode = _create(path, force=force)
         with _writing(path):
@@ -88,7 +96,7 @@ class Writer:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            for statement in _TABLES.values():
+            for statement in _TABLES_OF[SCHEMA].values():
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
             rows = [(name, json.dumps(value)) for name, value in {"schema": SCHEMA, **meta}.items()]
@@ -102,6 +110,12 @@ class Writer:
         for fact in facts:
             if isinstance(fact, Request):
                 self._requests.append(fact)
+                self._added += 1
+                self._last = fact.pid, fact.nth
+            elif isinstance(fact, Growth):
+                if self._last != (fact.pid, fact.nth):
+                    raise ValueError("growth that does not follow its request")
+                self._stacks.add(self._added, fact)
             else:
                 self._others.append(fact)
         if len(self._requests) >= _STEP:
@@ -111,8 +125,12 @@ class Writer:
         """Writes what was added. IncompleteError if that fails; what is on disk stays readable."""
         if self._connection is None:
             return
+        if self._stacks.refused:
+            why = "call stacks: more different ones than a recording holds; what they grew by is under [stack lost]"
+            self._others.append(Loss(time.time_ns(), self._stacks.refused, why))
+            self._stacks.refused = 0
         # In small steps, so that what fits on a disk that fills up is there.
-        while self._requests or self._others:
+        while self._requests or self._others or self._stacks.pending:
             with _writing(self.path), self._transaction(self._connection) as connection:
                 for fact in self._others:
                     if isinstance(fact, Worker):
@@ -120,7 +138,9 @@ class Writer:
                     else:
                         connection.execute("INSERT INTO loss VALUES (?, ?, ?)", fact)
                 connection.executemany(_INSERT_REQUEST, map(_storable, self._requests[:_STEP]))
+                self._stacks.write(connection, self._added - len(self._requests[_STEP:]))
             del self._requests[:_STEP]
+            self._stacks.written()
             self._others.clear()
 
     @contextlib.contextmanager
@@ -275,7 +295,7 @@ class Reader:
             raise RecordingError(f"the recording {path} is empty: phptrace was killed before it wrote anything")
         if not head.startswith(b"SQLite format 3\0") or int.from_bytes(head[68:72], "big") != _APPLICATION_ID:
             raise RecordingError(f"{path} is not a phptrace recording")
-        schema = int.from_bytes(head[60:64], "big")
+        self._schema = schema = int.from_bytes(head[60:64], "big")
         if schema > SCHEMA:
             raise RecordingError(
                 f"{path} has schema {schema}; this phptrace reads up to {SCHEMA}. Read it with a newer phptrace."
@@ -295,9 +315,9 @@ class Reader:
         """The entries of `meta`, when the file has been found to be what it says."""
         with self.reading():
             found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
-            if found != _TABLES:
+            if found != _TABLES_OF.get(self._schema):
                 raise RecordingError(
-                    f"{self.path} is not a phptrace recording: its tables are not those of schema {SCHEMA}"
+                    f"{self.path} is not a phptrace recording: its tables are not those of schema {self._schema}"
                 )
             # STRICT holds for who writes through SQLite; a forged file may have any type in any column.
             (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -313,6 +333,25 @@ class Reader:
         with self.reading():
             for row in self._connection.execute(f"SELECT {selected} FROM request ORDER BY id"):
                 yield make(row)
+
+    @property
+    def has_stacks(self) -> bool:
+        """Whether it was recorded with call stacks; those may have been none."""
+        return "stacks" in self.meta
+
+    def grown(self, weight: Weight, columns: Iterable[str]) -> Iterator[tuple[Request, list[tuple[Stack, int, int]]]]:
+        """Every request, as requests() has it, with what it grew by: (stack, bytes, samples)."""
+        with self.reading():
+            growths = StackReader(self._connection).growths(weight) if self._schema >= 2 else iter(())
+            due = next(growths, None)
+            for number, request in enumerate(self.requests(columns), start=1):
+                found: list[tuple[Stack, int, int]] = []
+                if due is not None and due[0] == number:
+                    found = due[1]
+                    due = next(growths, None)
+                yield request, found
+            if due is not None:
+                raise ValueError("growth of a request that is not there")
 
     def workers(self) -> list[Worker]:
         with self.reading():

@@ -66,16 +66,17 @@ def show_duration(nanoseconds: float | None) -> str:
     return f"{nanoseconds / 1e9:.2f} s"
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, code: bool = False) -> str:
     """The text with everything a terminal or an editor might act on, or that cannot be seen, as an escape.
 
     Controls, separators other than the space, bidirectional and zero-width characters. A backslash is
     doubled, so that no two texts look the same. Bytes that were not UTF-8 (Python's lone surrogates,
-    PEP 383) show as the byte they were: `\\xff`; characters as `\\u009b`.
+    PEP 383) show as the byte they were: `\\xff`; characters as `\\u009b`. With `code`, backslashes stay
+    single: in the names of PHP's functions they part namespaces.
     """
-    if text.isprintable() and text.isascii() and "\\" not in text:
+    if text.isprintable() and text.isascii() and (code or "\\" not in text):
         return text
-    return "".join([char if _shows(char) else _escape(char) for char in text])
+    return "".join([char if _shows(char) or (code and char == "\\") else _escape(char) for char in text])
 
 
 def _shows(char: str) -> bool:

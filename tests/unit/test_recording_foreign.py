@@ -86,9 +86,9 @@ def test_a_database_of_another_program_is_refused(path):
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(path):
-    altered(recording(path, [COMPLETE]), "PRAGMA user_version = 2")
+    altered(recording(path, [COMPLETE]), "PRAGMA user_version = 3")
 
-    refused(path, "has schema 2; this phptrace reads up to 1. Read it with a newer phptrace")
+    refused(path, "has schema 3; this phptrace reads up to 2. Read it with a newer phptrace")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_newer_schema_is_refused_with_what_to_do(path):
 def test_tables_that_are_not_ours_to_the_letter_are_refused(path, statement):
     altered(recording(path, [COMPLETE]), statement)
 
-    refused(path, "its tables are not those of schema 1")
+    refused(path, "its tables are not those of schema 2")
 
 
 def test_a_view_in_place_of_a_table_is_refused(path):
@@ -115,7 +115,7 @@ def test_a_view_in_place_of_a_table_is_refused(path):
         recording(path, [COMPLETE]), "DROP TABLE loss", "CREATE VIEW loss AS SELECT 1 AS at_ns, 2 AS lost, 'x' AS why"
     )
 
-    refused(path, "its tables are not those of schema 1")
+    refused(path, "its tables are not those of schema 2")
 
 
 def cut_short(path: Path, whole: bytes, length: int) -> None:

@@ -13,11 +13,21 @@ if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
     from tracer.targets.resolve import Target
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StackOptions:
+    """How call stacks are to be had."""
+
+    max_depth: int = 128  # frames, from the innermost
+    every: int = 16  # page faults a sample
+    hz: int = 999  # looks at Zend's heap, a second of CPU time
+
+
 class Backend(Protocol):
     """Watches PHP workers and says what they did.
 
     Facts of one worker come in time order; workers may interleave. What could not be delivered
-    arrives as Loss. Workers forked later are included.
+    arrives as Loss. Workers forked later are included. Where stacks were asked for, the Growth of a
+    request follows its Request at once.
     """
 
     name: str
@@ -55,7 +65,7 @@ class Choice:
 BACKENDS = ("bpf",)
 
 
-def choose(wanted: str, *, keep_query: bool = False) -> Choice:
+def choose(wanted: str, *, keep_query: bool = False, stacks: StackOptions | None = None) -> Choice:
     """The backend asked for, or with `auto` the first that works here; the error says why none does."""
     from tracer.backends.bpf import BpfBackend
     from tracer.backends.obstacles import obstacles
@@ -66,4 +76,4 @@ def choose(wanted: str, *, keep_query: bool = False) -> Choice:
     if wanted not in ("auto", *BACKENDS):
         raise UnsupportedError(f"there is no backend {wanted!r}: write auto or {' or '.join(BACKENDS)}")
     why = "asked for" if wanted == "bpf" else "everything it needs is here"
-    return Choice(BpfBackend(keep_query=keep_query), why)
+    return Choice(BpfBackend(keep_query=keep_query, stacks=stacks), why)

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Sequence
 
-from tracer.backends import selfcheck
+from tracer.backends import StackOptions, selfcheck
 from tracer.backends.builds import build_entry
 from tracer.backends.decoder import RequestDecoder, in_flight
 from tracer.backends.maps import MapFullError
 from tracer.backends.programs import RING_BYTES, Programs
 from tracer.backends.ring import Ring
 from tracer.backends.roster import Roster
+from tracer.backends.stacks import StackProbes
 from tracer.backends.thrift import give_back
 from tracer.backends.wire import BUILDS_MAX, HEAD, PROCESS_EVENT, WORKER, WORKER_BYTES, Calls, EventKind, Lost, Role
 from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
@@ -57,10 +58,17 @@ class BpfBackend:
     name = "bpf"
 
     def __init__(
-        self, *, keep_query: bool = False, calls_by_tracepoint: bool = False, simulated_cpus: int | None = None
+        self,
+        *,
+        keep_query: bool = False,
+        stacks: StackOptions | None = None,
+        calls_by_tracepoint: bool = False,
+        simulated_cpus: int | None = None,
     ) -> None:
         """`calls_by_tracepoint` counts mmap and brk as if libc were unknown; `simulated_cpus` is for benchmarks."""
         self._keep_query = keep_query
+        self._stack_options = stacks
+        self._stacks: StackProbes | None = None
         self._force_tracepoint = calls_by_tracepoint
         self._simulated_cpus = simulated_cpus
         self._undo = contextlib.ExitStack()
@@ -87,7 +95,7 @@ class BpfBackend:
 
     @property
     def lacking(self) -> Sequence[str]:
-        return tuple(dict.fromkeys(self._lacking))
+        return tuple(dict.fromkeys([*self._lacking, *(self._stacks.lacking if self._stacks else ())]))
 
     def attach(self, targets: Sequence[Target]) -> None:
         with contextlib.ExitStack() as undo:
@@ -124,6 +132,8 @@ class BpfBackend:
             # On a timer even when there is much to take: a hundred records at a time cost less than one.
             time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
             facts = self._take()
+            if self._stacks is not None:
+                facts = self._stacks.with_growth(facts)
             now = time.monotonic()
             self._next_look = now + _POLL_S
             if now >= self._housekeeping_at:
@@ -142,20 +152,36 @@ class BpfBackend:
             if self._taken == 0:
                 break
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        in_flight_pids = []
         for pid in list(self._roster.workers):
             entry = self._map("workers").get(pid)
             record = None if entry is None else in_flight(entry, now)
             if record is not None and self._roster.workers[pid].wanted:
+                in_flight_pids.append(pid)
                 facts.append(self._decoder.request(record, self._roster.pool(pid)))
+        if self._stacks is not None:
+            facts = self._stacks.remaining(facts, in_flight_pids)
         facts += self._losses()
         self._attached = False
         self._undo.close()
         return facts
 
     def _detach(self) -> list[Fact]:
-        """Takes the probes off, all at once, since the kernel takes 0.1 s for each; goes on reading meanwhile."""
-        closing = [threading.Thread(target=os.close, args=(fd,)) for fd in self._uprobes]
-        self._uprobes.clear()
+        """Takes the probes off and goes on reading meanwhile.
+
+        Those of the stacks first: a request whose end is no longer seen would be put down what comes after it.
+        """
+        facts: list[Fact] = []
+        if self._stacks is not None:
+            facts += self._closed(self._stacks.stop())
+        facts += self._closed(self._uprobes)
+        self._tracepoints.close()
+        return facts
+
+    def _closed(self, descriptors: list[int]) -> list[Fact]:
+        """Closes all at once, since the kernel takes 0.1 s for each; what was read meanwhile."""
+        closing = [threading.Thread(target=os.close, args=(fd,)) for fd in descriptors]
+        descriptors.clear()
         for thread in closing:
             thread.start()
         facts: list[Fact] = []
@@ -163,7 +189,6 @@ class BpfBackend:
             while thread.is_alive():
                 facts += self._take()
                 thread.join(_POLL_S)
-        self._tracepoints.close()
         return facts
 
     def program_fd(self, function: str) -> int:
@@ -175,7 +200,7 @@ class BpfBackend:
     def _load(self, workers_max: int) -> None:
         """Compiles the programs, fills in the kernel's offsets, and proves them on this process."""
         cpus = self._simulated_cpus or kernel.possible_cpus()
-        self._programs = Programs(workers_max=workers_max, cpus=cpus)
+        self._programs = Programs("requests.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus)
         self._undo.callback(self._programs.close)
         self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
         self._undo.callback(self._close_uprobes)
@@ -186,6 +211,10 @@ class BpfBackend:
             self._programs.on_raw_tracepoint(selfcheck.TRACEPOINT, "on_rename", meanwhile)
             simulated = self._simulated_cpus is not None
             selfcheck.fill_layout(self._map, kernel.kernel_layout(), cpus, simulated=simulated)
+        if self._stack_options is not None:
+            shared = self._map("workers").fd
+            self._stacks = StackProbes(self._stack_options, shared, workers_max=workers_max, cpus=cpus)
+            self._undo.callback(self._stacks.close)
 
     def _build(self, target: Target) -> int:
         """The index of the target's binary in the map `builds`, entering it if it is new."""
@@ -198,6 +227,8 @@ class BpfBackend:
         self._map("builds")[index] = build_entry(php, fastcgi=target.speaks_fastcgi)
         self._builds[php.image.identity] = index
         self._lacking += php.lacking
+        if self._stacks is not None:
+            self._stacks.enter_build(index, php)
         return index
 
     def _watch(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
@@ -218,16 +249,25 @@ class BpfBackend:
 
         Compiling took a while: what was resolved before may be gone, and its pid another's.
         """
+        since = 0
         if target.master is None:
             present = [worker for worker in target.workers if _is_there(worker)]
         elif _is_there(target.master):
             self._roster.masters[target.master.pid] = target
+            since = time.time_ns()
+            if self._stacks is not None:
+                self._stacks.watch(target.master.pid, inherit=True)
             present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
+            self._pending = self._take()  # the births among them: these workers are sampled as their master is
         else:
             self._map("workers").remove(target.master.pid)
             return
         for worker in present:
             self._watch(worker.pid, Role.WORKER, target)
+            known = self._roster.workers.get(worker.pid)
+            inherited = known is not None and (known.fact.born_ns or 0) >= since
+            if self._stacks is not None and not inherited:
+                self._stacks.watch(worker.pid, inherit=False)
             self._pending.append(self._roster.add(worker, target))
 
     def _hook(self, target: Target) -> None:
@@ -247,6 +287,8 @@ class BpfBackend:
                 self._lacking.append(f"speed: {function} sits on an instruction the kernel single-steps (12 us a hit)")
             at_return = function == "on_end" and php.hooks.end_is_return
             self._uprobe(function, php.image, hook["file_offset"], at_return=at_return)
+        if self._stacks is not None:
+            self._uprobes.append(self._stacks.hook_end(php))
 
     def _calls_of(self, target: Target) -> Calls:
         """Whether the target's memory calls can be counted in its C library, or have to be in the kernel."""
@@ -274,6 +316,8 @@ class BpfBackend:
             self._hooked.add(library.image.identity)
             for name, offset in library.sites.items():
                 self._uprobe(f"on_{name}", library.image, offset)
+            if self._stacks is not None:
+                self._stacks.hook_calls(library)
 
     def _count_calls_in_kernel(self) -> None:
         if self._calls_by_tracepoint:
@@ -281,6 +325,8 @@ class BpfBackend:
         self._calls_by_tracepoint = True
         try:
             self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
+            if self._stacks is not None:
+                self._stacks.hook_calls_in_kernel()
         except UnsupportedError as exc:
             self._decoder.calls = False
             self._lacking.append(f"mmap and brk calls: neither this C library nor this kernel shows them ({exc})")
@@ -324,6 +370,8 @@ class BpfBackend:
         if kind == EventKind.BORN:
             return self._roster.born(record)
         if kind == EventKind.DIED:
+            if self._stacks is not None:
+                self._stacks.gone(pid)
             return self._roster.died(record)
         if kind == EventKind.EXECED:
             self._follow(pid)
@@ -361,7 +409,13 @@ class BpfBackend:
 
     def _housekeep(self) -> list[Fact]:
         losses = self._losses()
-        gone = [self._roster.vanished(pid, time.time_ns()) for pid in self._roster.missing()]
+        if self._stacks is not None:
+            losses += self._stacks.losses()
+        missing = self._roster.missing()
+        gone = [self._roster.vanished(pid, time.time_ns()) for pid in missing]
+        if self._stacks is not None:
+            for pid in missing:
+                self._stacks.gone(pid)
         return [*losses, *(fact for fact in gone if fact is not None)]
 
     def _losses(self) -> list[Fact]:

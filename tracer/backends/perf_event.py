@@ -1,4 +1,4 @@
-"""Attaches loaded BPF programs to uprobes through perf_event_open(2).
+"""Attaches loaded BPF programs to uprobes, page faults and the CPU clock through perf_event_open(2).
 
 Not through bcc: where perf_event_open fails, bcc 0.26 falls back to writing tracefs' uprobe_events,
 which outlives a SIGKILL, and it passes six arguments to a function of seven, so that the uprobe's
@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import platform
 
-from tracer.errors import UnsupportedError
+from tracer.errors import TargetGoneError, UnsupportedError
 
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 # include/uapi/linux/perf_event.h, Linux 6.18
 _IOC_ENABLE = 0x2400
 _IOC_SET_BPF = 0x4004_2408
 _FLAG_FD_CLOEXEC = 1 << 3
+_TYPE_SOFTWARE = 1
+_DISABLED, _INHERIT = 1 << 0, 1 << 1  # of perf_event_attr.flags
+PERF_COUNT_SW_CPU_CLOCK = 0
+PERF_COUNT_SW_PAGE_FAULTS = 2
 
 
 class _Attr(ctypes.Structure):
@@ -47,18 +52,34 @@ def attach_uprobe(program_fd: int, pmu: int, path: str, file_offset: int, *, at_
     """
     buffer = ctypes.create_string_buffer(os.fsencode(path))
     attr = _Attr(type=pmu, config=int(at_return), config1=ctypes.addressof(buffer), config2=file_offset)
-    what = f"{path}+{file_offset:#x}"
-    attr.size = ctypes.sizeof(_Attr)
     attr.sample_period = 1
     attr.wakeup_events = 1
+    # pid -1 on CPU 0: a uprobe with a BPF program fires on every CPU all the same.
+    return _open(attr, program_fd, -1, 0, f"{path}+{file_offset:#x}")
+
+
+def attach_software(program_fd: int, event: int, period: int, pid: int, *, inherit: bool) -> int:
+    """A perf event that runs the program in that process once in `period` events: faults, or nanoseconds of CPU.
+
+    With `inherit`, also in the processes it forks from now on, until the descriptor is closed.
+    """
+    flags = _DISABLED | (_INHERIT if inherit else 0)
+    attr = _Attr(type=_TYPE_SOFTWARE, config=event, sample_period=period, flags=flags)
+    return _open(attr, program_fd, pid, -1, f"process {pid}")
+
+
+def _open(attr: _Attr, program_fd: int, pid: int, cpu: int, what: str) -> int:
+    attr.size = ctypes.sizeof(_Attr)
     number = _PERF_EVENT_OPEN.get(platform.machine())
     if number is None:
         raise UnsupportedError(f"perf_event_open is not known on {platform.machine()}")
     libc = ctypes.CDLL(None, use_errno=True)
-    # pid -1 on CPU 0: a uprobe with a BPF program fires on every CPU all the same.
-    fd = libc.syscall(number, ctypes.byref(attr), -1, 0, -1, ctypes.c_ulong(_FLAG_FD_CLOEXEC))
+    fd = libc.syscall(number, ctypes.byref(attr), pid, cpu, -1, ctypes.c_ulong(_FLAG_FD_CLOEXEC))
     if fd < 0:
-        raise UnsupportedError(f"cannot set a probe on {what}: {os.strerror(ctypes.get_errno())}")
+        code = ctypes.get_errno()
+        if code == errno.ESRCH:
+            raise TargetGoneError(f"{what} has ended")
+        raise UnsupportedError(f"cannot set a probe on {what}: {os.strerror(code)}")
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fd)
         try:

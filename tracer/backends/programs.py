@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import importlib
 import mmap
 import os
@@ -10,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from tracer.backends.maps import Map
-from tracer.backends.perf_event import attach_uprobe
+from tracer.backends.perf_event import attach_software, attach_uprobe
 from tracer.errors import UnsupportedError
 from tracer.targets import kernel
 from tracer.targets.elf import Image
 
 RING_BYTES = 8 << 20
+
+
+class ProgramKind(enum.Enum):
+    """What a BPF program is attached to, by bcc's name for it."""
+
+    UPROBE = "KPROBE"
+    RAW_TRACEPOINT = "RAW_TRACEPOINT"
+    PERF_EVENT = "PERF_EVENT"
 
 
 def bpf_sources() -> Path:
@@ -48,9 +57,9 @@ def bcc_version() -> str:
 
 
 class Programs:
-    """bpf/requests.bpf.c, compiled for this host. close() takes everything back."""
+    """One of the files in bpf/, compiled for this host. close() takes everything back."""
 
-    def __init__(self, *, workers_max: int, cpus: int) -> None:
+    def __init__(self, source: str, **defines: int) -> None:
         """UnsupportedError if there is no bcc, or it cannot compile the programs."""
         problem = bcc_problem()
         if problem is not None:
@@ -60,16 +69,12 @@ class Programs:
         sources = bpf_sources()
         # bcc then compiles against our own declarations: no kernel headers are needed, none can mislead.
         os.environ["BCC_KERNEL_SOURCE"] = str(sources / "kernel")
-        flags = [
-            f"-I{sources}",
-            f"-DWORKERS_MAX={workers_max}",
-            f"-DPOSSIBLE_CPUS={cpus}",
-            f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}",
-        ]
+        flags = [f"-I{sources}", *(f"-D{name}={value}" for name, value in defines.items())]
+        flags.append(f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}")
         try:
-            self._bpf: Any = BPF(src_file=str(sources / "requests.bpf.c").encode(), cflags=flags)
+            self._bpf: Any = BPF(src_file=str(sources / source).encode(), cflags=flags)
         except Exception as exc:  # bcc raises nothing more precise
-            raise UnsupportedError(f"cannot compile the BPF programs: {exc}") from exc
+            raise UnsupportedError(f"cannot compile the BPF programs in {source}: {exc}") from exc
         self._maps: dict[str, Map] = {}
 
     def map(self, name: str) -> Map:
@@ -77,17 +82,16 @@ class Programs:
             self._maps[name] = Map(self._bpf, name)
         return self._maps[name]
 
-    def fd(self, function: str, *, raw_tracepoint: bool = False) -> int:
+    def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE) -> int:
         """The descriptor of a program, which is loaded when it is first asked for."""
-        kind = self._bpf.RAW_TRACEPOINT if raw_tracepoint else self._bpf.KPROBE
         try:
-            return int(self._bpf.load_func(function.encode(), kind).fd)
+            return int(self._bpf.load_func(function.encode(), getattr(self._bpf, kind.value)).fd)
         except Exception as exc:  # bcc raises nothing more precise
             raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
 
     def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
         """Runs the program whenever anybody passes that tracepoint, until the stack is unwound."""
-        self.fd(function, raw_tracepoint=True)
+        self.fd(function, ProgramKind.RAW_TRACEPOINT)
         try:
             self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
         except Exception as exc:  # bcc raises nothing more precise
@@ -100,6 +104,10 @@ class Programs:
         if pmu is None:
             raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
         return attach_uprobe(self.fd(function), pmu, image.path, offset, at_return=at_return)
+
+    def on_software_event(self, function: str, event: int, period: int, pid: int, *, inherit: bool) -> int:
+        """Runs the program once in `period` of that process's events, until the descriptor is closed."""
+        return attach_software(self.fd(function, ProgramKind.PERF_EVENT), event, period, pid, inherit=inherit)
 
     def close(self) -> None:
         self._bpf.cleanup()

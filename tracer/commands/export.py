@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 import click
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.options import DURATION, SIZE
-from tracer.errors import UsageError
+from tracer.commands.output import opened, refuse_own_input
 from tracer.facts import Request
 from tracer.recording import Reader
 from tracer.reporters.requests import render_ndjson, render_requests_csv, render_requests_tsv
@@ -48,9 +46,8 @@ def export(
     tally = Tally()
     with contextlib.ExitStack() as stack:
         recordings = [stack.enter_context(Reader(path)) for path in files]
-        if os.path.exists(output) and any(os.path.samefile(output, path) for path in files):
-            raise UsageError(f"{output} is what is to be exported: choose another name")
-        out = stack.enter_context(_opened(output, force=force))
+        refuse_own_input(output, files)
+        out = stack.enter_context(opened(output, force=force))
         render(_requests(recordings, keep, tally), out)
     click.echo(f"phptrace: {summary(tally)}", err=True)
 
@@ -64,24 +61,3 @@ def _requests(recordings: Sequence[Reader], keep: Filter, tally: Tally) -> Itera
             if keep.keeps(request):
                 tally.add(request)
                 yield request
-
-
-@contextlib.contextmanager
-def _opened(path: str, *, force: bool) -> Iterator[TextIO]:
-    if path == "-":
-        yield sys.stdout
-        return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    if os.path.lexists(path) and not (os.path.isfile(path) or os.path.islink(path)):
-        raise UsageError(f"cannot write {path}: it is not a file")
-    try:
-        if force:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        descriptor = os.open(path, flags, 0o600)
-    except FileExistsError as exc:
-        raise UsageError(f"{path} exists. Choose another name, or overwrite it with -f.") from exc
-    except OSError as exc:
-        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
-    with open(descriptor, "w", encoding="utf-8", newline="") as out:
-        yield out

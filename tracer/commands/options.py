@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from tracer.analysis.ranking import GroupBy, Sort
-from tracer.backends import BACKENDS
+from tracer.backends import BACKENDS, StackOptions
+from tracer.facts import Weight
 from tracer.units import parse_duration, parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -77,6 +78,49 @@ def tracing(command: Command) -> Command:
             help="The query string of URIs: it may hold secrets.",
         ),
         click.option("-f", "--force", is_flag=True, help="Overwrite the file of -o."),
+    )(command)
+
+
+def stacks(command: Command) -> Command:
+    """How call stacks are recorded."""
+    default = StackOptions()
+    return _stacked(
+        click.option("--stacks", is_flag=True, help="Also record which PHP call stack grew the worker; see flame."),
+        click.option(
+            "--max-depth",
+            type=click.IntRange(4, 1024),
+            default=default.max_depth,
+            show_default=True,
+            help="Frames of a stack, from the innermost.",
+        ),
+        click.option(
+            "--every",
+            type=click.IntRange(1, 65536),
+            default=default.every,
+            show_default=True,
+            help="Look at the stack once in so many page faults.",
+        ),
+        click.option(
+            "--hz",
+            type=click.IntRange(1, 20_000),
+            default=default.hz,
+            show_default=True,
+            help="Looks at Zend's heap, a second of CPU time.",
+        ),
+    )(command)
+
+
+def stack_weight(command: Command) -> Command:
+    """What every verb that shows growth by call stack takes."""
+    return _stacked(
+        click.option(
+            "--weight",
+            type=click.Choice([weight.value for weight in Weight]),
+            default=Weight.RSS.value,
+            show_default=True,
+            help="Bytes of page faults, of address space mapped, or of Zend's heap.",
+        ),
+        click.option("--kept", is_flag=True, help="Only what the workers natively kept: a leak stands out from churn."),
     )(command)
 
 

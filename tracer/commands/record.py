@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
-from tracer.commands.options import tracing
+from tracer.commands.options import stacks, tracing
 from tracer.commands.tracing import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.errors import UsageError
 from tracer.facts import Fact
@@ -26,13 +26,14 @@ from tracer.reporters.table import summary
 
 @click.command()
 @tracing
+@stacks
 @click.option(
     "-o", "--output", metavar="FILE", help="The recording; - for stdout. Default: named after target and time."
 )
 def record(output: str | None, **options: Any) -> None:
     """Record every request of TARGET to one file: php-fpm, php-fpm:POOL, or a PID.
 
-    Stops at Ctrl-C, after --duration or --count. Look at the file with report, export, or any SQLite tool.
+    Stops at Ctrl-C, after --duration or --count. Look at the file with report, flame, export, or any SQLite tool.
     """
     plan = Plan.of(**options)
     path = _default_name(plan) if output is None else output

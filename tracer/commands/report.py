@@ -7,23 +7,35 @@ from collections.abc import Sequence
 
 import click
 
+from tracer.analysis.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.commands.options import ranking
-from tracer.errors import RecordingError
+from tracer.commands.growth import add_recording, growing, remarks
+from tracer.commands.options import ranking, stack_weight
+from tracer.errors import RecordingError, UsageError
+from tracer.facts import Weight
 from tracer.recording import Reader
-from tracer.reporters import json_report, table
+from tracer.reporters import json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @ranking
+@click.option("--stacks", is_flag=True, help="Also the heaviest call stacks, as many as -n; see flame.")
+@stack_weight
 @click.option(
     "--format", "form", type=click.Choice(("table", "json", "csv", "tsv")), default="table", show_default=True
 )
-def report(files: Sequence[str], group_by: str, sort: str, top: int, form: str) -> None:
+def report(
+    files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, weight: str, kept: bool
+) -> None:
     """Rank what the requests in FILE did to memory; several recordings are taken together."""
+    heaviest = None
+    if stacks:
+        if form not in ("table", "json"):
+            raise UsageError(f"--stacks is for --format table and json, not {form}: take `flame --format folded`")
+        heaviest = _heaviest(files, Weight(weight), kept=kept, top=top)
     rows, tally = Ranking(GroupBy(group_by)), Tally()
     for path in files:
         with Reader(path) as recording:
@@ -39,12 +51,23 @@ def report(files: Sequence[str], group_by: str, sort: str, top: int, form: str) 
     every = rows.groups(Sort(sort))
     shown = every[: top or None]
     if form == "json":
-        json_report.render(shown, tally, sys.stdout)
+        json_report.render(shown, tally, sys.stdout, heaviest)
     elif form == "table":
         hidden = len(every) - len(shown)
         table.render(shown, tally, sys.stdout, by=GroupBy(group_by), sort=Sort(sort), hidden=hidden)
+        if heaviest is not None:
+            stack_text.render(heaviest, sys.stdout)
     else:
         cells = [tuple(getattr(group, name) for name in Group.__slots__) for group in shown]
         render = render_csv if form == "csv" else render_tsv
         render(Group.__slots__, cells, sys.stdout)
         click.echo(f"phptrace: {table.summary(tally)}", err=True)
+
+
+def _heaviest(files: Sequence[str], weight: Weight, *, kept: bool, top: int) -> Heaviest:
+    builder, tally, said = growing(weight, kept=kept)
+    for path in files:
+        add_recording(path, builder, tally, said)
+    root = builder.finish()
+    title, lines = remarks(weight, builder, tally, said, kept=kept, diff=False)
+    return heaviest_stacks(root, title, lines, top)

@@ -14,7 +14,7 @@ import click
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
-from tracer.backends import Choice, choose
+from tracer.backends import Choice, StackOptions, choose
 from tracer.capture import Filter, Progress, Why
 from tracer.errors import IncompleteError, TargetGoneError, UsageError
 from tracer.targets.resolve import Target, targets
@@ -36,6 +36,7 @@ class Plan:
     keep: Filter
     keep_query: bool
     force: bool
+    stacks: StackOptions | None = None
 
     @classmethod
     def of(
@@ -52,14 +53,19 @@ class Plan:
         min_growth: int | None,
         query: str,
         force: bool,
+        stacks: bool = False,
+        max_depth: int = 0,
+        every: int = 0,
+        hz: int = 0,
     ) -> Plan:
-        """From the options of commands.options.tracing."""
+        """From the options of commands.options.tracing, and of stacks."""
         names = (*targets, *map(str, pids))
         if not names:
             raise UsageError("name a target: php-fpm (every master on this host), php-fpm:POOL, or a PID")
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
-        return cls(names, duration or None, count, backend, keep, query == "keep", force)
+        options = StackOptions(max_depth, every, hz) if stacks else None
+        return cls(names, duration or None, count, backend, keep, query == "keep", force, options)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +78,9 @@ class Attached:
 
     def meta(self, plan: Plan) -> dict[str, Any]:
         """What a recording says of its own making."""
+        stacks = {} if plan.stacks is None else {"stacks": dataclasses.asdict(plan.stacks)}
         return {
+            **stacks,
             "phptrace": __version__,
             "host": os.uname().nodename,
             "kernel": platform.release(),
@@ -95,7 +103,7 @@ class Attached:
 @contextlib.contextmanager
 def attached(plan: Plan) -> Iterator[Attached]:
     """Finds the targets and attaches to them; says with which backend, and what cannot be measured."""
-    choice = choose(plan.backend, keep_query=plan.keep_query)
+    choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks)
     found = targets(plan.names)
     try:
         choice.backend.attach(found)

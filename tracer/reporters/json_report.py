@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
+from tracer.analysis.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
 
 SCHEMA = 1
 
 
-def render(groups: Sequence[Group], tally: Tally, out: TextIO) -> None:
+def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heaviest | None = None) -> None:
     """Texts keep what they were; bytes that were not UTF-8 become U+FFFD, since JSON has no bytes."""
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "requests": tally.requests,
         "lost": tally.lost,
@@ -26,6 +27,21 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO) -> None:
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
         "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
     }
+    if heaviest is not None:
+        document["stacks"] = {
+            "title": heaviest.title,
+            "total_bytes": heaviest.total,
+            "heaviest": [
+                {
+                    "bytes": stack.bytes,
+                    "samples": stack.samples,
+                    "routes": [json_text(route) for route in stack.routes],
+                    "script": json_text(stack.script),
+                    "frames": [json_text(frame) for frame in stack.frames],
+                }
+                for stack in heaviest.stacks
+            ],
+        }
     json.dump(document, out, indent=2)
     out.write("\n")
 

@@ -76,6 +76,14 @@ def accessor_offsets(address: int, code: bytes, slot: int) -> tuple[int, int] | 
     return None if real is None or plain is None else (real, plain)
 
 
+def refers_to(address: int, code: bytes, target: int) -> bool:
+    """Whether some four bytes of the code are the distance from right behind them to `target` (%rip-relative)."""
+    return any(
+        address + at + 4 + int.from_bytes(code[at : at + 4], "little", signed=True) == target
+        for at in range(len(code) - 3)
+    )
+
+
 def behind_syscall(code: bytes, number: int) -> int | None:
     """Offset of the conditional jump behind `mov $number,%eax; syscall` in one of libc's wrappers.
 

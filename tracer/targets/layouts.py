@@ -42,6 +42,31 @@ LAYOUTS = (
     ),
 )
 
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StackLayout:
+    """Byte offsets for walking PHP's call stack; what bpf/frames.h has as constants never changed."""
+
+    version: tuple[int, int]
+    eg_current_execute_data: int  # zend_executor_globals, Zend/zend_globals.h
+    # zend_op_array, Zend/zend_compile.h
+    filename: int
+    line_start: int
+    opcodes: int
+    last: int
+    generator_execute_data: int  # zend_generator, Zend/zend_generators.h
+    # Kinds of call (This.u1.type_info) whose function may be freed, and another take its place, within a
+    # request: ZEND_CALL_CODE (1 << 16: include, eval) and ZEND_CALL_CLOSURE (1 << 22), Zend/zend_compile.h.
+    volatile_calls: int = 1 << 16 | 1 << 22
+
+
+# Newest first. Source: headers of Debian's php-dev of that version, and its binary's accessors.
+STACK_LAYOUTS = (
+    StackLayout((8, 4), 488, filename=168, line_start=176, opcodes=104, last=96, generator_execute_data=56),
+    StackLayout((8, 2), 488, filename=152, line_start=160, opcodes=88, last=80, generator_execute_data=56),
+    StackLayout((7, 4), 488, filename=136, line_start=144, opcodes=64, last=60, generator_execute_data=64),
+)
+
 # env.hash_table in struct _fcgi_request (main/fastcgi.c). The structure is private to that file and
 # the same in 8.2.32 and 8.2.36. Names found through it are compared, so a wrong value finds nothing.
 FCGI_ENV = 8296
@@ -50,3 +75,8 @@ FCGI_ENV = 8296
 def layout_of(version: tuple[int, int, int]) -> Layout | None:
     """The row for that PHP; None if it is not known."""
     return next((row for row in LAYOUTS if row.version == version[:2]), None)
+
+
+def stack_layout_of(version: tuple[int, int, int]) -> StackLayout | None:
+    """The row for that PHP; None if it is not known."""
+    return next((row for row in STACK_LAYOUTS if row.version == version[:2]), None)

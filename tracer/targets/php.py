@@ -8,9 +8,10 @@ import re
 from tracer.errors import UnsupportedError
 from tracer.targets import decode
 from tracer.targets.elf import Elf, Image
-from tracer.targets.layouts import Layout, layout_of
+from tracer.targets.layouts import Layout, StackLayout, layout_of, stack_layout_of
 
 _FUNCTION_BYTES = 64
+_ACCESSOR_BYTES = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Php:
     core_globals: int | None
     executor_globals: int | None
     sapi_module: int | None
+    stack: StackLayout | None  # None: `stack_lacking` says why call stacks cannot be had
+    stack_lacking: str | None
     lacking: tuple[str, ...]
 
     @property
@@ -100,6 +103,7 @@ def inspect(image: Image) -> Php:
         lacking.append("not measured: Zend's peak: no symbol zend_mm_shutdown")
     if hooks.exit_call is None:
         lacking.append("not told from a plain end: exit(): no symbol zend_throw_unwind_exit")
+    stack, stack_lacking = _stack(elf, version)
     return Php(
         image=image,
         version=version,
@@ -110,6 +114,8 @@ def inspect(image: Image) -> Php:
         core_globals=_address(elf, "core_globals"),
         executor_globals=_address(elf, "executor_globals"),
         sapi_module=_address(elf, "sapi_module"),
+        stack=stack,
+        stack_lacking=stack_lacking,
         lacking=tuple(lacking),
     )
 
@@ -178,3 +184,26 @@ def _heap(elf: Elf) -> Heap | None:
     if now is None or most is None:
         return None
     return Heap(slot=slot, size=now[1], peak=most[1], real_size=now[0], real_peak=most[0])
+
+
+def _stack(elf: Elf, version: tuple[int, int, int]) -> tuple[StackLayout | None, str | None]:
+    """The layout of the call stack, if the binary's own accessors use the offsets that its version should have."""
+    layout = stack_layout_of(version)
+    executor_globals = _address(elf, "executor_globals")
+    shown = f"PHP {version[0]}.{version[1]}"
+    if layout is None or executor_globals is None:
+        missing = "is not in the table of layouts" if layout is None else "has no symbol executor_globals"
+        return None, f"{shown} {missing}"
+    scope, filename = elf.symbol("zend_get_executed_scope"), elf.symbol("zend_get_executed_filename_ex")
+    if filename is None:  # PHP < 8.0
+        filename = elf.symbol("zend_get_executed_filename")
+    if scope is None or filename is None:
+        return None, f"{shown}: its accessors, by which its layout could be checked, are not there"
+    # The compiler loads EG's address and adds the offset, or loads from the sum of both.
+    code = elf.code(scope.address, _ACCESSOR_BYTES)
+    offset = layout.eg_current_execute_data
+    based = decode.refers_to(scope.address, code, executor_globals) and offset.to_bytes(4, "little") in code
+    current = based or decode.refers_to(scope.address, code, executor_globals + offset)
+    if not current or layout.filename.to_bytes(4, "little") not in elf.code(filename.address, _ACCESSOR_BYTES):
+        return None, f"{shown}: this build's structures are not those of its version"
+    return layout, None

@@ -1,0 +1,248 @@
+"""A flame graph in headless Chromium: zoom, search and keys; and that a hostile name runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser, available
+from conftest import lacking
+
+from tracer.analysis.flame import Flame, Kind, Node
+from tracer.reporters import flame_svg
+
+HOSTILE = [
+    "<script>window.__pwned = 1; alert(1)</script>",
+    "</title><script>window.__pwned = 2; alert(2)</script>",
+    "]]><script>window.__pwned = 3; alert(3)</script><![CDATA[",
+    "\" onclick=\"window.__pwned = 4\" onfocus='window.__pwned = 4' onmouseover='alert(4)' x=\"",
+    "<img xmlns='http://www.w3.org/1999/xhtml' src='x:' onerror='window.__pwned = 5'/>",
+    "*/ window.__pwned = 6; alert(6) //\n`${window.__pwned = 6}`",
+]
+WIDTHS = """
+const shown = [...document.querySelectorAll(".frame")].filter((frame) => frame.style.display !== "none");
+return Object.fromEntries(shown.map((frame) => [
+  frame.querySelector("title").textContent.split("\\n")[0], Math.round(frame.getBoundingClientRect().width)]));
+"""
+FOCUSED = 'return document.activeElement?.getAttribute("aria-label")?.split(",")[0] ?? null'
+MATCHES = """
+return [...document.querySelectorAll(".match")].map((frame) => frame.querySelector("title").textContent.split("\\n")[0])
+"""
+
+
+def node(label: str, size: int, *children: Node, before: int | None = None) -> Node:
+    return Node(label, Kind.USER, "", size, 1, before, {child.label: child for child in children})
+
+
+def tree() -> Node:
+    """1,000 KiB: a has three quarters, b half of that."""
+    b = node("b", 375 << 10, node("App\\Repo::find", 300 << 10))
+    return node(
+        "all", 1000 << 10, node("a", 750 << 10, b, node("a2", 125 << 10)), node("c", 250 << 10, node("b", 5 << 10))
+    )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not available():
+        lacking("there is no chromium with its chromedriver: apt-get install chromium chromium-driver")
+    with Browser(width=1220) as started:
+        yield started
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Callable[[Node], Browser]:
+    """Opens a picture of the tree. What is in the window is 1,220 pixels wide, so frames have 1,200."""
+
+    def opened(root: Node) -> Browser:
+        path = tmp_path / "flame.svg"
+        with path.open("w", encoding="utf-8") as out:
+            flame_svg.render(Flame(root, "rss: page faults", ("A remark.",)), out)
+        browser.open(path.as_uri())
+        return browser
+
+    return opened
+
+
+def text_of(browser: Browser, css: str) -> Any:
+    return browser.execute("return document.querySelector(arguments[0]).textContent", css)
+
+
+def test_frames_fill_the_window(show):
+    browser = show(tree())
+
+    assert browser.execute(WIDTHS) == {
+        "all": 1200, "a": 900, "b": 6, "App\\Repo::find": 360, "a2": 150, "c": 300,
+    }  # fmt: skip
+
+
+def test_a_click_makes_a_frame_the_whole_and_escape_goes_back(show):
+    browser = show(tree())
+    before = browser.execute(WIDTHS)
+
+    browser.click('.frame[aria-label^="a,"]')
+    zoomed = browser.execute(WIDTHS)
+    above = text_of(browser, ".frame.above text")
+    browser.press("Escape")
+
+    assert zoomed == {"all": 1200, "a": 1200, "b": 600, "App\\Repo::find": 480, "a2": 200}
+    assert above == "all"
+    assert browser.execute(WIDTHS) == before
+
+
+def test_the_button_goes_back_too(show):
+    browser = show(tree())
+    browser.click('.frame[aria-label^="c,"]')
+    zoomed = browser.execute(WIDTHS)
+
+    browser.click('[aria-label="Reset zoom"]')
+
+    assert zoomed == {"all": 1200, "c": 1200, "b": 24}
+    assert browser.execute(WIDTHS)["c"] == 300
+
+
+def test_a_label_is_cut_anew_when_there_is_more_room(show):
+    browser = show(node("all", 1000, node("Repository::findAllByCustomer", 100), node("rest", 900)))
+    cut = text_of(browser, '.frame[aria-label^="Repo"] text')
+
+    browser.click('.frame[aria-label^="Repo"]')
+
+    assert cut == "Repository::fi…"
+    assert text_of(browser, '.frame[aria-label^="Repo"] text') == "Repository::findAllByCustomer"
+
+
+def test_a_search_says_how_much_matched_and_counts_a_match_inside_of_a_match_once(show):
+    browser = show(tree())
+
+    browser.press("/")
+    browser.press(*"^(A2?|REPO|b)$")
+
+    assert browser.execute(MATCHES) == ["a", "b", "a2", "b"]
+    assert text_of(browser, ".matched") == "matched: 75.5 % (755 KiB) in 4 frames"
+
+
+def test_ctrl_f_searches_and_escape_ends_it(show):
+    browser = show(tree())
+
+    browser.press("f", hold="Control")
+    browser.press("c")
+    matched = text_of(browser, ".matched")
+    browser.press("Escape")
+
+    assert matched == "matched: 25.0 % (250 KiB) in 1 frame"
+    assert text_of(browser, ".matched") == ""
+    assert browser.execute(MATCHES) == []
+
+
+@pytest.mark.parametrize("sought", ["repo(", "App\\Repo", "app\\\\repo"])
+def test_what_is_no_regular_expression_of_it_is_sought_as_text(show, sought):
+    root = node("all", 1000, node("App\\Repo(x)", 500), node("c", 500))
+    browser = show(root)
+
+    browser.press("/")
+    browser.press(*sought)
+
+    assert browser.execute(MATCHES) == ["App\\Repo(x)"]
+
+
+def test_in_a_difference_a_search_says_before_and_after(show):
+    browser = show(node("all", 3 << 20, node("a", 3 << 20, before=1 << 20), before=1 << 20))
+
+    browser.press("/")
+    browser.press("a", "$")
+
+    assert text_of(browser, ".matched") == "matched: 100.0 % (before 1.0 MiB, after 3.0 MiB) in 1 frame"
+
+
+def test_arrows_go_to_callers_and_called_and_to_the_sides_and_enter_zooms(show):
+    browser = show(tree())
+    went = []
+
+    browser.press("Tab", "Tab", "Tab")
+    went.append(browser.execute(FOCUSED))
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "ArrowRight", "ArrowUp"):
+        browser.press(key)
+        went.append(browser.execute(FOCUSED))
+    browser.press("Enter")
+
+    assert went == ["all", "a", "c", "c", "a", "b", "a2", "a"]
+    assert browser.execute(WIDTHS)["a"] == 1200
+    assert browser.execute("return getComputedStyle(document.activeElement.querySelector('rect')).strokeWidth") == "5px"
+
+
+def test_space_zooms_and_arrow_up_leads_out_of_the_zoomed_frame(show):
+    browser = show(tree())
+    browser.press("Tab", "Tab", "Tab", "ArrowDown", "ArrowDown", " ")
+    zoomed = browser.execute(WIDTHS)
+
+    browser.press("ArrowUp")
+    caller = browser.execute(FOCUSED)
+    browser.press("ArrowDown")
+
+    assert zoomed == {"all": 1200, "a": 1200, "b": 1200, "App\\Repo::find": 960}
+    assert (caller, browser.execute(FOCUSED)) == ("a", "b")
+
+
+def test_details_of_a_frame_are_shown_on_hovering_and_with_the_focus(show):
+    browser = show(tree())
+
+    browser.hover('.frame[aria-label^="a2"]')
+    hovered = text_of(browser, ".bar")
+    browser.press("Tab", "Tab", "Tab", "ArrowDown")
+
+    assert hovered == "a2125 KiB (128,000 bytes) · 12.50 % · 1 sample"
+    assert text_of(browser, ".bar").startswith("a750 KiB (768,000 bytes) · 75.00 %")
+
+
+def test_in_a_deep_stack_the_frame_with_the_focus_is_in_sight(show):
+    deepest = node("f", 7)
+    for _ in range(127):
+        deepest = node("f", 7, deepest)
+    browser = show(deepest)
+
+    browser.press("Tab", "Tab", "Tab", *["ArrowDown"] * 100)
+
+    frame, bar = browser.execute(
+        "return [document.activeElement, document.querySelector('.bar')].map((one) => one.getBoundingClientRect())"
+    )
+    assert browser.execute("return document.activeElement.getAttribute('aria-level')") == "101"
+    assert 0 < frame["top"] < frame["bottom"] <= bar["top"] + 1
+
+
+def test_a_hostile_name_runs_no_script_whatever_is_done_with_it(show):
+    browser = show(node("all", 6 << 20, *(node(name, 1 << 20) for name in HOSTILE)))
+
+    for at in range(2, 8):
+        css = f".frame:nth-of-type({at})"
+        browser.hover(css)
+        browser.click(css)
+        browser.press("Escape")
+    browser.press("/")
+    browser.press(*HOSTILE[0])
+
+    assert browser.alert() is None
+    assert browser.execute("return window.__pwned ?? null") is None
+    assert text_of(browser, ".matched") == "matched: 16.7 % (1.0 MiB) in 1 frame"
+    assert browser.execute('return document.querySelectorAll("script, img").length') == 1
+
+
+def test_nothing_is_fetched(show):
+    browser = show(tree())
+
+    assert browser.execute('return performance.getEntriesByType("resource").length') == 0
+
+
+def test_without_scripts_every_frame_is_there(tmp_path):
+    if not available():
+        lacking("there is no chromium with its chromedriver: apt-get install chromium chromium-driver")
+    path = tmp_path / "flame.svg"
+    with path.open("w", encoding="utf-8") as out:
+        flame_svg.render(Flame(tree(), "rss: page faults", ()), out)
+
+    with Browser(scripts=False) as browser:
+        browser.open(path.as_uri())
+
+        assert browser.execute(WIDTHS).keys() == {"all", "a", "b", "App\\Repo::find", "a2", "c"}
+        assert browser.execute('return document.querySelector(".search")') is None

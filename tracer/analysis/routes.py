@@ -1,0 +1,25 @@
+"""A uri with its variable parts folded, so that requests for the same thing fall together."""
+
+from __future__ import annotations
+
+import re
+
+_NUMBER = re.compile(r"\d+")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_HEX = re.compile(r"(?=.*\d)[0-9a-f]{12,}", re.IGNORECASE)
+
+
+def route_of(uri: str) -> str:
+    """`/user/{n}/edit` of `/user/123/edit?tab=2`: numbers, UUIDs and long hexadecimal parts become `{n}`, `{uuid}`
+    and `{hex}`; the query string is left out.
+    """
+    path = uri.split("?", 1)[0]
+    return "/".join([_folded(part) for part in path.split("/")])
+
+
+def _folded(part: str) -> str:
+    if _NUMBER.fullmatch(part):
+        return "{n}"
+    if _UUID.fullmatch(part):
+        return "{uuid}"
+    return "{hex}" if _HEX.fullmatch(part) else part

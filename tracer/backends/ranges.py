@@ -1,0 +1,53 @@
+"""Who mapped what of a worker's address space, so that what is unmapped is taken off those who mapped it.
+
+Zend maps a chunk, finds it unaligned, unmaps it, maps more and trims both ends (zend_mm_chunk_alloc_int,
+Zend/zend_alloc.c, 8.2): only what stays mapped is growth.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import Generic, TypeVar
+
+Owner = TypeVar("Owner")
+
+
+class Ranges(Generic[Owner]):
+    """Ranges of addresses, each with its owner; they never overlap."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._owners: list[Owner] = []
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def add(self, start: int, end: int, owner: Owner) -> list[tuple[int, int, Owner]]:
+        """Enters a range; what was there is replaced, and returned as take() does."""
+        replaced = self.take(start, end)
+        if start < end:
+            at = bisect.bisect_left(self._starts, start)
+            self._starts.insert(at, start)
+            self._ends.insert(at, end)
+            self._owners.insert(at, owner)
+        return replaced
+
+    def take(self, start: int, end: int) -> list[tuple[int, int, Owner]]:
+        """Takes out what is entered between the two, and returns it: (start, end, owner), in order."""
+        first = bisect.bisect_right(self._ends, start)
+        last = bisect.bisect_left(self._starts, end)
+        if first >= last:
+            return []
+        taken, kept = [], []
+        for index in range(first, last):
+            begin, stop, owner = self._starts[index], self._ends[index], self._owners[index]
+            if begin < start:
+                kept.append((begin, start, owner))
+            taken.append((max(begin, start), min(stop, end), owner))
+            if stop > end:
+                kept.append((end, stop, owner))
+        self._starts[first:last] = [begin for begin, _, _ in kept]
+        self._ends[first:last] = [stop for _, stop, _ in kept]
+        self._owners[first:last] = [owner for _, _, owner in kept]
+        return taken

@@ -1,0 +1,168 @@
+"""From the records of the stacks' ring to Growth facts.
+
+Functions and stacks come before what refers to them, once a request; what one request grew by is kept
+until its Request is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from tracer.backends.memory_calls import AddressSpace, MemoryCall, Stack
+from tracer.backends.stackwire import (
+    FRAME,
+    FUNCTION,
+    GROWTH,
+    HASH_LOST,
+    HASH_NO_PHP,
+    HASH_THREAD,
+    MEMORY_CALL,
+    SLOT,
+    SLOTS,
+    STACK,
+    STACKED,
+    Call,
+    FunctionFlag,
+    FunctionType,
+    StackEventKind,
+    StackFlag,
+    WeightKind,
+)
+from tracer.backends.wire import HEAD
+from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, FrameKind, Growth, Weight
+
+_WEIGHTS = {WeightKind.RSS: Weight.RSS, WeightKind.MAPPED: Weight.MAPPED, WeightKind.ZEND: Weight.ZEND}
+_NAMES_MAX = 100_000
+
+
+class _Function:
+    """A function by name; its Frame has the line besides."""
+
+    __slots__ = ("_frames", "file", "kind", "name")
+
+    def __init__(self, record: bytes) -> None:
+        _, _, _, kind, _, flags, _, name, class_name, file = FUNCTION.unpack_from(record)
+        self.kind = FrameKind.INTERNAL if kind == FunctionType.INTERNAL else FrameKind.USER
+        self.file = None if flags & FunctionFlag.FILELESS else _text(file, cut_before=flags & FunctionFlag.FILE_CUT)
+        if flags & FunctionFlag.NAMELESS:
+            self.name: str | None = "eval" if kind == FunctionType.EVAL else None
+        else:
+            self.name = _text(name, cut_behind=flags & FunctionFlag.NAME_CUT)
+            if not flags & FunctionFlag.CLASSLESS:
+                self.name = f"{_text(class_name, cut_behind=flags & FunctionFlag.CLASS_CUT)}::{self.name}"
+        self._frames: dict[tuple[int, bool], Frame] = {}
+
+    def frame(self, line: int, *, outermost: bool) -> Frame:
+        key = line, outermost
+        if key not in self._frames:
+            name = self.name or ("<main>" if outermost else "require")
+            self._frames[key] = Frame(self.kind.value, name, self.file, line or None)
+        return self._frames[key]
+
+
+def _text(raw: bytes, *, cut_before: int = 0, cut_behind: int = 0) -> str:
+    text = raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return ("…" if cut_before else "") + text + ("…" if cut_behind else "")
+
+
+@dataclasses.dataclass(slots=True)
+class _Open:
+    """A request that is under way."""
+
+    functions: dict[int, _Function] = dataclasses.field(default_factory=dict)
+    stacks: dict[int, Stack] = dataclasses.field(
+        default_factory=lambda: {HASH_NO_PHP: (NO_PHP,), HASH_THREAD: (THREAD,), HASH_LOST: (STACK_LOST,)}
+    )
+    grown: dict[tuple[str, Stack], list[int]] = dataclasses.field(default_factory=dict)
+
+    def add(self, weight: Weight, stack: Stack, size: int, samples: int) -> None:
+        both = self.grown.setdefault((weight.value, stack), [0, 0])
+        both[0] += size
+        both[1] += samples
+
+
+class StackBook:
+    """Keeps what is known of the stacks of the requests under way."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[int, int], _Open] = {}
+        self._spaces: dict[int, AddressSpace] = {}
+        self._names: dict[bytes, _Function] = {}
+        self.stacks = 0  # read
+        self.unreadable = 0  # of those, not to their end
+
+    def take(self, record: bytes) -> None:
+        kind, pid = HEAD.unpack_from(record)
+        nth = int.from_bytes(record[8:12], "little")
+        request = self._open.get((pid, nth))
+        if request is None:
+            request = self._open[pid, nth] = _Open()
+        if kind == StackEventKind.GROWTH:
+            _, _, _, weight, key, size, samples, _ = GROWTH.unpack_from(record)
+            self._grow(request, weight, key, size, samples)
+        elif kind == StackEventKind.FUNCTION:
+            request.functions[FUNCTION.unpack_from(record)[4]] = self._function(record)
+        elif kind == StackEventKind.STACK:
+            _, _, _, flags, key, depth, _ = STACK.unpack_from(record)
+            request.stacks[key] = self._stack(request, record, flags, depth)
+        elif kind == StackEventKind.MEMORY_CALL:
+            _, _, _, call, key, address, size, to, to_size, script_ended, _ = MEMORY_CALL.unpack_from(record)
+            stack = request.stacks.get(key, (STACK_LOST,))
+            space = self._spaces.setdefault(pid, AddressSpace())
+            what = MemoryCall(Call(call), address, size, to, to_size)
+            for changed, change in space.changes(nth, what, stack, script_ended=bool(script_ended)):
+                # The call is counted where it was made, or where it takes off what was counted there.
+                request.add(Weight.MAPPED, changed, change, int(change > 0))
+
+    def take_slots(self, pid: int, entry: bytes) -> None:
+        """What the kernel has not yet sent of a worker's request: its entry in the map `stacked`."""
+        nth = STACKED.unpack_from(entry)[0]
+        request = self._open.setdefault((pid, nth), _Open())
+        for key, size, weight, samples in SLOT.iter_unpack(entry[STACKED.size : STACKED.size + SLOTS * SLOT.size]):
+            if weight:
+                self._grow(request, weight, key, size, samples)
+
+    def growths(self, pid: int, nth: int) -> Iterator[Growth]:
+        """What that request, now over, grew by; it is forgotten."""
+        request = self._open.pop((pid, nth), None)
+        for (weight, stack), (size, samples) in () if request is None else request.grown.items():
+            if size:
+                yield Growth(pid, nth, weight, stack, size, samples)
+
+    def forget(self, pid: int) -> None:
+        """That worker is gone: another may have its pid."""
+        self._spaces.pop(pid, None)
+        for key in [key for key in self._open if key[0] == pid]:
+            del self._open[key]
+
+    def _grow(self, request: _Open, weight: int, key: int, size: int, samples: int) -> None:
+        if weight in _WEIGHTS:
+            request.add(_WEIGHTS[WeightKind(weight)], request.stacks.get(key, (STACK_LOST,)), size, samples)
+
+    def _function(self, record: bytes) -> _Function:
+        """Requests are alike: the same function is the same object, whatever its id and request."""
+        content = record[12:16] + record[24:]
+        known = self._names.get(content)
+        if known is None:
+            if len(self._names) >= _NAMES_MAX:
+                self._names.clear()
+            known = self._names[content] = _Function(record)
+        return known
+
+    def _stack(self, request: _Open, record: bytes, flags: int, depth: int) -> Stack:
+        self.stacks += 1
+        found = list(FRAME.iter_unpack(record[STACK.size : STACK.size + depth * FRAME.size]))
+        frames: list[Frame] = []
+        if flags & StackFlag.CORRUPT:
+            self.unreadable += 1
+            frames.append(UNREADABLE)
+        elif flags & StackFlag.TRUNCATED:
+            frames.append(TRUNCATED)
+        for function_id, line, _ in reversed(found):
+            if not function_id:
+                continue
+            function = request.functions.get(function_id)
+            outermost = not frames
+            frames.append(STACK_LOST if function is None else function.frame(line, outermost=outermost))
+        return tuple(frames) or (NO_PHP,)

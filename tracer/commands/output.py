@@ -1,0 +1,39 @@
+"""Where verbs that make a text file write it: stdout, or a new file that only its owner may read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from tracer.errors import UsageError
+
+
+def refuse_own_input(output: str, files: Sequence[str]) -> None:
+    """UsageError if the output is one of the files that are to be read."""
+    if os.path.exists(output) and any(os.path.exists(path) and os.path.samefile(output, path) for path in files):
+        raise UsageError(f"{output} is what is to be read: choose another name")
+
+
+@contextlib.contextmanager
+def opened(path: str, *, force: bool) -> Iterator[TextIO]:
+    """A text file to write to, mode 0600, never through a symlink; UsageError if it exists and `force` is not given."""
+    if path == "-":
+        yield sys.stdout
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    if os.path.lexists(path) and not (os.path.isfile(path) or os.path.islink(path)):
+        raise UsageError(f"cannot write {path}: it is not a file")
+    try:
+        if force:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        descriptor = os.open(path, flags, 0o600)
+    except FileExistsError as exc:
+        raise UsageError(f"{path} exists. Choose another name, or overwrite it with -f.") from exc
+    except OSError as exc:
+        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
+    with open(descriptor, "w", encoding="utf-8", newline="") as out:
+        yield out
