@@ -11,8 +11,7 @@
 #include "memory.h"
 #include "fastcgi.h"
 
-/* Public: stacks.bpf.c looks into it. */
-BPF_TABLE_PUBLIC("hash", u32, struct worker, workers, WORKERS_MAX);
+BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
 BPF_ARRAY(builds, struct build, BUILDS_MAX);
 BPF_ARRAY(layout, struct kernel, 1);
 BPF_ARRAY(lost, u64, LOST_KINDS);

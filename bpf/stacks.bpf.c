@@ -32,7 +32,8 @@ struct function_key {
 	u32 pid;
 };
 
-BPF_TABLE("extern", u32, struct worker, workers, WORKERS_MAX);
+/* That of requests.bpf.c: the loader puts it in the place of this one. */
+BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
 BPF_HASH(stacked, u32, struct stacked, WORKERS_MAX);
 BPF_ARRAY(blank, struct stacked, 1);
 BPF_ARRAY(layouts, struct stack_layout, BUILDS_MAX);

@@ -19,7 +19,7 @@ import pytest
 
 from tracer.backends.bpf import BpfBackend
 from tracer.backends.obstacles import obstacles
-from tracer.facts import Fact, Loss, Request, Worker
+from tracer.facts import Fact, Growth, Loss, Request, Worker
 from tracer.targets.resolve import targets
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "php"
@@ -67,7 +67,7 @@ def rollup_bytes(pid: int, name: str) -> int:
 class Fpm:
     """A php-fpm master of the tests' own, with one pool on a unix socket unless told otherwise."""
 
-    def __init__(self, folder: Path, pools: dict[str, str]) -> None:
+    def __init__(self, folder: Path, pools: dict[str, str], ini: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self._config = folder / "php-fpm.conf"
         sections = [f"[global]\nerror_log = {folder}/error.log\n"]
@@ -78,7 +78,8 @@ class Fpm:
             )
         self._config.write_text("\n".join(sections))
         self.pools = tuple(pools)
-        command = [PHP_FPM, "--nodaemonize", "--fpm-config", str(self._config)]
+        defines = [word for setting in ini for word in ("-d", setting)]
+        command = [PHP_FPM, "--nodaemonize", "--fpm-config", str(self._config), *defines]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: all(self.socket(pool).exists() for pool in pools), "php-fpm to listen")
         static = re.findall(r"pm = static\s+pm\.max_children = (\d+)", "\n".join(pools.values()))
@@ -118,16 +119,16 @@ class Fpm:
 
 @pytest.fixture(scope="module")
 def start_fpm() -> Iterator[Callable[..., Fpm]]:
-    """Starts masters: start_fpm(www="pm = static\\npm.max_children = 2")."""
+    """Starts masters: start_fpm(www="pm = static\\npm.max_children = 2"), with `ini` settings for all pools."""
     with contextlib.ExitStack() as stack:
 
-        def start(**pools: str) -> Fpm:
+        def start(*ini: str, **pools: str) -> Fpm:
             folder = Path(tempfile.mkdtemp(prefix="phptrace-test."))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             folder.chmod(0o755)
             for script in SCRIPTS.iterdir():
                 shutil.copy(script, folder)
-            fpm = Fpm(folder, pools)
+            fpm = Fpm(folder, pools, ini)
             stack.callback(fpm.stop)
             return fpm
 
@@ -137,7 +138,7 @@ def start_fpm() -> Iterator[Callable[..., Fpm]]:
 class Tracer:
     """A backend attached to a master or worker, and all facts it gave."""
 
-    def __init__(self, *names: str, **options: bool) -> None:
+    def __init__(self, *names: str, **options: object) -> None:
         self.backend = BpfBackend(**options)  # type: ignore[arg-type]
         found = targets(names)
         self.backend.attach(found)
@@ -147,6 +148,10 @@ class Tracer:
     @property
     def requests(self) -> list[Request]:
         return [fact for fact in self.facts if isinstance(fact, Request)]
+
+    @property
+    def growths(self) -> list[Growth]:
+        return [fact for fact in self.facts if isinstance(fact, Growth)]
 
     @property
     def workers(self) -> list[Worker]:
@@ -180,7 +185,7 @@ def trace() -> Iterator[Callable[..., Tracer]]:
     """Attaches for one test: trace(str(fpm.master))."""
     with contextlib.ExitStack() as stack:
 
-        def attach(*names: str, **options: bool) -> Tracer:
+        def attach(*names: str, **options: object) -> Tracer:
             tracer = Tracer(*names, **options)
             stack.callback(tracer.close)
             return tracer

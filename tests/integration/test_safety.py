@@ -80,15 +80,18 @@ def _programs() -> int:
     return count
 
 
-def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(pool: Fpm, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "turns"), [((), 20), (("--stacks", "--every", "1"), 8)])
+def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], turns: int
+) -> None:
     workers = set(pool.workers())
     untouched = _text_of(min(workers))
     rng = random.Random(20)
 
     with Load(pool) as load:
-        for turn in range(20):
+        for turn in range(turns):
             path = tmp_path / f"{turn}.phptrace"
-            process = phptrace("record", "-o", str(path), str(pool.master))
+            process = phptrace("record", *options, "-o", str(path), str(pool.master))
             attached_to(process, "recording to")
             before = load.done
             wait_for(lambda before=before: load.done > before + rng.randrange(400), "some load")
@@ -104,10 +107,13 @@ def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(pool: Fpm, tmp_pa
     assert not events.exists() or events.read_text() == ""
 
 
+@pytest.mark.parametrize("options", [(), ("--stacks",)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_recording_cleanly(pool: Fpm, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_a_recording_cleanly(
+    pool: Fpm, tmp_path: Path, number: signal.Signals, options: tuple[str, ...]
+) -> None:
     path = tmp_path / "r.phptrace"
-    process = phptrace("record", "-o", str(path), str(pool.master))
+    process = phptrace("record", *options, "-o", str(path), str(pool.master))
     attached_to(process)
     with Load(pool) as load:
         wait_for(lambda: load.done > 200, "some load")
@@ -143,13 +149,16 @@ def _uris(path: Path) -> list[str | None]:
         return [request.uri for request in recording.requests()]
 
 
-def test_ctrl_c_while_attaching_leaves_a_whole_recording_or_none(pool: Fpm, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "longest_s"), [((), 1.2), (("--stacks",), 3.0)])
+def test_ctrl_c_while_attaching_leaves_a_whole_recording_or_none(
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], longest_s: float
+) -> None:
     rng = random.Random(5)
     with Load(pool) as load:
         for turn in range(8):
             path = tmp_path / f"{turn}.phptrace"
-            process = phptrace("record", "-o", str(path), str(pool.master))
-            time.sleep(rng.uniform(0.05, 1.2))
+            process = phptrace("record", *options, "-o", str(path), str(pool.master))
+            time.sleep(rng.uniform(0.05, longest_s))
             code, _, said = finish(process)
 
             assert "Traceback" not in said
@@ -189,9 +198,10 @@ def test_a_stopped_worker_stays_stopped_and_then_goes_on(pool: Fpm, tmp_path: Pa
     assert all(pool.get("hello.php").body == b"hello" for _ in range(20))
 
 
-def test_no_bpf_program_outlives_the_tracer(pool: Fpm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--stacks",)])
+def test_no_bpf_program_outlives_the_tracer(pool: Fpm, tmp_path: Path, options: tuple[str, ...]) -> None:
     before = _programs()
-    process = phptrace("record", "-o", str(tmp_path / "r.phptrace"), str(pool.master))
+    process = phptrace("record", *options, "-o", str(tmp_path / "r.phptrace"), str(pool.master))
     attached_to(process)
     during = _programs()
     process.kill()

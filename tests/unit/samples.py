@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from tracer.facts import Fact, Request
+from tracer.facts import Fact, Frame, Growth, Request, Weight
 from tracer.recording import Writer
 
 # One run is as another, and no examples are kept: the checkout may be read-only.
@@ -67,10 +67,20 @@ COMPLETE = Request(
     notes="uri_cut,script_cut",
 )
 
+MAIN = Frame("user", "<main>", "/srv/www/index.php", 3)
+FIND = Frame("user", "Repo::find", "/srv/app/Repo.php", 89)
+QUERY = Frame("internal", "PDO::query", None, None)
+WITH_STACKS = {"stacks": {"max_depth": 127, "every": 17, "hz": 997}}  # meta data of a recording that has some
+
 
 def request(**changed: Any) -> Request:
     """COMPLETE with that changed."""
     return COMPLETE._replace(**changed)
+
+
+def growth(size: int, *stack: Frame, of: Request = COMPLETE, weight: Weight = Weight.RSS, samples: int = 1) -> Growth:
+    """What a request grew by in that stack, the outermost frame first."""
+    return Growth(of.pid, of.nth, weight.value, stack, size, samples)
 
 
 def recording(path: Path, facts: Iterable[Fact] = (), meta: dict[str, Any] | None = None) -> Path:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 import pytest
-from samples import COMPLETE, request
+from samples import COMPLETE, FIND, MAIN, growth, request
 
 from tracer import capture as loop
 from tracer.capture import Filter, Progress, Stop, Why, capture
@@ -214,6 +214,43 @@ def test_the_count_is_of_requests_that_are_kept(clock):
     found = Capture(Playback(clock, facts), count=2, keep=Filter(script="/a"))
 
     assert [r.nth for r in found.facts] == [0, 2]
+
+
+def test_growth_of_a_request_that_is_kept_is_kept_and_of_others_is_not(clock):
+    [a, b, c] = [request(script=script, nth=nth) for nth, script in enumerate(("/a.php", "/b.php", "/a.php"))]
+    of_a, of_b, of_c = (
+        [growth(size, MAIN, of=one), growth(size, FIND, of=one)] for one, size in ((a, 2), (b, 3), (c, 5))
+    )
+
+    found = Capture(Playback(clock, [a, *of_a, WORKER, b, *of_b, LOSS, c, *of_c]), duration_s=1.0,
+                    keep=Filter(script="/b.php"))  # fmt: skip
+
+    assert found.facts == [WORKER, b, *of_b, LOSS]
+    assert (found.progress.seen, found.progress.kept) == (3, 1)
+
+
+def test_growth_of_all_requests_is_kept_where_nothing_is_filtered_out(clock):
+    facts = [COMPLETE, growth(101, MAIN), LOSS, growth(103, FIND), request(nth=5)]
+
+    assert Capture(Playback(clock, facts), duration_s=1.0).facts == facts
+
+
+def test_growth_of_requests_beyond_the_count_is_dropped_with_them(clock):
+    [first, second] = [request(nth=nth) for nth in (2, 3)]
+
+    found = Capture(Playback(clock, [first, growth(101, MAIN, of=first), second, growth(103, MAIN, of=second), WORKER]),
+                    count=1)  # fmt: skip
+
+    assert found.facts == [first, growth(101, MAIN, of=first), WORKER]
+
+
+def test_growth_that_is_still_under_way_at_the_end_is_filtered_too(clock):
+    [a, b] = [request(script=script, nth=nth) for nth, script in enumerate(("/a.php", "/b.php"))]
+    rest = (a, growth(2, MAIN, of=a), b, growth(3, MAIN, of=b))
+
+    found = Capture(Playback(clock, under_way=rest), duration_s=1.0, keep=Filter(script="/b.php"))
+
+    assert found.facts == [b, growth(3, MAIN, of=b)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -15,15 +15,17 @@ from samples import COMPLETE, recording
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
+from tracer.backends import Choice, StackOptions
+from tracer.backends.bpf import BpfBackend
 from tracer.backends.obstacles import obstacles
 from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
-from tracer.commands.tracing import Plan, finish
+from tracer.commands.tracing import Attached, Plan, finish
 from tracer.errors import IncompleteError, TargetGoneError, UsageError
 from tracer.facts import Loss
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("attach", "record", "report", "export", "doctor")
+VERBS = ("attach", "record", "report", "flame", "export", "doctor")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -86,6 +88,14 @@ def test_the_version_is_told(run):
         ["record", "--backend", "nonsense", "php-fpm"],
         ["record", "-p", "0"],
         ["export", "--format", "nonsense", "x"],
+        ["flame"],
+        ["flame", "--format", "nonsense", "x"],
+        ["flame", "--weight", "nonsense", "x"],
+        ["report", "--stacks", "--weight", "nonsense", "x"],
+        ["record", "--stacks", "--every", "0", "php-fpm"],
+        ["record", "--stacks", "--max-depth", "3", "php-fpm"],
+        ["record", "--stacks", "--max-depth", "1025", "php-fpm"],
+        ["record", "--stacks", "--hz", "0", "php-fpm"],
     ],
 )
 def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments):
@@ -95,7 +105,7 @@ def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments)
     assert err != ""
 
 
-@pytest.mark.parametrize("verb", ["report", "export"])
+@pytest.mark.parametrize("verb", ["report", "flame", "export"])
 def test_a_file_that_is_no_recording_is_exit_code_7(run, verb, tmp_path):
     (tmp_path / "x").write_text("not a recording")
 
@@ -182,6 +192,26 @@ def test_a_plan_is_what_the_options_say():
 
     keep = Filter(uri="/a*", slow_ns=250_000_000, min_growth=4096)
     assert made == Plan(("php-fpm:www", "4241"), 30.0, 7, "bpf", keep, True, True)
+    assert made.stacks is None
+
+
+@pytest.mark.parametrize(("asked", "made"), [(True, StackOptions(max_depth=127, every=17, hz=997)), (False, None)])
+def test_a_plan_has_stacks_only_where_they_are_asked_for(asked, made):
+    found = Plan.of(targets=("php-fpm",), pids=(), duration=None, count=None, backend="auto", uri=None, script=None,
+                    slow=None, min_growth=None, query="strip", force=False, stacks=asked, max_depth=127, every=17,
+                    hz=997)  # fmt: skip
+
+    assert found.stacks == made
+
+
+def test_a_recording_says_how_its_stacks_were_taken():
+    tracing = Attached(Choice(BpfBackend(), "asked for"), (), "php-fpm")
+
+    with_stacks = tracing.meta(plan(stacks=StackOptions(max_depth=127, every=17, hz=997)))
+    without = tracing.meta(plan())
+
+    assert with_stacks["stacks"] == {"max_depth": 127, "every": 17, "hz": 997}
+    assert set(with_stacks) - set(without) == {"stacks"}
 
 
 def test_a_run_that_ended_as_asked_is_fine():

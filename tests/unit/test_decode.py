@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import PROPERTY
 
-from tracer.targets.decode import Site, accessor_offsets, behind_syscall, entry_site, heap_slot
+from tracer.targets.decode import Site, accessor_offsets, behind_syscall, entry_site, heap_slot, refers_to
 
 ENDBR64 = bytes.fromhex("f30f1efa")
 
@@ -290,3 +290,23 @@ def test_random_code_behind_the_load_of_the_heap_has_offsets_or_none(code):
         found = None
 
     assert found is None or all(0 <= offset < 1 << 32 for offset in found)
+
+
+# Debian php8.2-fpm 8.2.36-1~deb12u1, x86-64: zend_get_executed_scope() begins `lea executor_globals(%rip),%rax`.
+@pytest.mark.parametrize("prefix", [b"", ENDBR64, b"\x90" * 13], ids=["at once", "endbr64", "later"])
+@pytest.mark.parametrize("distance", [0, 0x29_9B6C, -0x1003])
+def test_code_refers_to_what_a_displacement_leads_to_from_right_behind_it(prefix, distance):
+    code = prefix + b"\x48\x8d\x05" + distance.to_bytes(4, "little", signed=True) + b"\xc3"
+    target = 0x70_0000 + len(prefix) + 7 + distance
+
+    assert refers_to(0x70_0000, code, target)
+    assert not refers_to(0x70_0000, code, target + 1)
+    assert not refers_to(0x70_0001, code, target)
+
+
+def test_a_displacement_at_the_very_end_of_the_code_is_read_and_a_part_of_one_is_not():
+    code = b"\x48\x8d\x05" + (0x1003).to_bytes(4, "little")
+
+    assert refers_to(0x70_0000, code, 0x70_0000 + 7 + 0x1003)
+    assert not refers_to(0x70_0000, code[:-1], 0x70_0000 + 7 + 0x1003)
+    assert not refers_to(0x70_0000, b"", 0x70_0000)

@@ -12,9 +12,10 @@ from phps import PUSHES, SLOT, loads_heap, php_data, php_elf, php_functions
 from tracer.errors import UnsupportedError
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image, open_image
-from tracer.targets.layouts import LAYOUTS, layout_of
+from tracer.targets.layouts import LAYOUTS, STACK_LAYOUTS, layout_of, stack_layout_of
 from tracer.targets.php import Heap, Php
 
+EXECUTOR_GLOBALS = DATA + 0x30
 FUNCTIONS_AT = 0x60  # behind what the file runs; 16 bytes each, in the order of php_functions()
 
 
@@ -168,6 +169,112 @@ def test_php_is_known_by_its_request_functions(image):
     assert not php_binary.is_php(image(elfs.elf({"main": PUSHES})))
     assert not php_binary.is_php(image(static_elf()))
     assert not php_binary.is_php(image(b"#!/usr/bin/php\n"))
+
+
+def scope(target: int, offset: int | None = None, behind: int = 0) -> elfs.Content:
+    """zend_get_executed_scope(): `lea target(%rip),%rcx; mov offset(%rcx),%rax`; without offset `mov target(%rip),%rax`."""
+
+    def code(at: int) -> bytes:
+        padding = b"\x90" * behind
+        distance = (target - at - behind - 7).to_bytes(4, "little", signed=True)
+        if offset is None:
+            return padding + b"\x48\x8b\x05" + distance + b"\xc3"
+        return padding + b"\x48\x8d\x0d" + distance + b"\x48\x8b\x81" + offset.to_bytes(4, "little") + b"\xc3"
+
+    return code
+
+
+def filename(offset: int, behind: int = 0) -> bytes:
+    """zend_get_executed_filename_ex(): `mov offset(%rax),%rax; ret`."""
+    return b"\x90" * behind + b"\x48\x8b\x80" + offset.to_bytes(4, "little") + b"\xc3"
+
+
+def with_accessors(scope_code: elfs.Content, filename_code: bytes, name: str = "zend_get_executed_filename_ex") -> Any:
+    return {**php_functions(), "zend_get_executed_scope": scope_code, name: filename_code}
+
+
+STACK_8_2 = stack_layout_of((8, 2, 36))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        scope(EXECUTOR_GLOBALS, 488),
+        scope(EXECUTOR_GLOBALS + 488),
+        scope(EXECUTOR_GLOBALS, 488, behind=29),
+        scope(EXECUTOR_GLOBALS + 488, behind=29),
+    ],
+    ids=["base and offset", "sum", "later: base and offset", "later: sum"],
+)
+def test_the_call_stack_is_laid_out_as_its_version_has_it_if_the_accessors_agree(inspected, code):
+    found = inspected(functions=with_accessors(code, filename(152, behind=31)))
+
+    assert (found.stack, found.stack_lacking) == (STACK_8_2, None)
+    assert found.lacking == ()
+
+
+def test_php_before_8_has_another_accessor_of_the_filename(inspected):
+    functions = with_accessors(scope(EXECUTOR_GLOBALS, 488), filename(136), "zend_get_executed_filename")
+
+    found = inspected(functions=functions, data=php_data(version="7.4.33"))
+
+    assert (found.stack, found.stack_lacking) == (stack_layout_of((7, 4, 33)), None)
+
+
+@pytest.mark.parametrize(
+    ("scope_code", "filename_code"),
+    [
+        (scope(EXECUTOR_GLOBALS, 496), filename(152)),
+        (scope(EXECUTOR_GLOBALS + 496), filename(152)),
+        (scope(EXECUTOR_GLOBALS), filename(152)),
+        (scope(EXECUTOR_GLOBALS - 16, 488), filename(152)),
+        (scope(EXECUTOR_GLOBALS + 8, 480), filename(152)),
+        (scope(EXECUTOR_GLOBALS, 488), filename(168)),
+        (scope(EXECUTOR_GLOBALS, 488), b"\xc3"),
+        (b"\xc3", filename(152)),
+    ],
+)
+def test_a_build_whose_accessors_use_other_offsets_has_no_stacks(inspected, scope_code, filename_code):
+    found = inspected(functions=with_accessors(scope_code, filename_code))
+
+    assert found.stack is None
+    assert found.stack_lacking == "PHP 8.2: this build's structures are not those of its version"
+
+
+@pytest.mark.parametrize("missing", ["zend_get_executed_scope", "zend_get_executed_filename_ex"])
+def test_a_php_without_an_accessor_has_no_stacks(inspected, missing):
+    functions = with_accessors(scope(EXECUTOR_GLOBALS, 488), filename(152))
+    del functions[missing]
+
+    assert inspected(functions=functions).stack_lacking == (
+        "PHP 8.2: its accessors, by which its layout could be checked, are not there"
+    )
+
+
+def test_a_php_without_its_executors_globals_has_no_stacks(inspected):
+    functions = with_accessors(scope(EXECUTOR_GLOBALS, 488), filename(152))
+
+    found = inspected(functions=functions, data=without("executor_globals")["data"])
+
+    assert (found.stack, found.stack_lacking) == (None, "PHP 8.2 has no symbol executor_globals")
+
+
+def test_a_php_of_a_version_without_a_layout_has_no_stacks(inspected):
+    found = inspected(functions=with_accessors(scope(EXECUTOR_GLOBALS, 488), filename(152)), data=php_data("8.1.29"))
+
+    assert (found.stack, found.stack_lacking) == (None, "PHP 8.1 is not in the table of layouts")
+
+
+def test_every_row_of_the_table_of_stacks_is_of_its_own_version():
+    versions = [row.version for row in STACK_LAYOUTS]
+
+    assert versions == sorted(set(versions), reverse=True)
+
+
+def test_a_layout_of_the_stack_is_of_every_release_of_a_version():
+    assert stack_layout_of((8, 2, 0)) is stack_layout_of((8, 2, 36)) is not None
+    assert stack_layout_of((8, 20, 36)) is None
+    assert stack_layout_of((82, 0, 0)) is None
 
 
 def test_every_row_of_the_table_is_of_its_own_version():

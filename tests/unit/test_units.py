@@ -254,3 +254,25 @@ def test_no_text_is_hidden_by_characters_that_cannot_be_seen():
     invisible = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U0001d173\U0001bca0"
 
     assert printable(invisible).isascii()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("App\\Repo::find", "App\\Repo::find"),
+        ("\\x1b", "\\x1b"),
+        ("Ünï\\日本::f", "Ünï\\日本::f"),
+        ("a\\b\n\x1b[2J\udcff\u202e", "a\\b\\n\\x1b[2J\\xff\\u202e"),
+    ],
+)
+def test_in_names_of_code_backslashes_stay_single_and_all_else_is_escaped(text, shown):
+    assert printable(text, code=True) == shown
+
+
+@PROPERTY
+@given(ANY_TEXT)
+def test_nothing_of_a_name_of_code_acts_on_a_terminal(text):
+    shown = printable(text, code=True)
+
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI]
+    assert "\\" in text or shown == printable(text)

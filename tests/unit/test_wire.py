@@ -1,4 +1,4 @@
-"""backends/wire.py against the header it mirrors, compiled by the system's C compiler."""
+"""backends/wire.py and backends/stackwire.py against the headers they mirror, compiled by the system's C compiler."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tracer.backends import wire
+from tracer.backends import stackwire, wire
 from tracer.targets.kernel import KernelLayout, RssKind
 
-HEADER = Path(__file__).resolve().parents[2] / "bpf" / "wire.h"
+HEADERS = [Path(__file__).resolve().parents[2] / "bpf" / name for name in ("wire.h", "stackwire.h")]
+DEPTH = 7  # frames of a stack: set by the loader
 STRUCTS = {
     "request": wire.REQUEST_FIELDS,
     "process_event": wire.PROCESS_EVENT_FIELDS,
@@ -24,40 +25,71 @@ STRUCTS = {
     "build": wire.BUILD_FIELDS,
     "kernel": wire.KERNEL_FIELDS,
     "self_check": wire.SELF_CHECK_FIELDS,
+    "function_event": stackwire.FUNCTION_FIELDS,
+    "frame": stackwire.FRAME_FIELDS,
+    "stack_event": stackwire.STACK_FIELDS,
+    "growth_event": stackwire.GROWTH_FIELDS,
+    "memory_call_event": stackwire.MEMORY_CALL_FIELDS,
+    "slot": stackwire.SLOT_FIELDS,
+    "stacked": stackwire.STACKED_FIELDS,
+    "stack_layout": stackwire.STACK_LAYOUT_FIELDS,
+    "weighing": stackwire.WEIGHING_FIELDS,
 }
-# C's enum and the prefix of its names; LOST_KINDS is a count.
+# What stands behind those fields: (member, bytes), in C's order.
+BEHIND = {
+    "worker": [("request", wire.REQUEST.size), ("strings", wire.SCRIPT_MAX + wire.URI_MAX)],
+    "stack_event": [("frames", DEPTH * stackwire.FRAME.size)],
+    "stacked": [
+        ("slots", stackwire.SLOTS * stackwire.SLOT.size),
+        ("function", stackwire.FUNCTION.size),
+        ("stack", stackwire.STACK.size + DEPTH * stackwire.FRAME.size),
+    ],
+}
+# C's enum and the prefix of its names; LOST_KINDS and LOST_STACK_KINDS are counts.
 ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "event_kind": (wire.EventKind, "EVENT_"),
     "request_flag": (wire.Flag, "REQUEST_"),
     "role": (wire.Role, "ROLE_"),
     "loss": (wire.Lost, "LOST_"),
     "rss_kind": (RssKind, "RSS_"),
+    "stack_event_kind": (stackwire.StackEventKind, "EVENT_"),
+    "weight": (stackwire.WeightKind, "WEIGHT_"),
+    "function_type": (stackwire.FunctionType, "FUNCTION_"),
+    "function_flag": (stackwire.FunctionFlag, "FUNCTION_"),
+    "stack_flag": (stackwire.StackFlag, "STACK_"),
+    "memory_call": (stackwire.Call, "CALL_"),
+    "stacks_loss": (stackwire.LostStacks, "LOST_"),
 }
+COUNTS = ("LOST_KINDS", "LOST_STACK_KINDS")
 DEFINES = {
     "SCRIPT_MAX": wire.SCRIPT_MAX,
     "URI_MAX": wire.URI_MAX,
     "CPUS_MAX": wire.CPUS_MAX,
     "BUILDS_MAX": wire.BUILDS_MAX,
     "REPLACED": wire.REPLACED,
+    "NAME_MAX_BYTES": stackwire.NAME_MAX_BYTES,
+    "FILE_MAX_BYTES": stackwire.FILE_MAX_BYTES,
+    "SLOTS": stackwire.SLOTS,
+    "HASH_NO_PHP": stackwire.HASH_NO_PHP,
+    "HASH_THREAD": stackwire.HASH_THREAD,
+    "HASH_LOST": stackwire.HASH_LOST,
 }
 
 
 def fields() -> Iterator[tuple[str, str, str, int]]:
-    """(struct, field, struct format, offset) of every field that wire.py knows, worker's inner ones included."""
+    """(struct, field, struct format, offset) of every field that we know, and of what stands behind them."""
     for name, table in STRUCTS.items():
         at = 0
-        for field, form in table:
+        for field, form in (*table, *((member, f"{size}s") for member, size in BEHIND.get(name, ()))):
             yield name, field, form, at
             at += struct.calcsize("<" + form)
-    yield "worker", "request", f"{wire.REQUEST.size}s", wire.WORKER.size
-    yield "worker", "strings", f"{wire.SCRIPT_MAX + wire.URI_MAX}s", wire.WORKER.size + wire.REQUEST.size
 
 
 def names_of(c_enum: str) -> list[str]:
-    """The names of an enum, in the header's text."""
-    body = re.search(rf"enum {c_enum} \{{(.*?)\}};", HEADER.read_text(), re.DOTALL)
-    assert body is not None
-    return re.findall(r"^\t(\w+)\s*=", body[1], re.MULTILINE)
+    """The names of an enum, in the headers' text."""
+    text = "".join(header.read_text() for header in HEADERS)
+    [body] = re.findall(rf"enum {c_enum} \{{(.*?)\}};", text, re.DOTALL)
+    return re.findall(r"^\t(\w+)\s*=", body, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +99,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        reason = "no C compiler to compile bpf/wire.h with: apt install gcc libc6-dev"
+        reason = "no C compiler to compile bpf/*.h with: apt install gcc libc6-dev"
         if os.environ.get("PHPTRACE_REQUIRE") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -78,11 +110,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         lines.append(f'P("{name}.{field}#", sizeof({member}));')
         if len(form) == 1:
             lines.append(f'P("{name}.{field}-", (__typeof__({member}))-1 < 0);')
-    lines += [f'P("{name}", {name});' for name in (*DEFINES, "TITLE_MAX", *(n for e in ENUMS for n in names_of(e)))]
+    plain = (*DEFINES, "TITLE_MAX", "HASHES_RESERVED", *(name for c_enum in ENUMS for name in names_of(c_enum)))
+    lines += [f'P("{name}", {name});' for name in plain]
     directory = tmp_path_factory.mktemp("wire")
     (directory / "print.c").write_text(
-        f'#include <linux/types.h>\n#include <stdio.h>\n#include "{HEADER}"\n'
-        '#define P(name, value) printf("%s %lld\\n", name, (long long)(value))\n'
+        "#include <linux/types.h>\n#include <stdio.h>\n"
+        + f"#define DEPTH_MAX {DEPTH}\n"
+        + "".join(f'#include "{header}"\n' for header in HEADERS)
+        + '#define P(name, value) printf("%s %lld\\n", name, (long long)(value))\n'
         "int main(void)\n{\n" + "\n".join(lines) + "\nreturn 0;\n}\n"
     )
     subprocess.run([compiler, "-Wall", "-Werror", "-o", "print", "print.c"], cwd=directory, check=True)
@@ -124,6 +159,15 @@ def test_the_sizes_that_records_and_map_entries_are_cut_by_are_those_of_c(compil
         "build": wire.BUILD.size,
         "kernel": wire.KERNEL.size,
         "self_check": wire.SELF_CHECK.size,
+        "function_event": stackwire.FUNCTION.size,
+        "frame": stackwire.FRAME.size,
+        "growth_event": stackwire.GROWTH.size,
+        "memory_call_event": stackwire.MEMORY_CALL.size,
+        "slot": stackwire.SLOT.size,
+        "stack_layout": stackwire.STACK_LAYOUT.size,
+        "weighing": stackwire.WEIGHING.size,
+        "stack_event.frames": stackwire.STACK.size,
+        "stacked.slots": stackwire.STACKED.size,
     }
 
     assert {name: compiled[name] for name in ours} == ours
@@ -133,16 +177,25 @@ def test_a_record_of_the_ring_begins_with_its_kind(compiled):
     assert (compiled["request.kind"], compiled["process_event.kind"], wire.HEAD.size) == (0, 0, 8)
 
 
+@pytest.mark.parametrize("record", ["function_event", "stack_event", "growth_event", "memory_call_event"])
+def test_a_record_of_the_ring_of_stacks_begins_with_its_kind_its_worker_and_its_request(compiled, record):
+    assert [compiled[f"{record}.{field}"] for field in ("kind", "pid", "nth")] == [0, 4, 8]
+
+
 @pytest.mark.parametrize("c_enum", ENUMS)
 def test_an_enum_has_the_names_and_values_of_c(compiled, c_enum):
     ours, prefix = ENUMS[c_enum]
-    theirs = {name.removeprefix(prefix): compiled[name] for name in names_of(c_enum) if name != "LOST_KINDS"}
+    theirs = {name.removeprefix(prefix): compiled[name] for name in names_of(c_enum) if name not in COUNTS}
 
     assert {member.name: member.value for member in ours} == theirs
 
 
-def test_the_map_of_losses_has_an_entry_for_each_kind(compiled):
-    assert compiled["LOST_KINDS"] == len(wire.Lost)
+def test_the_maps_of_losses_have_an_entry_for_each_kind(compiled):
+    assert [compiled[name] for name in COUNTS] == [len(wire.Lost), len(stackwire.LostStacks)]
+
+
+def test_no_stack_has_the_hash_of_one_that_is_none(compiled):
+    assert compiled["HASHES_RESERVED"] > max(stackwire.HASH_NO_PHP, stackwire.HASH_THREAD, stackwire.HASH_LOST)
 
 
 @pytest.mark.parametrize("name", DEFINES)

@@ -82,6 +82,14 @@ class Programs:
             self._maps[name] = Map(self._bpf, name)
         return self._maps[name]
 
+    def share(self, name: str, fd: int) -> None:
+        """Puts another module's map in the place of the one of that name, before a program is loaded.
+
+        bcc writes a map's descriptor into the programs when it compiles them, and the kernel looks what it stands
+        for when it loads them. (bcc's own "extern" maps go stale when a process loads programs a second time.)
+        """
+        os.dup2(fd, self.map(name).fd, inheritable=False)
+
     def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE) -> int:
         """The descriptor of a program, which is loaded when it is first asked for."""
         try:

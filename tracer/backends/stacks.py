@@ -10,12 +10,10 @@ import contextlib
 import logging
 import mmap
 import os
-import re
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from tracer.backends import StackOptions
 from tracer.backends.perf_event import PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_PAGE_FAULTS
@@ -45,7 +43,7 @@ class StackProbes:
     """The programs of stacks.bpf.c on workers that another module of programs watches. close() takes them off."""
 
     def __init__(self, options: StackOptions, workers: int, *, workers_max: int, cpus: int) -> None:
-        """`workers` is the descriptor of the map `workers`, which is shared. UnsupportedError if it cannot be."""
+        """`workers` is the descriptor of the map `workers`, which is shared. UnsupportedError if nothing loads."""
         self._options = options
         self._undo = contextlib.ExitStack()
         self._book = StackBook()
@@ -59,9 +57,7 @@ class StackProbes:
         self.lacking: list[str] = []
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self._programs, self.depth = self._loaded(workers_max, cpus)
-            if _map_id(self._programs.map("workers").fd) != _map_id(workers):
-                raise UnsupportedError("another tracer of this process has its stacks traced")
+            self._programs, self.depth = self._loaded(workers, workers_max, cpus)
             if self.depth < options.max_depth:
                 self.lacking.append(
                     f"stacks: at most {self.depth} frames of a stack, not {options.max_depth}: more does not load"
@@ -77,11 +73,12 @@ class StackProbes:
             _allow_many_files()
             undo.pop_all()
 
-    def _loaded(self, workers_max: int, cpus: int) -> tuple[Programs, int]:
+    def _loaded(self, workers: int, workers_max: int, cpus: int) -> tuple[Programs, int]:
         """The programs with the greatest depth, up to that asked for, that the kernel's verifier follows."""
         depth = self._options.max_depth
         while True:
             programs = Programs("stacks.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus, DEPTH_MAX=depth)
+            programs.share("workers", workers)
             try:
                 with _stderr_kept():
                     for function in ("on_clock", "on_fault"):
@@ -219,11 +216,6 @@ class StackProbes:
             while events:
                 os.close(events.pop())
         self._software.clear()
-
-
-def _map_id(fd: int) -> str:
-    found = re.search(r"^map_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
-    return found[1] if found else ""
 
 
 def _allow_many_files() -> None:

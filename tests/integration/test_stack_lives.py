@@ -1,0 +1,136 @@
+"""Stacks over a worker's life: born under watch, killed, in mid-request when tracing ends; and without stacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Fpm, Tracer, wait_for
+
+from tracer.backends import StackOptions
+from tracer.facts import Growth, Request, Weight
+
+LEAKED = 3_000_017
+
+
+def leaks(tracer: Tracer) -> dict[tuple[int, int], int]:
+    """Bytes of page faults in memset(), by pid and request."""
+    found: dict[tuple[int, int], int] = {}
+    for growth in tracer.growths:
+        if growth.weight == Weight.RSS.value and growth.stack[-1].name == "memset":
+            found[growth.pid, growth.nth] = found.get((growth.pid, growth.nth), 0) + growth.bytes
+    return found
+
+
+@pytest.mark.parametrize(
+    "manager",
+    [
+        "pm = static\npm.max_children = 2\npm.max_requests = 1",
+        "pm = ondemand\npm.max_children = 3\npm.max_requests = 1",
+    ],
+)
+def test_workers_born_under_watch_are_sampled_once_from_their_first_request(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], manager: str
+) -> None:
+    fpm = start_fpm(www=manager)
+    tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
+    for _ in range(10):
+        fpm.get("leak.php", QUERY_STRING=str(LEAKED))
+    tracer.next(10)
+
+    found = leaks(tracer)
+    assert len(found) == 10
+    assert all(abs(size - LEAKED) <= 3 * 4096 for size in found.values()), found
+
+
+def _in_mid_request(fpm: Fpm, tmp_path: Path) -> threading.Thread:
+    """A request that has grown its worker, and goes on until the file `go` is there."""
+    grown = fpm.folder / "grown"
+    grown.unlink(missing_ok=True)
+    fpm.folder.chmod(0o777)
+    client = threading.Thread(
+        target=fpm.get, args=("late_growth.php",), kwargs={"QUERY_STRING": f"{grown},{fpm.folder}/go"}
+    )
+    client.start()
+    wait_for(grown.exists, "the request to grow")
+    return client
+
+
+def test_growth_of_a_request_whose_worker_is_killed_is_kept(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], tmp_path: Path
+) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
+    client = _in_mid_request(fpm, tmp_path)
+
+    os.kill(fpm.workers()[0], signal.SIGKILL)
+    client.join()
+    (request,) = tracer.next()
+
+    assert request.ending == "killed:KILL"
+    assert abs(leaks(tracer)[request.pid, request.nth] - LEAKED) <= 3 * 4096
+
+
+def test_growth_of_a_request_in_mid_course_when_tracing_ends_is_given_out(
+    start_fpm: Callable[..., Fpm], tmp_path: Path
+) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    tracer = Tracer(str(fpm.master), stacks=StackOptions(every=1))
+    client = _in_mid_request(fpm, tmp_path)
+
+    tracer.close()
+    (fpm.folder / "go").touch()
+    client.join()
+
+    (request,) = tracer.requests
+    assert request.ending == "cut_off"
+    assert abs(leaks(tracer)[request.pid, request.nth] - LEAKED) <= 3 * 4096
+
+
+def test_growth_comes_right_behind_its_request(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
+    tracer = trace(str(fpm.master), stacks=StackOptions())
+    for _ in range(50):
+        fpm.get("leak.php", QUERY_STRING="1000003")
+        fpm.get("hello.php")
+    tracer.next(100)
+
+    last: Request | None = None
+    for fact in tracer.facts:
+        if isinstance(fact, Request):
+            last = fact
+        elif isinstance(fact, Growth):
+            assert last is not None
+            assert (fact.pid, fact.nth) == (last.pid, last.nth)
+    assert tracer.lost == 0
+    assert {growth.nth % 2 for growth in tracer.growths if growth.stack[-1].name == "memset"} == {1}
+
+
+@pytest.mark.parametrize("stacks", [None, StackOptions()])
+def test_only_where_stacks_are_asked_for_does_anything_of_them_run(
+    fpm: Fpm, trace: Callable[..., Tracer], stacks: StackOptions | None
+) -> None:
+    tracer = trace(str(fpm.master), stacks=stacks)
+
+    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    events = sum("perf_event" in link for link in links)
+    programs = sum("bpf-prog" in link for link in links)
+    # Five probes on PHP, four on libc; with stacks one and four more, and two events each for master and worker.
+    assert events == (9 if stacks is None else 18)
+    assert programs == (13 if stacks is None else 21)
+    tracer.close()
+
+
+def test_memory_calls_seen_by_the_kernel_alone_have_their_stacks_too(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
+    tracer = trace(str(fpm.master), stacks=StackOptions(), calls_by_tracepoint=True)
+    fpm.get("brk.php")
+    (request,) = tracer.next()
+
+    mapped = [growth for growth in tracer.growths if growth.weight == Weight.MAPPED.value]
+    assert request.vm_after is not None
+    assert request.vm_before is not None
+    assert sum(growth.bytes for growth in mapped) == request.vm_after - request.vm_before
+    assert {"malloc", "realloc"} <= {growth.stack[-1].name for growth in mapped}
