@@ -16,7 +16,7 @@ from tests.integration import fastcgi
 from tracer.backends.bpf import BpfBackend
 from tracer.targets.resolve import targets
 
-_REQUESTS = 400
+REQUESTS = 400
 
 
 def figures(rounds: int) -> Iterator[Figure]:
@@ -30,11 +30,11 @@ def figures(rounds: int) -> Iterator[Figure]:
             for pool in found.values():
                 for worker in pool.workers():
                     os.sched_setaffinity(worker, one)
-            clients = {name: _Client(pool) for name, pool in found.items()}
+            clients = {name: Client(pool, "noop.php") for name, pool in found.items()}
             spent: dict[str, list[float]] = {name: [] for name in found}
             for turn in range(rounds + 2):
                 for name in random.sample(list(found), len(found)):
-                    cost_us = clients[name].cost_us()
+                    cost_us = clients[name].cost_us(REQUESTS)
                     if turn >= 2:  # what comes before is warm-up
                         spent[name].append(cost_us)
                 backend.poll(0)
@@ -47,17 +47,17 @@ def figures(rounds: int) -> Iterator[Figure]:
         yield Figure(f"no-op, one worker: CPU added, {shown}", added, "us/req", budget)
 
 
-class _Client:
+class Client:
     """Sends the same request over and over on one kept connection."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, script: str) -> None:
         self._pool = pool
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(str(pool.socket))
         params = {
-            "SCRIPT_FILENAME": f"{pool.folder}/noop.php",
-            "SCRIPT_NAME": "/noop.php",
-            "REQUEST_URI": "/noop.php?item=4711",
+            "SCRIPT_FILENAME": f"{pool.folder}/{script}",
+            "SCRIPT_NAME": f"/{script}",
+            "REQUEST_URI": f"/{script}?item=4711",
             "QUERY_STRING": "item=4711",
             "REQUEST_METHOD": "GET",
             "SERVER_PROTOCOL": "HTTP/1.1",
@@ -66,12 +66,15 @@ class _Client:
         }
         self._message = fastcgi.message(params, keep=True)
 
-    def cost_us(self) -> float:
-        """CPU of the worker a request, over a few hundred."""
+    def cost_us(self, requests: int) -> float:
+        """CPU of the worker a request, over that many."""
         before = self._pool.cpu_ns()
-        for _ in range(_REQUESTS):
+        for _ in range(requests):
             self._connection.sendall(self._message)
             answer = b""
             while answer[-16:-14] != b"\x01\x03":  # END_REQUEST is 16 bytes long
                 answer += self._connection.recv(65536)
-        return (self._pool.cpu_ns() - before) / _REQUESTS / 1000
+        return (self._pool.cpu_ns() - before) / requests / 1000
+
+    def close(self) -> None:
+        self._connection.close()

@@ -136,12 +136,11 @@ static __always_inline int read_string(char *to, u32 size, u64 string, bool tail
 	to[0] = 0;
 	if (read_user(&length, sizeof(length), string + STRING_LEN) || length > STRING_SANE)
 		return -1;
-	if (length >= size) {
-		*flags |= if_cut;
-		if (tail)
-			from += length - size + 1;
-	}
+	if (length >= size && tail)
+		from += length - size + 1;
 	copied = read_user_text(to, size, from);
+	if (length >= size && copied == size)
+		*flags |= if_cut;
 	/* A NUL inside shortens it, as in `class@anonymous`; it never ends later than it says. */
 	return copied < 0 || copied > length + 1 ? -1 : 0;
 }

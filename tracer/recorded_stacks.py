@@ -38,6 +38,7 @@ TABLES = {
 # Distinct frames, and stacks, that are kept: a script may make up function names without end.
 _MOST = 500_000
 _MOST_FRAMES = 4096  # of one stack, when read: a forged file may have a cycle
+_MOST_KNOWN = 4_000_000  # frames of stacks that are kept together, when read
 _KINDS = frozenset(kind.value for kind in FrameKind)
 
 Stack = tuple[Frame, ...]
@@ -90,6 +91,8 @@ class StackWriter:
         room = len(self._stacks) < _MOST or stack == (STACK_LOST,)
         at: int | None = None
         for frame in stack:
+            if not room and frame not in self._frames:
+                return None
             key = at, self._frame(frame)
             known = self._stacks.get(key)
             if known is None:
@@ -125,6 +128,7 @@ class StackReader:
         if any(frame.kind not in _KINDS for frame in self._frames.values()):
             raise ValueError("a frame of an unknown kind")
         self._known: dict[int, Stack] = {}
+        self._known_frames = 0
 
     def growths(self, weight: Weight) -> Iterator[tuple[int, list[tuple[Stack, int, int]]]]:
         """(request id, [(stack, bytes, samples)]) of every request that grew by that weight, in their order."""
@@ -148,5 +152,9 @@ class StackReader:
             if frame not in self._frames:
                 raise ValueError("a stack of a frame that is not there")
             frames.append(self._frames[frame])
-        self._known[number] = tuple(reversed(frames))
-        return self._known[number]
+        found = tuple(reversed(frames))
+        self._known_frames += len(found)
+        if self._known_frames > _MOST_KNOWN:
+            self._known, self._known_frames = {}, len(found)
+        self._known[number] = found
+        return found

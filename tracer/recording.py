@@ -22,6 +22,7 @@ from typing import Any
 
 from tracer.errors import IncompleteError, RecordingError, UsageError
 from tracer.facts import Fact, Growth, Loss, Request, Weight, Worker
+from tracer.files import create
 from tracer.recorded_stacks import TABLES as STACK_TABLES
 from tracer.recorded_stacks import Stack, StackReader, StackWriter
 
@@ -192,6 +193,11 @@ class Writer:
             self.close(ended=False)
 
 
+def _selected(columns: Iterable[str]) -> str:
+    wanted = set(columns)
+    return ", ".join(name if name in wanted else "NULL" for name in Request._fields)
+
+
 def _head(path: str) -> bytes:
     """The file's first 100 bytes: SQLite's header."""
     try:
@@ -233,16 +239,13 @@ def _create(path: str, *, force: bool) -> int:
         except OSError as exc:
             raise UsageError(f"cannot overwrite {name}: {exc.strerror}") from exc
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
+        descriptor = create(path)
+    except FileExistsError as exc:
         raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
     try:
-        owner = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-        if os.geteuid() == 0 and all(part.isdecimal() for part in owner):
-            os.fchown(fd, int(owner[0]), int(owner[1]))
-        return os.fstat(fd).st_ino
+        return os.fstat(descriptor).st_ino
     finally:
-        os.close(fd)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -327,11 +330,9 @@ class Reader:
 
     def requests(self, columns: Iterable[str] = Request._fields) -> Iterator[Request]:
         """Every request, in the order they ended; fields not in `columns` are None, which reads faster."""
-        wanted = set(columns)
-        selected = ", ".join(name if name in wanted else "NULL" for name in Request._fields)
         make = Request._make
         with self.reading():
-            for row in self._connection.execute(f"SELECT {selected} FROM request ORDER BY id"):
+            for row in self._connection.execute(f"SELECT {_selected(columns)} FROM request ORDER BY id"):
                 yield make(row)
 
     @property
@@ -344,12 +345,12 @@ class Reader:
         with self.reading():
             growths = StackReader(self._connection).growths(weight) if self._schema >= 2 else iter(())
             due = next(growths, None)
-            for number, request in enumerate(self.requests(columns), start=1):
+            for number, *row in self._connection.execute(f"SELECT id, {_selected(columns)} FROM request ORDER BY id"):
                 found: list[tuple[Stack, int, int]] = []
                 if due is not None and due[0] == number:
                     found = due[1]
                     due = next(growths, None)
-                yield request, found
+                yield Request._make(row), found
             if due is not None:
                 raise ValueError("growth of a request that is not there")
 

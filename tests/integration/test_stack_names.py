@@ -118,7 +118,7 @@ def test_a_depth_the_verifier_refuses_is_halved_and_told(uncached: Fpm, trace: C
 def test_an_unknown_php_is_traced_without_stacks_and_says_why(
     uncached: Fpm, trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(php_binary, "stack_layout_of", lambda version: None)
+    monkeypatch.setattr(php_binary, "stack_layout_of", lambda _: None)
     tracer = trace(str(uncached.master), stacks=StackOptions())
     uncached.get("leak.php", QUERY_STRING="1000003")
     (request,) = tracer.next()
@@ -135,7 +135,7 @@ def test_a_layout_that_is_not_this_builds_names_no_wrong_function(
     known = php_binary.stack_layout_of((8, 2, 36))
     assert known is not None
     wrong: StackLayout = dataclasses.replace(known, **{field: getattr(known, field) + 16})
-    monkeypatch.setattr(php_binary, "_stack", lambda elf, version: (wrong, None))
+    monkeypatch.setattr(php_binary, "_stack", lambda *_: (wrong, None))
     tracer = trace(str(uncached.master), stacks=StackOptions())
     answer = uncached.get("stacks.php")
     tracer.next()

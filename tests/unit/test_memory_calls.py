@@ -169,6 +169,10 @@ def test_what_an_unknown_mapping_is_shortened_by_is_given_back(space):
     assert space.mremap(BASE, 13 * PAGE, BASE + MIB, 2 * PAGE, B) == {A: -PAGE, BACK: -10 * PAGE}
 
 
+def test_a_single_page_that_an_unknown_mapping_is_shortened_by_is_given_back(space):
+    assert space.mremap(BASE, 3 * PAGE, BASE, 2 * PAGE, B) == {BACK: -PAGE}
+
+
 def test_an_unknown_mapping_that_is_lengthened_is_new_in_what_it_is_longer_by_only(space):
     assert space.mremap(BASE, 3 * PAGE, BASE + MIB, 5 * PAGE, B) == {B: 2 * PAGE}
     assert space.munmap(BASE + MIB, 5 * PAGE) == {B: -2 * PAGE, BACK: -3 * PAGE}

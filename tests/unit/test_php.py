@@ -172,7 +172,7 @@ def test_php_is_known_by_its_request_functions(image):
 
 
 def scope(target: int, offset: int | None = None, behind: int = 0) -> elfs.Content:
-    """zend_get_executed_scope(): `lea target(%rip),%rcx; mov offset(%rcx),%rax`; without offset `mov target(%rip),%rax`."""
+    """zend_get_executed_scope(): `lea target(%rip),%rcx; mov offset(%rcx),%rax`, or `mov target(%rip),%rax` alone."""
 
     def code(at: int) -> bytes:
         padding = b"\x90" * behind

@@ -113,6 +113,15 @@ def test_growth_may_come_after_its_request_was_written(path):
     assert read(path) == [[((MAIN,), 101, 1), ((MAIN, FIND), 103, 1)], []]
 
 
+def test_growth_that_comes_last_of_all_is_written(path):
+    with Writer(str(path), {}) as file:
+        file.add([COMPLETE])
+        file.flush()
+        file.add([growth(101, MAIN)])
+
+    assert read(path) == [[((MAIN,), 101, 1)]]
+
+
 @pytest.mark.parametrize(
     "facts",
     [
@@ -299,6 +308,25 @@ def test_a_writer_that_is_killed_leaves_the_stacks_it_flushed(path):
     frame = Frame("user", "f", "/a.php", 3)
     assert ended.returncode == -signal.SIGKILL
     assert read(path) == [[((frame, frame), 101, 1)]]
+
+
+def test_a_disk_that_is_full_in_the_midst_of_many_requests_has_no_growth_without_its_request(path):
+    ended = in_subprocess(
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))\n"
+        "growth = Growth(request.pid, request.nth, 'rss', (Frame('user', 'f', '/a.php', 3),), 101, 1)\n"
+        "try:\n"
+        "    with Writer(path, {}) as w:\n"
+        "        w.add([request, growth] * 3001)\n"
+        "except IncompleteError:\n"
+        "    print('told')\n",
+        path,
+    )
+
+    found = read(path)
+    assert ended.stdout == "told\n"
+    assert 0 < len(found) < 3001
+    assert {len(grown) for grown in found} == {1}
 
 
 def test_what_a_full_disk_refused_is_there_once_when_there_is_room_again(path):

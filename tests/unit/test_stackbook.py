@@ -83,11 +83,11 @@ def test_a_function_without_a_class_is_its_name(book):
 
 
 def test_a_files_own_code_is_main_where_it_is_outermost_and_require_where_it_is_not(book):
-    records = [function(3, None, file=INDEX), stack((3, 7), (3, 5), (3, 2))]
+    records = [function(3, None, file=INDEX), stack((3, 7), (3, 2), (3, 2))]
 
     assert frames(book, *records) == (
         Frame("user", "<main>", "/srv/www/index.php", 2),
-        Frame("user", "require", "/srv/www/index.php", 5),
+        Frame("user", "require", "/srv/www/index.php", 2),
         Frame("user", "require", "/srv/www/index.php", 7),
     )
 

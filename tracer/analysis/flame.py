@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from tracer.analysis.routes import route_of
-from tracer.facts import Frame, FrameKind, Request, Weight
+from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Request, Weight
 
 # What of a Request is needed here.
 COLUMNS = (
@@ -50,6 +50,7 @@ class Node:
     children: dict[str, Node] = dataclasses.field(default_factory=dict)  # by detail
     own: int = 0  # signed: of bytes, what was added right here; negative if more was given back
     own_before: int = 0
+    own_samples: int = 0
 
     @property
     def width(self) -> int:
@@ -69,8 +70,12 @@ class Flame:
 class FlameBuilder:
     """Takes requests with what they grew by; finish() makes the tree of them. One builder, one tree."""
 
-    def __init__(self, weight: Weight, *, kept: bool = False) -> None:
-        """With `kept`, each request's growth is scaled to what its worker natively kept of it."""
+    def __init__(self, weight: Weight, *, kept: bool = False, difference: bool = False) -> None:
+        """With `kept`, each request's growth is scaled to what its worker natively kept of it.
+
+        A `difference` is with what add_before() is given, be it nothing.
+        """
+        self._difference = difference
         self.weight = weight
         self._kept = kept
         self._root = Node("all", Kind.ROOT, "all")
@@ -83,11 +88,12 @@ class FlameBuilder:
 
     def add(self, request: Request, grown: Grown) -> None:
         self.requests += 1
+        self.requests_kept += self._kept and (request.native_growth or 0) > 0
         base = self._base(request)
         for stack, size, samples in self._weighed(request, grown):
             node = _below(base, stack)
             node.own += size
-            node.samples += samples
+            node.own_samples += samples
 
     def add_before(self, request: Request, grown: Grown) -> None:
         """The same of the recording that is compared with."""
@@ -101,20 +107,19 @@ class FlameBuilder:
         scale = self.requests / self.requests_before if self.requests_before and self.requests else 1.0
         for node in _upwards(self._root):
             node.bytes = max(0, node.own) + sum(child.bytes for child in node.children.values())
-            node.samples += sum(child.samples for child in node.children.values())
+            node.samples = node.own_samples + sum(child.samples for child in node.children.values())
             self.given_back += max(0, -node.own)
-            if self.requests_before:
+            if self._difference:
                 own = max(0, round(node.own_before * scale))
                 node.before = own + sum(child.before or 0 for child in node.children.values())
-            if node.kind is Kind.MARK and node.own > 0:
-                self.unsampled += node.own if node.label == NOT_SAMPLED.name else 0
-            if node.kind is Kind.MARK and node.label in ("[unreadable]", "[stack lost]"):
-                self.unreadable += node.bytes
+            if node.label == NOT_SAMPLED.name and node.kind is Kind.MARK:
+                self.unsampled += max(0, node.own)
             node.children = {
                 name: child
                 for name, child in sorted(node.children.items(), key=lambda item: (-item[1].bytes, item[0]))
                 if child.bytes or child.before
             }
+        self.unreadable = _unreadable(self._root)
         return self._root
 
     def _base(self, request: Request) -> Node:
@@ -137,7 +142,6 @@ class FlameBuilder:
         kept = request.native_growth
         if kept is None or kept <= 0:
             return
-        self.requests_kept += 1
         added = [(stack, size, samples) for stack, size, samples in grown if size > 0]
         total = sum(size for _, size, _ in added)
         if not total:
@@ -159,6 +163,18 @@ def paths(root: Node) -> Iterator[tuple[Node, ...]]:
         if path[-1].own > 0:
             yield path
         pending.extend((*path, child) for child in path[-1].children.values())
+
+
+def _unreadable(root: Node) -> int:
+    """Bytes below marks that say so, those within another once; in a difference the greater of both sides."""
+    total, pending = 0, [root]
+    while pending:
+        node = pending.pop()
+        if node.kind is Kind.MARK and node.label in (UNREADABLE.name, STACK_LOST.name):
+            total += max(node.bytes, node.before or 0)
+        else:
+            pending.extend(node.children.values())
+    return total
 
 
 def _child(node: Node, kind: Kind, label: str, detail: str) -> Node:

@@ -35,8 +35,8 @@ def heaviest_stacks(root: Node, title: str, remarks: Sequence[str], top: int) ->
     found: dict[tuple[str, ...], list[tuple[int, int, str]]] = {}
     for path in paths(root):
         route, *rest = path
-        samples = path[-1].samples - sum(child.samples for child in path[-1].children.values())
-        found.setdefault(tuple(node.detail for node in rest), []).append((path[-1].own, samples, route.detail))
+        key = tuple(node.detail for node in rest)
+        found.setdefault(key, []).append((path[-1].own, path[-1].own_samples, route.detail))
     stacks = [
         HeavyStack(
             script=key[0],

@@ -82,7 +82,8 @@ class AddressSpace:
         for begin, end, old in moved:
             keep = min(end, start + to_size)
             if begin < keep:
-                self._ranges.add(to + begin - start, to + keep - start, old)
+                for at, until, under in self._ranges.add(to + begin - start, to + keep - start, old):
+                    yield _blamed(under, owner), at - until
             if end > max(begin, keep):
                 yield _blamed(old, owner), max(begin, keep) - end
         if to_size > size:

@@ -35,6 +35,8 @@ class Ranges(Generic[Owner]):
 
     def take(self, start: int, end: int) -> list[tuple[int, int, Owner]]:
         """Takes out what is entered between the two, and returns it: (start, end, owner), in order."""
+        if start >= end:
+            return []
         first = bisect.bisect_right(self._ends, start)
         last = bisect.bisect_left(self._starts, end)
         if first >= last:

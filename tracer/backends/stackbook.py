@@ -7,7 +7,6 @@ until its Request is there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 from tracer.backends.memory_calls import AddressSpace, MemoryCall, Stack
 from tracer.backends.stackwire import (
@@ -34,6 +33,7 @@ from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Fram
 
 _WEIGHTS = {WeightKind.RSS: Weight.RSS, WeightKind.MAPPED: Weight.MAPPED, WeightKind.ZEND: Weight.ZEND}
 _NAMES_MAX = 100_000
+_MOST = (1 << 63) - 1
 
 
 class _Function:
@@ -62,8 +62,10 @@ class _Function:
 
 
 def _text(raw: bytes, *, cut_before: int = 0, cut_behind: int = 0) -> str:
-    text = raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    return ("…" if cut_before else "") + text + ("…" if cut_behind else "")
+    kept = raw.split(b"\0", 1)[0]
+    cut = len(kept) == len(raw) - 1  # otherwise it ends at a NUL of its own, as `class@anonymous` does
+    text = kept.decode("utf-8", "surrogateescape")
+    return ("…" if cut_before and cut else "") + text + ("…" if cut_behind and cut else "")
 
 
 @dataclasses.dataclass(slots=True)
@@ -78,7 +80,8 @@ class _Open:
 
     def add(self, weight: Weight, stack: Stack, size: int, samples: int) -> None:
         both = self.grown.setdefault((weight.value, stack), [0, 0])
-        both[0] += size
+        # Sums of what stands in the worker's own memory: whatever that is, a recording has 64 bits for them.
+        both[0] = max(-_MOST, min(both[0] + size, _MOST))
         both[1] += samples
 
 
@@ -86,18 +89,16 @@ class StackBook:
     """Keeps what is known of the stacks of the requests under way."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[int, int], _Open] = {}
+        self._open: dict[int, dict[int, _Open]] = {}  # by pid and nth
         self._spaces: dict[int, AddressSpace] = {}
-        self._names: dict[bytes, _Function] = {}
+        self._names: dict[tuple[object, ...], _Function] = {}
         self.stacks = 0  # read
         self.unreadable = 0  # of those, not to their end
 
     def take(self, record: bytes) -> None:
         kind, pid = HEAD.unpack_from(record)
         nth = int.from_bytes(record[8:12], "little")
-        request = self._open.get((pid, nth))
-        if request is None:
-            request = self._open[pid, nth] = _Open()
+        request = self._request(pid, nth)
         if kind == StackEventKind.GROWTH:
             _, _, _, weight, key, size, samples, _ = GROWTH.unpack_from(record)
             self._grow(request, weight, key, size, samples)
@@ -118,23 +119,34 @@ class StackBook:
     def take_slots(self, pid: int, entry: bytes) -> None:
         """What the kernel has not yet sent of a worker's request: its entry in the map `stacked`."""
         nth = STACKED.unpack_from(entry)[0]
-        request = self._open.setdefault((pid, nth), _Open())
+        request = self._request(pid, nth)
         for key, size, weight, samples in SLOT.iter_unpack(entry[STACKED.size : STACKED.size + SLOTS * SLOT.size]):
             if weight:
                 self._grow(request, weight, key, size, samples)
 
-    def growths(self, pid: int, nth: int) -> Iterator[Growth]:
-        """What that request, now over, grew by; it is forgotten."""
-        request = self._open.pop((pid, nth), None)
-        for (weight, stack), (size, samples) in () if request is None else request.grown.items():
-            if size:
-                yield Growth(pid, nth, weight, stack, size, samples)
+    def growths(self, pid: int, nth: int) -> list[Growth]:
+        """What that request, now over, grew by; it is forgotten, and with it those before it, which were lost."""
+        requests = self._open.get(pid, {})
+        request = requests.pop(nth, None)
+        for earlier in [number for number in requests if number < nth]:
+            del requests[earlier]
+        return [
+            Growth(pid, nth, weight, stack, size, samples)
+            for (weight, stack), (size, samples) in ({} if request is None else request.grown).items()
+            if size
+        ]
 
     def forget(self, pid: int) -> None:
         """That worker is gone: another may have its pid."""
         self._spaces.pop(pid, None)
-        for key in [key for key in self._open if key[0] == pid]:
-            del self._open[key]
+        self._open.pop(pid, None)
+
+    def _request(self, pid: int, nth: int) -> _Open:
+        requests = self._open.setdefault(pid, {})
+        request = requests.get(nth)
+        if request is None:
+            request = requests[nth] = _Open()
+        return request
 
     def _grow(self, request: _Open, weight: int, key: int, size: int, samples: int) -> None:
         if weight in _WEIGHTS:
@@ -142,7 +154,8 @@ class StackBook:
 
     def _function(self, record: bytes) -> _Function:
         """Requests are alike: the same function is the same object, whatever its id and request."""
-        content = record[12:16] + record[24:]
+        _, _, _, kind, _, flags, line_start, *texts = FUNCTION.unpack_from(record)
+        content = kind, flags, line_start, *(text.split(b"\0", 1)[0] for text in texts)
         known = self._names.get(content)
         if known is None:
             if len(self._names) >= _NAMES_MAX:

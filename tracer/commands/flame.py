@@ -15,6 +15,8 @@ from tracer.commands.output import opened, refuse_own_input
 from tracer.errors import UsageError
 from tracer.facts import Weight
 from tracer.reporters import flame_svg, folded, speedscope
+from tracer.reporters.table import summary
+from tracer.units import printable
 
 _RENDER = {"svg": flame_svg.render, "folded": folded.render, "speedscope": speedscope.render}
 _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "speedscope"}
@@ -40,14 +42,15 @@ def flame(
     if output == "-" and form == "svg" and sys.stdout.isatty():
         raise UsageError("a picture is not for a terminal: name a file with -o growth.svg, or take --format folded")
     refuse_own_input(output, files)
-    builder, tally, said = growing(Weight(weight), kept=kept)
+    builder, tally, said = growing(Weight(weight), kept=kept, difference=diff)
     if diff:
         add_recording(files[0], builder, tally, said, before=True)
     for path in files[1:] if diff else files:
         add_recording(path, builder, tally, said)
     root = builder.finish()
-    title, lines = remarks(Weight(weight), builder, tally, said, kept=kept, diff=diff)
+    title, lines = remarks(Weight(weight), builder, said, kept=kept, diff=diff)
+    lines += summary(tally).splitlines()
     with opened(output, force=force) as out:
         _RENDER[form](Flame(root, title, tuple(lines)), out)
     for line in lines if form != "svg" else ():
-        click.echo(f"phptrace: {line}", err=True)
+        click.echo(f"phptrace: {printable(line)}", err=True)

@@ -10,7 +10,6 @@ from tracer.analysis.tally import Tally
 from tracer.errors import UsageError
 from tracer.facts import Weight
 from tracer.recording import Reader
-from tracer.reporters.table import summary
 from tracer.units import show_bytes
 
 
@@ -34,14 +33,14 @@ class Said:
                 self.lacking.append(lack)
 
 
-def growing(weight: Weight, *, kept: bool) -> tuple[FlameBuilder, Tally, Said]:
+def growing(weight: Weight, *, kept: bool, difference: bool = False) -> tuple[FlameBuilder, Tally, Said]:
     """Something to add recordings to. UsageError if what is asked for makes no sense."""
     if kept and weight is Weight.ZEND:
         raise UsageError(
             "--kept makes no sense with --weight zend: Zend's heap gives everything back at the end of a request."
             " What requests keep shows with rss or mapped."
         )
-    return FlameBuilder(weight, kept=kept), Tally(), Said()
+    return FlameBuilder(weight, kept=kept, difference=difference), Tally(), Said()
 
 
 def add_recording(path: str, builder: FlameBuilder, tally: Tally, said: Said, *, before: bool = False) -> None:
@@ -61,10 +60,8 @@ def add_recording(path: str, builder: FlameBuilder, tally: Tally, said: Said, *,
                 builder.add(request, grown)
 
 
-def remarks(
-    weight: Weight, builder: FlameBuilder, tally: Tally, said: Said, *, kept: bool, diff: bool
-) -> tuple[str, list[str]]:
-    """The title, and what has to be said with it; after builder.finish()."""
+def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, diff: bool) -> tuple[str, list[str]]:
+    """The title, and what has to be said with it besides the tally; after builder.finish()."""
     every, hz = _shown(said.every), _shown(said.hz)
     title = {
         Weight.RSS: f"rss: page faults of the workers, sampled every {every} pages",
@@ -94,9 +91,7 @@ def remarks(
         lines.append(f"Before: {builder.requests_before:,} requests, scaled to as many as after: {builder.requests:,}.")
     if builder.unreadable:
         lines.append(f"{show_bytes(builder.unreadable)} stand on stacks that were lost or not readable to their end.")
-    lines += said.lacking
-    lines += summary(tally).splitlines()
-    return title, lines
+    return title, lines + said.lacking
 
 
 def _shown(values: set[int]) -> str:

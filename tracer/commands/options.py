@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from tracer.analysis.ranking import GroupBy, Sort
 from tracer.backends import BACKENDS, StackOptions
+from tracer.errors import UsageError
 from tracer.facts import Weight
 from tracer.units import parse_duration, parse_size
 
@@ -50,6 +52,14 @@ def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
         return command
 
     return apply
+
+
+def refuse_alone(leader: str, *names: str) -> None:
+    """UsageError if one of these options was given without the one they are about."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name.replace('_', '-')} is about --{leader}: give that, too")
 
 
 def tracing(command: Command) -> Command:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from tracer.errors import UsageError
+from tracer.files import create
 
 
 def refuse_own_input(output: str, files: Sequence[str]) -> None:
@@ -23,17 +24,17 @@ def opened(path: str, *, force: bool) -> Iterator[TextIO]:
     if path == "-":
         yield sys.stdout
         return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     if os.path.lexists(path) and not (os.path.isfile(path) or os.path.islink(path)):
         raise UsageError(f"cannot write {path}: it is not a file")
-    try:
-        if force:
+    if force:
+        try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        descriptor = os.open(path, flags, 0o600)
+        except OSError as exc:
+            raise UsageError(f"cannot overwrite {path}: {exc.strerror}") from exc
+    try:
+        descriptor = create(path)
     except FileExistsError as exc:
         raise UsageError(f"{path} exists. Choose another name, or overwrite it with -f.") from exc
-    except OSError as exc:
-        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
     with open(descriptor, "w", encoding="utf-8", newline="") as out:
         yield out

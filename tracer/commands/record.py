@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
-from tracer.commands.options import stacks, tracing
+from tracer.commands.options import refuse_alone, stacks, tracing
 from tracer.commands.tracing import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.errors import UsageError
 from tracer.facts import Fact
@@ -35,6 +35,8 @@ def record(output: str | None, **options: Any) -> None:
 
     Stops at Ctrl-C, after --duration or --count. Look at the file with report, flame, export, or any SQLite tool.
     """
+    if not options["stacks"]:
+        refuse_alone("stacks", "max_depth", "every", "hz")
     plan = Plan.of(**options)
     path = _default_name(plan) if output is None else output
     if path != "-":

@@ -11,7 +11,7 @@ from tracer.analysis.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.commands.growth import add_recording, growing, remarks
-from tracer.commands.options import ranking, stack_weight
+from tracer.commands.options import ranking, refuse_alone, stack_weight
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Weight
 from tracer.recording import Reader
@@ -36,6 +36,8 @@ def report(
         if form not in ("table", "json"):
             raise UsageError(f"--stacks is for --format table and json, not {form}: take `flame --format folded`")
         heaviest = _heaviest(files, Weight(weight), kept=kept, top=top)
+    else:
+        refuse_alone("stacks", "weight", "kept")
     rows, tally = Ranking(GroupBy(group_by)), Tally()
     for path in files:
         with Reader(path) as recording:
@@ -69,5 +71,5 @@ def _heaviest(files: Sequence[str], weight: Weight, *, kept: bool, top: int) -> 
     for path in files:
         add_recording(path, builder, tally, said)
     root = builder.finish()
-    title, lines = remarks(weight, builder, tally, said, kept=kept, diff=False)
+    title, lines = remarks(weight, builder, said, kept=kept, diff=False)
     return heaviest_stacks(root, title, lines, top)

@@ -31,6 +31,7 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heavies
         document["stacks"] = {
             "title": heaviest.title,
             "total_bytes": heaviest.total,
+            "remarks": [json_text(remark) for remark in heaviest.remarks],
             "heaviest": [
                 {
                     "bytes": stack.bytes,

@@ -23,5 +23,5 @@ def render(heaviest: Heaviest, out: TextIO) -> None:
             out.write(f"    #{number} {printable(frame, code=True)}\n")
     if heaviest.hidden:
         out.write(f"\n… and {heaviest.hidden} more: -n 0 shows all\n")
-    for remark in heaviest.remarks[:1]:
+    for remark in heaviest.remarks:
         out.write(f"{printable(remark)}\n")

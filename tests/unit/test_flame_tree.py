@@ -108,13 +108,13 @@ def test_a_request_without_uri_or_script_has_a_place_too():
 
 
 def test_callees_are_in_the_order_of_their_bytes_and_equals_by_name():
-    stacks = [(HELP, 5), (QUERY, 7), (FIND, 5), (MAIN, 11)]
+    stacks = [(HELP, 5), (QUERY, 7), (FIND, 5), (Frame("internal", "abs", None, None), 5), (MAIN, 11)]
 
     root = built((request(), [((frame,), size, 1) for frame, size in stacks])).finish()
 
     [script] = root.children["/index.php"].children.values()
     assert [node.label.split()[0] for node in script.children.values()] == [
-        "<main>", "PDO::query", "Repo::find", "help"
+        "<main>", "PDO::query", "Repo::find", "abs", "help",
     ]  # fmt: skip
 
 
