@@ -32,7 +32,7 @@ _SHOWN = {
     "zend999": "zend, 999 Hz",
     "both": "record --stacks as it is",
 }
-_SCRIPTS = (("noop.php", "no-op", REQUESTS), ("work.php", "~10 ms", 20), ("faults.php", "5,000 faults", 20))
+_SCRIPTS = (("noop.php", "no-op", REQUESTS), ("work.php", "~10 ms", 20), ("faults.php", "7,300 faults", 20))
 
 
 def figures(rounds: int) -> Iterator[Figure]:

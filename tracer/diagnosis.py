@@ -146,6 +146,13 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
         needed=False,
     )
     yield Check(
+        "call stacks",
+        php.stack is not None,
+        "layout known, and its accessors use it" if php.stack else str(php.stack_lacking),
+        "use a newer phptrace; tracing goes on without --stacks",
+        needed=False,
+    )
+    yield Check(
         "REQUEST_URI",
         target.speaks_fastcgi and php.sapi_globals is not None,
         "in the FastCGI environment" if target.speaks_fastcgi else f"SAPI {target.sapi} has no FastCGI environment",

@@ -17,6 +17,7 @@ from pathlib import Path
 import fastcgi
 import pytest
 
+from tracer.backends import Backend
 from tracer.backends.bpf import BpfBackend
 from tracer.backends.obstacles import obstacles
 from tracer.facts import Fact, Growth, Loss, Request, Worker
@@ -138,8 +139,8 @@ def start_fpm() -> Iterator[Callable[..., Fpm]]:
 class Tracer:
     """A backend attached to a master or worker, and all facts it gave."""
 
-    def __init__(self, *names: str, **options: object) -> None:
-        self.backend = BpfBackend(**options)  # type: ignore[arg-type]
+    def __init__(self, *names: str, backend: Backend | None = None, **options: object) -> None:
+        self.backend = backend or BpfBackend(**options)  # type: ignore[arg-type]
         found = targets(names)
         self.backend.attach(found)
         self.facts: list[Fact] = []
@@ -185,8 +186,8 @@ def trace() -> Iterator[Callable[..., Tracer]]:
     """Attaches for one test: trace(str(fpm.master))."""
     with contextlib.ExitStack() as stack:
 
-        def attach(*names: str, **options: object) -> Tracer:
-            tracer = Tracer(*names, **options)
+        def attach(*names: str, backend: Backend | None = None, **options: object) -> Tracer:
+            tracer = Tracer(*names, backend=backend, **options)
             stack.callback(tracer.close)
             return tracer
 

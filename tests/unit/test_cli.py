@@ -105,6 +105,35 @@ def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments)
     assert err != ""
 
 
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        ("report", "--kept", []),
+        ("report", "--weight", ["zend"]),
+        ("report", "--weight", ["rss"]),
+        ("record", "--max-depth", ["127"]),
+        ("record", "--every", ["3"]),
+        ("record", "--hz", ["997"]),
+    ],
+)
+def test_an_option_about_stacks_without_stacks_is_a_mistake_of_usage(run, path, tmp_path, verb, option, value):
+    target = ["-o", tmp_path / "new.phptrace", "php-fpm"] if verb == "record" else [path]
+
+    code, out, err = run(verb, option, *value, *target)
+
+    assert (code, out, err) == (2, "", f"phptrace: {option} is about --stacks: give that, too\n")
+    assert not (tmp_path / "new.phptrace").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--stacks"], ["--stacks", "--max-depth", "127", "--every", "3", "--hz", "7"]])
+def test_options_about_stacks_are_taken_with_stacks(run, tmp_path, options):
+    """The next mistake is told: there is no such directory."""
+    code, _, err = run("record", *options, "-o", tmp_path / "no" / "r.phptrace", "php-fpm")
+
+    assert code == 2
+    assert "there is no directory" in err
+
+
 @pytest.mark.parametrize("verb", ["report", "flame", "export"])
 def test_a_file_that_is_no_recording_is_exit_code_7(run, verb, tmp_path):
     (tmp_path / "x").write_text("not a recording")

@@ -142,7 +142,7 @@ def test_samples_are_added_up_through_the_callers():
     root = built((request(), [((MAIN, FIND), 101, 3), ((MAIN,), 7, 5), ((MAIN, FIND), 2, 7)])).finish()
 
     [main] = [node for name, node in every(root).items() if name.endswith("<main> index.php:3")]
-    assert (root.samples, main.samples, main.own) == (15, 15, 7)
+    assert (root.samples, main.samples, main.own, main.own_samples) == (15, 15, 7, 5)
 
 
 @PROPERTY
@@ -236,8 +236,20 @@ def test_bytes_whose_stack_could_not_be_read_to_its_end_or_was_lost_are_counted(
     assert builder.unreadable == 313
 
 
-def difference(before: list[tuple[Request, Grown]], after: list[tuple[Request, Grown]]) -> FlameBuilder:
-    builder = built(*after)
+def test_bytes_of_a_lost_stack_within_an_unreadable_one_are_counted_once():
+    builder = built((request(), [((UNREADABLE, STACK_LOST, FIND), 101, 1), ((MAIN, STACK_LOST, UNREADABLE), 7, 1)]))
+
+    builder.finish()
+
+    assert builder.unreadable == 108
+
+
+def difference(
+    before: list[tuple[Request, Grown]], after: list[tuple[Request, Grown]], *, kept: bool = False
+) -> FlameBuilder:
+    builder = FlameBuilder(Weight.RSS, kept=kept, difference=True)
+    for one, grown in after:
+        builder.add(one, grown)
     for one, grown in before:
         builder.add_before(one, grown)
     return builder
@@ -278,6 +290,29 @@ def test_a_difference_of_what_came_to_an_empty_recording_is_all_gone():
 
     assert (root.before, root.bytes) == (30, 0)
     assert root.children != {}
+
+
+def test_a_difference_of_an_empty_recording_and_what_came_is_all_new():
+    root = difference([], [(request(), [((MAIN,), 7, 1)])]).finish()
+
+    assert {(node.before, node.bytes) for node in (root, *every(root).values())} == {(0, 7)}
+
+
+def test_bytes_of_unreadable_stacks_in_a_difference_are_the_greater_of_both_sides():
+    before = [((STACK_LOST,), 103, 1), ((MAIN, UNREADABLE), 2, 1)]
+    builder = difference([(request(), before)], [(request(), [((STACK_LOST,), 7, 1), ((MAIN, UNREADABLE), 11, 1)])])
+
+    builder.finish()
+
+    assert builder.unreadable == 114
+
+
+def test_requests_of_the_recording_compared_with_are_not_among_those_that_kept_something():
+    grown = [((MAIN,), 7, 1)]
+
+    builder = difference([(keeps(97), grown), (keeps(89), grown)], [(keeps(83), grown), (keeps(0), grown)], kept=True)
+
+    assert (builder.requests_before, builder.requests, builder.requests_kept) == (2, 2, 1)
 
 
 def test_a_flame_that_is_no_difference_has_no_before():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from samples import COMPLETE, FIND, MAIN, QUERY, WITH_STACKS, growth, recording, request
 
 from tracer.cli import main
-from tracer.facts import STACK_LOST, Growth, Loss, Request, Weight
+from tracer.facts import STACK_LOST, Frame, Growth, Loss, Request, Weight
 from tracer.recording import Writer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -181,6 +182,33 @@ def test_a_difference_has_what_was_before_and_what_was_after(run, path, tmp_path
     assert "phptrace: Before: 2 requests, scaled to as many as after: 1.\n" in err
 
 
+def test_a_difference_of_an_empty_recording_has_nothing_before(run, tmp_path):
+    before = recording(tmp_path / "before", [], WITH_STACKS)
+    after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
+
+    _, out, _ = run("flame", "--diff", "--format", "folded", before, after)
+
+    assert out == f"{INDEX} 0 7\n"
+
+
+def test_a_difference_of_what_was_kept_counts_the_requests_after_alone(run, path, tmp_path):
+    after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
+
+    _, _, err = run("flame", "--diff", "--kept", "--format", "folded", path, after)
+
+    assert "1 of 1 requests kept something" in err
+    assert "Before: 2 requests, scaled to as many as after: 1." in err
+
+
+def test_stacks_that_were_lost_before_are_told_with_the_difference(run, tmp_path):
+    before = recording(tmp_path / "before", [COMPLETE, growth(103, STACK_LOST)], WITH_STACKS)
+    after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
+
+    _, _, err = run("flame", "--diff", "--format", "folded", before, after)
+
+    assert "phptrace: 103 B stand on stacks that were lost or not readable to their end.\n" in err
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_difference_is_of_two_recordings(run, path, count):
     code, out, err = run("flame", "--diff", *[path] * count)
@@ -250,6 +278,24 @@ def test_a_flame_to_nowhere_is_a_mistake_of_usage(run, path, tmp_path):
 
     assert code == 2
     assert "No such file or directory" in err
+
+
+def test_what_cannot_be_overwritten_is_a_mistake_of_usage(run, path):
+    code, out, err = run("flame", "-f", "-o", "/proc/version", path)
+
+    assert (code, out) == (2, "")
+    assert err.startswith("phptrace: cannot overwrite /proc/version: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_under_sudo_a_flame_belongs_to_the_user(run, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUDO_UID", "65531")
+    monkeypatch.setenv("SUDO_GID", "65521")
+
+    run("flame", "-o", tmp_path / "o.svg", path)
+
+    made = (tmp_path / "o.svg").stat()
+    assert (made.st_uid, made.st_gid) == (65531, 65521)
 
 
 def test_a_flame_of_a_recording_in_which_nothing_grew_says_so(run, tmp_path):
@@ -345,6 +391,10 @@ def test_the_report_as_json_has_the_stacks_as_weighed(run, path):
     assert document["stacks"] == {
         "title": "mapped: address space that mmap, mremap and brk added",
         "total_bytes": 503,
+        "remarks": [
+            "What a script unmaps again is taken off where it was mapped. Given back besides, at the end of requests"
+            " or of what earlier ones had left: 0 B. Address space need not be in use: Zend takes it 2 MiB at a time."
+        ],
         "heaviest": [
             {"bytes": 503, "samples": 1, "routes": ["/index.php"], "script": "/srv/www/index.php",
              "frames": ["<main> /srv/www/index.php:3"]}
@@ -376,14 +426,22 @@ def test_a_report_without_stacks_shows_none_even_where_there_are_some(run, path)
     assert "stacks" not in json.loads(as_json)
 
 
-def test_what_was_lost_and_not_ended_is_told_with_the_heaviest_stacks(run, poor):
+def test_what_is_missing_is_told_with_the_heaviest_stacks(run, poor):
     _, out, _ = run("report", "--stacks", poor)
-    _, as_json, _ = run("report", "--stacks", "--format", "json", poor)
 
-    document = json.loads(as_json)
-    assert "1 incomplete · 13 lost" in out
-    assert "NOT ENDED: 1 recording(s)" in out
+    assert [missing for missing in MISSING if missing not in out] == []
+
+
+def test_what_is_missing_is_told_with_the_heaviest_stacks_as_json(run, poor):
+    _, out, _ = run("report", "--stacks", "--format", "json", poor)
+
+    document = json.loads(out)
     assert (document["incomplete"], document["lost"], document["unended"]) == (1, 13, 1)
+    assert document["stacks"]["remarks"] == [
+        "Memory given back is not seen by this source: a page that is freed and touched again counts twice.",
+        "103 B stand on stacks that were lost or not readable to their end.",
+        "not measured: Zend's heap: it is hidden",
+    ]
 
 
 EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t"
@@ -392,9 +450,11 @@ EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t"
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
     evil = request(uri=f"/{EVIL}", script=EVIL)
-    frames = [MAIN._replace(name=EVIL, file=EVIL), QUERY._replace(name=EVIL)]
+    frames = [MAIN._replace(name=EVIL, file=EVIL), QUERY._replace(name=EVIL), Frame("mark", EVIL, None, None)]
     return recording(
-        tmp_path / "evil", [evil, growth(101, *frames, of=evil), Loss(1, 2, "\x1b]0;owned\x07")], WITH_STACKS
+        tmp_path / "evil",
+        [evil, growth(101, *frames, of=evil), Loss(1, 2, "\x1b]0;owned\x07")],
+        {**WITH_STACKS, "lacking": ["\x1b]0;owned\x07", "\udcff"]},
     )
 
 
@@ -405,7 +465,7 @@ def hostile(tmp_path: Path) -> Path:
         *(["report", "--stacks", "--format", form] for form in ("table", "json")),
     ],
 )
-def test_nothing_of_a_hostile_stack_is_shown_raw(run, hostile, verb):
+def test_nothing_of_a_hostile_recording_is_shown_raw(run, hostile, verb):
     code, out, err = run(*verb, hostile)
 
     out.encode()
@@ -415,9 +475,37 @@ def test_nothing_of_a_hostile_stack_is_shown_raw(run, hostile, verb):
     assert [c for c in raw if c not in "\n\t"] == []
 
 
+@pytest.mark.parametrize("form", ["svg", "folded", "speedscope"])
+def test_what_a_recording_lacks_may_be_no_text_in_a_flames_file(run, tmp_path, form):
+    path = recording(tmp_path / "r", [COMPLETE, growth(7, MAIN)], {**WITH_STACKS, "lacking": ["\ud800 \udcff"]})
+
+    code, _, _ = run("flame", "--format", form, "-o", tmp_path / "o", path)
+
+    assert code == 0
+    assert "\ud800" not in (tmp_path / "o").read_text(encoding="utf-8")
+
+
 def test_a_reader_of_folded_stacks_gets_one_line_a_stack_whatever_its_names(run, hostile):
     _, out, _ = run("flame", "--format", "folded", hostile)
 
     [line] = out.splitlines()
-    assert line.count(";") == 3
+    assert line.count(";") == 4
     assert line.endswith(" 101")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(["flame", "--format", form] for form in ("svg", "folded", "speedscope")),
+        *(["report", "--stacks", "--format", form] for form in ("table", "json")),
+    ],
+)
+def test_figures_that_no_writer_wrote_are_shown(run, tmp_path, verb):
+    """More than 64 bits together, a line and samples below zero."""
+    forged = [growth((1 << 63) - 1, FIND._replace(line=line), samples=-3) for line in (-5, 2, 3)]
+    path = recording(tmp_path / "forged", [COMPLETE, *forged], WITH_STACKS)
+
+    code, out, _ = run(*verb, path)
+
+    assert code == 0
+    assert "Repo::find" in out

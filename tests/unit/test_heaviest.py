@@ -109,6 +109,12 @@ def test_a_stack_has_its_own_samples_and_not_those_of_what_it_calls():
     assert [stack.samples for stack in found.stacks] == [11, 3]
 
 
+def test_a_stack_does_not_have_the_samples_of_a_callee_that_only_gave_back():
+    found = heaviest((request(), [((MAIN,), 101, 2), ((MAIN, FIND), -53, 3)]))
+
+    assert [(stack.bytes, stack.samples) for stack in found.stacks] == [(101, 2)]
+
+
 def test_as_text_a_stack_is_as_php_shows_one():
     found = heaviest((request(), [((MAIN, FIND, QUERY), 3 << 20, 1_009), ((NO_PHP,), 1 << 20, 3)]))
 
@@ -126,6 +132,7 @@ def test_as_text_a_stack_is_as_php_shows_one():
         "    for /index.php\n"
         "    #0 [no php]\n"
         "what is not seen\n"
+        "LOST 3 x\n"
     )
 
 
@@ -148,8 +155,8 @@ def test_as_text_it_is_said_how_many_there_are_besides():
     assert "more:" not in text(heaviest((request(), grown), top=4))
 
 
-def test_as_text_nothing_has_a_total_of_nothing():
-    assert text(heaviest()) == "\nrss: page faults: 0 B\nwhat is not seen\n"
+def test_as_text_nothing_has_a_total_of_nothing_and_all_remarks():
+    assert text(heaviest()) == "\nrss: page faults: 0 B\nwhat is not seen\nLOST 3 x\n"
 
 
 def test_as_text_names_are_escaped_and_namespaces_are_not():
@@ -162,12 +169,13 @@ def test_as_text_names_are_escaped_and_namespaces_are_not():
     assert "\x1b" not in shown
 
 
-def test_as_json_a_stack_has_its_exact_figures():
+def test_as_json_a_stack_has_its_exact_figures_and_all_remarks():
     found = document(heaviest((request(), [((MAIN, FIND), 1_000_003, 11), ((NO_PHP,), 7, 3)]), top=1))
 
     assert found["stacks"] == {
         "title": "rss: page faults",
         "total_bytes": 1_000_010,
+        "remarks": ["what is not seen", "LOST 3 x"],
         "heaviest": [
             {
                 "bytes": 1_000_003, "samples": 11, "routes": ["/index.php"], "script": SCRIPT,
@@ -187,3 +195,7 @@ def test_as_json_what_was_not_utf8_is_replaced():
     [stack] = document(heaviest((request(uri="/\udcff", script="/\udcff"), [((evil,), 7, 1)])))["stacks"]["heaviest"]
 
     assert (stack["frames"], stack["routes"], stack["script"]) == (["\ufffd"], ["/\ufffd"], "/\ufffd")
+
+
+def test_as_json_a_remark_that_was_not_utf8_is_replaced():
+    assert document(Heaviest("t", 0, (), 0, ("lost: \udcff",)))["stacks"]["remarks"] == ["lost: \ufffd"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -148,6 +149,22 @@ def test_what_is_moved_stays_with_who_mapped_it(space):
     assert space.munmap(BASE + MIB + 3 * PAGE, 5 * PAGE) == {B: -5 * PAGE}
 
 
+def test_a_mapping_moved_over_anothers_takes_its_place(space):
+    space.mmap(BASE, 3 * PAGE, A)
+    space.mmap(BASE + MIB, 2 * PAGE, OTHER)
+
+    assert space.mremap(BASE, 3 * PAGE, BASE + MIB, 3 * PAGE, B) == {OTHER: -2 * PAGE}
+    assert space.munmap(BASE + MIB, 3 * PAGE) == {A: -3 * PAGE}
+
+
+def test_a_mapping_moved_over_what_an_earlier_request_mapped_gives_that_back(space):
+    space.mmap(BASE + MIB, 2 * PAGE, A)
+    space.nth += 1
+    space.mmap(BASE, 7 * PAGE, A)
+
+    assert space.mremap(BASE, 7 * PAGE, BASE + MIB, 5 * PAGE, B) == {BACK: -2 * PAGE, A: -2 * PAGE}
+
+
 def test_where_a_mapping_was_moved_from_nothing_is_left(space):
     space.mmap(BASE, 3 * PAGE, A)
     space.mremap(BASE, 3 * PAGE, BASE + MIB, 3 * PAGE, B)
@@ -240,7 +257,7 @@ class Pages:
     def __init__(self) -> None:
         self.owners: dict[int, tuple[int, bool, Stack] | None] = dict.fromkeys(self.UNKNOWN)
 
-    def unmap(self, pages: range, now: tuple[int, bool]) -> Counter[Stack]:
+    def unmap(self, pages: Iterable[int], now: tuple[int, bool]) -> Counter[Stack]:
         changes = Counter[Stack]()
         for page in pages:
             owner = self.owners.pop(page)
@@ -260,6 +277,7 @@ class Pages:
         common = min(len(pages), len(to))
         changes = self.unmap(pages[common:], now)
         moved = [self.owners.pop(page) for page in pages[:common]]
+        changes.update(self.unmap([page for page in to[:common] if page in self.owners], now))
         for page, owner in zip(to, moved, strict=False):
             self.owners[page] = owner
         changes.update(self.map(to[common:], now, stack))
@@ -290,7 +308,9 @@ def test_every_change_is_that_of_a_model_which_knows_every_page(steps):
         elif (
             what == "mremap"
             and all(page in model.owners for page in pages)
-            and not any(page in model.owners for page in to[len(pages) if in_place else 0 :])
+            and not any(page in model.owners for page in (to[len(pages) :] if in_place else ()))
+            and (in_place or not set(pages) & set(to))
+            and (in_place or not any(model.owners.get(page, now) is None for page in (*pages, *to)))
         ):
             expected = model.move(pages, to, now, stack)
             found = space.mremap(at, size, BASE + to.start * PAGE, len(to) * PAGE, stack)

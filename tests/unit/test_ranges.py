@@ -9,7 +9,7 @@ from samples import PROPERTY
 from tracer.backends.ranges import Ranges
 
 PAGES = 41
-PLACES = st.tuples(st.integers(0, PAGES), st.integers(0, PAGES)).filter(lambda both: both[0] < both[1])
+PLACES = st.tuples(st.integers(0, PAGES), st.integers(0, PAGES)).filter(lambda both: both[0] <= both[1])
 # An owner: enter it; None: take out.
 STEPS = st.lists(st.tuples(PLACES, st.none() | st.sampled_from("abc")), max_size=23)
 
@@ -60,6 +60,13 @@ def test_a_range_in_the_middle_of_another_leaves_both_its_ends():
 
     assert ranges.add(11, 13, "b") == [(11, 13, "a")]
     assert ranges.take(0, 99) == [(3, 11, "a"), (11, 13, "b"), (13, 31, "a")]
+
+
+def test_an_empty_range_takes_nothing_out_and_replaces_nothing():
+    ranges = entered((3, 31, "a"))
+
+    assert (ranges.take(11, 11), ranges.add(13, 13, "b"), ranges.take(17, 7)) == ([], [], [])
+    assert ranges.take(0, 99) == [(3, 31, "a")]
 
 
 def test_neighbours_are_left_alone():

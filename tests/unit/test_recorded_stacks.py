@@ -195,6 +195,27 @@ def test_stacks_that_there_is_no_room_for_are_lost_and_counted(path, monkeypatch
     assert (loss.lost, loss.why.split(":")[0]) == (4, "call stacks")
 
 
+def test_frames_of_stacks_that_there_is_no_room_for_are_not_kept(path, monkeypatch):
+    monkeypatch.setattr(recorded_stacks, "_MOST", 3)
+    frames = [FIND._replace(name=f"f{number}") for number in range(101)]
+
+    recording(path, [COMPLETE, *(growth(7, frame) for frame in frames), *(growth(5, MAIN, frame) for frame in frames)])
+
+    # Three, and [stack lost].
+    assert (rows(path, "frame"), rows(path, "stack"), rows(path, "growth")) == (4, 4, 202)
+
+
+@pytest.mark.parametrize(("most", "together"), [(3, True), (2, False)])
+def test_stacks_that_are_read_are_kept_together_up_to_a_limit(path, monkeypatch, most, together):
+    monkeypatch.setattr(recorded_stacks, "_MOST_KNOWN", most)
+    recording(path, [COMPLETE, *(growth(7, frame) for frame in (MAIN, FIND, QUERY, MAIN))])
+
+    [found] = read(path)
+
+    assert [stack for stack, _, _ in found] == [(MAIN,), (FIND,), (QUERY,), (MAIN,)]
+    assert (found[0][0] is found[3][0]) == together
+
+
 def test_stacks_that_there_is_no_room_for_are_told_once(path, monkeypatch):
     monkeypatch.setattr(recorded_stacks, "_MOST", 1)
     with Writer(str(path), {}) as file:
@@ -268,10 +289,22 @@ def real(path: Path) -> Callable[..., Path]:
         ("UPDATE growth SET request = 0", "growth of a request that is not there"),
         ("UPDATE growth SET request = -1", "growth of a request that is not there"),
         ("DELETE FROM request", "growth of a request that is not there"),
+        ("DELETE FROM request WHERE id = 1", "growth of a request that is not there"),
     ],
 )
 def test_stacks_that_no_writer_wrote_are_refused(real, statement, why):
     refused(real(statement), f"is damaged or cut short: {why}")
+
+
+def test_growth_is_its_requests_when_earlier_ones_were_deleted_with_theirs(path):
+    other = request(nth=5)
+    recording(path, [COMPLETE, growth(101, MAIN), other, growth(103, FIND, of=other)])
+
+    altered(path, "DELETE FROM request WHERE id = 1", "DELETE FROM growth WHERE request = 1")
+
+    with Reader(str(path)) as file:
+        found = [(one.nth, grown) for one, grown in file.grown(Weight.RSS, ("nth",))]
+    assert found == [(5, [((FIND,), 103, 1)])]
 
 
 def test_a_stack_without_end_is_refused_however_many_frames_it_has(real):

@@ -35,7 +35,7 @@ def book() -> StackBook:
 def growths(book: StackBook, *records: bytes, pid: int = PID, nth: int = NTH) -> list[Growth]:
     for record in records:
         book.take(record)
-    return list(book.growths(pid, nth))
+    return book.growths(pid, nth)
 
 
 def frames(book: StackBook, *records: bytes) -> tuple[Frame, ...]:
@@ -133,6 +133,18 @@ def test_an_anonymous_class_is_what_stands_before_its_nul(book):
     assert names(book, function(3, b"run", b"class@anonymous\0/srv/a.php:3$0"), stack((3, 2))) == [
         "class@anonymous::run"
     ]
+
+
+def test_an_anonymous_class_has_one_name_however_long_the_path_behind_its_nul(book):
+    records = [
+        function(3, b"run", b"class@anonymous\0/srv/a.php:3$0"),
+        function(5, b"run", b"class@anonymous\0/srv/" + b"a" * 131 + b".php:3$0"),
+        stack((3, 2)), stack((5, 2), key=HASH + 1), grown(101), grown(103, key=HASH + 1),
+    ]  # fmt: skip
+
+    [found] = growths(book, *records)
+
+    assert (found.stack[0].name, found.bytes) == ("class@anonymous::run", 204)
 
 
 @PROPERTY
@@ -233,6 +245,29 @@ def test_growth_is_given_once(book):
     assert growths(book) == []
 
 
+def test_growth_is_forgotten_even_if_nobody_looks_at_it(book):
+    book.take(grown(101, key=HASH_NO_PHP))
+
+    book.growths(PID, NTH)
+
+    assert growths(book) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "most"),
+    [
+        (called(Call.MUNMAP, BASE, 1 << 62, key=HASH_NO_PHP), -(1 << 63) + 1),
+        (called(Call.MMAP, BASE, 1 << 63, key=HASH_NO_PHP), (1 << 63) - 1),
+        (grown(1 << 62, key=HASH_NO_PHP, weight=WeightKind.ZEND), (1 << 63) - 1),
+        (grown(-(1 << 62), key=HASH_NO_PHP, weight=WeightKind.ZEND), -(1 << 63) + 1),
+    ],
+)
+def test_growth_that_no_memory_can_have_is_as_much_as_a_recording_holds(book, record, most):
+    [found] = growths(book, record, record, record)
+
+    assert found.bytes == most
+
+
 def test_a_request_of_which_nothing_is_known_grew_by_nothing(book):
     assert growths(book) == []
 
@@ -256,9 +291,19 @@ def test_requests_of_several_workers_do_not_mix(book):
         grown(107, key=HASH_NO_PHP, pid=2, nth=2),
     ]  # fmt: skip
 
-    assert [found[:2] + found[4:5] for found in growths(book, *records, pid=2, nth=3)] == [(2, 3, 101)]
+    assert [found[:2] + found[4:5] for found in growths(book, *records, pid=2, nth=2)] == [(2, 2, 107)]
     assert [found.bytes for found in growths(book, pid=3, nth=2)] == [103]
-    assert [found.bytes for found in growths(book, pid=2, nth=2)] == [107]
+    assert [found.bytes for found in growths(book, pid=2, nth=3)] == [101]
+
+
+def test_earlier_requests_of_a_worker_whose_end_was_lost_are_forgotten(book):
+    for pid, nth, size in ((PID, 5, 101), (PID, 11, 103), (2, 5, 107)):
+        book.take(grown(size, key=HASH_NO_PHP, pid=pid, nth=nth))
+
+    book.growths(PID, 7)
+
+    found = [growths(book, pid=pid, nth=nth) for pid, nth in ((PID, 5), (PID, 11), (2, 5))]
+    assert [[one.bytes for one in of] for of in found] == [[], [103], [107]]
 
 
 def test_the_same_function_is_the_same_object_in_every_request(book):
@@ -291,6 +336,14 @@ def test_functions_that_differ_in_anything_are_told_apart(book, changed):
 
 def test_what_a_longer_name_left_behind_the_nul_is_not_shown(book):
     assert names(book, function(3, b"f", left_behind=b"indAll\0x"), stack((3, 2))) == ["f"]
+
+
+def test_functions_that_differ_only_in_what_was_left_behind_are_the_same_object(book):
+    first = frames(book, function(3, b"f"), stack((3, 2)))
+
+    second = frames(book, function(5, b"f", left_behind=b"indAll"), stack((5, 2)))
+
+    assert first[0] is second[0]
 
 
 def test_a_name_is_not_shown_where_the_flags_say_that_there_is_none(book):
@@ -365,12 +418,12 @@ def test_nothing_is_left_of_a_worker_that_is_forgotten(book):
 
     book.forget(PID)
 
+    left = [[found.bytes for found in growths(book, pid=pid)] for pid in (PID, 2)]
     mapped = [
         growths(book, called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP, pid=pid, nth=11), pid=pid, nth=11)
         for pid in (PID, 2)
     ]
-    assert growths(book) == []
-    assert [found.bytes for found in growths(book, pid=2)] == [101, 7 * PAGE]
+    assert left == [[], [101, 7 * PAGE]]
     assert [len(found) for found in mapped] == [1, 2]
 
 

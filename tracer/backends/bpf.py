@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from tracer.backends import StackOptions, selfcheck
 from tracer.backends.builds import build_entry
 from tracer.backends.decoder import RequestDecoder, in_flight
+from tracer.backends.intake import Intake
 from tracer.backends.maps import MapFullError
 from tracer.backends.programs import RING_BYTES, Programs
 from tracer.backends.ring import Ring
 from tracer.backends.roster import Roster
 from tracer.backends.stacks import StackProbes
 from tracer.backends.thrift import give_back
-from tracer.backends.wire import BUILDS_MAX, HEAD, PROCESS_EVENT, WORKER, WORKER_BYTES, Calls, EventKind, Lost, Role
+from tracer.backends.wire import BUILDS_MAX, WORKER, WORKER_BYTES, Calls, Lost, Role
 from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss
 from tracer.targets import kernel, libc, processes
@@ -104,6 +105,13 @@ class BpfBackend:
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             self._roster = Roster(offset)
             self._decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
+            self._intake = Intake(
+                self._roster,
+                self._decoder,
+                replaced=self._follow,
+                unwanted=self._map("workers").remove,  # it then pays nothing more than a look-up
+                died=self._died,
+            )
             for target in targets:
                 if target.master is not None:
                     self._watch(target.master.pid, Role.MASTER, target)
@@ -347,40 +355,13 @@ class BpfBackend:
 
     def _take(self) -> list[Fact]:
         facts, self._pending = self._pending, []
-        workers, head = self._roster.workers, HEAD.unpack_from
-        request, add, of_request = self._decoder.request, facts.append, int(EventKind.REQUEST)
         records = self._ring.records(_BATCH)
         self._taken = len(records)
-        for record in records:
-            kind, pid = head(record)
-            if kind == of_request:
-                watched = workers.get(pid) or self._roster.stranger(pid)
-                if watched is None:
-                    add(request(record, None))
-                elif watched.wanted:
-                    add(request(record, watched.fact.pool))
-            else:
-                fact = self._process_event(record[: PROCESS_EVENT.size])
-                if fact is not None:
-                    add(fact)
-        return facts
+        return facts + self._intake.facts(records)
 
-    def _process_event(self, record: bytes) -> Fact | None:
-        kind, pid = PROCESS_EVENT.unpack(record)[:2]
-        if kind == EventKind.BORN:
-            return self._roster.born(record)
-        if kind == EventKind.DIED:
-            if self._stacks is not None:
-                self._stacks.gone(pid)
-            return self._roster.died(record)
-        if kind == EventKind.EXECED:
-            self._follow(pid)
-            return None
-        fact = self._roster.titled(record)
-        watched = self._roster.workers.get(pid)
-        if watched is not None and not watched.wanted:
-            self._map("workers").remove(pid)  # of another pool: it pays nothing more than a look-up
-        return fact
+    def _died(self, pid: int) -> None:
+        if self._stacks is not None:
+            self._stacks.gone(pid)
 
     def _follow(self, pid: int) -> None:
         """A master replaced itself: a graceful reload runs the same file, an upgrade another."""

@@ -45,7 +45,7 @@ class AddressSpace:
     def changes(self, nth: int, call: MemoryCall, stack: Stack, *, script_ended: bool) -> Iterator[tuple[Stack, int]]:
         """(stack, signed bytes) that the call changes. Their sum is what the address space changed by."""
         owner = _Owner(nth, script_ended, stack)
-        size, to_size = _whole_pages(call.bytes), _whole_pages(call.to_bytes)
+        size, to_size = whole_pages(call.bytes), whole_pages(call.to_bytes)
         if call.call is Call.MMAP:
             yield from self._map(call.address, size, owner)
         elif call.call is Call.MUNMAP:
@@ -98,5 +98,6 @@ def _blamed(old: _Owner, now: _Owner) -> Stack:
     return old.stack if (old.nth, old.script_ended) == (now.nth, now.script_ended) else (GIVEN_BACK,)
 
 
-def _whole_pages(size: int) -> int:
+def whole_pages(size: int) -> int:
+    """What the kernel makes of a length."""
     return (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE

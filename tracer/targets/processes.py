@@ -134,7 +134,7 @@ def sapi_name(pid: int, php: Php) -> str | None:
     if php.sapi_module is None:
         return None
     try:
-        bias = _load_bias(pid, php.image)
+        bias = load_bias(pid, php.image)
         with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
             memory.seek(bias + php.sapi_module)
             (name,) = struct.unpack("<Q", memory.read(8))
@@ -145,7 +145,7 @@ def sapi_name(pid: int, php: Php) -> str | None:
     return text.decode("ascii", "replace")
 
 
-def _load_bias(pid: int, image: Image) -> int:
+def load_bias(pid: int, image: Image) -> int:
     """Running address minus link address of that executable in that process."""
     elf = Elf(image)
     for mapping in file_mappings(pid):
