@@ -121,11 +121,15 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
     sapi = target.sapi or "unknown SAPI"
     found = f"{who}, {len(target.workers)} workers, pools: {pools}; PHP {php.shown_version}, {sapi}"
     yield Check(name, True, found)
-    end = "return of php_request_shutdown" if php.hooks.end_is_return else "USDT request__shutdown"
+    hooks = php.hooks
+    if hooks is None:
+        yield Check("request hooks", False, "its functions cannot be found", "use --backend ptrace")
+        return
+    end = "return of php_request_shutdown" if hooks.end_is_return else "USDT request__shutdown"
     stepped = [
         field.name
-        for field in dataclasses.fields(php.hooks)
-        if field.name != "end_is_return" and not getattr(getattr(php.hooks, field.name), "emulated", True)
+        for field in dataclasses.fields(hooks)
+        if field.name != "end_is_return" and not getattr(getattr(hooks, field.name), "emulated", True)
     ]
     yield Check("request hooks", True, f"found; a request ends at the {end}")
     if stepped:

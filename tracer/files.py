@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from tracer.errors import UsageError
@@ -21,5 +22,7 @@ def create(path: str) -> int:
         raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
     owner = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
     if os.geteuid() == 0 and all(part.isdecimal() for part in owner):
-        os.fchown(descriptor, int(owner[0]), int(owner[1]))
+        # Where it cannot be given away, as on a file system without owners, it stays ours.
+        with contextlib.suppress(OSError, OverflowError):
+            os.fchown(descriptor, int(owner[0]), int(owner[1]))
     return descriptor

@@ -139,9 +139,9 @@ def start_fpm() -> Iterator[Callable[..., Fpm]]:
 class Tracer:
     """A backend attached to a master or worker, and all facts it gave."""
 
-    def __init__(self, *names: str, backend: Backend | None = None, **options: object) -> None:
+    def __init__(self, *names: str, backend: Backend | None = None, symbols: bool = True, **options: object) -> None:
         self.backend = backend or BpfBackend(**options)  # type: ignore[arg-type]
-        found = targets(names)
+        found = targets(names, symbols=symbols)
         self.backend.attach(found)
         self.facts: list[Fact] = []
         self._taken = 0

@@ -184,6 +184,14 @@ def test_looks_that_saw_all_leave_nothing_unsampled():
     )  # fmt: skip
 
 
+def test_looks_that_saw_more_than_was_there_at_the_end_leave_nothing_unsampled():
+    builder = built((request(zend_used_end=503), [((MAIN,), 1_009, 3)]), weight=Weight.ZEND)
+
+    builder.finish()
+
+    assert (builder.unsampled, builder.given_back) == (0, 506)
+
+
 def test_growth_of_zends_heap_of_which_the_end_is_unknown_is_what_was_seen():
     assert tree((request(zend_used_end=None), [((MAIN,), 503, 3)]), weight=Weight.ZEND)["/index.php"] == 503
 

@@ -205,15 +205,24 @@ def test_frames_of_stacks_that_there_is_no_room_for_are_not_kept(path, monkeypat
     assert (rows(path, "frame"), rows(path, "stack"), rows(path, "growth")) == (4, 4, 202)
 
 
+def test_the_caller_of_a_stack_that_is_kept_needs_no_room(path, monkeypatch):
+    monkeypatch.setattr(recorded_stacks, "_MOST", 2)
+
+    recording(path, [COMPLETE, growth(101, MAIN, FIND), growth(103, MAIN)])
+
+    assert read(path) == [[((MAIN, FIND), 101, 1), ((MAIN,), 103, 1)]]
+
+
 @pytest.mark.parametrize(("most", "together"), [(3, True), (2, False)])
 def test_stacks_that_are_read_are_kept_together_up_to_a_limit(path, monkeypatch, most, together):
     monkeypatch.setattr(recorded_stacks, "_MOST_KNOWN", most)
-    recording(path, [COMPLETE, *(growth(7, frame) for frame in (MAIN, FIND, QUERY, MAIN))])
+    recording(path, [COMPLETE, *(growth(7, frame) for frame in (MAIN, FIND, QUERY, MAIN, QUERY))])
 
     [found] = read(path)
 
-    assert [stack for stack, _, _ in found] == [(MAIN,), (FIND,), (QUERY,), (MAIN,)]
+    assert [stack for stack, _, _ in found] == [(MAIN,), (FIND,), (QUERY,), (MAIN,), (QUERY,)]
     assert (found[0][0] is found[3][0]) == together
+    assert found[2][0] is found[4][0]
 
 
 def test_stacks_that_there_is_no_room_for_are_told_once(path, monkeypatch):

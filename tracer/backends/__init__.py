@@ -31,6 +31,7 @@ class Backend(Protocol):
     """
 
     name: str
+    needs_symbols: bool  # whether a PHP whose functions cannot be found is beyond it
 
     def attach(self, targets: Sequence[Target]) -> None:
         """Begins to watch; raises a PhptraceError, having undone what was begun."""
@@ -62,18 +63,24 @@ class Choice:
     why: str
 
 
-BACKENDS = ("bpf",)
+BACKENDS = ("bpf", "ptrace")
 
 
 def choose(wanted: str, *, keep_query: bool = False, stacks: StackOptions | None = None) -> Choice:
-    """The backend asked for, or with `auto` the first that works here; the error says why none does."""
-    from tracer.backends.bpf import BpfBackend
+    """The backend asked for, or with `auto` the first that works here; the error says why it does not."""
     from tracer.backends.obstacles import obstacles
 
-    found = obstacles()
-    if found:
-        raise found[0]
     if wanted not in ("auto", *BACKENDS):
         raise UnsupportedError(f"there is no backend {wanted!r}: write auto or {' or '.join(BACKENDS)}")
-    why = "asked for" if wanted == "bpf" else "everything it needs is here"
-    return Choice(BpfBackend(keep_query=keep_query, stacks=stacks), why)
+    found = obstacles() if wanted != "ptrace" else []
+    if not found and wanted != "ptrace":
+        from tracer.backends.bpf import BpfBackend
+
+        why = "asked for" if wanted == "bpf" else "everything it needs is here"
+        return Choice(BpfBackend(keep_query=keep_query, stacks=stacks), why)
+    if wanted == "bpf":
+        raise found[0]
+    from tracer.backends.ptrace import PtraceBackend
+
+    why = "asked for" if wanted == "ptrace" else f"since BPF cannot be used: {found[0]}"
+    return Choice(PtraceBackend(keep_query=keep_query), why)

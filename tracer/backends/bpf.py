@@ -57,6 +57,7 @@ class BpfBackend:
     """See the Backend protocol. One instance, one attach."""
 
     name = "bpf"
+    needs_symbols = True
 
     def __init__(
         self,
@@ -284,6 +285,8 @@ class BpfBackend:
         self._hook_calls(target)
         if php.image.identity in self._hooked:
             return
+        if php.hooks is None:
+            raise UnsupportedError(f"{php.image.shown}: its functions cannot be found")
         self._hooked.add(php.image.identity)
         hooks = dataclasses.asdict(php.hooks)
         # The start comes last: a request whose start is seen is seen whole.

@@ -12,7 +12,7 @@ def build_entry(php: Php, *, fastcgi: bool) -> bytes:
     heap, layout = php.heap, php.layout
     globals_known = None not in (php.sapi_globals, php.core_globals, php.executor_globals)
     return BUILD.pack(
-        php.hooks.startup.address,
+        php.hooks.startup.address if php.hooks else 0,
         heap.slot if heap else 0,
         php.sapi_globals or 0,
         php.core_globals or 0,

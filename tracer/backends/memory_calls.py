@@ -79,11 +79,13 @@ class AddressSpace:
     def _remap(self, start: int, size: int, to: int, to_size: int, owner: _Owner) -> Iterator[tuple[Stack, int]]:
         """What is moved stays with who mapped it; the mover has what it is longer by."""
         moved = self._ranges.take(start, start + size)
+        if to != start:
+            for begin, end, old in self._ranges.take(to, to + min(size, to_size)):
+                yield _blamed(old, owner), begin - end
         for begin, end, old in moved:
             keep = min(end, start + to_size)
             if begin < keep:
-                for at, until, under in self._ranges.add(to + begin - start, to + keep - start, old):
-                    yield _blamed(under, owner), at - until
+                self._ranges.add(to + begin - start, to + keep - start, old)
             if end > max(begin, keep):
                 yield _blamed(old, owner), max(begin, keep) - end
         if to_size > size:

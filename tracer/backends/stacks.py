@@ -125,8 +125,10 @@ class StackProbes:
 
     def hook_end(self, php: Php) -> int:
         """A probe on the end of requests; its descriptor."""
-        end = php.hooks.end
-        return self._programs.on_uprobe("on_end", php.image, end.file_offset, at_return=php.hooks.end_is_return)
+        hooks = php.hooks
+        if hooks is None:
+            raise UnsupportedError(f"{php.image.shown}: its functions cannot be found")
+        return self._programs.on_uprobe("on_end", php.image, hooks.end.file_offset, at_return=hooks.end_is_return)
 
     def watch(self, pid: int, *, inherit: bool) -> None:
         """Samples that process; with `inherit` those it forks from now on, too. One that has ended is left out."""

@@ -104,7 +104,7 @@ class Attached:
 def attached(plan: Plan) -> Iterator[Attached]:
     """Finds the targets and attaches to them; says with which backend, and what cannot be measured."""
     choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks)
-    found = targets(plan.names)
+    found = targets(plan.names, symbols=choice.backend.needs_symbols)
     try:
         choice.backend.attach(found)
         try:

@@ -51,4 +51,4 @@ def json_text(text: str | None) -> str | None:
     """The text without lone surrogates, which most JSON parsers refuse."""
     if text is None or text.isascii():
         return text
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,6 +1,6 @@
-"""The pools a php-fpm master was configured with, so that one without a worker just now is known.
+"""What a php-fpm master was configured with: its pools, so that one without a worker just now is known.
 
-Best effort: reads the section names of the file named in the master's title and of those it includes.
+Best effort: reads the file named in the master's title and those it includes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,29 @@ _CONFIG_BYTES = 1 << 20
 _MAX_INCLUDES = 16
 _MAX_FILES = 256
 _SECTION = re.compile(r"^\s*\[([^\]\n]+)\]", re.MULTILINE)
+_SLOWLOG = re.compile(r"^\s*request_slowlog_timeout\s*=\s*(\d+)", re.MULTILINE)
 _INCLUDE = re.compile(r"^\s*include\s*=\s*(\S+)", re.MULTILINE)
 
 
 def fpm_pools(master: Process) -> set[str]:
     """Names of the configured pools; empty if the configuration cannot be read."""
+    return {name.strip() for part in _texts(master) for name in _SECTION.findall(part)} - {"global"}
+
+
+def has_slowlog(master: Process) -> bool:
+    """Whether some pool has request_slowlog_timeout set: the master then traces slow workers itself."""
+    return any(float(seconds) > 0 for part in _texts(master) for seconds in _SLOWLOG.findall(part))
+
+
+def _texts(master: Process) -> list[str]:
     match = re.fullmatch(re.escape(MASTER_TITLE) + r" \((.+)\)", master.title)
     if match is None:
-        return set()
+        return []
     text = _read(master.pid, match[1])
     texts = [text]
     for pattern in _INCLUDE.findall(text)[:_MAX_INCLUDES]:
         texts += [_read(master.pid, path) for path in _inside(master.pid, pattern)]
-    return {name.strip() for part in texts for name in _SECTION.findall(part)} - {"global"}
+    return texts
 
 
 def _inside(pid: int, pattern: str) -> list[str]:

@@ -52,7 +52,7 @@ class Php:
 
     image: Image
     version: tuple[int, int, int]
-    hooks: Hooks
+    hooks: Hooks | None  # None: it has no symbols; only what it asks of the kernel can be seen
     heap: Heap | None
     layout: Layout | None
     sapi_globals: int | None
@@ -76,6 +76,22 @@ def is_php(image: Image) -> bool:
         return False
 
 
+def without_symbols(image: Image, why: str) -> Php | None:
+    """What can be said of a PHP binary whose functions cannot be found, for `why`; None if it is no PHP, or not x86-64.
+
+    Enough for a backend that looks at system calls alone.
+    """
+    try:
+        elf = Elf(image)
+        version = _version(elf)
+    except UnsupportedError:
+        return None
+    if version is None or elf.machine != "x64":
+        return None
+    lacking = f"not measured: anything of Zend's, status, fatal errors: {why}"
+    return Php(image, version, None, None, None, None, None, None, None, None, why, (lacking,))
+
+
 def inspect(image: Image) -> Php:
     """What that binary is; UnsupportedError naming what is missing if requests cannot be followed."""
     elf = Elf(image)
@@ -84,7 +100,10 @@ def inspect(image: Image) -> Php:
     if elf.machine != "x64":
         raise UnsupportedError(f"{where} is built for {elf.machine}; only x86-64 is supported")
     if not elf.has_symbols:
-        raise UnsupportedError(f"{where} is a static build without dynamic symbols: its functions cannot be found")
+        raise UnsupportedError(
+            f"{where} is a static build without dynamic symbols: its functions cannot be found."
+            " `--backend ptrace` needs none"
+        )
     if version is None:
         raise UnsupportedError(f"{where} is not a PHP binary: it has no X-Powered-By text")
     if (elf.text_after(b"API20", 32) or b"").endswith(b",TS"):

@@ -19,6 +19,12 @@ from tracer.targets.php import Php
 MASTER_TITLE = "php-fpm: master process"
 POOL_TITLE = "php-fpm: pool "
 _TITLE_BYTES = 4096
+# What lets one look at, and trace, another user's process or one that is not dumpable.
+GRANTS = (
+    "Run with sudo; in Docker: docker run --cap-add=SYS_PTRACE --pid=container:NAME …; in Kubernetes: securityContext:"
+    " {capabilities: {add: [SYS_PTRACE]}} and shareProcessNamespace: true; as php-fpm's own user: process.dumpable ="
+    " yes in the pool's configuration."
+)
 _SAPI_BYTES = 16
 
 

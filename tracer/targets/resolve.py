@@ -43,8 +43,8 @@ class Target:
         return self.pools is None or pool in self.pools
 
 
-def targets(names: Sequence[str]) -> list[Target]:
-    """What the names mean, each worker once.
+def targets(names: Sequence[str], *, symbols: bool = True) -> list[Target]:
+    """What the names mean, each worker once. Without `symbols`, also a PHP whose functions cannot be found.
 
     NoTargetError if a name means nothing here, TargetGoneError for a PID that does not exist,
     NotPermittedError or UnsupportedError for a process that cannot be traced.
@@ -53,9 +53,9 @@ def targets(names: Sequence[str]) -> list[Target]:
     for name in names:
         kind, colon, pool = name.partition(":")
         if re.fullmatch(r"[0-9]+", name):
-            _add(found, _by_pid(int(name[:4000])))
+            _add(found, _by_pid(int(name[:4000]), symbols=symbols))
         elif kind == FPM and (pool or not colon):
-            for target in _by_title(name, pool or None):
+            for target in _by_title(name, pool or None, symbols=symbols):
                 _add(found, target)
         else:
             raise NoTargetError(
@@ -81,11 +81,11 @@ def _add(found: list[Target], new: Target) -> None:
     found.append(new)
 
 
-def _by_pid(pid: int) -> Target:
+def _by_pid(pid: int, *, symbols: bool) -> Target:
     process = processes.process(pid)
     if process is None:
         raise TargetGoneError(f"there is no process {pid}: it has ended, or never was")
-    php = _php_of(process)
+    php = _php_of(process, symbols=symbols)
     sapi = processes.sapi_name(pid, php)
     workers = tuple(processes.children(process))
     if workers or process.title.startswith(MASTER_TITLE):
@@ -93,14 +93,14 @@ def _by_pid(pid: int) -> Target:
     return Target(str(pid), php, sapi, None, (process,), None)
 
 
-def _by_title(name: str, pool: str | None) -> list[Target]:
+def _by_title(name: str, pool: str | None, *, symbols: bool) -> list[Target]:
     masters: list[tuple[Target, set[str]]] = []
     refused: list[PhptraceError] = []
     for process in processes.processes():
         if not process.title.startswith(MASTER_TITLE):
             continue
         try:
-            php = _php_of(process)
+            php = _php_of(process, symbols=symbols)
         except TargetGoneError:
             continue
         except (UnsupportedError, NotPermittedError) as exc:
@@ -133,21 +133,28 @@ def _by_title(name: str, pool: str | None) -> list[Target]:
     ]
 
 
-def _php_of(process: Process) -> Php:
+def _php_of(process: Process, *, symbols: bool) -> Php:
     try:
         image = processes.open_executable(process.pid)
     except FileNotFoundError as exc:
         raise TargetGoneError(f"process {process.pid} has ended, or is a kernel thread") from exc
     except PermissionError as exc:
         raise NotPermittedError(
-            f"may not look at process {process.pid}: {exc.strerror}. Run as root, or with CAP_SYS_PTRACE."
+            f"may not look at process {process.pid}: {exc.strerror}; that takes CAP_SYS_PTRACE. {processes.GRANTS}"
         ) from exc
     with contextlib.ExitStack() as undo:
         undo.callback(image.close)
-        if not php_binary.is_php(image):
+        bare = None if symbols else php_binary.without_symbols(image, "its functions cannot be found")
+        if not php_binary.is_php(image) and bare is None:
             raise UnsupportedError(
                 f"process {process.pid} runs {image.shown}, which is not PHP: it has no symbol php_request_startup"
             )
-        php = php_binary.inspect(image)
+        try:
+            php = php_binary.inspect(image)
+        except UnsupportedError as exc:
+            bare = None if symbols else php_binary.without_symbols(image, str(exc))
+            if bare is None:
+                raise
+            php = bare
         undo.pop_all()
     return php

@@ -1,0 +1,108 @@
+"""What a stopped worker's own memory says of its PHP. It may say anything: every read is bounded."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import NamedTuple
+
+from tracer.backends.ptrace_calls import read_memory
+from tracer.targets.php import Php
+
+_PAGE = mmap.PAGESIZE
+# E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h
+_FATAL_ERRORS = 1 | 4 | 16 | 64 | 256 | 4096
+
+
+class HeapFigures(NamedTuple):
+    """Of zend_mm_heap, in bytes; signed, since anything may stand there."""
+
+    size: int
+    peak: int
+    real_size: int
+    real_peak: int
+
+
+class PhpMemory:
+    """PHP's globals in one process; what is not known of its binary, or cannot be read, is None."""
+
+    def __init__(self, pid: int, php: Php, bias: int) -> None:
+        """`bias`: running address minus link address of the binary."""
+        self._pid = pid
+        self._php = php
+        self._bias = bias
+        self._heap_at = 0
+
+    def heap(self) -> HeapFigures | None:
+        offsets = self._php.heap
+        if offsets is None:
+            return None
+        if not self._heap_at:
+            self._heap_at = self._u64(self._bias + offsets.slot) or 0
+        if not self._heap_at:
+            return None
+        places = (offsets.size, offsets.peak, offsets.real_size, offsets.real_peak)
+        first, last = min(places), max(places) + 8
+        try:
+            content = read_memory(self._pid, self._heap_at + first, last - first)
+            return HeapFigures(*(struct.unpack_from("<q", content, place - first)[0] for place in places))
+        except (OSError, struct.error):
+            return None
+
+    @property
+    def knows_globals(self) -> bool:
+        """Whether PHP's globals are where its version has them; otherwise what is asked of them is None."""
+        return self._php.layout is not None and self._php.sapi_globals is not None
+
+    def script(self, limit: int) -> bytes | None:
+        """The file that PHP has found to run, SG(request_info).path_translated; None if it has found none (yet).
+
+        Cut at `limit`, or earlier where that cannot be read.
+        """
+        layout, globals_at = self._php.layout, self._php.sapi_globals
+        if layout is None or globals_at is None:
+            return None
+        pointer = self._u64(self._bias + globals_at + layout.sg_path_translated)
+        if not pointer:
+            return None
+        # Not across a page that may not be there.
+        room = _PAGE - pointer % _PAGE
+        try:
+            text = read_memory(self._pid, pointer, min(limit, room))
+            if b"\0" not in text and len(text) < limit:
+                text += read_memory(self._pid, pointer + len(text), limit - len(text))
+        except OSError:
+            return None
+        return text.split(b"\0", 1)[0] or None
+
+    def status(self) -> int | None:
+        """The HTTP status that was, or will be, sent; None if none was set."""
+        layout, globals_at = self._php.layout, self._php.sapi_globals
+        if layout is None or globals_at is None:
+            return None
+        return self._s32(self._bias + globals_at + layout.sg_response_code) or None
+
+    def ended_by_error(self) -> bool:
+        """php_error_cb() sets EG(exit_status) to 255 (main/main.c, PHP 8.2) and keeps the error's type.
+
+        A request that runs no script leaves both as they were; exit(255) leaves the type.
+        """
+        layout, executor, core = self._php.layout, self._php.executor_globals, self._php.core_globals
+        if layout is None or executor is None or core is None:
+            return False
+        if self._s32(self._bias + executor + layout.eg_exit_status) != 255:
+            return False
+        return bool((self._s32(self._bias + core + layout.pg_last_error_type) or 0) & _FATAL_ERRORS)
+
+    def _u64(self, address: int) -> int | None:
+        return self._number(address, "<Q")
+
+    def _s32(self, address: int) -> int | None:
+        return self._number(address, "<i")
+
+    def _number(self, address: int, form: str) -> int | None:
+        try:
+            (value,) = struct.unpack(form, read_memory(self._pid, address, struct.calcsize(form)))
+        except (OSError, struct.error):
+            return None
+        return int(value)

@@ -1,0 +1,82 @@
+"""What /proc says of a stopped worker, through files that are kept open: a read is 2 to 7 us, opening 12 more.
+
+Exact from Linux 6.16 on, and where a worker has one thread; before, RSS is off by what the kernel has not
+yet added up: up to 64 pages before 6.2, then up to max(32, 2 * CPUs) pages a CPU.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import NamedTuple
+
+_BYTES = 4096
+_PAGE = mmap.PAGESIZE
+_FILES = ("status", "statm", "stat", "schedstat")
+
+
+class Memory(NamedTuple):
+    """Bytes, as in /proc/PID/status."""
+
+    anon: int
+    file: int
+    shmem: int
+    vm: int
+
+
+class WorkerFiles:
+    """The open files of one process; OSError if it is gone. close() closes them."""
+
+    def __init__(self, pid: int) -> None:
+        self._files: dict[str, int] = {}
+        try:
+            for name in _FILES:
+                self._files[name] = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self.close()
+            raise
+
+    def memory(self) -> Memory:
+        lines = self._read("status").splitlines()
+        fields = {name: value for name, _, value in (line.partition(b":") for line in lines)}
+        anon, file, shmem, vm = (
+            int(fields.get(name, b"0").split()[0]) * 1024 for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSize")
+        )
+        return Memory(anon, file, shmem, vm)
+
+    def anon(self) -> int:
+        """Anonymous memory in bytes, at a fifth of the cost of memory()."""
+        _, resident, shared, *_ = self._read("statm").split()
+        return (int(resident) - int(shared)) * _PAGE
+
+    def faults(self) -> tuple[int, int]:
+        """Minor and major page faults so far."""
+        fields = self._stat()
+        return int(fields[7]), int(fields[9])
+
+    def start_brk(self) -> int:
+        """Where its heap begins; 0 if that may not be seen."""
+        return int(self._stat()[44])
+
+    def cpu_ns(self) -> int:
+        """CPU time of its main thread; 0 on a kernel without CONFIG_SCHED_INFO."""
+        return int(self._read("schedstat").split()[0])
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _stat(self) -> list[bytes]:
+        """proc(5)'s fields from the third on: comm may hold spaces and brackets."""
+        stat = self._read("stat")
+        return stat[stat.rindex(b")") + 2 :].split()
+
+    def _read(self, name: str) -> bytes:
+        return os.pread(self._files[name], _BYTES, 0)
+
+
+def heap_end(pid: int) -> int | None:
+    """The current break, as far as /proc/PID/maps shows it: to the page; None if it has no heap."""
+    with open(f"/proc/{pid}/maps", "rb") as maps:
+        ends = [int(line.split()[0].split(b"-")[1], 16) for line in maps if line.endswith(b"[heap]\n")]
+    return max(ends, default=None)

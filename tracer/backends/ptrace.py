@@ -1,0 +1,208 @@
+"""Watches workers with ptrace, where BPF is not allowed: every system call of theirs stops twice.
+
+Data flow: a process of its own holds the workers (ptrace_loop.py), follows their system calls
+(syscall_worker.py), and sends the same records through a pipe as BPF's programs through their ring;
+poll() turns them into facts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tracer.backends.decoder import RequestDecoder
+from tracer.backends.intake import Intake
+from tracer.backends.pipe import Channel, PipeReader, PipeWriter
+from tracer.backends.ptrace_loop import TracingLoop
+from tracer.backends.ptrace_rights import refusal
+from tracer.backends.roster import Roster
+from tracer.errors import IncompleteError, TargetGoneError, UnsupportedError
+from tracer.facts import Fact, Loss
+from tracer.targets.fpm import has_slowlog
+from tracer.targets.resolve import Target
+
+log = logging.getLogger(__name__)
+
+_ATTACH_S = 20.0
+_CLOSE_S = 20.0
+_POLL_S = 0.05
+_WHY_LOST = {
+    Channel.LOST: "records: the recorder did not keep up with the tracer",
+    Channel.GIVEN_UP: "requests, perhaps: what a connection sent made no sense until its next request",
+}
+COST = (
+    "each system call of a worker stops it twice: a request of 10 ms takes about twice as long. Where that is too"
+    " much, use BPF (see `phptrace doctor`)"
+)
+_SLOWLOG = (
+    "php-fpm's slowlog (request_slowlog_timeout) stays empty while workers are traced with ptrace: its master would"
+    " have to trace them itself, and logs that it cannot"
+)
+_LACKING = (
+    "not measured: zend_used_end, memory_limit: with ptrace, the end of the script is not seen",
+    "not told from a plain end: exit(): with ptrace, no call inside PHP is seen",
+)
+
+
+class PtraceBackend:
+    """See the Backend protocol. One instance, one attach; the whole of it from one thread."""
+
+    name = "ptrace"
+    needs_symbols = False
+
+    def __init__(self, *, keep_query: bool = False) -> None:
+        self._keep_query = keep_query
+        self._tracer: int | None = None  # the pid of the process that traces
+        self._undo = contextlib.ExitStack()
+        self._lacking: list[str] = []
+        self._pending: list[Fact] = []
+
+    @property
+    def watched(self) -> int:
+        return sum(w.wanted for w in self._roster.workers.values()) if self._tracer is not None else 0
+
+    @property
+    def masters(self) -> int:
+        return len(self._roster.masters) if self._tracer is not None else 0
+
+    @property
+    def lacking(self) -> Sequence[str]:
+        return tuple(dict.fromkeys((*self._lacking, *_LACKING, f"cost: {COST}")))
+
+    def attach(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            for process in target.processes:
+                refused = refusal(process.pid)
+                if refused is not None:
+                    raise refused
+            if target.master is not None and has_slowlog(target.master):
+                log.warning("%s", _SLOWLOG)
+                self._lacking.append(_SLOWLOG)
+            self._lacking += [lack for lack in target.php.lacking if not lack.startswith("not told from")]
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._undo.close)
+            offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            self._roster = Roster(offset)
+            decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
+            self._intake = Intake(self._roster, decoder)
+            self._start(list(targets))
+            undo.callback(self._end_tracer)
+            said = self._attached()
+            for pid, code in said["failed"]:
+                refused = refusal(pid)
+                if refused is not None:
+                    raise refused
+                if code not in (errno.ESRCH, errno.EPERM):
+                    raise UnsupportedError(f"cannot trace process {pid}: {os.strerror(code)}")
+            if not said["workers"] and not said["masters"]:
+                raise TargetGoneError(
+                    f"{', '.join(target.named for target in targets)} ended before it could be traced"
+                )
+            undo.pop_all()
+
+    def poll(self, timeout_s: float) -> list[Fact]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # In steps: records that come one by one cost more than those that come together.
+            time.sleep(max(0.0, min(_POLL_S, deadline - time.monotonic())))
+            facts, self._pending = self._pending + self._take(0.0), []
+            if self._reader.ended and self._tracer is not None and (self._roster.workers or self._roster.masters):
+                raise IncompleteError(f"the process that traces has ended{self._why()}; the workers go on untraced")
+            if facts or time.monotonic() >= deadline:
+                return facts
+
+    def close(self) -> list[Fact]:
+        if self._tracer is None:
+            self._undo.close()
+            return []
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._tracer, signal.SIGTERM)
+        facts, self._pending = self._pending, []
+        deadline = time.monotonic() + _CLOSE_S
+        while not self._reader.ended and time.monotonic() < deadline:
+            facts += self._take(_POLL_S)
+        self._end_tracer()
+        self._undo.close()
+        return facts
+
+    def _start(self, targets: list[Target]) -> None:
+        """Forks the process that traces. It inherits what is known of the targets, and nothing that runs."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.close(reading)
+                TracingLoop(targets, PipeWriter(writing), parent).run()
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(writing)
+        self._tracer = pid
+        self._undo.callback(os.close, reading)
+        self._reader = PipeReader(reading)
+        self._targets = targets
+
+    def _attached(self) -> dict[str, Any]:
+        """Waits until the process that traces says what became of attaching, and enters who is watched."""
+        deadline = time.monotonic() + _ATTACH_S
+        records: list[tuple[Channel, bytes]] = []
+        while not any(channel is Channel.SAID for channel, _ in records):
+            if self._reader.ended or time.monotonic() > deadline:
+                raise UnsupportedError(f"the process that traces did not attach{self._why()}")
+            records += self._reader.records(_POLL_S)
+        said: dict[str, Any] = next(json.loads(record) for channel, record in records if channel is Channel.SAID)
+        for target in self._targets:
+            if target.master is not None and target.master.pid in said["masters"]:
+                self._roster.masters[target.master.pid] = target
+            for worker in target.workers:
+                if worker.pid in said["workers"]:
+                    self._pending.append(self._roster.add(worker, target))
+        self._pending += self._facts(records)
+        return said
+
+    def _take(self, timeout_s: float) -> list[Fact]:
+        return self._facts(self._reader.records(timeout_s))
+
+    def _facts(self, records: list[tuple[Channel, bytes]]) -> list[Fact]:
+        facts = self._intake.facts(record for channel, record in records if channel is Channel.REQUESTS)
+        for channel, record in records:
+            if channel in _WHY_LOST:
+                facts.append(Loss(time.time_ns(), int.from_bytes(record, "little"), _WHY_LOST[channel]))
+        return facts
+
+    def _end_tracer(self) -> None:
+        """Waits for it, which has been told to stop, or is made to: SIGKILL harms no worker."""
+        pid, self._tracer = self._tracer, None
+        if pid is None:
+            return
+        deadline = time.monotonic() + (0.0 if self._reader.ended else _CLOSE_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    return
+                time.sleep(0.01)
+
+    def _why(self) -> str:
+        """How the process that traces ended, if it did."""
+        if self._tracer is None:
+            return ""
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(self._tracer, os.WNOHANG)
+            if pid and os.WIFSIGNALED(status):
+                return f" (killed by {signal.Signals(os.WTERMSIG(status)).name})"
+            if pid:
+                return f" (exit code {os.waitstatus_to_exitcode(status)})"
+        return ""
