@@ -14,16 +14,21 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
-from tracer.backends import selfcheck
+from tracer.backends import ptrace_rights, selfcheck
 from tracer.backends.programs import bcc_problem, bcc_version
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 from tracer.targets import btf, kernel, libc, processes
+from tracer.targets.fpm import has_slowlog
+from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import FPM, Target, targets
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One need: whether it is met, what was found, and what mends it. `exit_code` if it is not met."""
+    """One need: whether it is met, what was found, and what mends it. `exit_code` if it is not met.
+
+    `needed`: by BPF, unless `by` says `ptrace` (by that alone) or `both`.
+    """
 
     name: str
     ok: bool
@@ -31,6 +36,15 @@ class Check:
     mend: str | None = None
     needed: bool = True  # False: tracing works without, with less
     exit_code: int = UnsupportedError.exit_code
+    by: str = "bpf"
+
+
+def usable(found: Sequence[Check]) -> str | None:
+    """The backend that `--backend auto` would take; None if neither works."""
+    failed = {check.by for check in found if check.needed and not check.ok}
+    if not failed & {"bpf", "both"}:
+        return "bpf"
+    return None if failed & {"ptrace", "both"} else "ptrace"
 
 
 def checks(names: Sequence[str]) -> Iterator[Check]:
@@ -38,6 +52,7 @@ def checks(names: Sequence[str]) -> Iterator[Check]:
     yield _rights()
     yield from _kernel_checks()
     yield from _python_checks()
+    yield from _ptrace_checks()
     yield from _target_checks(names or (FPM,))
 
 
@@ -93,6 +108,17 @@ def _python_checks() -> Iterator[Check]:
         yield Check("command", False, f"{command} is another program of that name", mend, needed=False)
 
 
+def _ptrace_checks() -> Iterator[Check]:
+    """The fallback's needs: where BPF's are met, none of them matters."""
+    obstacle = ptrace_rights.obstacle()
+    held = "CAP_SYS_PTRACE" if ptrace_rights.has_capability() else "own processes only, without CAP_SYS_PTRACE"
+    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, by="ptrace")
+    scope = ptrace_rights.yama_scope()
+    shown = "not in this kernel" if scope is None else f"ptrace_scope {scope}"
+    free = scope in (None, 0) or (scope in (1, 2) and ptrace_rights.has_capability())
+    yield Check("Yama", free, shown, "sysctl kernel.yama.ptrace_scope=0, or run with sudo", by="ptrace")
+
+
 def _is_ours(command: str) -> bool:
     """Whether it is a Python script that calls us: PECL's trace installs a binary of the same name."""
     try:
@@ -107,7 +133,7 @@ def _target_checks(names: Sequence[str]) -> Iterator[Check]:
         try:
             found = targets([name])
         except PhptraceError as exc:
-            yield Check(name, False, str(exc), exit_code=exc.exit_code)
+            yield Check(name, False, str(exc), exit_code=exc.exit_code, by="both")
             continue
         for target in found:
             yield from _php_checks(name, target)
@@ -164,6 +190,17 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
         needed=False,
     )
     yield _calls_check(target)
+    yield from _tracee_checks(target)
+
+
+def _tracee_checks(target: Target) -> Iterator[Check]:
+    """What stands in the way of tracing these processes with ptrace."""
+    refused = [str(why) for process in target.processes if (why := ptrace_rights.refusal(process.pid)) is not None]
+    found = refused[0] if refused else "every worker may be traced, and nobody traces one"
+    yield Check("tracees", not refused, found, "see there; BPF does not need it", by="ptrace")
+    if target.master is not None and has_slowlog(target.master):
+        found = "request_slowlog_timeout is set: the slowlog stays empty while workers are traced with ptrace"
+        yield Check("slowlog", False, found, "none needed with BPF", needed=False)
 
 
 def _calls_check(target: Target) -> Check:

@@ -13,7 +13,7 @@ from samples import COMPLETE, PROPERTY, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.diagnosis import Check
+from tracer.diagnosis import Check, usable
 from tracer.facts import Loss, Worker
 from tracer.reporters import checklist, json_report, table
 from tracer.reporters.live import LiveView, Status
@@ -181,7 +181,8 @@ def check(name: str, *, ok: bool, needed: bool = True) -> Check:
 def test_the_checklist_says_what_to_mend_and_the_verdict():
     out = io.StringIO()
 
-    checklist.render([check("kernel", ok=True), check("bcc", ok=False), check("heap", ok=False, needed=False)], out)
+    found = [check("kernel", ok=True), check("bcc", ok=False), check("heap", ok=False, needed=False)]
+    checklist.render(found, out, None)
 
     assert [line.split("  ")[0] for line in out.getvalue().splitlines() if line[:1].strip()] == [
         "ok", "FAIL", "less", "Cannot trace: 1 thing(s) to mend, from the top.",
@@ -190,10 +191,25 @@ def test_the_checklist_says_what_to_mend_and_the_verdict():
     assert "\x1b" not in out.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("failing", "backend"),
+    [(set(), "bpf"), ({"ptrace"}, "bpf"), ({"bpf"}, "ptrace"), ({"bpf", "ptrace"}, None), ({"both"}, None)],
+)
+def test_the_backend_is_the_first_of_which_every_need_is_met(failing, backend):
+    found = [Check(by, by not in failing, "", by=by) for by in ("bpf", "ptrace", "both")]
+
+    out = io.StringIO()
+    checklist.render(found, out, usable(found))
+
+    assert usable(found) == backend
+    last = out.getvalue().splitlines()[-1]
+    assert last.startswith("Cannot trace" if backend is None else f"Can trace, with backend {backend}")
+
+
 def test_the_checklist_as_json_says_whether_it_can_be_traced():
     out = io.StringIO()
 
-    checklist.render_json([check("kernel", ok=True), check("heap", ok=False, needed=False)], out)
+    checklist.render_json([check("kernel", ok=True), check("heap", ok=False, needed=False)], out, "bpf")
 
     document = json.loads(out.getvalue())
     assert document["can_trace"] is True

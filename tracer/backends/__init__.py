@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from tracer.errors import UnsupportedError
+from tracer.errors import PhptraceError, UnsupportedError
 from tracer.facts import Fact
 
 if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
@@ -66,8 +66,17 @@ class Choice:
 BACKENDS = ("bpf", "ptrace")
 
 
-def choose(wanted: str, *, keep_query: bool = False, stacks: StackOptions | None = None) -> Choice:
-    """The backend asked for, or with `auto` the first that works here; the error says why it does not."""
+def choose(
+    wanted: str,
+    *,
+    keep_query: bool = False,
+    stacks: StackOptions | None = None,
+    refused: PhptraceError | None = None,
+) -> Choice:
+    """The backend asked for, or with `auto` the first that works here; the error says why it does not.
+
+    `refused` is what BPF was found not to work for, when it was tried.
+    """
     from tracer.backends.obstacles import obstacles
 
     if wanted not in ("auto", *BACKENDS):
@@ -82,5 +91,6 @@ def choose(wanted: str, *, keep_query: bool = False, stacks: StackOptions | None
         raise found[0]
     from tracer.backends.ptrace import PtraceBackend
 
-    why = "asked for" if wanted == "ptrace" else f"since BPF cannot be used: {found[0]}"
-    return Choice(PtraceBackend(keep_query=keep_query), why)
+    obstacle = refused or (found[0] if found else None)
+    why = "asked for" if obstacle is None else f"since BPF cannot be used: {obstacle}"
+    return Choice(PtraceBackend(keep_query=keep_query, stacks=stacks), why)

@@ -17,15 +17,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tracer.backends import StackOptions
 from tracer.backends.decoder import RequestDecoder
 from tracer.backends.intake import Intake
 from tracer.backends.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace_loop import TracingLoop
-from tracer.backends.ptrace_rights import refusal
+from tracer.backends.ptrace_rights import obstacle, refusal
 from tracer.backends.roster import Roster
-from tracer.errors import IncompleteError, TargetGoneError, UnsupportedError
+from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss
 from tracer.targets.fpm import has_slowlog
+from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import Target
 
 log = logging.getLogger(__name__)
@@ -57,8 +59,9 @@ class PtraceBackend:
     name = "ptrace"
     needs_symbols = False
 
-    def __init__(self, *, keep_query: bool = False) -> None:
+    def __init__(self, *, keep_query: bool = False, stacks: StackOptions | None = None) -> None:
         self._keep_query = keep_query
+        self._stack_options = stacks
         self._tracer: int | None = None  # the pid of the process that traces
         self._undo = contextlib.ExitStack()
         self._lacking: list[str] = []
@@ -77,6 +80,9 @@ class PtraceBackend:
         return tuple(dict.fromkeys((*self._lacking, *_LACKING, f"cost: {COST}")))
 
     def attach(self, targets: Sequence[Target]) -> None:
+        stopped = obstacle()
+        if stopped is not None:
+            raise NotPermittedError(f"{stopped}. {GRANTS}")
         for target in targets:
             for process in target.processes:
                 refused = refusal(process.pid)

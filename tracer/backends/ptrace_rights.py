@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+from tracer.backends import ptrace_calls
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 from tracer.targets.processes import GRANTS
 
@@ -26,6 +28,26 @@ def refusal(pid: int) -> PhptraceError | None:
         )
     missing = _missing(pid, status)
     return None if missing is None else NotPermittedError(f"may not trace process {pid}: {missing}. {GRANTS}")
+
+
+def obstacle() -> str | None:
+    """What keeps this process from tracing even a child of its own, as a seccomp filter or policy would; None if
+    nothing does.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.pause()
+        finally:
+            os._exit(0)
+    try:
+        ptrace_calls.seize(child, ptrace_calls.O_SYSGOOD)
+    except OSError as exc:
+        return f"ptrace is refused even for a child of its own ({exc.strerror}): a seccomp filter, or a security module"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, ptrace_calls.WALL)
+    return None
 
 
 def has_capability() -> bool:

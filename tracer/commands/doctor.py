@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from tracer.diagnosis import checks
+from tracer.diagnosis import checks, usable
 from tracer.reporters import checklist
 
 
@@ -21,7 +21,8 @@ def doctor(targets: Sequence[str], as_json: bool) -> None:
     """
     found = list(checks(targets))
     render = checklist.render_json if as_json else checklist.render
-    render(found, sys.stdout)
+    backend = usable(found)
+    render(found, sys.stdout, backend)
     failed = [check for check in found if check.needed and not check.ok]
-    if failed:
+    if backend is None:
         click.get_current_context().exit(failed[0].exit_code)

@@ -16,7 +16,7 @@ from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import Choice, StackOptions, choose
 from tracer.capture import Filter, Progress, Why
-from tracer.errors import IncompleteError, TargetGoneError, UsageError
+from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError, UsageError
 from tracer.targets.resolve import Target, targets
 
 IDLE_REMARK = (
@@ -104,23 +104,44 @@ class Attached:
 def attached(plan: Plan) -> Iterator[Attached]:
     """Finds the targets and attaches to them; says with which backend, and what cannot be measured."""
     choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks)
+    try:
+        found = _attach(plan, choice)
+    except (UnsupportedError, NotPermittedError) as exc:
+        if plan.backend != "auto":
+            raise
+        if choice.backend.name != "bpf":
+            raise type(exc)(f"{exc} (Tried ptrace {choice.why})") from exc
+        choice = choose("ptrace", keep_query=plan.keep_query, stacks=plan.stacks, refused=exc)
+        found = _attach(plan, choice)
+    try:
+        shown = ", ".join(plan.names)
+        talk(f"{shown}: {choice.backend.watched} workers, backend {choice.backend.name} ({choice.why})")
+        for target in found:
+            if target.master is not None and target.named == str(target.master.pid):
+                talk(f"{target.named} is a master: tracing its {len(target.workers)} workers and those to come")
+        for lack in choice.backend.lacking:
+            talk(f"note: {lack}")
+        yield Attached(choice, tuple(found), shown)
+    finally:
+        choice.backend.close()
+        _close(found)
+
+
+def _attach(plan: Plan, choice: Choice) -> list[Target]:
+    """The targets, attached to; to be closed."""
     found = targets(plan.names, symbols=choice.backend.needs_symbols)
     try:
         choice.backend.attach(found)
-        try:
-            shown = ", ".join(plan.names)
-            talk(f"{shown}: {choice.backend.watched} workers, backend {choice.backend.name} ({choice.why})")
-            for target in found:
-                if target.master is not None and target.named == str(target.master.pid):
-                    talk(f"{target.named} is a master: tracing its {len(target.workers)} workers and those to come")
-            for lack in choice.backend.lacking:
-                talk(f"note: {lack}")
-            yield Attached(choice, tuple(found), shown)
-        finally:
-            choice.backend.close()
-    finally:
-        for target in found:
-            target.php.image.close()
+    except BaseException:
+        choice.backend.close()
+        _close(found)
+        raise
+    return found
+
+
+def _close(found: Sequence[Target]) -> None:
+    for target in found:
+        target.php.image.close()
 
 
 def talk(text: str) -> None:

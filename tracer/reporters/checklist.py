@@ -22,29 +22,38 @@ class Finding(Protocol):
     def mend(self) -> str | None: ...
     @property
     def needed(self) -> bool: ...
+    @property
+    def by(self) -> str: ...
 
 
-def render(findings: Sequence[Finding], out: TextIO) -> None:
-    """A line a need; beneath what is missing, what mends it; at the end, the verdict."""
+def render(findings: Sequence[Finding], out: TextIO, backend: str | None) -> None:
+    """A line a need; beneath what is missing, what mends it; at the end, the verdict: the `backend` that works."""
     width = max(len(printable(finding.name)) for finding in findings)
     for finding in findings:
-        mark = "ok  " if finding.ok else "FAIL" if finding.needed else "less"
+        matters = finding.needed and not (backend == "bpf" and finding.by == "ptrace")
+        mark = "ok  " if finding.ok else "FAIL" if matters else "less"
         out.write(f"{mark}  {printable(finding.name):<{width}}  {printable(finding.found)}\n")
         if not finding.ok and finding.mend:
             out.write(f"      {'':<{width}}  mend: {finding.mend}\n")
     failed = [finding for finding in findings if finding.needed and not finding.ok]
-    if failed:
+    if backend is None:
         out.write(f"\nCannot trace: {len(failed)} thing(s) to mend, from the top.\n")
-    else:
+    elif backend == "bpf":
         out.write("\nCan trace, with backend bpf.\n")
+    else:
+        out.write(
+            f"\nCan trace, with backend {backend}, which slows requests down. With bpf once {len(failed)} thing(s) are"
+            " mended, from the top.\n"
+        )
 
 
-def render_json(findings: Sequence[Finding], out: TextIO) -> None:
-    """{"can_trace", "checks": [{"name", "ok", "found", "mend", "needed"}]}; `mend` only for what is missing."""
+def render_json(findings: Sequence[Finding], out: TextIO, backend: str | None) -> None:
+    """{"can_trace", "backend", "checks": [{"name", "ok", "found", "mend", "needed", "by"}]}; `mend` only for what is
+    missing.
+    """
     rows = [
-        {"name": f.name, "ok": f.ok, "found": f.found, "mend": None if f.ok else f.mend, "needed": f.needed}
+        {"name": f.name, "ok": f.ok, "found": f.found, "mend": None if f.ok else f.mend, "needed": f.needed, "by": f.by}
         for f in findings
     ]
-    can = all(finding.ok or not finding.needed for finding in findings)
-    json.dump({"can_trace": can, "checks": rows}, out, indent=2)
+    json.dump({"can_trace": backend is not None, "backend": backend, "checks": rows}, out, indent=2)
     out.write("\n")
