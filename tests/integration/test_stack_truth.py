@@ -11,6 +11,8 @@ import pytest
 from conftest import Fpm, Tracer
 
 from tracer.backends import StackOptions
+from tracer.backends.bpf import BpfBackend
+from tracer.backends.ptrace import PtraceBackend
 from tracer.facts import Frame, Weight
 
 _JIT = ("opcache.enable=1", "opcache.jit_buffer_size=64M")
@@ -25,12 +27,16 @@ SITUATIONS = 45
 _INCLUDES = ("require", "require_once", "include", "include_once")
 
 
-@pytest.fixture(scope="module", params=OPCACHE)
+@pytest.fixture(scope="module", params=[(mode, "bpf") for mode in OPCACHE] + [("opcache", "ptrace")], ids="-".join)
 def pool(request: pytest.FixtureRequest, start_fpm: Callable[..., Fpm]) -> Iterator[tuple[Fpm, Tracer]]:
-    fpm = start_fpm(*OPCACHE[request.param], www="pm = static\npm.max_children = 1")
+    mode, backend = request.param
+    fpm = start_fpm(*OPCACHE[mode], www="pm = static\npm.max_children = 1")
     jit = fpm.get("jit.php").text
-    assert jit == ("1" if "jit" in request.param else "")
-    tracer = Tracer(str(fpm.master), stacks=StackOptions(max_depth=DEPTH))
+    assert jit == ("1" if "jit" in mode else "")
+    stacks = StackOptions(max_depth=DEPTH)
+    tracer = Tracer(
+        str(fpm.master), backend=BpfBackend(stacks=stacks) if backend == "bpf" else PtraceBackend(stacks=stacks)
+    )
     yield fpm, tracer
     tracer.close()
 

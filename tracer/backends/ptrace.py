@@ -24,8 +24,9 @@ from tracer.backends.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace_loop import TracingLoop
 from tracer.backends.ptrace_rights import obstacle, refusal
 from tracer.backends.roster import Roster
+from tracer.backends.stackbook import StackBook
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
-from tracer.facts import Fact, Loss
+from tracer.facts import Fact, Loss, Request
 from tracer.targets.fpm import has_slowlog
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import Target
@@ -47,6 +48,9 @@ _SLOWLOG = (
     "php-fpm's slowlog (request_slowlog_timeout) stays empty while workers are traced with ptrace: its master would"
     " have to trace them itself, and logs that it cannot"
 )
+_MAPPED_ONLY = (
+    "stacks: of mmap, mremap and brk alone (--weight mapped): page faults and Zend's heap cannot be sampled with ptrace"
+)
 _LACKING = (
     "not measured: zend_used_end, memory_limit: with ptrace, the end of the script is not seen",
     "not told from a plain end: exit(): with ptrace, no call inside PHP is seen",
@@ -66,6 +70,7 @@ class PtraceBackend:
         self._undo = contextlib.ExitStack()
         self._lacking: list[str] = []
         self._pending: list[Fact] = []
+        self._book = StackBook()
 
     @property
     def watched(self) -> int:
@@ -91,13 +96,17 @@ class PtraceBackend:
             if target.master is not None and has_slowlog(target.master):
                 log.warning("%s", _SLOWLOG)
                 self._lacking.append(_SLOWLOG)
+            if self._stack_options is not None:
+                self._lacking.append(_MAPPED_ONLY)
+                if target.php.stack is None:
+                    self._lacking.append(f"not measured: call stacks: {target.php.stack_lacking}")
             self._lacking += [lack for lack in target.php.lacking if not lack.startswith("not told from")]
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             self._roster = Roster(offset)
             decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
-            self._intake = Intake(self._roster, decoder)
+            self._intake = Intake(self._roster, decoder, died=self._book.forget)
             self._start(list(targets))
             undo.callback(self._end_tracer)
             said = self._attached()
@@ -147,7 +156,7 @@ class PtraceBackend:
             code = 1
             try:
                 os.close(reading)
-                TracingLoop(targets, PipeWriter(writing), parent).run()
+                TracingLoop(targets, PipeWriter(writing), parent, self._stack_options).run()
                 code = 0
             finally:
                 os._exit(code)
@@ -179,9 +188,16 @@ class PtraceBackend:
         return self._facts(self._reader.records(timeout_s))
 
     def _facts(self, records: list[tuple[Channel, bytes]]) -> list[Fact]:
-        facts = self._intake.facts(record for channel, record in records if channel is Channel.REQUESTS)
+        facts: list[Fact] = []
         for channel, record in records:
-            if channel in _WHY_LOST:
+            if channel is Channel.REQUESTS:
+                for fact in self._intake.facts((record,)):
+                    facts.append(fact)
+                    if isinstance(fact, Request):
+                        facts += self._book.growths(fact.pid, fact.nth)
+            elif channel is Channel.STACKS:
+                self._book.take(record)
+            elif channel in _WHY_LOST:
                 facts.append(Loss(time.time_ns(), int.from_bytes(record, "little"), _WHY_LOST[channel]))
         return facts
 

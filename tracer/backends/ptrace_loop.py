@@ -17,10 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from tracer.backends import StackOptions
 from tracer.backends import ptrace_calls as ptrace
 from tracer.backends.php_memory import PhpMemory
 from tracer.backends.pipe import Channel, PipeWriter
 from tracer.backends.procfs import WorkerFiles
+from tracer.backends.stack_sender import StackSender
+from tracer.backends.stack_walk import Walker
 from tracer.backends.syscall_worker import SyscallWorker
 from tracer.backends.wire import PROCESS_EVENT, REPLACED, EventKind
 from tracer.errors import UnsupportedError
@@ -39,8 +42,9 @@ _ACCEPTING = ("43", "288")  # accept, accept4: arch/x86/entry/syscalls/syscall_6
 class TracingLoop:
     """Traces the workers of the targets until it is told to stop by SIGTERM, or its parent dies."""
 
-    def __init__(self, found: list[Target], out: PipeWriter, parent: int) -> None:
+    def __init__(self, found: list[Target], out: PipeWriter, parent: int, stacks: StackOptions | None) -> None:
         self._targets = found
+        self._stacks = stacks
         self._out = out
         self._parent = parent
         self._masters: dict[int, Target] = {}
@@ -124,9 +128,21 @@ class TracingLoop:
             files = WorkerFiles(pid)
         except OSError:
             return
-        memory = PhpMemory(pid, target.php, self._bias(pid, target))
+        bias = self._bias(pid, target)
+        memory = PhpMemory(pid, target.php, bias)
+        sender = self._sender(pid, target, bias)
+        on_call = None if sender is None else sender.memory_call
         self._of[pid] = target
-        self._workers[pid] = SyscallWorker(pid, files, memory, self._deferred.append, None, busy=busy)
+        self._workers[pid] = SyscallWorker(pid, files, memory, self._deferred.append, on_call, busy=busy)
+
+    def _sender(self, pid: int, target: Target, bias: int) -> StackSender | None:
+        """Who sends the stacks of its memory calls, where they are asked for and can be had."""
+        php = target.php
+        if self._stacks is None or php.stack is None or php.executor_globals is None:
+            return None
+        current = bias + php.executor_globals + php.stack.eg_current_execute_data
+        walker = Walker(pid, php.stack, current, self._stacks.max_depth)
+        return StackSender(pid, walker, lambda record: self._out.put(Channel.STACKS, record))
 
     def _bias(self, pid: int, target: Target) -> int:
         """Where its PHP is loaded: as its master's, which it was forked from."""
