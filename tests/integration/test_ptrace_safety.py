@@ -37,37 +37,49 @@ def tracing_process(backend: PtraceBackend) -> int:
     return backend._tracer
 
 
-def test_sigkill_of_the_tracer_200_times_under_load_harms_no_worker_and_no_request(pool: Fpm) -> None:
+MODES = pytest.mark.parametrize("boundaries", [False, True], ids=["syscalls", "boundaries"])
+
+
+def catches_traps(pid: int) -> bool:
+    """Whether the worker has a handler for SIGTRAP."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["SigCgt"], 16) >> signal.SIGTRAP - 1 & 1)
+
+
+@MODES
+def test_sigkill_of_the_tracer_200_times_under_load_harms_no_worker_and_no_request(pool: Fpm, boundaries: bool) -> None:
     workers = pool.workers()
     rng = random.Random(7)
 
     with Load(pool) as load:
         for _ in range(KILLS):
-            tracer = Tracer(str(pool.master), backend=PtraceBackend())
+            tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
             time.sleep(rng.uniform(0.0, 0.012))
             os.kill(tracing_process(tracer.backend), signal.SIGKILL)
             tracer.close()
 
     assert load.failed == 0
     assert pool.workers() == workers
-    assert {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}
+    wait_for(lambda: {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}, "everybody to be idle")
 
 
+@MODES
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_clean_end_100_times_under_load_fails_no_request(pool: Fpm, number: signal.Signals) -> None:
+def test_a_clean_end_100_times_under_load_fails_no_request(pool: Fpm, number: signal.Signals, boundaries: bool) -> None:
     workers = pool.workers()
     rng = random.Random(11)
 
     with Load(pool) as load:
         for _ in range(KILLS // 2):
-            tracer = Tracer(str(pool.master), backend=PtraceBackend())
+            tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
             time.sleep(rng.uniform(0.0, 0.012))
             os.kill(tracing_process(tracer.backend), number)  # SIGINT is for its parent: it goes on
             tracer.close()
 
     assert load.failed == 0
     assert pool.workers() == workers
-    assert {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}
+    wait_for(lambda: {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}, "everybody to be idle")
+    assert not (boundaries and any(catches_traps(pid) for pid in workers))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -124,9 +136,10 @@ def test_a_second_tracer_is_refused_and_told_who_the_first_is(pool: Fpm) -> None
         first.close()
 
 
-def test_a_stopped_worker_stays_stopped_and_then_goes_on(pool: Fpm) -> None:
+@MODES
+def test_a_stopped_worker_stays_stopped_and_then_goes_on(pool: Fpm, boundaries: bool) -> None:
     worker = min(pool.workers())
-    tracer = Tracer(str(pool.master), backend=PtraceBackend())
+    tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
     os.kill(worker, signal.SIGSTOP)
     wait_for(lambda: state(worker)[0] in "tT", "the worker to stop")
     answers = [pool.get("hello.php").body for _ in range(10)]  # by the other
@@ -140,9 +153,10 @@ def test_a_stopped_worker_stays_stopped_and_then_goes_on(pool: Fpm) -> None:
     assert state(worker) == ("S", 0)
 
 
-def test_a_worker_stopped_when_tracing_ends_is_still_stopped(pool: Fpm) -> None:
+@MODES
+def test_a_worker_stopped_when_tracing_ends_is_still_stopped(pool: Fpm, boundaries: bool) -> None:
     worker = min(pool.workers())
-    tracer = Tracer(str(pool.master), backend=PtraceBackend())
+    tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
     os.kill(worker, signal.SIGSTOP)
     wait_for(lambda: state(worker)[0] in "tT", "the worker to stop")
     try:
@@ -153,9 +167,10 @@ def test_a_worker_stopped_when_tracing_ends_is_still_stopped(pool: Fpm) -> None:
     assert all(pool.get("hello.php").body == b"hello" for _ in range(20))
 
 
-def test_workers_recycled_every_third_request_lose_nothing(start_fpm: Callable[..., Fpm]) -> None:
+@MODES
+def test_workers_recycled_every_third_request_lose_nothing(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 2\npm.max_requests = 3")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend())
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
     answers = [fpm.get("hello.php", REQUEST_URI=f"/{number}") for number in range(60)]
     requests = tracer.next(60)
     tracer.close()
@@ -169,9 +184,10 @@ def test_workers_recycled_every_third_request_lose_nothing(start_fpm: Callable[.
     assert set(died.values()) == {"exited:0"}
 
 
-def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm]) -> None:
+@MODES
+def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 2")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend())
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
     fpm.get("hello.php", REQUEST_URI="/before")
     before = set(fpm.workers())
     os.kill(fpm.master, signal.SIGUSR2)
@@ -186,9 +202,10 @@ def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm]) -> None:
     assert all(request.script for request in requests)
 
 
-def test_a_request_cut_by_its_workers_death_is_told(start_fpm: Callable[..., Fpm]) -> None:
+@MODES
+def test_a_request_cut_by_its_workers_death_is_told(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 1\nrequest_terminate_timeout = 1s")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend())
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
     fpm.get("segfault.php")
     fpm.get("wait.php", QUERY_STRING="/nonexistent")
     crashed, terminated = tracer.next(2)
@@ -199,12 +216,13 @@ def test_a_request_cut_by_its_workers_death_is_told(start_fpm: Callable[..., Fpm
     assert (crashed.anon_after, terminated.anon_after) == (None, None)
 
 
-def test_a_keep_alive_connections_requests_are_told_apart(pool: Fpm) -> None:
+@MODES
+def test_a_keep_alive_connections_requests_are_told_apart(pool: Fpm, boundaries: bool) -> None:
     import socket
 
     import fastcgi
 
-    tracer = Tracer(str(pool.master), backend=PtraceBackend())
+    tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(pool.socket()))
         for number in range(7):

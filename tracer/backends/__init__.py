@@ -64,6 +64,7 @@ class Choice:
 
 
 BACKENDS = ("bpf", "ptrace")
+PTRACE_MODES = ("syscalls", "boundaries")
 
 
 def choose(
@@ -71,11 +72,12 @@ def choose(
     *,
     keep_query: bool = False,
     stacks: StackOptions | None = None,
+    ptrace_mode: str = "syscalls",
     refused: PhptraceError | None = None,
 ) -> Choice:
     """The backend asked for, or with `auto` the first that works here; the error says why it does not.
 
-    `refused` is what BPF was found not to work for, when it was tried.
+    `ptrace_mode` is one of PTRACE_MODES; `refused` is what BPF was found not to work for, when it was tried.
     """
     from tracer.backends.obstacles import obstacles
 
@@ -93,4 +95,4 @@ def choose(
 
     obstacle = refused or (found[0] if found else None)
     why = "asked for" if obstacle is None else f"since BPF cannot be used: {obstacle}"
-    return Choice(PtraceBackend(keep_query=keep_query, stacks=stacks), why)
+    return Choice(PtraceBackend(keep_query=keep_query, stacks=stacks, boundaries=ptrace_mode == "boundaries"), why)

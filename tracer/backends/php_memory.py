@@ -7,9 +7,12 @@ import struct
 from typing import NamedTuple
 
 from tracer.backends.ptrace_calls import read_memory
+from tracer.targets.layouts import FCGI_ENV
 from tracer.targets.php import Php
 
 _PAGE = mmap.PAGESIZE
+_BUCKET = struct.Struct("<IIQI4xQQ")  # hash, length of the name, name, length of the value, value, next
+_CHAIN = 16  # buckets looked at: a client may make its headers collide
 # E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h
 _FATAL_ERRORS = 1 | 4 | 16 | 64 | 256 | 4096
 
@@ -74,6 +77,31 @@ class PhpMemory:
         except OSError:
             return None
         return text.split(b"\0", 1)[0] or None
+
+    def parameter(self, name: bytes, limit: int) -> tuple[bytes, int] | None:
+        """A FastCGI parameter as PHP keeps it, cut at `limit`, and its length; None if there is none.
+
+        SG(server_context) is the first member of sapi_globals, and the fcgi_request under php-fpm and php-cgi;
+        fcgi_hash: main/fastcgi.c, PHP 7.4 to 8.2.
+        """
+        if self._php.sapi_globals is None:
+            return None
+        request = self._u64(self._bias + self._php.sapi_globals)
+        wanted = ((name[3] << 2) + (name[-2] << 4) + (name[-1] << 2) + len(name)) & 0xFFFF_FFFF
+        at = self._u64(request + FCGI_ENV + 8 * (wanted & 127)) if request else None
+        for _ in range(_CHAIN):
+            if not at:
+                break
+            try:
+                hashed, name_size, name_at, size, value_at, at = _BUCKET.unpack(
+                    read_memory(self._pid, at, _BUCKET.size)
+                )
+                if hashed == wanted and name_size == len(name) and read_memory(self._pid, name_at, name_size) == name:
+                    kept = min(size, limit)
+                    return (read_memory(self._pid, value_at, kept) if kept else b""), size
+            except (OSError, struct.error):
+                break
+        return None
 
     def status(self) -> int | None:
         """The HTTP status that was, or will be, sent; None if none was set."""

@@ -25,6 +25,7 @@ class Channel(enum.IntEnum):
     STACKS = 1  # a record of bpf/stackwire.h
     SAID = 2  # JSON: what became of attaching
     LOST = 3  # eight bytes: how many records were lost
+    UNARMED = 5  # eight bytes: how many workers could not be watched, having a handler of their own for SIGTRAP
     GIVEN_UP = 4  # eight bytes: how often a connection made no sense
 
 

@@ -49,14 +49,14 @@ class WorkerFiles:
         _, resident, shared, *_ = self._read("statm").split()
         return (int(resident) - int(shared)) * _PAGE
 
+    def vm(self) -> int:
+        """Address space in bytes."""
+        return int(self._read("statm").split()[0]) * _PAGE
+
     def faults(self) -> tuple[int, int]:
         """Minor and major page faults so far."""
         fields = self._stat()
         return int(fields[7]), int(fields[9])
-
-    def start_brk(self) -> int:
-        """Where its heap begins; 0 if that may not be seen."""
-        return int(self._stat()[44])
 
     def cpu_ns(self) -> int:
         """CPU time of its main thread; 0 on a kernel without CONFIG_SCHED_INFO."""
@@ -73,10 +73,3 @@ class WorkerFiles:
 
     def _read(self, name: str) -> bytes:
         return os.pread(self._files[name], _BYTES, 0)
-
-
-def heap_end(pid: int) -> int | None:
-    """The current break, as far as /proc/PID/maps shows it: to the page; None if it has no heap."""
-    with open(f"/proc/{pid}/maps", "rb") as maps:
-        ends = [int(line.split()[0].split(b"-")[1], 16) for line in maps if line.endswith(b"[heap]\n")]
-    return max(ends, default=None)

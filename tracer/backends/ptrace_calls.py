@@ -11,10 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # include/uapi/linux/ptrace.h, Linux 6.18
+_POKEUSER = 6
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
+_GETREGSET, _SETREGSET = 0x4204, 0x4205
+_NT_PRSTATUS = 1
+_DEBUGREG = 848  # offset of u_debugreg in struct user: arch/x86/include/asm/user_64.h
+_CONTROL = 7  # the debug register that enables the others
 _SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
 _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 
@@ -66,6 +72,8 @@ _libc.process_vm_readv.argtypes = (
     ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong
 )  # fmt: skip
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
+_libc.process_vm_writev.argtypes = _libc.process_vm_readv.argtypes
+_libc.process_vm_writev.restype = ctypes.c_ssize_t
 _info = _SyscallInfo()
 _info_at, _info_size = ctypes.addressof(_info), ctypes.sizeof(_info)
 _message = ctypes.c_ulong()
@@ -113,6 +121,42 @@ def resume_to_syscall(pid: int, signal: int = 0) -> None:
     _call(_SYSCALL, pid, 0, signal)
 
 
+class Registers(ctypes.Structure):
+    """struct user_regs_struct, x86-64."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
+            "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
+        )
+    )  # fmt: skip
+
+
+def registers(pid: int) -> Registers:
+    found = Registers()
+    iovec = _Iovec(ctypes.addressof(found), ctypes.sizeof(found))
+    _call(_GETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(iovec))
+    return found
+
+
+def set_registers(pid: int, wanted: Registers) -> None:
+    iovec = _Iovec(ctypes.addressof(wanted), ctypes.sizeof(wanted))
+    _call(_SETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(iovec))
+
+
+def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
+    """Has it stop with SIGTRAP before it executes any of up to four addresses; with none, never again.
+
+    By its debug registers, which stay as they are when the tracer dies: clear them before it is let go.
+    """
+    _call(_POKEUSER, pid, _DEBUGREG + 8 * _CONTROL, 0)
+    for number, address in enumerate(addresses):
+        _call(_POKEUSER, pid, _DEBUGREG + 8 * number, address)
+    if addresses:
+        _call(_POKEUSER, pid, _DEBUGREG + 8 * _CONTROL, sum(1 << 2 * number for number in range(len(addresses))))
+
+
 def detach(pid: int, signal: int = 0) -> None:
     """Lets it go on untraced; it has to be stopped."""
     _call(_DETACH, pid, 0, signal)
@@ -145,3 +189,13 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return buffer.raw[:got]
+
+
+def write_memory(pid: int, address: int, content: bytes) -> None:
+    """Overwrites its memory; OSError if it may not be written."""
+    buffer = ctypes.create_string_buffer(content, len(content))
+    local, remote = _Iovec(ctypes.addressof(buffer), len(content)), _Iovec(address, len(content))
+    done = _libc.process_vm_writev(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    if done != len(content):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

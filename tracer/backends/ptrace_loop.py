@@ -19,12 +19,14 @@ from types import FrameType
 
 from tracer.backends import StackOptions
 from tracer.backends import ptrace_calls as ptrace
+from tracer.backends.boundary_worker import BoundaryWorker
 from tracer.backends.php_memory import PhpMemory
 from tracer.backends.pipe import Channel, PipeWriter
 from tracer.backends.procfs import WorkerFiles
 from tracer.backends.stack_sender import StackSender
 from tracer.backends.stack_walk import Walker
 from tracer.backends.syscall_worker import SyscallWorker
+from tracer.backends.trap_handler import TrapHandler, drain_traps, may_call
 from tracer.backends.wire import PROCESS_EVENT, REPLACED, EventKind
 from tracer.errors import UnsupportedError
 from tracer.targets import processes
@@ -42,13 +44,18 @@ _ACCEPTING = ("43", "288")  # accept, accept4: arch/x86/entry/syscalls/syscall_6
 class TracingLoop:
     """Traces the workers of the targets until it is told to stop by SIGTERM, or its parent dies."""
 
-    def __init__(self, found: list[Target], out: PipeWriter, parent: int, stacks: StackOptions | None) -> None:
+    def __init__(
+        self, found: list[Target], out: PipeWriter, parent: int, stacks: StackOptions | None, *, boundaries: bool
+    ) -> None:
+        """With `boundaries`, breakpoints at a request's boundaries instead of stops at system calls."""
         self._targets = found
         self._stacks = stacks
+        self._boundaries = boundaries
+        self._handlers: dict[int, TrapHandler] = {}
         self._out = out
         self._parent = parent
         self._masters: dict[int, Target] = {}
-        self._workers: dict[int, SyscallWorker] = {}
+        self._workers: dict[int, SyscallWorker | BoundaryWorker] = {}
         self._of: dict[int, Target] = {}  # which target a worker belongs to
         self._new: set[int] = set()  # children of masters that have not yet waited for a connection
         self._biases: dict[int, int] = {}
@@ -130,6 +137,11 @@ class TracingLoop:
             return
         bias = self._bias(pid, target)
         memory = PhpMemory(pid, target.php, bias)
+        if self._boundaries and target.php.hooks is not None:
+            emit = self._deferred.append
+            self._of[pid] = target
+            self._workers[pid] = BoundaryWorker(pid, files, memory, target.php.hooks, bias, emit)
+            return
         sender = self._sender(pid, target, bias)
         on_call = None if sender is None else sender.memory_call
         self._of[pid] = target
@@ -177,7 +189,10 @@ class TracingLoop:
             return False
         try:
             if os.WIFSTOPPED(status):
+                stopping = self._stopping
                 self._stopped(pid, status >> 8 & 0xFF, status >> 16)
+                if self._stopping and not stopping and (pid in self._workers or pid in self._masters):
+                    ptrace.interrupt(pid)  # told to stop meanwhile, which may have gone under
             else:
                 self._ended(pid, status)
         except ProcessLookupError:
@@ -196,6 +211,8 @@ class TracingLoop:
             self._let_go(pid, number, event)
         elif number == _SYSCALL_STOP:
             self._at_syscall(pid)
+        elif number == signal.SIGTRAP and not event:
+            self._trapped(pid)
         elif event == ptrace.EVENT_STOP and number != signal.SIGTRAP:
             ptrace.listen(pid)
         elif event == ptrace.EVENT_FORK:
@@ -207,10 +224,40 @@ class TracingLoop:
         else:
             self._resume(pid, number)
 
+    def _trapped(self, pid: int) -> None:
+        """A breakpoint, or somebody else's SIGTRAP, which is passed on."""
+        worker = self._workers.get(pid)
+        ours = isinstance(worker, BoundaryWorker) and worker.at_breakpoint(ptrace.registers(pid).rip)
+        if ours and pid in self._new and not self._settle(pid):
+            return
+        self._resume(pid, 0 if ours else signal.SIGTRAP)
+
+    def _arm(self, pid: int, worker: BoundaryWorker) -> None:
+        """Sets the breakpoints of a worker at its first stop; without a handler it would be at risk, and is let be."""
+        worker.armed = True
+        owner = self._of[pid].master
+        key = owner.pid if owner is not None else pid
+        if key not in self._handlers:
+            self._handlers[key] = TrapHandler(pid)
+        worker.has_handler = self._handlers[key].install(pid)
+        if worker.has_handler:
+            ptrace.set_breakpoints(pid, worker.breakpoints)
+        else:
+            self._out.put(Channel.UNARMED, (1).to_bytes(8, "little"))
+
+    def _disarm(self, pid: int, worker: BoundaryWorker) -> None:
+        """Takes the handler out of a worker whose breakpoints are cleared, and that stands where it can be."""
+        worker.has_handler = False
+        owner = self._of[pid].master
+        others = drain_traps(pid)
+        self._handlers[owner.pid if owner is not None else pid].remove(pid)
+        for number in others:
+            os.kill(pid, number)
+
     def _at_syscall(self, pid: int) -> None:
         worker = self._workers.get(pid)
-        made = ptrace.syscall_stop(pid) if worker is not None else None
-        if worker is None or made is None:
+        made = ptrace.syscall_stop(pid) if isinstance(worker, SyscallWorker) else None
+        if not isinstance(worker, SyscallWorker) or made is None:
             self._resume(pid)
             return
         if isinstance(made, ptrace.Entry):
@@ -233,6 +280,9 @@ class TracingLoop:
         self._event(EventKind.TITLED, pid, title=title.encode("utf-8", "surrogateescape")[:64])
         if self._of[pid].wants(processes.pool_of(title)):
             return True
+        worker = self._workers[pid]
+        if isinstance(worker, BoundaryWorker):
+            ptrace.set_breakpoints(pid, ())  # the handler stays, and does nothing: it is not in a system call
         ptrace.detach(pid)
         self._forget(pid)
         return False
@@ -263,6 +313,7 @@ class TracingLoop:
     def _replaced(self, pid: int) -> None:
         if pid in self._masters:
             self._biases.pop(pid, None)
+            self._handlers.pop(pid, None)
             self._event(EventKind.EXECED, pid)
             self._resume(pid)
             return
@@ -285,7 +336,13 @@ class TracingLoop:
         self._deferred.append(lambda: event)
 
     def _resume(self, pid: int, number: int = 0) -> None:
-        if pid in self._workers:
+        worker = self._workers.get(pid)
+        if isinstance(worker, BoundaryWorker):
+            if not worker.armed and not number and _between(pid):
+                self._arm(pid, worker)
+            # Until it is armed, to the next system call: only there it can be.
+            (ptrace.resume if worker.armed else ptrace.resume_to_syscall)(pid, number)
+        elif worker is not None:
             ptrace.resume_to_syscall(pid, number)
         elif pid in self._masters:
             ptrace.resume(pid, number)
@@ -310,9 +367,24 @@ class TracingLoop:
 
     def _let_go(self, pid: int, number: int, event: int) -> None:
         worker = self._workers.get(pid)
+        is_signal = not event and number != _SYSCALL_STOP
+        if isinstance(worker, BoundaryWorker):
+            if is_signal and number == signal.SIGTRAP and worker.at_breakpoint(ptrace.registers(pid).rip):
+                is_signal = False
+            ptrace.set_breakpoints(pid, ())
+            group_stop = event == ptrace.EVENT_STOP and number != signal.SIGTRAP
+            if worker.has_handler and not group_stop:
+                if is_signal or not _between(pid):
+                    # In its next system call its handler can be taken away; should that block, it is interrupted.
+                    ptrace.resume_to_syscall(pid, number if is_signal else 0)
+                    if number == _SYSCALL_STOP:
+                        ptrace.interrupt(pid)
+                    return
+                self._disarm(pid, worker)
+        elif self._boundaries:
+            ptrace.set_breakpoints(pid, ())  # a daemon's new master was taken for a worker at first
         if worker is not None:
             worker.cut_off()
-        is_signal = not event and number != _SYSCALL_STOP
         ptrace.detach(pid, number if is_signal else 0)
         self._forget(pid)
         self._masters.pop(pid, None)
@@ -329,6 +401,14 @@ class TracingLoop:
     ) -> None:
         event = _event(kind, pid, parent=parent, exit_code=exit_code, boot_ns=boot_ns, title=title)
         self._deferred.append(lambda: event)
+
+
+def _between(pid: int) -> bool:
+    """Whether a stopped worker has made a system call, or waits in one that will be made again: there it can be
+    given another to make.
+    """
+    made = ptrace.syscall_stop(pid)
+    return not isinstance(made, ptrace.Entry) and may_call(ptrace.registers(pid))
 
 
 def _event(

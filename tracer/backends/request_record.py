@@ -114,3 +114,10 @@ class RunningRequest:
         )  # fmt: skip
         method = (self.method or b"")[:_METHOD_BYTES]
         return REQUEST.pack(*{**values, "method": method}.values()) + script + uri
+
+
+def end_alone(pid: int, nth: int, ended_ns: int) -> bytes:
+    """The record of a request that was running when tracing began: only its end was seen."""
+    values = dict.fromkeys((name for name, _ in REQUEST_FIELDS), 0)
+    values.update(kind=EventKind.REQUEST, pid=pid, nth=nth, flags=Flag.NO_START, ended_ns=ended_ns)
+    return REQUEST.pack(*{**values, "method": b""}.values())

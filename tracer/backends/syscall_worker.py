@@ -16,11 +16,11 @@ from typing import NamedTuple
 from tracer.backends.fastcgi import Begun, FastCgiReader, Params
 from tracer.backends.memory_calls import whole_pages
 from tracer.backends.php_memory import PhpMemory
-from tracer.backends.procfs import WorkerFiles, heap_end
+from tracer.backends.procfs import WorkerFiles
 from tracer.backends.ptrace_calls import Entry, Exit, read_memory
-from tracer.backends.request_record import RunningRequest
+from tracer.backends.request_record import RunningRequest, end_alone
 from tracer.backends.stackwire import Call
-from tracer.backends.wire import REQUEST, REQUEST_FIELDS, SCRIPT_MAX, URI_MAX, EventKind, Flag
+from tracer.backends.wire import SCRIPT_MAX, URI_MAX
 
 # arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
 _READ, _WRITE, _CLOSE = 0, 1, 3
@@ -90,6 +90,7 @@ class SyscallWorker:
         self._strange: set[int] = set()  # descriptors that were there before, and are no connections
         self._entry: Entry | None = None
         self._break: int | None = None
+        self._vm_at_brk = 0
 
     @property
     def in_request(self) -> bool:
@@ -101,6 +102,8 @@ class SyscallWorker:
 
     def at_entry(self, entry: Entry) -> None:
         self._entry = entry
+        if entry.number == _BRK and self._break is None:
+            self._vm_at_brk = self._files.vm()
         number, request = entry.number, self._request
         if request is not None and not request.script_found and not self._answered and request.layout_known:
             self._look_for_script(request)
@@ -199,8 +202,6 @@ class SyscallWorker:
         self.requests += 1
         self._busy = self._answered = False
         self._keep = keep
-        if self._break is None:
-            self._break = heap_end(self.pid) or self._files.start_brk()
         heap = self._memory.heap()
         before = self._files.memory()
         self._request = RunningRequest(
@@ -269,17 +270,18 @@ class SyscallWorker:
 
     def _emit_end_alone(self) -> None:
         self.requests += 1
-        values = dict.fromkeys((name for name, _ in REQUEST_FIELDS), 0)
-        values.update(kind=EventKind.REQUEST, pid=self.pid, nth=self.requests, flags=Flag.NO_START, ended_ns=_now())
-        self._emit(lambda: REQUEST.pack(*{**values, "method": b""}.values()))
+        pid, nth, now = self.pid, self.requests, _now()
+        self._emit(lambda: end_alone(pid, nth, now))
 
     # Memory calls
 
     def _memory_call(self, call: Call, arguments: tuple[int, ...], result: int) -> None:
         address, size, to, to_size = arguments[0], arguments[1], 0, 0
-        before = self._break or result
+        before = result
         if call is Call.BRK:
-            self._break = result
+            # Nothing says where the break was before the first call, but that the address space grew by what it did.
+            first = result - (self._files.vm() - self._vm_at_brk) if self._break is None else self._break
+            before, self._break = first, result
         request = self._request
         if request is None:
             return

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from tracer.analysis.ranking import GroupBy, Sort
-from tracer.backends import BACKENDS, StackOptions
+from tracer.backends import BACKENDS, PTRACE_MODES, StackOptions
 from tracer.errors import UsageError
 from tracer.facts import Weight
 from tracer.units import parse_duration, parse_size
@@ -73,6 +73,13 @@ def tracing(command: Command) -> Command:
         click.option("-c", "--count", type=click.IntRange(1), help="Stop after that many requests, of all workers."),
         click.option(
             "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True, help="How to trace."
+        ),
+        click.option(
+            "--ptrace-mode",
+            type=click.Choice(PTRACE_MODES),
+            default="syscalls",
+            show_default=True,
+            help="Where ptrace stops a worker: at its system calls, or by breakpoints at a request's boundaries.",
         ),
         click.option("--uri", metavar="GLOB", help="Keep only requests whose URI matches."),
         click.option("--script", metavar="GLOB", help="Keep only requests whose script matches."),

@@ -37,6 +37,7 @@ class Plan:
     keep_query: bool
     force: bool
     stacks: StackOptions | None = None
+    ptrace_mode: str = "syscalls"
 
     @classmethod
     def of(
@@ -53,6 +54,7 @@ class Plan:
         min_growth: int | None,
         query: str,
         force: bool,
+        ptrace_mode: str = "syscalls",
         stacks: bool = False,
         max_depth: int = 0,
         every: int = 0,
@@ -65,7 +67,7 @@ class Plan:
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
         options = StackOptions(max_depth, every, hz) if stacks else None
-        return cls(names, duration or None, count, backend, keep, query == "keep", force, options)
+        return cls(names, duration or None, count, backend, keep, query == "keep", force, options, ptrace_mode)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Attached:
 @contextlib.contextmanager
 def attached(plan: Plan) -> Iterator[Attached]:
     """Finds the targets and attaches to them; says with which backend, and what cannot be measured."""
-    choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks)
+    choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode)
     try:
         found = _attach(plan, choice)
     except (UnsupportedError, NotPermittedError) as exc:
@@ -111,7 +113,9 @@ def attached(plan: Plan) -> Iterator[Attached]:
             raise
         if choice.backend.name != "bpf":
             raise type(exc)(f"{exc} (Tried ptrace {choice.why})") from exc
-        choice = choose("ptrace", keep_query=plan.keep_query, stacks=plan.stacks, refused=exc)
+        choice = choose(
+            "ptrace", keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode, refused=exc
+        )
         found = _attach(plan, choice)
     try:
         shown = ", ".join(plan.names)

@@ -124,10 +124,15 @@ def file_mappings(pid: int) -> list[Mapping]:
 _LIBC = re.compile(r"libc(?:-\d[\d.]*\.so|\.so\.6)(?: \(deleted\))?")
 
 
+def is_libc(path: str) -> bool:
+    """Whether a mapped file is a C library, by its name."""
+    return _LIBC.fullmatch(os.path.basename(path)) is not None
+
+
 def open_libc(pid: int) -> Image | None:
     """The C library the process has mapped, by the mapping itself; None if it has none (static, musl)."""
     for mapping in file_mappings(pid):
-        if mapping.executable and _LIBC.fullmatch(os.path.basename(mapping.path)):
+        if mapping.executable and is_libc(mapping.path):
             return open_image(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping.path)
     return None
 
