@@ -128,12 +128,12 @@ static __always_inline bool enter(struct place *at)
 	}
 	if (at->stacked->busy)
 		return false;
+	*(volatile u32 *)&at->stacked->busy = 1;
 	if (at->stacked->nth != at->nth) {
 		flush(at->pid, at->stacked);
 		at->stacked->nth = at->nth;
 		at->stacked->zend_last = 0;
 	}
-	*(volatile u32 *)&at->stacked->busy = 1;
 	return true;
 }
 
@@ -485,8 +485,11 @@ int on_end(struct pt_regs *ctx)
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 	struct stacked *s = stacked.lookup(&pid);
 
-	if (s)
+	if (s) {
+		*(volatile u32 *)&s->busy = 1;
 		flush(pid, s);
+		*(volatile u32 *)&s->busy = 0;
+	}
 	return 0;
 }
 
@@ -502,6 +505,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	s = stacked.lookup(&pid);
 	if (!s)
 		return 0;
+	*(volatile u32 *)&s->busy = 1;
 	flush(pid, s);
 	stacked.delete(&pid);
 	return 0;

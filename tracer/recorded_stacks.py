@@ -37,7 +37,7 @@ TABLES = {
 }
 # Distinct frames, and stacks, that are kept: a script may make up function names without end.
 _MOST = 500_000
-_MOST_FRAMES = 4096  # of one stack, when read: a forged file may have a cycle
+_MOST_FRAMES = 1025  # of one stack, when read, one mark included: a forged file may have a cycle
 _MOST_KNOWN = 4_000_000  # frames of stacks that are kept together, when read
 _KINDS = frozenset(kind.value for kind in FrameKind)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from conftest import Fpm, Tracer
 
 from tracer.backends.bpf import BpfBackend
 from tracer.backends.ptrace import PtraceBackend
-from tracer.facts import Request
 
 KIB = 1024
 # (script, query string): each is run on a worker that has seen it before.
@@ -36,41 +35,29 @@ EQUAL = ("uri", "script", "method", "status", "ending", "map_bytes", "map_calls"
 CALLS = {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"}
 
 
-@pytest.fixture(scope="module", params=["bpf", "syscalls", "boundaries"])
-def seen(request: pytest.FixtureRequest, start_fpm: Callable[..., Fpm]) -> Iterator[tuple[str, list[Request]]]:
-    """What a backend says of the workload, the second time it is run."""
+@pytest.mark.parametrize("mode", ["syscalls", "boundaries"])
+def test_both_backends_say_the_same_of_the_same_requests(start_fpm: Callable[..., Fpm], mode: str) -> None:
+    """Both at once on one worker: another worker's heap begins at another place, and grows by another page."""
     fpm = start_fpm(www="pm = static\npm.max_children = 1")
     for script, query in WORKLOAD:
         fpm.get(script, QUERY_STRING=query)
-    backend = BpfBackend() if request.param == "bpf" else PtraceBackend(boundaries=request.param == "boundaries")
-    tracer = Tracer(str(fpm.master), backend=backend)
+    ptrace = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=mode == "boundaries"))
+    bpf = Tracer(str(fpm.master), backend=BpfBackend())
     for script, query in WORKLOAD:
         fpm.get(script, QUERY_STRING=query, REQUEST_URI=f"/{script}?{query}")
-    found = tracer.next(len(WORKLOAD))
-    tracer.close()
-    return request.param, [fact._replace(script=(fact.script or "").rpartition("/")[2] or None) for fact in found]
+    pairs = list(zip(bpf.next(len(WORKLOAD)), ptrace.next(len(WORKLOAD)), strict=True))
+    bpf.close()
+    ptrace.close()
 
-
-_FOUND: dict[str, list[Request]] = {}
-
-
-def test_a_backend_sees_the_workload(seen: tuple[str, list[Request]]) -> None:
-    name, requests = seen
-    _FOUND[name] = requests
-
-    assert [request.uri for request in requests] == [f"/{script}" for script, _ in WORKLOAD]
-    assert all(request.complete for request in requests)
-
-
-@pytest.mark.parametrize("mode", ["syscalls", "boundaries"])
-def test_both_say_the_same(mode: str) -> None:
+    assert [ours.uri for ours, _ in pairs] == [f"/{script}" for script, _ in WORKLOAD]
+    assert all(request.complete for pair in pairs for request in pair)
     differing = {}
-    for bpf, ptrace in zip(_FOUND["bpf"], _FOUND[mode], strict=True):
+    for ours, theirs in pairs:
         for field in EQUAL if mode == "syscalls" else sorted(set(EQUAL) - CALLS):
-            if getattr(bpf, field) != getattr(ptrace, field):
-                differing[bpf.uri, bpf.nth, field] = getattr(bpf, field), getattr(ptrace, field)
+            if getattr(ours, field) != getattr(theirs, field):
+                differing[ours.uri, ours.nth, field] = getattr(ours, field), getattr(theirs, field)
         for field in ("growth", "native_growth"):
-            ours, theirs = getattr(bpf, field), getattr(ptrace, field)
-            if ours is None or theirs is None or abs(ours - theirs) > 8 * KIB:
-                differing[bpf.uri, bpf.nth, field] = ours, theirs
+            one, other = getattr(ours, field), getattr(theirs, field)
+            if one is None or other is None or abs(one - other) > 8 * KIB:
+                differing[ours.uri, ours.nth, field] = one, other
     assert differing == {}

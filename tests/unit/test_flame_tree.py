@@ -128,10 +128,16 @@ def test_what_was_given_back_in_a_place_takes_no_bytes_from_others_and_is_counte
     assert builder.given_back == 101
 
 
-def test_what_is_given_back_in_the_place_where_it_was_added_is_taken_off():
-    builder = built((request(), [((MAIN,), 101, 1)]), (request(), [((MAIN,), -13, 1)]))
+def test_what_a_request_gives_back_where_it_was_added_is_taken_off():
+    builder = built((request(), [((MAIN,), 101, 1), ((MAIN,), -13, 1)]))
 
     assert (builder.finish().bytes, builder.given_back) == (88, 0)
+
+
+def test_what_one_request_gives_back_makes_anothers_growth_no_less():
+    builder = built((request(), [((MAIN,), 101, 1)]), (request(), [((MAIN,), -13, 1)]))
+
+    assert (builder.finish().bytes, builder.given_back) == (101, 13)
 
 
 def test_a_place_at_which_more_was_given_back_than_added_is_not_shown():
@@ -148,17 +154,19 @@ def test_samples_are_added_up_through_the_callers():
 @PROPERTY
 @given(st.lists(GROWN, max_size=7))
 def test_a_node_has_what_was_added_in_it_and_in_all_it_called(requests):
-    expected: dict[tuple[str, ...], int] = {}
+    nets: list[int] = []
     for grown in requests:
+        expected: dict[tuple[str, ...], int] = {}
         for stack, size, _ in grown:
             names = tuple(frame.name for frame in stack)
             expected[names] = expected.get(names, 0) + size
+        nets += expected.values()
     builder = built(*((request(), grown) for grown in requests))
 
     root = builder.finish()
 
-    assert root.bytes == sum(size for size in expected.values() if size > 0)
-    assert builder.given_back == -sum(size for size in expected.values() if size < 0)
+    assert root.bytes == sum(size for size in nets if size > 0)
+    assert builder.given_back == -sum(size for size in nets if size < 0)
     assert sum(path[-1].own for path in paths(root)) == root.bytes
     for node in (root, *every(root).values()):
         assert node.bytes == max(0, node.own) + sum(child.bytes for child in node.children.values())

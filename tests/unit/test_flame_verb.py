@@ -112,7 +112,7 @@ def test_what_no_look_at_zends_heap_saw_is_shown_as_such(run, path):
     _, out, err = run("flame", "--weight", "zend", "--format", "folded", path)
 
     assert "/leak/{n};/srv/www/index.php;[not sampled] 7" in out.splitlines()
-    assert "[not sampled]: what came after a request's last sample." in err
+    assert "[not sampled]: what came after a request's last one." in err
 
 
 def test_what_the_workers_kept_stands_where_it_was_added(run, path):

@@ -48,7 +48,7 @@ class Node:
     samples: int = 0
     before: int | None = None
     children: dict[str, Node] = dataclasses.field(default_factory=dict)  # by detail
-    own: int = 0  # signed: of bytes, what was added right here; negative if more was given back
+    own: int = 0  # of bytes, what was added right here
     own_before: int = 0
     own_samples: int = 0
 
@@ -82,7 +82,7 @@ class FlameBuilder:
         self.requests = 0
         self.requests_kept = 0  # that left something behind
         self.requests_before = 0
-        self.given_back = 0  # bytes: what stacks gave back beyond what they added
+        self.given_back = 0  # bytes: what stacks gave back beyond what they added in the same request
         self.unsampled = 0  # bytes without a stack: no event fell into them
         self.unreadable = 0  # bytes whose stack could not be read to its end, or was lost
 
@@ -90,7 +90,10 @@ class FlameBuilder:
         self.requests += 1
         self.requests_kept += self._kept and (request.native_growth or 0) > 0
         base = self._base(request)
-        for stack, size, samples in self._weighed(request, grown):
+        for stack, (size, samples) in self._netted(request, grown).items():
+            if size < 0:
+                self.given_back -= size
+                continue
             node = _below(base, stack)
             node.own += size
             node.own_samples += samples
@@ -99,21 +102,21 @@ class FlameBuilder:
         """The same of the recording that is compared with."""
         self.requests_before += 1
         base = self._base(request)
-        for stack, size, _ in self._weighed(request, grown):
-            _below(base, stack).own_before += size
+        for stack, (size, _) in self._netted(request, grown).items():
+            if size > 0:
+                _below(base, stack).own_before += size
 
     def finish(self) -> Node:
         """The tree's root. In a difference, what was before is scaled to as many requests as there are now."""
         scale = self.requests / self.requests_before if self.requests_before and self.requests else 1.0
         for node in _upwards(self._root):
-            node.bytes = max(0, node.own) + sum(child.bytes for child in node.children.values())
+            node.bytes = node.own + sum(child.bytes for child in node.children.values())
             node.samples = node.own_samples + sum(child.samples for child in node.children.values())
-            self.given_back += max(0, -node.own)
             if self._difference:
-                own = max(0, round(node.own_before * scale))
+                own = round(node.own_before * scale)
                 node.before = own + sum(child.before or 0 for child in node.children.values())
             if node.label == NOT_SAMPLED.name and node.kind is Kind.MARK:
-                self.unsampled += max(0, node.own)
+                self.unsampled += node.own
             node.children = {
                 name: child
                 for name, child in sorted(node.children.items(), key=lambda item: (-item[1].bytes, item[0]))
@@ -126,6 +129,14 @@ class FlameBuilder:
         route = "(unknown uri)" if request.uri is None else route_of(request.uri)
         script = "(no script)" if request.script is None else request.script
         return _child(_child(self._root, Kind.ROUTE, route, route), Kind.SCRIPT, script, script)
+
+    def _netted(self, request: Request, grown: Grown) -> dict[tuple[Frame, ...], tuple[int, int]]:
+        """(bytes, samples) by stack. Each request by itself: what one gave back makes another's growth no less."""
+        found: dict[tuple[Frame, ...], tuple[int, int]] = {}
+        for stack, size, samples in self._weighed(request, grown):
+            known = found.get(stack, (0, 0))
+            found[stack] = known[0] + size, known[1] + samples
+        return found
 
     def _weighed(self, request: Request, grown: Grown) -> Iterator[tuple[tuple[Frame, ...], int, int]]:
         if self._kept:

@@ -75,8 +75,9 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
             Weight.MAPPED: "What a script unmaps again is taken off where it was mapped. Given back besides, at the"
             f" end of requests or of what earlier ones had left: {show_bytes(builder.given_back)}. Address space need"
             " not be in use: Zend takes it 2 MiB at a time.",
-            Weight.ZEND: "[not sampled]: what came after a request's last sample. Given back by other code than took"
-            f" it: {show_bytes(builder.given_back)}.",
+            Weight.ZEND: "What was allocated since the last look is put down to what runs at the look. [not sampled]:"
+            f" what came after a request's last one. Given back by other code than took it:"
+            f" {show_bytes(builder.given_back)}.",
         }[weight]
     ]
     if kept:
@@ -84,7 +85,9 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
         lines = [
             f"Scaled, request by request, to what the worker kept of it (native growth): {builder.requests_kept:,} of"
             f" {builder.requests:,} requests kept something. [not sampled]: {show_bytes(builder.unsampled)} were kept"
-            " by requests into which no sample fell."
+            " by requests into which no sample fell.",
+            "It shows where the request's memory was first touched: where one function frees what another then keeps,"
+            " the one that freed it may stand for the other.",
         ]
     if diff:
         title += ": difference"
