@@ -64,6 +64,8 @@ class Plan:
         names = (*targets, *map(str, pids))
         if not names:
             raise UsageError("name a target: php-fpm (every master on this host), php-fpm:POOL, or a PID")
+        if backend == "bpf" and ptrace_mode != "syscalls":
+            raise UsageError("--ptrace-mode is about --backend ptrace, or auto where that falls back to it")
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
         options = StackOptions(max_depth, every, hz) if stacks else None
