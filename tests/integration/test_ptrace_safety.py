@@ -197,7 +197,11 @@ def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm], boundaries
     requests = tracer.next(11)
     tracer.close()
 
-    assert [request.uri for request in requests] == ["/before", *(f"/after/{number}" for number in range(10))]
+    # Of two workers: whose request comes first is nobody's promise.
+    assert sorted(request.uri or "" for request in requests) == [
+        *(f"/after/{number}" for number in range(10)),
+        "/before",
+    ]
     assert all(request.zend_peak for request in requests)
     assert all(request.script for request in requests)
 
