@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -155,10 +155,22 @@ def drop_capability() -> None:
     ctypes.CDLL(None).prctl(24, 19, 0, 0, 0)
 
 
+@pytest.fixture
+def undumpable() -> Iterator[int]:
+    """The PID of a process that nobody may look into without CAP_SYS_PTRACE, not even its own user (prctl(2))."""
+    program = "import ctypes, signal; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); print(flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process.pid
+    process.kill()
+    process.communicate()
+
+
 @pytest.mark.parametrize("verb", ["attach", "record"])
-def test_tracing_without_the_rights_is_exit_code_4(verb, tmp_path):
+def test_tracing_without_the_rights_is_exit_code_4(verb, tmp_path, undumpable):
     ended = subprocess.run(
-        [sys.executable, "-m", "tracer", verb, "-o", tmp_path / "r.phptrace", "php-fpm"],
+        [sys.executable, "-m", "tracer", verb, "-o", tmp_path / "r.phptrace", str(undumpable)],
         capture_output=True, text=True, cwd=ROOT, preexec_fn=drop_capability,
     )  # fmt: skip
 
