@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +47,11 @@ def writer(ends: Ends) -> PipeWriter:
 @pytest.fixture
 def reader(ends: Ends) -> PipeReader:
     return PipeReader(ends.read_fd)
+
+
+def read_all(reader: PipeReader, found: list[tuple[Channel, bytes]]) -> None:
+    while not reader.ended:
+        found += reader.records(1.0)
 
 
 def drained(writer: PipeWriter, reader: PipeReader) -> list[tuple[Channel, bytes]]:
@@ -238,3 +244,18 @@ def test_after_the_end_the_reader_does_not_wait(ends, reader):
 def test_a_reader_waits_no_longer_than_it_is_told(reader):
     with within(5):
         assert reader.records(0.013) == []
+
+
+def test_what_was_lost_is_told_in_the_last_flush_too(writer, reader, ends):
+    fill(writer)
+    for _ in range(7):
+        writer.put(Channel.REQUESTS, b"one more")
+    found: list[tuple[Channel, bytes]] = []
+    with within(20):
+        thread = threading.Thread(target=read_all, args=(reader, found))
+        thread.start()
+        writer.flush(20.0)
+        ends.close(ends.write_fd)
+        thread.join()
+
+    assert found[-1] == (Channel.LOST, (7).to_bytes(8, "little"))

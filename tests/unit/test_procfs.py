@@ -6,6 +6,7 @@ import mmap
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,3 +145,21 @@ def test_closing_closes_every_file_and_may_be_done_twice():
 
     assert len(during) - len(before) == 4
     assert open_files() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in as many groups as it likes")
+def test_a_process_in_thousands_of_groups_has_its_memory_read():
+    groups = list(range(100_000, 110_000))
+    command = ["import os, signal", f"os.setgroups({groups!r})", "print(flush=True)", "signal.pause()"]
+    with subprocess.Popen([sys.executable, "-c", "; ".join(command)], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.readline()
+        opened = WorkerFiles(started.pid)
+        try:
+            memory = opened.memory()
+        finally:
+            opened.close()
+            started.kill()
+
+    assert memory.anon > 1 << 20
+    assert memory.vm > memory.anon

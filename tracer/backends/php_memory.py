@@ -12,6 +12,7 @@ from tracer.targets.php import Php
 
 _PAGE = mmap.PAGESIZE
 _BUCKET = struct.Struct("<IIQI4xQQ")  # hash, length of the name, name, length of the value, value, next
+_STACK_PAGE = 256 << 10  # ZEND_VM_STACK_PAGE_SIZE, Zend/zend_execute.c
 _CHAIN = 16  # buckets looked at: a client may make its headers collide
 # E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h
 _FATAL_ERRORS = 1 | 4 | 16 | 64 | 256 | 4096
@@ -51,6 +52,24 @@ class PhpMemory:
             return HeapFigures(*(struct.unpack_from("<q", content, place - first)[0] for place in places))
         except (OSError, struct.error):
             return None
+
+    def in_request(self) -> bool | None:
+        """Whether a request runs, or has not been cleared away; None if Zend's heap cannot be read.
+
+        zend_vm_stack_init() allocates the first page of the stack when a request begins (Zend/zend_execute.c);
+        zend_mm_shutdown(), the last of php_request_shutdown(), sets the peak to 0 (Zend/zend_alloc.c, PHP 7.4 to 8.5).
+        A worker that has not served yet may have a peak of some bytes from PHP's own start.
+        """
+        heap = self.heap()
+        return None if heap is None else heap.peak >= _STACK_PAGE
+
+    def runs_script(self) -> bool | None:
+        """Whether a PHP function is being executed, EG(current_execute_data); None if that cannot be read."""
+        layout, globals_at = self._php.stack, self._php.executor_globals
+        if layout is None or globals_at is None:
+            return None
+        current = self._u64(self._bias + globals_at + layout.eg_current_execute_data)
+        return None if current is None else current != 0
 
     @property
     def knows_globals(self) -> bool:

@@ -25,8 +25,10 @@ class Channel(enum.IntEnum):
     STACKS = 1  # a record of bpf/stackwire.h
     SAID = 2  # JSON: what became of attaching
     LOST = 3  # eight bytes: how many records were lost
-    UNARMED = 5  # eight bytes: how many workers could not be watched, having a handler of their own for SIGTRAP
     GIVEN_UP = 4  # eight bytes: how often a connection made no sense
+    UNARMED = 5  # eight bytes: how many workers could not be watched, having a handler of their own for SIGTRAP
+    ABANDONED = 6  # text: why one worker is watched no longer
+    FAILED = 7  # text: why nobody is
 
 
 class PipeWriter:
@@ -57,10 +59,10 @@ class PipeWriter:
 
     def flush(self, timeout_s: float = 0.0) -> None:
         """Writes what there is room for, waiting up to that long for some. BrokenPipeError if nobody reads."""
-        if self._lost and self._bytes <= _MOST_WAITING // 2:
-            lost, self._lost = self._lost, 0
-            self.put(Channel.LOST, lost.to_bytes(8, "little"))
-        while self._waiting:
+        while self._waiting or self._lost:
+            if self._lost and self._bytes <= _MOST_WAITING // 2:
+                lost, self._lost = self._lost, 0
+                self.put(Channel.LOST, lost.to_bytes(8, "little"))
             try:
                 written = os.write(self._fd, self._waiting[0])
             except BlockingIOError:

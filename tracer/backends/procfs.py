@@ -37,10 +37,11 @@ class WorkerFiles:
             raise
 
     def memory(self) -> Memory:
+        """KeyError of a process that has given its memory up, and is about to end."""
         lines = self._read("status").splitlines()
         fields = {name: value for name, _, value in (line.partition(b":") for line in lines)}
         anon, file, shmem, vm = (
-            int(fields.get(name, b"0").split()[0]) * 1024 for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSize")
+            int(fields[name].split()[0]) * 1024 for name in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSize")
         )
         return Memory(anon, file, shmem, vm)
 
@@ -72,4 +73,10 @@ class WorkerFiles:
         return stat[stat.rindex(b")") + 2 :].split()
 
     def _read(self, name: str) -> bytes:
-        return os.pread(self._files[name], _BYTES, 0)
+        content = os.pread(self._files[name], _BYTES, 0)
+        while len(content) % _BYTES == 0 and content:  # a process may be in 65,536 groups, all of them in `status`
+            more = os.pread(self._files[name], _BYTES, len(content))
+            if not more:
+                break
+            content += more
+        return content

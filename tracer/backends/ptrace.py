@@ -55,6 +55,8 @@ _NO_CALLS = "not measured: mmap and brk calls: with breakpoints, no system call 
 _MAPPED_ONLY = (
     "stacks: of mmap, mremap and brk alone (--weight mapped): page faults and Zend's heap cannot be sampled with ptrace"
 )
+_ABANDONED = "workers: watched no longer, since "
+_UNEXPLAINED = "workers: something else was tracing them when tracing began (php-fpm's slowlog, another tracer)"
 _LACKING = (
     "not measured: zend_used_end, memory_limit: with ptrace, the end of the script is not seen",
     "not told from a plain end: exit(): with ptrace, no call inside PHP is seen",
@@ -75,6 +77,8 @@ class PtraceBackend:
         self._keep_query = keep_query
         self._stack_options = stacks
         self._tracer: int | None = None  # the pid of the process that traces
+        self._status: int | None = None  # what waitpid() said of its end
+        self._failed = ""  # why it gave up
         self._undo = contextlib.ExitStack()
         self._lacking: list[str] = []
         self._pending: list[Fact] = []
@@ -98,6 +102,11 @@ class PtraceBackend:
         if stopped is not None:
             raise NotPermittedError(f"{stopped}. {GRANTS}")
         for target in targets:
+            if not target.speaks_fastcgi:
+                raise UnsupportedError(
+                    f"{target.named} is PHP's {ascii(target.sapi)[1:-1]}: with ptrace, requests are found by FastCGI,"
+                    " which php-fpm and php-cgi speak. Use --backend bpf"
+                )
             if self._boundaries:
                 self._check_boundaries(target)
             for process in target.processes:
@@ -127,8 +136,10 @@ class PtraceBackend:
                 refused = refusal(pid)
                 if refused is not None:
                     raise refused
-                if code not in (errno.ESRCH, errno.EPERM):
+                if code != errno.EPERM:
                     raise UnsupportedError(f"cannot trace process {pid}: {os.strerror(code)}")
+            if said["failed"]:
+                self._pending.append(Loss(time.time_ns(), len(said["failed"]), _UNEXPLAINED))
             if not said["workers"] and not said["masters"]:
                 raise TargetGoneError(
                     f"{', '.join(target.named for target in targets)} ended before it could be traced"
@@ -142,6 +153,7 @@ class PtraceBackend:
             time.sleep(max(0.0, min(_POLL_S, deadline - time.monotonic())))
             facts, self._pending = self._pending + self._take(0.0), []
             if self._reader.ended and self._tracer is not None and (self._roster.workers or self._roster.masters):
+                self._pending = facts
                 raise IncompleteError(f"the process that traces has ended{self._why()}; the workers go on untraced")
             if facts or time.monotonic() >= deadline:
                 return facts
@@ -150,8 +162,7 @@ class PtraceBackend:
         if self._tracer is None:
             self._undo.close()
             return []
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._tracer, signal.SIGTERM)
+        self._tell_tracer(signal.SIGTERM)
         facts, self._pending = self._pending, []
         deadline = time.monotonic() + _CLOSE_S
         while not self._reader.ended and time.monotonic() < deadline:
@@ -179,6 +190,8 @@ class PtraceBackend:
         """Forks the process that traces. It inherits what is known of the targets, and nothing that runs."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
+        # Until it has a handler of its own: with the one it inherits, it would go on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -189,6 +202,7 @@ class PtraceBackend:
                 code = 0
             finally:
                 os._exit(code)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(writing)
         self._tracer = pid
         self._undo.callback(os.close, reading)
@@ -226,34 +240,46 @@ class PtraceBackend:
                         facts += self._book.growths(fact.pid, fact.nth)
             elif channel is Channel.STACKS:
                 self._book.take(record)
+            elif channel is Channel.ABANDONED:
+                why = ascii(record.decode("utf-8", "replace"))[1:-1]
+                facts.append(Loss(time.time_ns(), 1, f"{_ABANDONED}{why}"))
+            elif channel is Channel.FAILED:
+                self._failed = ascii(record.decode("utf-8", "replace"))[1:-1]
             elif channel in _WHY_LOST:
                 facts.append(Loss(time.time_ns(), int.from_bytes(record, "little"), _WHY_LOST[channel]))
         return facts
 
     def _end_tracer(self) -> None:
         """Waits for it, which has been told to stop, or is made to: SIGKILL harms no worker."""
-        pid, self._tracer = self._tracer, None
-        if pid is None:
+        if self._tracer is None:
             return
         deadline = time.monotonic() + (0.0 if self._reader.ended else _CLOSE_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(pid, os.WNOHANG) == (0, 0):
-                if time.monotonic() > deadline:
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                    return
-                time.sleep(0.01)
+        self._tell_tracer(signal.SIGTERM)
+        while self._status is None and time.monotonic() <= deadline:
+            self._reap(os.WNOHANG)
+            time.sleep(0.01)
+        self._tell_tracer(signal.SIGKILL)
+        self._reap(0)
+        self._tracer = None
+
+    def _tell_tracer(self, number: int) -> None:
+        """Nobody else, if it has ended and was waited for: its pid may be another's by now."""
+        if self._tracer is not None and self._status is None:
+            os.kill(self._tracer, number)
+
+    def _reap(self, options: int) -> None:
+        """Whether it has ended, and how."""
+        if self._tracer is not None and self._status is None:
+            pid, status = os.waitpid(self._tracer, options)
+            self._status = status if pid else None
 
     def _why(self) -> str:
         """How the process that traces ended, if it did."""
-        if self._tracer is None:
+        self._reap(os.WNOHANG)
+        if self._failed:
+            return f" ({self._failed})"
+        if self._status is None:
             return ""
-        with contextlib.suppress(ChildProcessError):
-            pid, status = os.waitpid(self._tracer, os.WNOHANG)
-            if pid and os.WIFSIGNALED(status):
-                return f" (killed by {signal.Signals(os.WTERMSIG(status)).name})"
-            if pid:
-                return f" (exit code {os.waitstatus_to_exitcode(status)})"
-        return ""
+        if os.WIFSIGNALED(self._status):
+            return f" (killed by {signal.Signals(os.WTERMSIG(self._status)).name})"
+        return f" (exit code {os.waitstatus_to_exitcode(self._status)})"

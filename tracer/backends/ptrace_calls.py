@@ -18,7 +18,8 @@ from typing import NamedTuple
 _POKEUSER = 6
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
-_NT_PRSTATUS = 1
+_NT_PRSTATUS, _NT_PRFPREG = 1, 2
+_FLOAT_BYTES = 512
 _DEBUGREG = 848  # offset of u_debugreg in struct user: arch/x86/include/asm/user_64.h
 _CONTROL = 7  # the debug register that enables the others
 _SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
@@ -143,6 +144,14 @@ def registers(pid: int) -> Registers:
 def set_registers(pid: int, wanted: Registers) -> None:
     iovec = _Iovec(ctypes.addressof(wanted), ctypes.sizeof(wanted))
     _call(_SETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(iovec))
+
+
+def float_registers(pid: int) -> bytes:
+    """struct user_fpregs_struct, x86-64: an FXSAVE image, with the control words that a script may have set."""
+    found = ctypes.create_string_buffer(_FLOAT_BYTES)
+    iovec = _Iovec(ctypes.addressof(found), _FLOAT_BYTES)
+    _call(_GETREGSET, pid, _NT_PRFPREG, ctypes.addressof(iovec))
+    return found.raw
 
 
 def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from tracer.backends.stackwire import (
 from tracer.backends.syscall_worker import MemoryCallMade
 
 _FIRST_HASH = 16  # HASHES_RESERVED
+_MOST_STACKS = 16384  # a request; what comes then is [stack lost]
 
 
 class StackSender:
@@ -54,6 +55,8 @@ class StackSender:
         known = self._stacks.get(walked)
         if known is not None:
             return known
+        if len(self._stacks) >= _MOST_STACKS:
+            return HASH_LOST
         frames = b""
         for frame in walked.frames:
             number = self._function(frame[0]) if frame is not None else 0

@@ -1,8 +1,9 @@
 """One worker, watched by its system calls alone: no symbols are needed to see where a request begins and ends.
 
-A request begins when the worker has read its last FastCGI parameter, before php_request_startup(); it is
-over when the worker accepts or reads the next, after php_request_shutdown(). Its answer ends with an
-END_REQUEST record, written in sapi_deactivate() (main/main.c, PHP 8.2): there Zend's heap is still live.
+A request begins when the worker has read its last FastCGI parameter, before php_request_startup(). Its answer
+ends with an END_REQUEST record, written in sapi_deactivate() (main/main.c, PHP 8.2): there Zend's heap is still
+live. It is over at the first system call after zend_mm_shutdown(), the last of php_request_shutdown(); where
+Zend's heap is not known, when the worker accepts or reads the next.
 """
 
 from __future__ import annotations
@@ -85,20 +86,15 @@ class SyscallWorker:
         self._busy = busy
         self._request: RunningRequest | None = None
         self._answered = False
+        self._script_ended = False
+        self._heap_tells = False  # of the end of this request: not with USE_ZEND_ALLOC=0
+        self._listening: int | None = None
         self._keep = False
         self._connections: dict[int, _Connection] = {}
         self._strange: set[int] = set()  # descriptors that were there before, and are no connections
         self._entry: Entry | None = None
         self._break: int | None = None
         self._vm_at_brk = 0
-
-    @property
-    def in_request(self) -> bool:
-        return self._request is not None
-
-    @property
-    def nth(self) -> int:
-        return self.requests
 
     def at_entry(self, entry: Entry) -> None:
         self._entry = entry
@@ -107,19 +103,19 @@ class SyscallWorker:
         number, request = entry.number, self._request
         if request is not None and not request.script_found and not self._answered and request.layout_known:
             self._look_for_script(request)
-        if number in _ACCEPTING:
+        if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
             self.accepts = True
             self._end()
-        elif self._request is None:
+        elif request is None:
             return
         elif self._answered:
-            if self._keep and number == _READ and entry.arguments[0] in self._connections:
+            kept = self._keep and number == _READ and entry.arguments[0] in self._connections
+            if kept or (self._heap_tells and not self._memory.in_request()):
                 self._end()
             else:
-                self._look_at_teardown()
+                self._look_at_teardown(request)
         elif number in _WRITING and entry.arguments[0] in self._connections and self._is_end(entry.arguments):
-            self._answered = True
-            self._finish_script()
+            self._answer(request)
 
     def at_exit(self, made: Exit) -> None:
         entry, self._entry = self._entry, None
@@ -129,7 +125,7 @@ class SyscallWorker:
         # Not recvfrom(): fcgi_close() drains with it what nobody is to read (main/fastcgi.c, PHP 8.2).
         if number == _READ:
             self._read(arguments[0], arguments[1], arguments[2], made.result)
-        elif number in _ACCEPTING:
+        elif number in _ACCEPTING and arguments[0] == self._listening:
             self._connections[made.result] = _Connection()
             self._strange.discard(made.result)
         elif number == _CLOSE:
@@ -156,6 +152,12 @@ class SyscallWorker:
         self._files.close()
 
     # Requests
+
+    def _is_listening(self, descriptor: int) -> bool:
+        """Whether that is where requests come in: a script may accept connections, too, as ext/ftp does."""
+        if self._listening is None and not self._memory.in_request():
+            self._listening = descriptor
+        return descriptor == self._listening
 
     def _read(self, descriptor: int, address: int, wanted: int, size: int) -> None:
         connection = self._connection(descriptor, wanted)
@@ -200,7 +202,7 @@ class SyscallWorker:
         prefix = _PROXY.match(script.text) if script else None
         proxied = prefix.end() if prefix else 0
         self.requests += 1
-        self._busy = self._answered = False
+        self._busy = self._answered = self._script_ended = False
         self._keep = keep
         heap = self._memory.heap()
         before = self._files.memory()
@@ -232,16 +234,15 @@ class SyscallWorker:
             return False
         return tail[:2] == b"\x01\x03" and tail[4:6] == b"\x00\x08"
 
-    def _finish_script(self) -> None:
-        request = self._request
-        if request is None:
-            return
+    def _answer(self, request: RunningRequest) -> None:
+        """The answer is complete. fastcgi_finish_request() answers, and the script goes on."""
+        self._answered = True
+        self._script_ended = not self._memory.runs_script()
+        self._heap_tells = bool(self._memory.in_request())
         request.status = self._memory.status()
-        if request.script_found:
-            request.fatal = self._memory.ended_by_error()
-        elif request.layout_known:
+        if not request.script_found and request.layout_known:
             request.script, request.script_bytes = None, 0  # a 404: PHP was asked for a file, and ran none
-        self._look_at_teardown()
+        self._look_at_teardown(request)
 
     def _look_for_script(self, request: RunningRequest) -> None:
         """What PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
@@ -249,14 +250,12 @@ class SyscallWorker:
         if found is not None:
             request.script, request.script_bytes, request.script_found = found, len(found), True
 
-    def _look_at_teardown(self) -> None:
-        """Again and again until Zend's allocator has been reset: fastcgi_finish_request() answers, and goes on."""
-        request = self._request
-        if request is None:
-            return
+    def _look_at_teardown(self, request: RunningRequest) -> None:
+        """Again and again until Zend's allocator has been reset; a script that goes on may meet its fatal error yet."""
         heap = self._memory.heap()
         if heap is None or heap.peak > 0:
             request.at_teardown(heap, self._files.anon())
+            request.fatal = request.script_found and self._memory.ended_by_error()
 
     def _end(self) -> None:
         if self._request is None:
@@ -304,7 +303,9 @@ class SyscallWorker:
             address, size, to = before, 0, result
         request.sample(self._files.anon())
         if self._on_call is not None:
-            self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, self._answered))
+            if self._answered and not self._script_ended:
+                self._script_ended = not self._memory.runs_script()
+            self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, self._script_ended))
 
 
 def _now() -> int:
