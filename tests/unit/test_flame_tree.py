@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import FIND, MAIN, PROPERTY, QUERY, request
 
-from tracer.analysis.flame import FlameBuilder, Grown, Kind, Node, paths
+from tracer.analysis.flame import Kind, Node
+from tracer.analysis.flame_builder import FlameBuilder
+from tracer.analysis.places import Grown
 from tracer.facts import GIVEN_BACK, NO_PHP, STACK_LOST, TRUNCATED, UNREADABLE, Frame, Request, Weight
 
 SCRIPT = "/srv/www/index.php"
@@ -167,10 +169,9 @@ def test_a_node_has_what_was_added_in_it_and_in_all_it_called(requests):
 
     assert root.bytes == sum(size for size in nets if size > 0)
     assert builder.given_back == -sum(size for size in nets if size < 0)
-    assert sum(path[-1].own for path in paths(root)) == root.bytes
+    assert sum(node.own for node in every(root).values()) == root.bytes
     for node in (root, *every(root).values()):
         assert node.bytes == max(0, node.own) + sum(child.bytes for child in node.children.values())
-        assert node.width == node.bytes
 
 
 def test_growth_of_zends_heap_that_no_look_saw_is_not_sampled():
@@ -280,7 +281,7 @@ def test_a_difference_has_what_was_before_besides():
         "all": (108, 13), "/index.php": (108, 13), SCRIPT: (108, 13), "<main> index.php:3": (108, 13),
         "Repo::find Repo.php:89": (101, 0),
     }  # fmt: skip
-    assert (root.samples, root.width) == (5, 108)
+    assert root.samples == 5
 
 
 def test_what_was_before_is_scaled_to_as_many_requests_as_after():
@@ -340,23 +341,14 @@ def test_a_flame_that_is_no_difference_has_no_before():
 def test_nothing_is_a_root_alone():
     root = built().finish()
 
-    assert (root.bytes, root.children, list(paths(root))) == (0, {}, [])
-
-
-def test_every_place_where_something_was_added_is_a_path_from_its_route():
-    grown = [((MAIN, FIND), 101, 1), ((MAIN, QUERY), -7, 1), ((MAIN,), 13, 1)]
-
-    found = list(paths(built((request(), grown)).finish()))
-
-    assert sorted(([node.label.split()[0] for node in path], path[-1].own) for path in found) == [
-        (["/index.php", SCRIPT, "<main>"], 13),
-        (["/index.php", SCRIPT, "<main>", "Repo::find"], 101),
-    ]
+    assert (root.bytes, root.children) == (0, {})
 
 
 def test_a_stack_of_5003_frames_is_a_path():
-    stack = (MAIN, *[FIND] * 5002)
+    root = built((request(), [((MAIN, *[FIND] * 5002), 7, 1)])).finish()
 
-    [path] = paths(built((request(), [(stack, 7, 1)])).finish())
-
-    assert (len(path), path[0].bytes) == (5005, 7)
+    depth, node = 0, root
+    while node.children:
+        [node] = node.children.values()
+        depth += 1
+    assert (depth, node.own, root.bytes) == (5005, 7, 7)

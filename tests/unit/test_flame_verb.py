@@ -160,6 +160,22 @@ def test_several_recordings_are_one_flame(run, path, tmp_path):
     assert "sampled every 3 or 17 pages" in picture
 
 
+def test_routes_that_are_one_tower_are_told_and_the_report_names_them(run, tmp_path):
+    slugs = [request(uri=f"/shoe-{nth}-x", nth=nth) for nth in range(101)]
+    path = recording(tmp_path / "r", [f for slug in slugs for f in (slug, growth(7, MAIN, of=slug))], WITH_STACKS)
+
+    _, out, err = run("flame", "--format", "folded", path)
+    _, report, _ = run("report", "--stacks", path)
+
+    assert out == "(101 other routes);/srv/www/index.php;<main> /srv/www/index.php:3 707\n"
+    assert (
+        "phptrace: (101 other routes): those with less than 2 % of the whole each, 707 B together."
+        " `report --group-by uri` tells them apart.\n"
+    ) in err
+    assert "    for /shoe-0-x, /shoe-1-x, /shoe-10-x and 98 more\n" in report
+    assert "other routes" not in report
+
+
 @pytest.mark.parametrize("meta", [{"stacks": {}}, {"stacks": None}, {"stacks": [17]}, {"stacks": {"every": "\x1b"}}])
 def test_a_recording_that_does_not_say_how_its_stacks_were_taken_can_be_read(run, tmp_path, meta):
     code, out, _ = run("flame", recording(tmp_path / "r", FACTS, meta))

@@ -8,8 +8,9 @@ from typing import Any
 
 from samples import FIND, MAIN, QUERY, request
 
-from tracer.analysis.flame import FlameBuilder, Grown
+from tracer.analysis.flame_builder import FlameBuilder
 from tracer.analysis.heaviest import Heaviest, HeavyStack, heaviest_stacks
+from tracer.analysis.places import Grown
 from tracer.analysis.tally import Tally
 from tracer.facts import NO_PHP, Request, Weight
 from tracer.reporters import json_report, stack_text
@@ -21,7 +22,7 @@ def heaviest(*requests: tuple[Request, Grown], top: int = 0) -> Heaviest:
     builder = FlameBuilder(Weight.RSS)
     for one, grown in requests:
         builder.add(one, grown)
-    return heaviest_stacks(builder.finish(), "rss: page faults", ("what is not seen", "LOST 3 x"), top)
+    return heaviest_stacks(builder.places, "rss: page faults", ("what is not seen", "LOST 3 x"), top)
 
 
 def text(of: Heaviest) -> str:

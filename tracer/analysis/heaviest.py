@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tracer.analysis.flame import Node, paths
+from tracer.analysis.places import Place, Places
+from tracer.analysis.tree import detail_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,23 +31,31 @@ class Heaviest:
     remarks: tuple[str, ...]
 
 
-def heaviest_stacks(root: Node, title: str, remarks: Sequence[str], top: int) -> Heaviest:
-    """The `top` heaviest of a finished flame; 0: all."""
-    found: dict[tuple[str, ...], list[tuple[int, int, str]]] = {}
-    for path in paths(root):
-        route, *rest = path
-        key = tuple(node.detail for node in rest)
-        found.setdefault(key, []).append((path[-1].own, path[-1].own_samples, route.detail))
+def heaviest_stacks(places: Places, title: str, remarks: Sequence[str], top: int) -> Heaviest:
+    """The `top` heaviest of all that was added; 0: all."""
+    found: dict[tuple[str, int], list[Place]] = {}
+    for place in places:
+        if place.bytes:
+            found.setdefault((place.script, place.stack), []).append(place)
+    frames: dict[int, tuple[str, ...]] = {}
+    for _, number in found:
+        if number not in frames:
+            frames[number] = tuple(detail_of(frame) for frame in reversed(places.stacks[number]))
     stacks = [
         HeavyStack(
-            script=key[0],
-            frames=tuple(reversed(key[1:])),
-            routes=tuple(route for _, _, route in sorted(parts, key=lambda part: (-part[0], part[2]))),
-            bytes=sum(size for size, _, _ in parts),
-            samples=sum(samples for _, samples, _ in parts),
+            script=script,
+            frames=frames[number],
+            routes=tuple(_route(part) for part in sorted(parts, key=lambda part: (-part.bytes, _route(part)))),
+            bytes=sum(part.bytes for part in parts),
+            samples=sum(part.samples for part in parts),
         )
-        for key, parts in found.items()
+        for (script, number), parts in found.items()
     ]
+    total = sum(stack.bytes for stack in stacks)
     stacks.sort(key=lambda stack: (-stack.bytes, stack.script, stack.frames))
     shown = stacks[: top or None]
-    return Heaviest(title, root.bytes, tuple(shown), len(stacks) - len(shown), tuple(remarks))
+    return Heaviest(title, total, tuple(shown), len(stacks) - len(shown), tuple(remarks))
+
+
+def _route(place: Place) -> str:
+    return "(other routes)" if place.route is None else place.route

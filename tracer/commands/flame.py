@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from tracer.analysis.flame import Flame
-from tracer.commands.growth import add_recording, growing, remarks
+from tracer.commands.growth import add_recording, growing, remarks, together
 from tracer.commands.options import stack_weight
 from tracer.commands.output import opened, refuse_own_input
 from tracer.errors import UsageError
@@ -49,7 +49,7 @@ def flame(
         add_recording(path, builder, tally, said)
     root = builder.finish()
     title, lines = remarks(Weight(weight), builder, said, kept=kept, diff=diff)
-    lines += summary(tally).splitlines()
+    lines += together(builder) + summary(tally).splitlines()
     with opened(output, force=force) as out:
         _RENDER[form](Flame(root, title, tuple(lines)), out)
     for line in lines if form != "svg" else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tracer.analysis.flame import COLUMNS, FlameBuilder
+from tracer.analysis.flame_builder import COLUMNS, FlameBuilder
 from tracer.analysis.tally import Tally
 from tracer.errors import UsageError
 from tracer.facts import Weight
@@ -85,7 +85,7 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
         lines = [
             f"Scaled, request by request, to what the worker kept of it (native growth): {builder.requests_kept:,} of"
             f" {builder.requests:,} requests kept something. [not sampled]: {show_bytes(builder.unsampled)} were kept"
-            " by requests into which no sample fell.",
+            f" by requests into which no sample fell.",
             "It shows where the request's memory was first touched: where one function frees what another then keeps,"
             " the one that freed it may stand for the other.",
         ]
@@ -95,6 +95,17 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
     if builder.unreadable:
         lines.append(f"{show_bytes(builder.unreadable)} stand on stacks that were lost or not readable to their end.")
     return title, lines + said.lacking
+
+
+def together(builder: FlameBuilder) -> list[str]:
+    """What has to be said of routes that are one tower; after builder.finish()."""
+    if not builder.others:
+        return []
+    size = show_bytes(builder.others_bytes)
+    return [
+        f"({builder.others:,} other routes): those with less than 2 % of the whole each, {size} together."
+        " `report --group-by uri` tells them apart."
+    ]
 
 
 def _shown(values: set[int]) -> str:

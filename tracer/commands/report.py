@@ -70,6 +70,6 @@ def _heaviest(files: Sequence[str], weight: Weight, *, kept: bool, top: int) -> 
     builder, tally, said = growing(weight, kept=kept)
     for path in files:
         add_recording(path, builder, tally, said)
-    root = builder.finish()
+    builder.finish()
     title, lines = remarks(weight, builder, said, kept=kept, diff=False)
-    return heaviest_stacks(root, title, lines, top)
+    return heaviest_stacks(builder.places, title, lines, top)
