@@ -198,6 +198,22 @@ def test_a_difference_has_what_was_before_and_what_was_after(run, path, tmp_path
     assert "phptrace: Before: 2 requests, scaled to as many as after: 1.\n" in err
 
 
+def test_a_difference_says_how_functions_were_matched(run, path, tmp_path):
+    moved = FIND._replace(file="/srv/2/app/Repo.php", line=97)
+    after = recording(tmp_path / "after", [COMPLETE, growth(50, MAIN, moved)], WITH_STACKS)
+
+    _, out, err = run("flame", "--diff", "--format", "folded", path, after)
+    _, _, same = run("flame", "--diff", "--format", "folded", path, path)
+
+    assert f"{INDEX};Repo::find /srv/2/app/Repo.php:97 50 50" in out.splitlines()
+    how = (
+        "phptrace: A function is the same if its name and file are, whatever the line; shown is that of after, or of"
+        " before where it is gone."
+    )
+    assert f"{how} /srv/ before is taken for /srv/2/ after.\n" in err
+    assert f"{how}\n" in same
+
+
 def test_a_difference_of_an_empty_recording_has_nothing_before(run, tmp_path):
     before = recording(tmp_path / "before", [], WITH_STACKS)
     after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tracer.analysis.flame import Kind, Node
+from tracer.analysis.matching import Moved
 from tracer.analysis.places import Grown, Places, Stack, is_small
-from tracer.analysis.tree import Tree
+from tracer.analysis.tree import MatchedTree, Tree
 from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Request, Weight
 
 # What of a Request is needed here.
@@ -45,6 +46,7 @@ class FlameBuilder:
         self.unreadable = 0  # bytes whose stack could not be read to its end, or was lost
         self.others = 0  # routes that are one tower
         self.others_bytes = 0  # its width
+        self.moved: tuple[str, str] | None = None  # the folder of before that is taken for one of after
 
     @property
     def given_back(self) -> int:
@@ -95,13 +97,16 @@ class FlameBuilder:
         for route, size in self._before.sizes().items():
             sizes[route] = max(sizes.get(route, 0), round(size * scale))
         others = self._others(sizes)
-        tree = Tree()
+        moved = Moved(self._before.files(), self.places.files())
+        self.moved = moved.folders
+        tree = MatchedTree(moved)
         for route, script, stack, size, samples in self.places.renamed(others):
-            leaf = tree.leaf(route, script, stack)
+            leaf = tree.leaf(route, script, stack, before=False)
             leaf.own += size
             leaf.own_samples += samples
         for route, script, stack, size, _ in self._before.renamed(others):
-            tree.leaf(route, script, stack).own_before += size
+            tree.leaf(route, script, stack, before=True).own_before += size
+        tree.name_lines()
         return tree.root
 
     def _others(self, sizes: dict[str | None, int]) -> dict[str | None, str]:

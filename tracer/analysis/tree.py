@@ -6,8 +6,11 @@ import os
 from typing import NamedTuple
 
 from tracer.analysis.flame import Kind, Node
+from tracer.analysis.matching import Moved, without_line
 from tracer.analysis.places import Stack
 from tracer.facts import Frame
+
+_MOST_LINES = 3  # of a function in a difference, that are named
 
 
 class _Texts(NamedTuple):
@@ -37,6 +40,46 @@ class Tree:
                 found = node.children[texts.key] = Node(texts.label, texts.kind, texts.detail)
             node = found
         return node
+
+
+class MatchedTree:
+    """Nodes of two recordings: a function is one, wherever its file and in whichever line. What came after first."""
+
+    def __init__(self, moved: Moved) -> None:
+        self.root = Node("all", Kind.ROOT, "all")
+        self._moved = moved
+        self._keys: tuple[dict[Frame, str], dict[Frame, str]] = {}, {}  # after, before
+        self._seen: dict[int, tuple[Node, bool, Frame, set[int]]] = {}  # by id() of the node; whether of before; lines
+
+    def leaf(self, route: str, script: str, stack: Stack, *, before: bool) -> Node:
+        """The node at the end of the stack. Files have the names of after, or, where they are gone, of before."""
+        key = self._moved.file(script) if before else script
+        node = child(child(self.root, Kind.ROUTE, route, route), Kind.SCRIPT, script, key)
+        keys = self._keys[before]
+        for frame in stack:
+            key = keys.get(frame) or keys.setdefault(frame, self._key(frame, before=before))
+            found = node.children.get(key)
+            if found is None:
+                label, detail = texts_of(frame, "")
+                found = node.children[key] = Node(label, Kind(frame.kind), detail)
+                self._seen[id(found)] = found, before, frame, set()
+            node = found
+            _, of, _, lines = self._seen[id(node)]
+            if of == before and frame.line is not None:
+                lines.add(frame.line)
+        return node
+
+    def name_lines(self) -> None:
+        """Puts the lines into the texts, when all is there; of functions that are not gone, those of after."""
+        for node, _, frame, lines in self._seen.values():
+            if lines:
+                named = ",".join(map(str, sorted(lines)[:_MOST_LINES])) + (",…" if len(lines) > _MOST_LINES else "")
+                node.label, node.detail = texts_of(frame, f":{named}")
+
+    def _key(self, frame: Frame, *, before: bool) -> str:
+        if frame.file is None:
+            return frame.name
+        return f"{frame.name} {self._moved.file(frame.file) if before else without_line(frame.file)}"
 
 
 def child(node: Node, kind: Kind, text: str, key: str) -> Node:

@@ -76,7 +76,7 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
             f" end of requests or of what earlier ones had left: {show_bytes(builder.given_back)}. Address space need"
             " not be in use: Zend takes it 2 MiB at a time.",
             Weight.ZEND: "What was allocated since the last look is put down to what runs at the look. [not sampled]:"
-            f" what came after a request's last one. Given back by other code than took it:"
+            " what came after a request's last one. Given back by other code than took it:"
             f" {show_bytes(builder.given_back)}.",
         }[weight]
     ]
@@ -85,13 +85,21 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
         lines = [
             f"Scaled, request by request, to what the worker kept of it (native growth): {builder.requests_kept:,} of"
             f" {builder.requests:,} requests kept something. [not sampled]: {show_bytes(builder.unsampled)} were kept"
-            f" by requests into which no sample fell.",
+            " by requests into which no sample fell.",
             "It shows where the request's memory was first touched: where one function frees what another then keeps,"
             " the one that freed it may stand for the other.",
         ]
     if diff:
         title += ": difference"
         lines.append(f"Before: {builder.requests_before:,} requests, scaled to as many as after: {builder.requests:,}.")
+        moved = ""
+        if builder.moved is not None:
+            old, new = (folder + "/" for folder in builder.moved)
+            moved = f" {old} before is taken for {new} after."
+        lines.append(
+            "A function is the same if its name and file are, whatever the line; shown is that of after, or of before"
+            f" where it is gone.{moved}"
+        )
     if builder.unreadable:
         lines.append(f"{show_bytes(builder.unreadable)} stand on stacks that were lost or not readable to their end.")
     return title, lines + said.lacking
