@@ -115,6 +115,31 @@ def test_what_no_look_at_zends_heap_saw_is_shown_as_such(run, path):
     assert "[not sampled]: what came after a request's last one." in err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weight", "zend"], "[not sampled]: what came after a request's last one{}. Given back"),
+        (["--kept"], "[not sampled]: 0 B were kept by requests into which no sample fell{}."),
+    ],
+)
+def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path, options, said):
+    lost = [Loss(1, 1_009, "growth events: their ring buffer was full"), Loss(2, 7, "growth events: too late"),
+            Loss(3, 13, "requests: the ring was full")]  # fmt: skip
+    losing = recording(tmp_path / "losing", [*FACTS, *lost], WITH_STACKS)
+    also = {
+        "zend": ", and what was lost (1,016 growth events)",
+        "--kept": ", or whose samples were lost (1,016 growth events)",
+    }
+
+    _, _, without = run("flame", *options, "--format", "folded", path)
+    _, _, err = run("flame", *options, "--format", "folded", losing)
+    _, report, _ = run("report", "--stacks", *options, losing)
+
+    assert said.format("") in without
+    assert said.format(also[options[-1]]) in err
+    assert said.format(also[options[-1]]) in report
+
+
 def test_what_the_workers_kept_stands_where_it_was_added(run, path):
     code, out, err = run("flame", "--kept", "--format", "folded", path)
 

@@ -48,7 +48,7 @@ def flame(
     for path in files[1:] if diff else files:
         add_recording(path, builder, tally, said)
     root = builder.finish()
-    title, lines = remarks(Weight(weight), builder, said, kept=kept, diff=diff)
+    title, lines = remarks(Weight(weight), builder, said, tally, kept=kept, diff=diff)
     lines += together(builder) + summary(tally).splitlines()
     with opened(output, force=force) as out:
         _RENDER[form](Flame(root, title, tuple(lines)), out)

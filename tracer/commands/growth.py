@@ -12,6 +12,9 @@ from tracer.facts import Weight
 from tracer.recording import Reader
 from tracer.units import show_bytes
 
+# What a Loss of growth by call stack begins with (backends/stacks.py).
+_GROWTH_LOST = "growth events"
+
 
 @dataclasses.dataclass(slots=True)
 class Said:
@@ -60,9 +63,16 @@ def add_recording(path: str, builder: FlameBuilder, tally: Tally, said: Said, *,
                 builder.add(request, grown)
 
 
-def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, diff: bool) -> tuple[str, list[str]]:
+def remarks(
+    weight: Weight, builder: FlameBuilder, said: Said, tally: Tally, *, kept: bool, diff: bool
+) -> tuple[str, list[str]]:
     """The title, and what has to be said with it besides the tally; after builder.finish()."""
     every, hz = _shown(said.every), _shown(said.hz)
+    lost = sum(count for why, count in tally.losses.items() if why.startswith(_GROWTH_LOST))
+    after_last, no_sample = "what came after a request's last one", "requests into which no sample fell"
+    if lost:
+        after_last += f", and what was lost ({lost:,} growth events)"
+        no_sample += f", or whose samples were lost ({lost:,} growth events)"
     title = {
         Weight.RSS: f"rss: page faults of the workers, sampled every {every} pages",
         Weight.MAPPED: "mapped: address space that mmap, mremap and brk added",
@@ -76,8 +86,7 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
             f" end of requests or of what earlier ones had left: {show_bytes(builder.given_back)}. Address space need"
             " not be in use: Zend takes it 2 MiB at a time.",
             Weight.ZEND: "What was allocated since the last look is put down to what runs at the look. [not sampled]:"
-            " what came after a request's last one. Given back by other code than took it:"
-            f" {show_bytes(builder.given_back)}.",
+            f" {after_last}. Given back by other code than took it: {show_bytes(builder.given_back)}.",
         }[weight]
     ]
     if kept:
@@ -85,7 +94,7 @@ def remarks(weight: Weight, builder: FlameBuilder, said: Said, *, kept: bool, di
         lines = [
             f"Scaled, request by request, to what the worker kept of it (native growth): {builder.requests_kept:,} of"
             f" {builder.requests:,} requests kept something. [not sampled]: {show_bytes(builder.unsampled)} were kept"
-            " by requests into which no sample fell.",
+            f" by {no_sample}.",
             "It shows where the request's memory was first touched: where one function frees what another then keeps,"
             " the one that freed it may stand for the other.",
         ]

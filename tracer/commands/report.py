@@ -71,5 +71,5 @@ def _heaviest(files: Sequence[str], weight: Weight, *, kept: bool, top: int) -> 
     for path in files:
         add_recording(path, builder, tally, said)
     builder.finish()
-    title, lines = remarks(weight, builder, said, kept=kept, diff=False)
+    title, lines = remarks(weight, builder, said, tally, kept=kept, diff=False)
     return heaviest_stacks(builder.places, title, lines, top)
