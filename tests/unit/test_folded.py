@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import PROPERTY
@@ -55,13 +57,37 @@ def test_a_hostile_name_is_one_part_of_one_line():
     assert len(lines(flame(*(node(name, 7) for name in HOSTILE)))) == len(HOSTILE)
 
 
+def by_flamegraph(line: str) -> tuple[str, ...]:
+    """The stack and the columns that flamegraph.pl reads: the last number, and one before it if there is one."""
+    stack, last = re.fullmatch(r"(.*)\s+?(\d+(?:\.\d*)?)", line).groups()
+    second = re.fullmatch(r"(.*)\s+?(\d+(?:\.\d*)?)", stack)
+    return (*second.groups(), last) if second else (stack, last)
+
+
+@pytest.mark.parametrize("name", ["f /srv/x 12", "f /srv/x 1.5", "f /srv/x 12.", " 7", "f /srv/x  12"])
+def test_a_number_at_the_end_of_a_name_is_no_column(name):
+    alone, both = flame(node(name, 100)), flame(node(name, 100, before=3))
+
+    written = name[: name.rindex(" ")] + "\\x20" + name[name.rindex(" ") + 1 :]
+    assert by_flamegraph(lines(alone)[0]) == (written, "100")
+    assert by_flamegraph(lines(both)[0]) == (written, "3", "100")
+
+
+@pytest.mark.parametrize("name", ["f /srv/x 12:7", "12", "f 12 g", "f 12x", "f 12 "])
+def test_a_number_elsewhere_in_a_name_stays(name):
+    assert by_flamegraph(lines(flame(node(name, 100)))[0]) == (name, "100")
+
+
 @PROPERTY
-@given(st.text(st.characters(), max_size=40), st.text(st.characters(), min_size=1, max_size=40))
+@given(
+    st.text(st.characters(), max_size=40), st.text(st.characters() | st.sampled_from(" 1."), min_size=1, max_size=40)
+)
 def test_any_name_leaves_a_line_with_as_many_parts_as_functions(first, second):
     (line,) = lines(flame(node(first, 7, node(second, 7))))
 
     stack, number = line.rsplit(" ", 1)
     assert (stack.count(";"), number) == (1, "7")
+    assert by_flamegraph(line) == (stack, "7")
 
 
 def test_a_stack_of_5003_levels_is_written():

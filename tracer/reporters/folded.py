@@ -5,15 +5,21 @@ The root is in no stack. A difference has two numbers, before and after, as diff
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from tracer.analysis.flame import Flame, Node
 from tracer.units import printable
 
+# What flamegraph.pl would take for the first of two columns of numbers: it looks for a second one before the last.
+_COLUMN = re.compile(r" (?=\d+(\.\d*)?$)")
+
 
 def render(flame: Flame, out: TextIO) -> None:
-    """A line for each node with bytes of its own. A `;` in a name is written as `:`."""
+    """A line for each node with bytes of its own. A `;` in a name is written as `:`, and the space before a number
+    at its end as `\\x20`.
+    """
     names: list[str] = []
     for path, before, after in stacks(flame):
         del names[len(path) - 1 :]
@@ -41,4 +47,5 @@ def stacks(flame: Flame) -> Iterator[tuple[Sequence[Node], int, int]]:
 
 
 def _name(node: Node) -> str:
-    return printable(node.detail or node.label, code=True).replace(";", ":")
+    name = printable(node.detail or node.label, code=True).replace(";", ":")
+    return _COLUMN.sub(r"\\x20", name)
