@@ -92,6 +92,17 @@ def test_a_click_makes_a_frame_the_whole_and_escape_goes_back(show):
     assert browser.execute(WIDTHS) == before
 
 
+def test_a_frame_of_a_few_pixels_has_what_it_called_when_it_is_the_whole(show):
+    narrow = node("narrow", 5 << 10, node("b", 3 << 10), node("c", 2 << 10, node("d", 10)))
+    browser = show(node("all", 1000 << 10, node("rest", 995 << 10), narrow))
+    before = browser.execute(WIDTHS)
+
+    browser.click('.frame[aria-label^="narrow"]')
+
+    assert before == {"all": 1200, "rest": 1194, "narrow": 6, "b": 4, "c": 2}
+    assert browser.execute(WIDTHS) == {"all": 1200, "narrow": 1200, "b": 720, "c": 480, "d": 2}
+
+
 def test_the_button_goes_back_too(show):
     browser = show(tree())
     browser.click('.frame[aria-label^="c,"]')

@@ -127,11 +127,42 @@ def test_a_frame_too_narrow_for_text_has_none():
     assert frames(svg(flame(node("narrow", 10), node("rest", 990))))["narrow"].findtext(f"{SVG}text") == ""
 
 
-def test_frames_under_a_thousandth_are_left_out_and_counted_with_what_they_called():
+def test_frames_under_a_thousandth_of_their_caller_are_left_out_and_counted_with_what_they_called():
     text = svg(flame(node("a", 99_800), node("b", 100), node("c", 97, node("d", 89)), node("e", 3)))
 
     assert set(frames(text)) == {"all", "a", "b"}
-    assert "Not drawn: 3 frames narrower than 0.1 % of the whole, 100 B together (0.1 %)." in words(text)
+    assert "Not drawn: 3 frames, 100 B together (0.1 %): narrower than 0.1 % of what they stand in." in words(text)
+
+
+def test_in_a_narrow_tower_that_can_be_zoomed_there_is_what_it_called():
+    tower = node("tower", 5_000, *(node(f"part{at}", 499, node(f"deep{at}", 41)) for at in range(10)), node("dust", 4))
+
+    text = svg(flame(node("rest", 995_000), tower))
+
+    assert set(frames(text)) == {
+        "all", "rest", "tower", *(f"{name}{at}" for name in ("part", "deep") for at in range(10))
+    }  # fmt: skip
+    assert "Not drawn: 1 frame, 4 B together (0.0 %): narrower than 0.1 % of what they stand in." in words(text)
+
+
+def test_of_too_many_frames_the_widest_are_drawn_and_the_others_told():
+    groups = [
+        node(f"g{low}", sum(range(low, low + 100)), *(
+            node(f"t{size}", size, node(f"in{size}", size)) for size in range(low, low + 100)
+        ))
+        for low in range(10_000, 13_500, 100)
+    ]  # fmt: skip
+
+    text = svg(flame(*groups))
+
+    drawn = {name for name in frames(text) if name[0] in "ti"}
+    assert drawn == {f"{kind}{size}" for kind in ("t", "in") for size in range(10_518, 13_500)}
+    assert len(frames(text)) == 6_000
+    assert words(text)[2] == (
+        "Not drawn: 1,036 frames, 5.1 MiB together (12.9 %): narrower than 0.1 % of what they stand in, or not among"
+        " the 6,000 widest."
+    )
+    assert len(text) < 4_000_000
 
 
 def test_title_total_and_remarks_are_on_top():

@@ -1,14 +1,17 @@
 """A flame graph as one SVG file, root on top: whole without a script, with zoom and search where scripts run.
 
 Names come from strangers. They are text in the file, never markup, and flame.js makes no markup of them.
-Frames narrower than a thousandth of the whole are not drawn; the picture says how much that is.
+Frames narrower than a thousandth of what they stand in are not drawn, and of the others only the widest, so
+that a file has a bounded size; the picture says how much is missing.
 """
 
 from __future__ import annotations
 
 import colorsys
 import dataclasses
+import heapq
 import html
+import itertools
 import math
 import textwrap
 import unicodedata
@@ -26,7 +29,8 @@ _TOOLBAR = 34  # flame.js puts search and zoom there
 _BAR = 44  # and details of a frame there
 _CELL = 7.25  # pixels of a character of 12 px monospace
 _WRAP = 130  # characters of 12 px that fit the least width, 900 (flame.js)
-_NARROWEST = 1000  # parts of the whole
+_NARROWEST = 1000  # parts of the frame it stands in: that may be zoomed to the whole width
+_MOST_FRAMES = 6000  # some 500 bytes each
 _LONGEST = 1000  # characters of a name; the middle of a longer one is left out
 
 # Hue, its spread by name, saturation, lightness. All light enough for black text.
@@ -100,19 +104,19 @@ def render(flame: Flame, out: TextIO) -> None:
 
 
 def _frames(root: Node) -> tuple[list[_Frame], _Hidden]:
-    """Frames wide enough, each before what is in it, the widest first; none if nothing has a width."""
-    hidden = _Hidden()
+    """Frames that are drawn, each before what is in it, the widest first; none if nothing has a width."""
     widths = _widths(root)
-    whole = widths[id(root)]
+    drawn = _drawn_nodes(root, widths)
+    hidden = _Hidden()
     frames: list[_Frame] = []
-    waiting = [_Frame(root, 0, whole, 0)] if whole else []
+    waiting = [_Frame(root, 0, widths[id(root)], 0)] if drawn else []
     while waiting:
         frame = waiting.pop()
         frames.append(frame)
         start, inside = frame.start, []
         children = [(widths[id(child)], child) for child in frame.node.children.values()]
         for width, child in sorted(children, key=lambda one: (-one[0], one[1].detail, one[1].label)):
-            if width * _NARROWEST >= whole:
+            if id(child) in drawn:
                 inside.append(_Frame(child, start, width, frame.depth + 1))
             elif width:
                 hidden.frames += len(_nodes(child))
@@ -120,6 +124,21 @@ def _frames(root: Node) -> tuple[list[_Frame], _Hidden]:
             start += width
         waiting += reversed(inside)
     return frames, hidden
+
+
+def _drawn_nodes(root: Node, widths: dict[int, int]) -> set[int]:
+    """Nodes by id(): the widest of those that are wide enough in their caller, which is always one of them."""
+    drawn: set[int] = set()
+    order = itertools.count()  # of equals, those nearer to the root
+    waiting = [(-widths[id(root)], next(order), root)] if widths[id(root)] else []
+    while waiting and len(drawn) < _MOST_FRAMES:
+        narrow, _, node = heapq.heappop(waiting)
+        drawn.add(id(node))
+        for child in node.children.values():
+            width = widths[id(child)]
+            if width and width * _NARROWEST >= -narrow:
+                heapq.heappush(waiting, (-width, next(order), child))
+    return drawn
 
 
 def _nodes(root: Node) -> list[Node]:
@@ -131,7 +150,7 @@ def _nodes(root: Node) -> list[Node]:
 
 
 def _widths(root: Node) -> dict[int, int]:
-    """Node.width of each node by id(), which would be a walk of the tree for every node."""
+    """Of each node, by id(): in a difference the wider of before and after, or what stands on it if that is more."""
     widths: dict[int, int] = {}
     for node in reversed(_nodes(root)):
         inside = sum(widths[id(child)] for child in node.children.values())
@@ -156,9 +175,10 @@ def _header(flame: Flame, frames: list[_Frame], hidden: _Hidden) -> tuple[list[s
     remarks = [printable(remark) for remark in flame.remarks]
     if hidden.frames:
         share = 100 * hidden.width / frames[0].width
+        most = f", or not among the {_MOST_FRAMES:,} widest" if len(frames) == _MOST_FRAMES else ""
         remarks.append(
-            f"Not drawn: {_counted(hidden.frames, 'frame')} narrower than {100 / _NARROWEST} % of the whole,"
-            f" {show_bytes(hidden.width)} together ({share:.1f} %)."
+            f"Not drawn: {_counted(hidden.frames, 'frame')}, {show_bytes(hidden.width)} together ({share:.1f} %):"
+            f" narrower than {100 / _NARROWEST} % of what they stand in{most}."
         )
     for remark in remarks:
         for text in textwrap.wrap(remark, _WRAP):
