@@ -6,11 +6,14 @@ they have in common; growth names the innermost.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
-from collections.abc import Iterator
+import struct
+import weakref
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Weight
 
@@ -35,22 +38,31 @@ TABLES = {
   samples INTEGER NOT NULL
 ) STRICT""",
 }
-# Distinct frames, and stacks, that are kept: a script may make up function names without end.
+# Distinct frames, and stacks, that are recorded: a script may make up function names without end.
 _MOST = 500_000
+# Of those, how many numbers a writer has in memory, and of how many frames whole stacks, all twice: some 25 MB.
+_MOST_STACK_NUMBERS = 25_000
+_MOST_FRAME_NUMBERS = 10_000
+_MOST_STACKED = 250_000
+_TEMPORARY = ""  # SQLite: a file that has no name any more when it is open, in $SQLITE_TMPDIR, $TMPDIR or /var/tmp
 _MOST_FRAMES = 1025  # of one stack, when read, one mark included: a forged file may have a cycle
 _MOST_KNOWN = 4_000_000  # frames of stacks that are kept together, when read
+_PAIR = struct.Struct(">qq")  # in the order of the parents
 _KINDS = frozenset(kind.value for kind in FrameKind)
 
 Stack = tuple[Frame, ...]
+_Key = TypeVar("_Key")
 
 
 class StackWriter:
     """Gives each frame and stack its number, and keeps the rows until they are written."""
 
     def __init__(self) -> None:
-        self._frames: dict[Frame, int] = {}
-        self._stacks: dict[tuple[int | None, int], int] = {}
-        self._ids: dict[Stack, int] = {}
+        self._frames: _Numbers[Frame] = _Numbers(_MOST_FRAME_NUMBERS, _digest)
+        self._stacks: _Numbers[tuple[int, int]] = _Numbers(_MOST_STACK_NUMBERS, _pair)  # (parent or 0, frame)
+        self._ids: dict[Stack, int] = {}  # those asked for of late
+        self._older_ids: dict[Stack, int] = {}
+        self._stacked = 0  # the room that _ids takes, in frames
         self._new_frames: list[tuple[Any, ...]] = []
         self._new_stacks: list[tuple[int, int | None, int]] = []
         self._growths: list[tuple[int, int, str, int, int]] = []
@@ -86,31 +98,110 @@ class StackWriter:
 
     def _id(self, stack: Stack) -> int | None:
         found = self._ids.get(stack)
-        if found is not None:
-            return found
-        room = len(self._stacks) < _MOST or stack == (STACK_LOST,)
+        if found is None:
+            found = self._older_ids.get(stack) or self._number(stack)
+            if found is not None:
+                self._keep(stack, found)
+        return found
+
+    def _keep(self, stack: Stack, number: int) -> None:
+        self._ids[stack] = number
+        self._stacked += len(stack) + 20  # an entry of a dict is as large as so many
+        if self._stacked > _MOST_STACKED:
+            self._older_ids, self._ids, self._stacked = self._ids, {}, 0
+
+    def _number(self, stack: Stack) -> int | None:
+        room = self._stacks.count < _MOST or stack == (STACK_LOST,)
         at: int | None = None
+        new = False  # whether the frame is, or the stack so far: then it needs not be looked for in what there is
         for frame in stack:
-            if not room and frame not in self._frames:
-                return None
-            key = at, self._frame(frame)
-            known = self._stacks.get(key)
+            number = self._frames.get(frame)
+            if number is None:
+                if not room:
+                    return None
+                new = True
+                number = self._frames.add(frame)
+                self._new_frames.append((number, frame.kind, _raw(frame.name), _raw(frame.file), frame.line))
+            key = at or 0, number
+            known = None if new else self._stacks.get(key)
             if known is None:
                 if not room:
                     return None
-                known = self._stacks[key] = len(self._stacks) + 1
-                self._new_stacks.append((known, *key))
+                new = True
+                known = self._stacks.add(key)
+                self._new_stacks.append((known, at, number))
             at = known
-        if at is not None and len(self._ids) < _MOST:
-            self._ids[stack] = at
         return at
 
-    def _frame(self, frame: Frame) -> int:
-        known = self._frames.get(frame)
-        if known is None:
-            known = self._frames[frame] = len(self._frames) + 1
-            self._new_frames.append((known, frame.kind, _raw(frame.name), _raw(frame.file), frame.line))
-        return known
+
+class _Numbers(Generic[_Key]):
+    """Numbers from 1. Of those asked for of late it knows by heart, the others are in a temporary file.
+
+    Where there can be no such file, they are forgotten: then a thing has a second number, which readers
+    do not mind, and there is room for fewer things.
+    """
+
+    def __init__(self, most: int, raw: Callable[[_Key], bytes]) -> None:
+        """`raw` tells keys apart in the file."""
+        self.count = 0
+        self._most = most
+        self._raw = raw
+        self._latest: dict[_Key, int] = {}
+        self._older: dict[_Key, int] = {}
+        self._file: sqlite3.Connection | None = None
+        self._broken = False
+
+    def get(self, key: _Key) -> int | None:
+        number = self._latest.get(key)
+        if number is None:
+            number = self._older.get(key) or self._filed(key)
+            if number is not None:
+                self._keep(key, number)
+        return number
+
+    def add(self, key: _Key) -> int:
+        self.count += 1
+        self._keep(key, self.count)
+        return self.count
+
+    def _keep(self, key: _Key, number: int) -> None:
+        self._latest[key] = number
+        if len(self._latest) >= self._most:
+            if self._older and not self._broken:
+                self._put_away(self._older)
+            self._older, self._latest = self._latest, {}
+
+    def _put_away(self, numbers: dict[_Key, int]) -> None:
+        try:
+            if self._file is None:
+                self._file = sqlite3.connect(_TEMPORARY, isolation_level=None)
+                weakref.finalize(self, self._file.close)
+                self._file.execute("PRAGMA journal_mode = OFF")
+                self._file.execute("CREATE TABLE number (raw BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+            self._file.execute("BEGIN")
+            rows = ((self._raw(key), number) for key, number in numbers.items())
+            self._file.executemany("INSERT OR IGNORE INTO number VALUES (?, ?)", rows)
+            self._file.execute("COMMIT")
+        except sqlite3.Error:
+            self._broken = True
+
+    def _filed(self, key: _Key) -> int | None:
+        if self._file is None or self._broken:
+            return None
+        try:
+            row = self._file.execute("SELECT number FROM number WHERE raw = ?", (self._raw(key),)).fetchone()
+        except sqlite3.Error:
+            self._broken = True
+            return None
+        return None if row is None else int(row[0])
+
+
+def _digest(frame: Frame) -> bytes:
+    return hashlib.blake2b(repr(tuple(frame)).encode(), digest_size=16).digest()
+
+
+def _pair(key: tuple[int, int]) -> bytes:
+    return _PAIR.pack(*key)
 
 
 def _raw(text: str | None) -> bytes | None:

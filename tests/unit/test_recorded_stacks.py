@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -223,6 +224,83 @@ def test_stacks_that_are_read_are_kept_together_up_to_a_limit(path, monkeypatch,
     assert [stack for stack, _, _ in found] == [(MAIN,), (FIND,), (QUERY,), (MAIN,), (QUERY,)]
     assert (found[0][0] is found[3][0]) == together
     assert found[2][0] is found[4][0]
+
+
+@pytest.fixture
+def forgetful(monkeypatch) -> None:
+    """A writer knows next to nothing by heart."""
+    for name in ("_MOST_STACK_NUMBERS", "_MOST_FRAME_NUMBERS", "_MOST_STACKED"):
+        monkeypatch.setattr(recorded_stacks, name, 2)
+
+
+MANY = [(MAIN, FIND._replace(name=f"f{number}"), QUERY) for number in range(101)]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_stacks_that_a_writer_does_not_know_by_heart_are_found_again(path):
+    recording(path, [COMPLETE, *(growth(size, *stack) for stack in MANY for size in (2, 3)),
+                     *(growth(5, *stack) for stack in reversed(MANY))])  # fmt: skip
+
+    assert read(path) == [[*((stack, size, 1) for stack in MANY for size in (2, 3)),
+                           *((stack, 5, 1) for stack in reversed(MANY))]]  # fmt: skip
+    assert (rows(path, "frame"), rows(path, "stack")) == (103, 203)
+
+
+@pytest.mark.usefixtures("forgetful")
+@PROPERTY
+@given(stacks=st.lists(st.lists(FRAMES, min_size=1, max_size=5), min_size=1, max_size=23))
+def test_frames_of_any_bytes_are_found_again_and_told_apart(path, stacks):
+    with Writer(str(path), {}, force=True) as file:
+        file.add([COMPLETE, *(growth(101, *stack) for stack in [*stacks, *stacks])])
+
+    assert read(path) == [[(tuple(stack), 101, 1) for stack in [*stacks, *stacks]]]
+    assert rows(path, "frame") == len({frame for stack in stacks for frame in stack})
+    assert rows(path, "stack") == len({tuple(stack[:end]) for stack in stacks for end in range(1, len(stack) + 1)})
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_stacks_that_there_is_no_room_for_are_as_many_however_little_a_writer_knows_by_heart(path, monkeypatch):
+    monkeypatch.setattr(recorded_stacks, "_MOST", 23)
+
+    recording(path, [COMPLETE, *(growth(7, *stack) for stack in [*MANY, *MANY])])
+
+    with Reader(str(path)) as file:
+        [loss] = file.losses()
+    # MAIN, eleven times two, and [stack lost].
+    assert (rows(path, "stack"), loss.lost) == (24, 2 * 90)
+    assert sum(stack == (STACK_LOST,) for stack, _, _ in read(path)[0]) == 2 * 90
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("where", ["/nowhere/at/all", "/dev/full", "/proc/version"])
+def test_without_a_temporary_file_stacks_are_written_twice_and_read_all_the_same(path, monkeypatch, where):
+    monkeypatch.setattr(recorded_stacks, "_TEMPORARY", where)
+
+    recording(path, [COMPLETE, *(growth(7, *stack) for stack in [*MANY, *MANY])])
+
+    assert read(path) == [[(stack, 7, 1) for stack in [*MANY, *MANY]]]
+    assert rows(path, "stack") > 203
+
+
+def test_a_writer_needs_no_more_memory_for_more_stacks(path, monkeypatch):
+    for name in ("_MOST_STACK_NUMBERS", "_MOST_FRAME_NUMBERS", "_MOST_STACKED"):
+        monkeypatch.setattr(recorded_stacks, name, 503)
+
+    def most(stacks: int) -> int:
+        """Bytes, at the most."""
+        with Writer(str(path), {}, force=True) as file:
+            tracemalloc.start()
+            for number in range(stacks):
+                file.add([COMPLETE, growth(7, *(FIND._replace(name=f"{number}:{depth}") for depth in range(17)))])
+                file.flush()
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            return peak
+
+    few, many = most(101), most(503)
+
+    assert rows(path, "stack") == 503 * 17
+    assert many < 1.2 * few
 
 
 def test_stacks_that_there_is_no_room_for_are_told_once(path, monkeypatch):
