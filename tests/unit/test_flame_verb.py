@@ -504,32 +504,49 @@ def test_what_is_missing_is_told_with_the_heaviest_stacks_as_json(run, poor):
 EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t"
 
 
+def named(path: Path, name: str, said: str) -> Path:
+    """A recording in which everything that comes from strangers has that name, and every reason is what is said."""
+    one = request(uri=f"/{name}", script=name)
+    frames = [MAIN._replace(name=name, file=name), QUERY._replace(name=name), Frame("mark", name, None, None)]
+    facts = [one, growth(101, *frames, of=one), Loss(1, 2, said)]
+    return recording(path, facts, {**WITH_STACKS, "lacking": [said, "\udcff"]})
+
+
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    evil = request(uri=f"/{EVIL}", script=EVIL)
-    frames = [MAIN._replace(name=EVIL, file=EVIL), QUERY._replace(name=EVIL), Frame("mark", EVIL, None, None)]
-    return recording(
-        tmp_path / "evil",
-        [evil, growth(101, *frames, of=evil), Loss(1, 2, "\x1b]0;owned\x07")],
-        {**WITH_STACKS, "lacking": ["\x1b]0;owned\x07", "\udcff"]},
-    )
+    return named(tmp_path / "evil", EVIL, "\x1b]0;owned\x07\u202e\n\t")
 
 
 @pytest.mark.parametrize(
     "verb",
     [
         *(["flame", "--format", form] for form in ("svg", "folded", "speedscope")),
+        *(["flame", "--diff", "--format", form] for form in ("svg", "folded", "speedscope")),
         *(["report", "--stacks", "--format", form] for form in ("table", "json")),
     ],
 )
-def test_nothing_of_a_hostile_recording_is_shown_raw(run, hostile, verb):
-    code, out, err = run(*verb, hostile)
+def test_nothing_of_a_hostile_recording_is_shown_raw(run, hostile, tmp_path, verb):
+    harmless = named(tmp_path / "harmless", "name", "said")
+    twice = 1 + ("--diff" in verb)
+
+    code, out, err = run(*verb, *[hostile] * twice)
+    _, plain_out, plain_err = run(*verb, *[harmless] * twice)
 
     out.encode()
-    shown = (out + err).replace("\n", "").replace("\t", "") if verb[-1] != "svg" else out.replace("\u202e", "")
-    raw = [c for c in shown if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or c == "\u202e"]
     assert code == 0
-    assert [c for c in raw if c not in "\n\t"] == []
+    assert raw(out + err) == set()
+    # Every line is one of ours: none was begun by a name.
+    assert (out.count("\n"), err.count("\n")) == (plain_out.count("\n"), plain_err.count("\n"))
+
+
+def raw(text: str) -> set[str]:
+    """What a terminal or an editor acts on, but for the ends of lines."""
+    return {char for char in text if char != "\n" and not char.isprintable()}
+
+
+@pytest.mark.parametrize("char", sorted(set(EVIL) - set("[2J31m\n")))
+def test_what_is_raw_is_found(char):
+    assert raw(f"a{char}b\n") == {char}
 
 
 @pytest.mark.parametrize("form", ["svg", "folded", "speedscope"])
