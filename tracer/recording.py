@@ -137,7 +137,7 @@ class Writer:
                     if isinstance(fact, Worker):
                         connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
                     else:
-                        connection.execute("INSERT INTO loss VALUES (?, ?, ?)", fact)
+                        connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
                 connection.executemany(_INSERT_REQUEST, map(_storable, self._requests[:_STEP]))
                 self._stacks.write(connection, self._added - len(self._requests[_STEP:]))
             del self._requests[:_STEP]

@@ -167,3 +167,10 @@ def test_a_recording_that_came_to_its_end_says_so(path):
 
     with Reader(str(path)) as file:
         assert file.ended
+
+
+def test_why_something_was_lost_may_hold_bytes_that_are_no_text(path):
+    recording(path, [Loss(1, 7, "php \udcff")])
+
+    with Reader(str(path)) as file:
+        assert file.losses() == [Loss(1, 7, "php \udcff")]
