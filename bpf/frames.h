@@ -90,21 +90,34 @@ static __always_inline u32 line_of(struct stack_layout *l, u64 function, u64 opl
 }
 
 /*
- * A hash of the stack, at one read a frame. Functions and oplines are told apart by their addresses,
- * which hold for a request; except for calls that may be freed within it (`volatile_calls`: closures,
- * a file's own code), which are also told apart by file and line. `top_line` stands for the opline of
- * the innermost frame where it is known, `top_internal` says that it has none.
+ * What tells the function of a call from another that was at its address before it, in the same
+ * request: closures are freed, a file's own code too. Bound to another class or object, a closure
+ * differs in its scope alone.
  */
-static __always_inline u64 hash_of(struct stack_layout *l, u64 call, u32 top_line,
-				   bool top_internal)
+static __always_inline u64 identity(struct stack_layout *l, u64 function)
+{
+	struct function_head head = {};
+	struct op_array_place place = {};
+
+	read_user(&head, sizeof(head), function);
+	if (head.type != FUNCTION_INTERNAL) /* such as strlen(...), which has no file */
+		read_user(&place, sizeof(place), function + l->filename);
+	return mixed(head.name ^ ((u64)place.line_start << 32), head.scope, place.file);
+}
+
+/*
+ * A hash of the stack, at one read a frame. Functions and oplines are told apart by their addresses,
+ * which hold for a request; except for calls that may be freed within it (`volatile_calls`), which
+ * have an identity besides. `top` is of the innermost frame; it is in a map, where the verifier does
+ * not follow it: in registers it cost half the depth.
+ */
+static __always_inline u64 hash_of(struct stack_layout *l, u64 call, struct top *top)
 {
 	u64 h = 0x243F6A8885A308D3ULL;
 	struct call c;
 	int i;
 
 	for (i = 0; i < DEPTH_MAX; i++) {
-		struct op_array_place place = {};
-
 		if (!call)
 			break;
 		if (read_user(&c, sizeof(c), call)) {
@@ -113,11 +126,11 @@ static __always_inline u64 hash_of(struct stack_layout *l, u64 call, u32 top_lin
 		}
 		call = c.previous;
 		look_through(l, &c);
-		if (c.this_type & l->volatile_calls && c.function)
-			read_user(&place, sizeof(place), c.function + l->filename);
-		if (i == 0 && (top_line || top_internal))
-			c.opline = top_line;
-		h = mixed(h, c.function ^ place.file, c.opline ^ ((u64)place.line_start << 40));
+		if (i == 0 && top->known)
+			c.opline = top->instead;
+		h = mixed(h, c.function, c.opline);
+		if (c.this_type & l->volatile_calls)
+			h ^= identity(l, c.function);
 	}
 	h = mixed(h, call != 0, DEPTH_MAX);
 	return h < HASHES_RESERVED ? h + HASHES_RESERVED : h;

@@ -315,8 +315,9 @@ static __always_inline int send_stack(struct place *at, u64 call, u64 hash, u32 
  */
 static __always_inline u64 stack_now(struct place *at, u64 call_register, u64 opline_register)
 {
-	u64 call, function, hash;
+	struct function_head head = {};
 	struct stack_key key = {};
+	u64 call, function, hash;
 	bool internal = false;
 	u32 line = 0, one = 1;
 
@@ -327,12 +328,18 @@ static __always_inline u64 stack_now(struct place *at, u64 call_register, u64 op
 		return HASH_NO_PHP;
 	function = user_u64(call + offsetof(struct call, function));
 	if (function) {
-		/* An internal function has no opline: what stands there is left from another call. */
-		internal = (u8)user_u64(function) == FUNCTION_INTERNAL;
+		/*
+		 * An internal function has no opline: what stands there is left from another call.
+		 * It may be EG(trampoline), by which all methods of FFI are called: each has its name.
+		 */
+		read_user(&head, sizeof(head), function);
+		internal = head.type == FUNCTION_INTERNAL;
 		if (!internal && call_register == call)
 			line = line_of(at->layout, function, opline_register);
 	}
-	hash = hash_of(at->layout, call, line, internal);
+	at->stacked->top.instead = internal ? head.name : line;
+	at->stacked->top.known = internal || line;
+	hash = hash_of(at->layout, call, &at->stacked->top);
 	key.hash = hash;
 	key.request = at->worker->request.started_ns;
 	key.pid = at->pid;

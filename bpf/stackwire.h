@@ -129,6 +129,12 @@ struct slot {
 	__u32 samples;
 };
 
+/* The innermost frame, by what stands for its opline where that would mislead. */
+struct top {
+	__u64 instead; /* its line, or the name of an internal function */
+	__u64 known; /* 0 = the opline is right */
+};
+
 /* What is kept of a worker, keyed by tgid; the records are built here, since a worker runs one program at a time. */
 struct stacked {
 	__u32 nth; /* the request the rest is about */
@@ -138,6 +144,7 @@ struct stacked {
 	__u64 functions; /* ids given out */
 	__u64 zend_last; /* zend_mm_heap.size at the last sample; it is 0 when a request starts */
 	struct slot slots[SLOTS];
+	struct top top;
 	struct function_event function;
 	struct stack_event stack;
 };

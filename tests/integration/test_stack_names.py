@@ -26,6 +26,11 @@ def uncached(start_fpm: Callable[..., Fpm]) -> Fpm:
     return fpm
 
 
+@pytest.fixture(scope="module")
+def cached(start_fpm: Callable[..., Fpm]) -> Fpm:
+    return start_fpm("opcache.enable=1", www=ONE_WORKER)
+
+
 def by_pages(tracer: Tracer) -> dict[int, list[Growth]]:
     """The growths by mmap() from a script, by how many pages each mapped at once."""
     found: dict[int, list[Growth]] = {}
@@ -74,6 +79,30 @@ def test_files_included_again_and_again_in_one_request_are_told_apart(
         11: 50,
         12: 50,
         13: 50,
+    }
+
+
+@pytest.mark.parametrize("pool", ["uncached", "cached"])
+def test_what_is_called_at_an_address_that_was_anothers_has_its_own_name(
+    request: pytest.FixtureRequest, trace: Callable[..., Tracer], pool: str
+) -> None:
+    fpm: Fpm = request.getfixturevalue(pool)
+    tracer = trace(str(fpm.master), stacks=StackOptions())
+    assert fpm.get("bound.php").text == "grown"
+    tracer.next()
+
+    found = {
+        tuple(frame.name for frame in growth.stack): (growth.bytes // mmap.PAGESIZE, growth.samples)
+        for growth in tracer.growths
+        if growth.weight == Weight.MAPPED.value and growth.stack[-1].name.startswith("mmap")
+    }
+    assert found == {
+        ("<main>", "A::{closure}", "mmap"): (20 * 31, 20),
+        ("<main>", "B::{closure}", "mmap"): (20 * 32, 20),
+        ("<main>", "C::{closure}", "mmap"): (20 * 33, 20),
+        ("<main>", "D::{closure}", "mmap"): (20 * 34, 20),
+        ("<main>", "mmap"): (20 * 35, 20),
+        ("<main>", "mmap64"): (20 * 36, 20),
     }
 
 

@@ -41,6 +41,7 @@ BEHIND = {
     "stack_event": [("frames", DEPTH * stackwire.FRAME.size)],
     "stacked": [
         ("slots", stackwire.SLOTS * stackwire.SLOT.size),
+        ("top", 16),
         ("function", stackwire.FUNCTION.size),
         ("stack", stackwire.STACK.size + DEPTH * stackwire.FRAME.size),
     ],
