@@ -12,6 +12,8 @@ import pytest
 from conftest import Fpm, Tracer, wait_for
 
 from tracer.backends import StackOptions
+from tracer.backends.stacks import StackProbes
+from tracer.errors import UnsupportedError
 from tracer.facts import Growth, Request, Weight
 
 LEAKED = 3_000_017
@@ -134,3 +136,24 @@ def test_memory_calls_seen_by_the_kernel_alone_have_their_stacks_too(fpm: Fpm, t
     assert request.vm_before is not None
     assert sum(growth.bytes for growth in mapped) == request.vm_after - request.vm_before
     assert {"malloc", "realloc"} <= {growth.stack[-1].name for growth in mapped}
+
+
+def test_columns_are_there_where_only_the_stacks_program_of_memory_calls_is_refused(
+    fpm: Fpm, trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: StackProbes) -> None:
+        raise UnsupportedError("the kernel refused the BPF program on_syscall_exit: too large")
+
+    monkeypatch.setattr(StackProbes, "hook_calls_in_kernel", refused)
+    tracer = trace(str(fpm.master), stacks=StackOptions(), calls_by_tracepoint=True)
+    fpm.get("brk.php")
+    (request,) = tracer.next()
+
+    assert request.brk_calls is not None
+    assert request.brk_calls > 0
+    assert request.map_calls is not None
+    assert request.notes is None
+    (told,) = [lack for lack in tracer.backend.lacking if not lack.startswith("speed:")]
+    assert told == (
+        "not measured: call stacks of mmap and brk: the kernel refused the BPF program on_syscall_exit: too large"
+    )

@@ -336,12 +336,15 @@ class BpfBackend:
         self._calls_by_tracepoint = True
         try:
             self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
-            if self._stacks is not None:
-                self._stacks.hook_calls_in_kernel()
         except UnsupportedError as exc:
             self._decoder.calls = False
             self._lacking.append(f"mmap and brk calls: neither this C library nor this kernel shows them ({exc})")
             return
+        if self._stacks is not None:
+            try:
+                self._stacks.hook_calls_in_kernel()
+            except UnsupportedError as exc:
+                self._lacking.append(f"not measured: call stacks of mmap and brk: {exc}")
         self._lacking.append(
             "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this host pays"
             " some 0.03 us a system call, since this C library's wrappers have an unknown form"
