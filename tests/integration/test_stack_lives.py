@@ -93,6 +93,24 @@ def test_growth_of_a_request_in_mid_course_when_tracing_ends_is_given_out(
     assert abs(leaks(tracer)[request.pid, request.nth] - LEAKED) <= 3 * 4096
 
 
+def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_out(
+    start_fpm: Callable[..., Fpm], tmp_path: Path
+) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    tracer = Tracer(str(fpm.master), stacks=StackOptions(every=1))
+    client = _in_mid_request(fpm, tmp_path)
+
+    # Detaching closes all probes at once, in whatever order; here that of the stacks is first.
+    os.close(tracer.backend._uprobes.pop())  # type: ignore[attr-defined]
+    (fpm.folder / "go").touch()
+    client.join()
+    tracer.close()
+
+    (request,) = tracer.requests
+    assert request.ending == "finished"
+    assert abs(leaks(tracer)[request.pid, request.nth] - LEAKED) <= 3 * 4096
+
+
 def test_growth_comes_right_behind_its_request(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(fpm.master), stacks=StackOptions())
     for _ in range(50):

@@ -161,15 +161,13 @@ class BpfBackend:
             if self._taken == 0:
                 break
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        in_flight_pids = []
         for pid in list(self._roster.workers):
             entry = self._map("workers").get(pid)
             record = None if entry is None else in_flight(entry, now)
             if record is not None and self._roster.workers[pid].wanted:
-                in_flight_pids.append(pid)
                 facts.append(self._decoder.request(record, self._roster.pool(pid)))
         if self._stacks is not None:
-            facts = self._stacks.remaining(facts, in_flight_pids)
+            facts = self._stacks.remaining(facts, list(self._roster.workers))
         facts += self._losses()
         self._attached = False
         self._undo.close()

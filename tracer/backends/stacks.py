@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tracer.backends import StackOptions
 from tracer.backends.perf_event import PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_PAGE_FAULTS
@@ -161,10 +161,13 @@ class StackProbes:
         self._left, self._leaving = self._leaving, []
         return found
 
-    def remaining(self, facts: list[Fact], still_there: list[int]) -> list[Fact]:
-        """All that is left, when nothing is traced any more; `still_there` are the workers in mid-request."""
+    def remaining(self, facts: list[Fact], workers: Iterable[int]) -> list[Fact]:
+        """All that is left, when nothing is traced any more; `workers` are those that are still there.
+
+        A request may have ended when only the other probe on its end was left: what it grew by is in the table.
+        """
         self._read()
-        for pid in still_there:
+        for pid in workers:
             entry = self._programs.map("stacked").get(pid)
             if entry is not None:
                 self._book.take_slots(pid, entry)
