@@ -263,7 +263,7 @@ class BpfBackend:
             self._roster.masters[target.master.pid] = target
             since = time.time_ns()
             if self._stacks is not None:
-                self._stacks.watch(target.master.pid, inherit=True)
+                self._stacks.watch(target.master.pid)
             present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
             self._pending = self._take()  # the births among them: these workers are sampled as their master is
         else:
@@ -274,7 +274,7 @@ class BpfBackend:
             known = self._roster.workers.get(worker.pid)
             inherited = known is not None and (known.fact.born_ns or 0) >= since
             if self._stacks is not None and not inherited:
-                self._stacks.watch(worker.pid, inherit=False)
+                self._stacks.watch(worker.pid)
             self._pending.append(self._roster.add(worker, target))
 
     def _hook(self, target: Target) -> None:

@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterable, Iterator
 
 from tracer.backends import StackOptions
-from tracer.backends.perf_event import PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_PAGE_FAULTS
 from tracer.backends.programs import RING_BYTES, ProgramKind, Programs
 from tracer.backends.ring import Ring
+from tracer.backends.sampling import Sampling
 from tracer.backends.stackbook import StackBook
 from tracer.backends.stackwire import STACK_LAYOUT, WEIGHING, LostStacks
-from tracer.errors import TargetGoneError, UnsupportedError
+from tracer.errors import UnsupportedError
 from tracer.facts import Fact, Loss, Request
 from tracer.targets.libc import Libc
 from tracer.targets.php import Php
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _BATCH = 65536
 _LEAST_DEPTH = 4
-_NS = 1_000_000_000
 _WHY_LOST = {
     LostStacks.GROWTH: "growth events: their ring buffer or the table of workers was full",
     LostStacks.STACKS: "call stacks: their ring buffer was full; what they grew by is under [stack lost]",
@@ -47,7 +46,6 @@ class StackProbes:
         self._options = options
         self._undo = contextlib.ExitStack()
         self._book = StackBook()
-        self._software: dict[int, list[int]] = {}
         self._calls: list[int] = []
         self._held: list[Fact] = []
         self._leaving: list[int] = []  # pids of the dead whose last facts are being held,
@@ -67,7 +65,8 @@ class StackProbes:
             self._undo.callback(self._ring.close)
             self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
             self._calls_in_kernel = self._undo.enter_context(contextlib.ExitStack())
-            self._undo.callback(self._close_software)
+            self._sampling = Sampling(self._programs, every=options.every, hz=options.hz)
+            self._undo.callback(self._sampling.close)
             self._undo.callback(self._close_calls)
             self._programs.on_raw_tracepoint("sched_process_exit", "on_exit", self._tracepoints)
             _allow_many_files()
@@ -130,22 +129,14 @@ class StackProbes:
             raise UnsupportedError(f"{php.image.shown}: its functions cannot be found")
         return self._programs.on_uprobe("on_end", php.image, hooks.end.file_offset, at_return=hooks.end_is_return)
 
-    def watch(self, pid: int, *, inherit: bool) -> None:
-        """Samples that process; with `inherit` those it forks from now on, too. One that has ended is left out."""
-        events = self._software.setdefault(pid, [])
-        for function, event, period in (
-            ("on_fault", PERF_COUNT_SW_PAGE_FAULTS, self._options.every),
-            ("on_clock", PERF_COUNT_SW_CPU_CLOCK, round(_NS / self._options.hz)),
-        ):
-            try:
-                events.append(self._programs.on_software_event(function, event, period, pid, inherit=inherit))
-            except TargetGoneError:
-                return
+    def watch(self, pid: int) -> None:
+        """Samples that process and those it forks from now on. One that has ended is left out."""
+        if not self._sampling.start(pid):
+            self.lacking.append(f"stacks: process {pid} starts threads all the time: some may not be sampled")
 
     def gone(self, pid: int) -> None:
         """That process has ended; what it did is still to be given out."""
-        for fd in self._software.pop(pid, ()):
-            os.close(fd)
+        self._sampling.stop(pid)
         self._leaving.append(pid)
 
     def with_growth(self, facts: list[Fact]) -> list[Fact]:
@@ -193,7 +184,7 @@ class StackProbes:
 
     def stop(self) -> list[int]:
         """Ends all events but the ends of requests and workers; returns the descriptors that are still to be closed."""
-        self._close_software()
+        self._sampling.close()
         self._calls_in_kernel.close()
         calls, self._calls = self._calls, []
         return calls
@@ -216,15 +207,9 @@ class StackProbes:
         while self._calls:
             os.close(self._calls.pop())
 
-    def _close_software(self) -> None:
-        for events in self._software.values():
-            while events:
-                os.close(events.pop())
-        self._software.clear()
-
 
 def _allow_many_files() -> None:
-    """Two descriptors a worker: up to what this process may have at most."""
+    """Two descriptors a thread: up to what this process may have at most."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -1,0 +1,67 @@
+"""Page faults and the CPU clock of processes, sampled by perf's software events, each with a BPF program.
+
+An event is a thread's and, by inheritance, that of what it starts from then on: threads, and processes, of which
+the programs heed those in the map `workers`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tracer.backends.perf_event import PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_PAGE_FAULTS
+from tracer.backends.programs import Programs
+from tracer.errors import TargetGoneError
+
+_NS = 1_000_000_000
+_ATTEMPTS = 20
+
+
+class Sampling:
+    """The events of all processes that are sampled: two descriptors a thread. close() takes them off."""
+
+    def __init__(self, programs: Programs, *, every: int, hz: int) -> None:
+        self._programs = programs
+        self._kinds = (
+            ("on_fault", PERF_COUNT_SW_PAGE_FAULTS, every),
+            ("on_clock", PERF_COUNT_SW_CPU_CLOCK, round(_NS / hz)),
+        )
+        self._events: dict[int, list[int]] = {}
+
+    def start(self, pid: int) -> bool:
+        """Samples that process, and what it starts from now on. One that has ended is left out.
+
+        False if it starts threads all the time, so that some of them may not be sampled.
+        """
+        for _ in range(_ATTEMPTS):
+            self.stop(pid)
+            threads = _threads(pid)
+            for tid in threads:
+                self._open(pid, tid)
+            # Of a thread that is new nobody knows whether it was started before or after its parent was sampled.
+            if _threads(pid) <= threads:
+                return True
+        return False
+
+    def stop(self, pid: int) -> None:
+        """No more of that process, nor of what has inherited its sampling."""
+        for fd in self._events.pop(pid, ()):
+            os.close(fd)
+
+    def close(self) -> None:
+        for pid in list(self._events):
+            self.stop(pid)
+
+    def _open(self, pid: int, tid: int) -> None:
+        events = self._events.setdefault(pid, [])
+        for function, event, period in self._kinds:
+            try:
+                events.append(self._programs.on_software_event(function, event, period, tid, inherit=True))
+            except TargetGoneError:
+                return
+
+
+def _threads(pid: int) -> set[int]:
+    try:
+        return {int(name) for name in os.listdir(f"/proc/{pid}/task")}
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
