@@ -111,6 +111,27 @@ def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_ou
     assert abs(leaks(tracer)[request.pid, request.nth] - LEAKED) <= 3 * 4096
 
 
+def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fpm = start_fpm(www="pm = ondemand\npm.max_children = 1")
+    watch = StackProbes.watch
+
+    def fork_and_watch(probes: StackProbes, pid: int, **options: bool) -> None:
+        if not fpm.workers():
+            fpm.get("hello.php")
+        watch(probes, pid, **options)
+
+    monkeypatch.setattr(StackProbes, "watch", fork_and_watch)
+    tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
+    (worker,) = fpm.workers()
+    fpm.get("leak.php", QUERY_STRING=str(LEAKED))
+    (request,) = tracer.next()
+
+    assert request.pid == worker
+    assert abs(leaks(tracer)[request.pid, request.nth] - LEAKED) <= 3 * 4096
+
+
 def test_growth_comes_right_behind_its_request(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(fpm.master), stacks=StackOptions())
     for _ in range(50):

@@ -22,6 +22,7 @@ from tracer.backends.maps import MapFullError
 from tracer.backends.programs import RING_BYTES, Programs
 from tracer.backends.ring import Ring
 from tracer.backends.roster import Roster
+from tracer.backends.sampling import wait_until_idle
 from tracer.backends.stacks import StackProbes
 from tracer.backends.thrift import give_back
 from tracer.backends.wire import BUILDS_MAX, WORKER, WORKER_BYTES, Calls, Lost, Role
@@ -40,6 +41,7 @@ _POLL_S = 0.05
 _BATCH = 8192
 _NICE = -10
 _HOUSEKEEPING_S = 1.0
+_ATTEMPTS = 20
 _UPROBES_ON_PHP = ("on_teardown", "on_script_end", "on_exit_call", "on_end", "on_startup")
 _RAW_TRACEPOINTS = (
     ("sched_process_fork", "on_fork"),
@@ -256,26 +258,46 @@ class BpfBackend:
 
         Compiling took a while: what was resolved before may be gone, and its pid another's.
         """
-        since = 0
+        unsampled: set[int] = set()  # of the births that were seen
         if target.master is None:
             present = [worker for worker in target.workers if _is_there(worker)]
         elif _is_there(target.master):
             self._roster.masters[target.master.pid] = target
-            since = time.time_ns()
             if self._stacks is not None:
-                self._stacks.watch(target.master.pid)
+                unsampled = self._sample_births(target.master.pid, self._stacks)
             present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
-            self._pending = self._take()  # the births among them: these workers are sampled as their master is
+            self._take_births(target.master.pid)
         else:
             self._map("workers").remove(target.master.pid)
             return
         for worker in present:
             self._watch(worker.pid, Role.WORKER, target)
-            known = self._roster.workers.get(worker.pid)
-            inherited = known is not None and (known.fact.born_ns or 0) >= since
+            inherited = worker.pid in self._roster.workers and worker.pid not in unsampled
             if self._stacks is not None and not inherited:
                 self._stacks.watch(worker.pid)
             self._pending.append(self._roster.add(worker, target))
+
+    def _sample_births(self, master: int, stacks: StackProbes) -> set[int]:
+        """Samples a master and all that it forks from now on; returns the workers whose birth was seen before.
+
+        Of one whose birth is seen just then, nobody can say on which side of it that was: then once more.
+        """
+        for _ in range(_ATTEMPTS):
+            self._take_births(master)
+            before = set(self._roster.workers)
+            stacks.watch(master)
+            self._take_births(master)
+            if before.issuperset(self._roster.workers):
+                return before
+            stacks.unwatch(master)
+        stacks.watch(master)
+        self._lacking.append(f"stacks: master {master} forks all the time: some workers may not be sampled")
+        return set(self._roster.workers)
+
+    def _take_births(self, master: int) -> None:
+        """Takes the births up to now, that of a worker included which is only half forked when this is called."""
+        wait_until_idle(master)
+        self._pending = self._take()
 
     def _hook(self, target: Target) -> None:
         """Sets the probes on the target's C library and PHP, unless they are there."""

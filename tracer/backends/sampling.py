@@ -7,6 +7,8 @@ the programs heed those in the map `workers`.
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 from tracer.backends.perf_event import PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_PAGE_FAULTS
 from tracer.backends.programs import Programs
@@ -14,6 +16,7 @@ from tracer.errors import TargetGoneError
 
 _NS = 1_000_000_000
 _ATTEMPTS = 20
+_IDLE_S, _LOOK_S = 1.0, 0.0005
 
 
 class Sampling:
@@ -58,6 +61,25 @@ class Sampling:
                 events.append(self._programs.on_software_event(function, event, period, tid, inherit=True))
             except TargetGoneError:
                 return
+
+
+def wait_until_idle(pid: int) -> None:
+    """Until that process has slept, so that a fork it was in the middle of is over; for at most a second.
+
+    A fork runs, or sleeps uninterruptibly: kernel_clone(), kernel/fork.c, Linux 6.18.
+    """
+    deadline = time.monotonic() + _IDLE_S
+    while _state(pid) in ("R", "D") and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+
+
+def _state(pid: int) -> str:
+    """The letter in /proc/PID/stat; none if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat[stat.rindex(")") + 2]
 
 
 def _threads(pid: int) -> set[int]:

@@ -134,6 +134,10 @@ class StackProbes:
         if not self._sampling.start(pid):
             self.lacking.append(f"stacks: process {pid} starts threads all the time: some may not be sampled")
 
+    def unwatch(self, pid: int) -> None:
+        """Takes watch() back: nothing of that process is sampled, nor of those it has forked since."""
+        self._sampling.stop(pid)
+
     def gone(self, pid: int) -> None:
         """That process has ended; what it did is still to be given out."""
         self._sampling.stop(pid)
