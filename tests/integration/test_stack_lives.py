@@ -132,6 +132,35 @@ def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
     assert abs(leaks(tracer)[request.pid, request.nth] - LEAKED) <= 3 * 4096
 
 
+def test_workers_after_a_graceful_reload_are_sampled_once(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 2")
+    tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
+    fpm.get("leak.php", QUERY_STRING=str(LEAKED))
+    tracer.next()
+    old = set(fpm.workers())
+    os.kill(fpm.master, signal.SIGUSR2)
+    wait_for(lambda: tracer.poll() or (len(fpm.workers()) == 2 and not old & set(fpm.workers())), "the new workers")
+    wait_for(lambda: _answers(fpm), "the pool to answer again")
+    fpm.get("leak.php", QUERY_STRING=str(LEAKED), REQUEST_URI="/after-reload")
+    wait_for(lambda: tracer.poll() or any(r.uri == "/after-reload" for r in tracer.requests), "the request")
+    tracer.close()
+
+    (request,) = [request for request in tracer.requests if request.uri == "/after-reload"]
+    assert request.pid not in old
+    found = leaks(tracer)
+    assert len(found) == 2
+    assert all(abs(size - LEAKED) <= 3 * 4096 for size in found.values()), found
+
+
+def _answers(fpm: Fpm) -> bool:
+    try:
+        return fpm.get("hello.php").ended
+    except OSError:
+        return False
+
+
 def test_growth_comes_right_behind_its_request(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(fpm.master), stacks=StackOptions())
     for _ in range(50):
