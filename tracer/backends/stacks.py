@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from tracer.backends import StackOptions
+from tracer.backends import StackOptions, fault_sizes
 from tracer.backends.programs import RING_BYTES, ProgramKind, Programs
 from tracer.backends.ring import Ring
 from tracer.backends.sampling import Sampling
@@ -52,7 +52,7 @@ class StackProbes:
         self._left: list[int] = []  # and of those whose are out
         self._lost_before = dict.fromkeys(LostStacks, 0)
         self._distrusted = False
-        self.lacking: list[str] = []
+        self.lacking = fault_sizes.caveats()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._programs, self.depth = self._loaded(workers, workers_max, cpus)
