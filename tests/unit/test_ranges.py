@@ -77,5 +77,13 @@ def test_neighbours_are_left_alone():
     assert len(ranges) == 2
 
 
+def test_neighbours_of_one_owner_are_one_range_in_whatever_order_they_come():
+    for order in ((3, 7), (7, 11), (11, 13)), ((11, 13), (7, 11), (3, 7)), ((3, 7), (11, 13), (7, 11)):
+        ranges = entered(*((start, end, "a") for start, end in order))
+
+        assert len(ranges) == 1
+        assert ranges.take(0, 99) == [(3, 13, "a")]
+
+
 def test_what_was_never_entered_is_not_taken():
     assert entered((3, 7, "a"), (17, 19, "b")).take(5, 18) == [(5, 7, "a"), (17, 18, "b")]

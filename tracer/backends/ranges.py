@@ -24,13 +24,24 @@ class Ranges(Generic[Owner]):
         return len(self._starts)
 
     def add(self, start: int, end: int, owner: Owner) -> list[tuple[int, int, Owner]]:
-        """Enters a range; what was there is replaced, and returned as take() does."""
+        """Enters a range; what was there is replaced, and returned as take() does.
+
+        It is joined with those of the same owner beside it, as the kernel joins mappings: 120,000 single pages,
+        each below the one before, took 9 s otherwise.
+        """
         replaced = self.take(start, end)
         if start < end:
             at = bisect.bisect_left(self._starts, start)
-            self._starts.insert(at, start)
-            self._ends.insert(at, end)
-            self._owners.insert(at, owner)
+            if at and self._ends[at - 1] == start and self._owners[at - 1] == owner:
+                self._ends[at - 1] = end
+                at -= 1
+            else:
+                self._starts.insert(at, start)
+                self._ends.insert(at, end)
+                self._owners.insert(at, owner)
+            if at + 1 < len(self._starts) and self._starts[at + 1] == end and self._owners[at + 1] == owner:
+                self._ends[at] = self._ends.pop(at + 1)
+                del self._starts[at + 1], self._owners[at + 1]
         return replaced
 
     def take(self, start: int, end: int) -> list[tuple[int, int, Owner]]:
