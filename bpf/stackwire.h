@@ -153,13 +153,11 @@ struct stacked {
 struct stack_layout {
 	__u64 current_execute_data; /* link address of EG(current_execute_data); 0 = unknown */
 	__u32 heap_size; /* offset in zend_mm_heap */
-	__u32 filename; /* offsets in zend_op_array */
-	__u32 line_start;
+	__u32 filename; /* offsets in zend_op_array; line_start is right behind it */
 	__u32 opcodes;
 	__u32 last;
 	__u32 generator_execute_data; /* offset in zend_generator */
 	__u32 volatile_calls; /* bits of This.u1.type_info whose function may be freed within a request */
-	__u32 pad;
 };
 
 /* How to weigh. */

@@ -105,9 +105,13 @@ def test_looks_at_zends_heap_are_within_5_percent_of_what_each_function_allocate
 def test_memory_that_was_freed_again_is_not_mapped_growth(fresh: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(fresh.master), stacks=StackOptions(every=1))
 
-    run(fresh, tracer, ("churn",))
+    truth = run(fresh, tracer, ("churn", "huge"))
 
+    (request,) = tracer.requests
+    assert (request.map_calls or 0) >= 7 + 2
+    assert (request.unmap_calls or 0) >= 7
     assert grown(tracer, Weight.MAPPED)["churn"] == 0
+    assert grown(tracer, Weight.MAPPED)["huge"] == truth["huge"][VM] >= 18_000_030
     assert grown(tracer, Weight.RSS)["churn"] >= 7 * 9_000_011  # it was touched each time
 
 

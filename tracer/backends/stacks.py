@@ -105,12 +105,10 @@ class StackProbes:
             php.executor_globals + layout.eg_current_execute_data,
             php.heap.size,
             layout.filename,
-            layout.line_start,
             layout.opcodes,
             layout.last,
             layout.generator_execute_data,
             layout.volatile_calls,
-            0,
         )
 
     def hook_calls(self, library: Libc) -> None:

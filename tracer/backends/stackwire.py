@@ -123,12 +123,10 @@ STACK_LAYOUT_FIELDS = (
     ("current_execute_data", "Q"),
     ("heap_size", "I"),
     ("filename", "I"),
-    ("line_start", "I"),
     ("opcodes", "I"),
     ("last", "I"),
     ("generator_execute_data", "I"),
     ("volatile_calls", "I"),
-    ("pad", "I"),
 )
 WEIGHING_FIELDS = (("fault_bytes", "Q"),)
 
