@@ -58,14 +58,13 @@ def attach_uprobe(program_fd: int, pmu: int, path: str, file_offset: int, *, at_
     return _open(attr, program_fd, -1, 0, f"{path}+{file_offset:#x}")
 
 
-def attach_software(program_fd: int, event: int, period: int, pid: int, *, inherit: bool) -> int:
-    """A perf event that runs the program in that process once in `period` events: faults, or nanoseconds of CPU.
+def attach_software(program_fd: int, event: int, period: int, tid: int) -> int:
+    """A perf event that runs the program in that thread once in `period` events: faults, or nanoseconds of CPU.
 
-    With `inherit`, also in the processes it forks from now on, until the descriptor is closed.
+    Also in the threads and processes it starts from now on, until the descriptor is closed.
     """
-    flags = _DISABLED | (_INHERIT if inherit else 0)
-    attr = _Attr(type=_TYPE_SOFTWARE, config=event, sample_period=period, flags=flags)
-    return _open(attr, program_fd, pid, -1, f"process {pid}")
+    attr = _Attr(type=_TYPE_SOFTWARE, config=event, sample_period=period, flags=_DISABLED | _INHERIT)
+    return _open(attr, program_fd, tid, -1, f"thread {tid}")
 
 
 def _open(attr: _Attr, program_fd: int, pid: int, cpu: int, what: str) -> int:

@@ -113,9 +113,11 @@ class Programs:
             raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
         return attach_uprobe(self.fd(function), pmu, image.path, offset, at_return=at_return)
 
-    def on_software_event(self, function: str, event: int, period: int, pid: int, *, inherit: bool) -> int:
-        """Runs the program once in `period` of that process's events, until the descriptor is closed."""
-        return attach_software(self.fd(function, ProgramKind.PERF_EVENT), event, period, pid, inherit=inherit)
+    def on_software_event(self, function: str, event: int, period: int, tid: int) -> int:
+        """Runs the program once in `period` events of that thread, and of what it starts, until the descriptor is
+        closed.
+        """
+        return attach_software(self.fd(function, ProgramKind.PERF_EVENT), event, period, tid)
 
     def close(self) -> None:
         self._bpf.cleanup()

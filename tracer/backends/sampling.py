@@ -58,7 +58,7 @@ class Sampling:
         events = self._events.setdefault(pid, [])
         for function, event, period in self._kinds:
             try:
-                events.append(self._programs.on_software_event(function, event, period, tid, inherit=True))
+                events.append(self._programs.on_software_event(function, event, period, tid))
             except TargetGoneError:
                 return
 

@@ -50,8 +50,7 @@ class StackLayout:
     version: tuple[int, int]
     eg_current_execute_data: int  # zend_executor_globals, Zend/zend_globals.h
     # zend_op_array, Zend/zend_compile.h
-    filename: int
-    line_start: int
+    filename: int  # line_start follows it
     opcodes: int
     last: int
     generator_execute_data: int  # zend_generator, Zend/zend_generators.h
@@ -64,11 +63,11 @@ class StackLayout:
 # (php.py). Compared with debug_backtrace(), line by line: Debian's 7.4.33, 8.2.36 and 8.4.27, and 8.3.8 and 8.5.2 of
 # Red Hat's family, with and without opcache and JIT.
 STACK_LAYOUTS = (
-    StackLayout((8, 5), 512, filename=168, line_start=176, opcodes=104, last=96, generator_execute_data=56),
-    StackLayout((8, 4), 488, filename=168, line_start=176, opcodes=104, last=96, generator_execute_data=56),
-    StackLayout((8, 3), 488, filename=144, line_start=152, opcodes=80, last=76, generator_execute_data=56),
-    StackLayout((8, 2), 488, filename=152, line_start=160, opcodes=88, last=80, generator_execute_data=56),
-    StackLayout((7, 4), 488, filename=136, line_start=144, opcodes=64, last=60, generator_execute_data=64),
+    StackLayout((8, 5), 512, filename=168, opcodes=104, last=96, generator_execute_data=56),
+    StackLayout((8, 4), 488, filename=168, opcodes=104, last=96, generator_execute_data=56),
+    StackLayout((8, 3), 488, filename=144, opcodes=80, last=76, generator_execute_data=56),
+    StackLayout((8, 2), 488, filename=152, opcodes=88, last=80, generator_execute_data=56),
+    StackLayout((7, 4), 488, filename=136, opcodes=64, last=60, generator_execute_data=64),
 )
 
 # env.hash_table in struct _fcgi_request (main/fastcgi.c). The structure is private to that file and
