@@ -132,6 +132,12 @@ int on_startup(struct pt_regs *ctx)
 	task = bpf_get_current_task();
 	mm = kernel_u64(task + k->task_mm);
 
+	if (w->in_request) {
+		/* Its end was missed: when tracing ends, the probe on it may be the first to go. */
+		r->flags |= REQUEST_NO_END | REQUEST_DETACHED;
+		r->ended_ns = bpf_ktime_get_ns();
+		submit(w);
+	}
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = EVENT_REQUEST;
 	r->pid = bpf_get_current_pid_tgid() >> 32;

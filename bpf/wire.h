@@ -48,7 +48,7 @@ enum request_flag {
 	REQUEST_FATAL = 1 << 11, /* EG(exit_status) is 255 and the last error was a fatal one */
 	REQUEST_NO_SCRIPT_END = 1 << 12, /* php_request_shutdown() was not seen: no used_end */
 	REQUEST_NO_LAYOUT = 1 << 13, /* this PHP's globals are unknown: no status, no fatal */
-	REQUEST_DETACHED = 1 << 14, /* set by the reader: tracing ended in mid-request */
+	REQUEST_DETACHED = 1 << 14, /* tracing ended in mid-request */
 };
 
 struct request {

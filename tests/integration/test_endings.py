@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import fastcgi
 import pytest
 from conftest import Fpm, Tracer, wait_for
 
+from tracer.backends.bpf import _UPROBES_ON_PHP, BpfBackend
 from tracer.facts import Note
 
 
@@ -173,3 +175,19 @@ def _busy(fpm: Fpm) -> bool:
     (worker,) = fpm.workers()
     with open(f"/proc/{worker}/wchan") as wchan:
         return "nanosleep" in wchan.read()
+
+
+def test_a_request_whose_end_is_missed_is_told_when_the_next_begins(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
+    tracer = trace(str(fpm.master))
+    assert isinstance(tracer.backend, BpfBackend)
+    at = [name for name in _UPROBES_ON_PHP if name != "on_startup"].index("on_end")
+    php = len(tracer.backend._uprobes) - len(_UPROBES_ON_PHP)
+    os.close(tracer.backend._uprobes.pop(php + at))
+    fpm.get("hello.php", REQUEST_URI="/first")
+    fpm.get("hello.php", REQUEST_URI="/second")
+    (first,) = tracer.next()
+    tracer.close()
+
+    assert [request.uri for request in tracer.requests] == ["/first", "/second"]
+    assert {request.ending for request in tracer.requests} == {"cut_off"}
+    assert (first.anon_after, first.anon_before is not None) == (None, True)
