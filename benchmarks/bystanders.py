@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
-from tracer.backends.bpf import BpfBackend
+from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
 _SOURCE = r"""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from benchmarks.figures import Figure
 from benchmarks.pools import pools
 from benchmarks.single import Client
-from tracer.backends.ptrace import PtraceBackend
+from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.targets.resolve import targets
 
 _SCRIPTS = (("noop.php", "no-op", 50), ("work.php", "~10 ms", 10), ("files.php", "~10 ms, 22 files read", 10))

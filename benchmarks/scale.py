@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
-from tracer.backends.bpf import BpfBackend
+from tracer.backends.bpf.backend import BpfBackend
 from tracer.facts import Request
-from tracer.recording import Writer
+from tracer.recording.reader import Writer
 from tracer.targets.kernel import possible_cpus
 from tracer.targets.resolve import targets
 

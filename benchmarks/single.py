@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
 from tests.integration import fastcgi
-from tracer.backends.bpf import BpfBackend
+from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
 REQUESTS = 400

@@ -11,7 +11,7 @@ from benchmarks.figures import Figure
 from benchmarks.pools import pools
 from benchmarks.single import REQUESTS, Client
 from tracer.backends import StackOptions
-from tracer.backends.bpf import BpfBackend
+from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
 # What is not looked at is turned down to next to nothing.

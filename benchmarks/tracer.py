@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tracer.recording import Reader, Totals
+from tracer.recording.reader import Reader, Totals
 
 _TICK_US = 1_000_000 / os.sysconf("SC_CLK_TCK")
 

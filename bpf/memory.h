@@ -5,7 +5,7 @@
 #ifndef PHPTRACE_MEMORY_H
 #define PHPTRACE_MEMORY_H
 
-#include "wire.h"
+#include "request_events.h"
 
 /* bcc takes 0.1 s of compile time for each textual bpf_probe_read_user(); hence one of each. */
 static __always_inline int read_user(void *to, u32 bytes, u64 from)

@@ -16,7 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tracer.backends.fastcgi import Begun, Event, FastCgiReader, GaveUp, Params  # noqa: E402 (needs the path above)
+from tracer.backends.ptrace.fastcgi_parser import (  # noqa: E402 (needs the path above)
+    Begun,
+    Event,
+    FastCgiReader,
+    GaveUp,
+    Params,
+)
 
 WANTED = (b"SCRIPT_FILENAME", b"REQUEST_URI", b"REQUEST_METHOD", b"HTTP_USER_AGENT")
 BOUND = 64 * 1024

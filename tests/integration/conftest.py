@@ -18,9 +18,9 @@ import fastcgi
 import pytest
 
 from tracer.backends import Backend
-from tracer.backends.bpf import BpfBackend
-from tracer.backends.obstacles import obstacles
-from tracer.backends.ptrace_rights import obstacle
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.backends.bpf.requirements import obstacles
+from tracer.backends.ptrace.permissions import obstacle
 from tracer.facts import Fact, Growth, Loss, Request, Worker
 from tracer.targets.resolve import targets
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from conftest import Fpm, Tracer
 
-from tracer.backends.bpf import BpfBackend
-from tracer.backends.ptrace import PtraceBackend
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.backends.ptrace.backend import PtraceBackend
 
 KIB = 1024
 # (script, query string): each is run on a worker that has seen it before.

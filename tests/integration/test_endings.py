@@ -11,7 +11,7 @@ import fastcgi
 import pytest
 from conftest import Fpm, Tracer, wait_for
 
-from tracer.backends.bpf import _UPROBES_ON_PHP, BpfBackend
+from tracer.backends.bpf.backend import _UPROBES_ON_PHP, BpfBackend
 from tracer.facts import Note
 
 

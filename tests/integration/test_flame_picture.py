@@ -10,8 +10,8 @@ import pytest
 from browser import Browser, available
 from conftest import lacking
 
-from tracer.analysis.flame import Flame, Kind, Node
-from tracer.reporters import flame_svg
+from tracer.analysis.flame.node import Flame, Kind, Node
+from tracer.reporters.flame import svg
 
 HOSTILE = [
     "<script>window.__pwned = 1; alert(1)</script>",
@@ -59,7 +59,7 @@ def show(browser: Browser, tmp_path: Path) -> Callable[[Node], Browser]:
     def opened(root: Node) -> Browser:
         path = tmp_path / "flame.svg"
         with path.open("w", encoding="utf-8") as out:
-            flame_svg.render(Flame(root, "rss: page faults", ("A remark.",)), out)
+            svg.render(Flame(root, "rss: page faults", ("A remark.",)), out)
         browser.open(path.as_uri())
         return browser
 
@@ -250,7 +250,7 @@ def test_without_scripts_every_frame_is_there(tmp_path):
         lacking("there is no chromium with its chromedriver: apt-get install chromium chromium-driver")
     path = tmp_path / "flame.svg"
     with path.open("w", encoding="utf-8") as out:
-        flame_svg.render(Flame(tree(), "rss: page faults", ()), out)
+        svg.render(Flame(tree(), "rss: page faults", ()), out)
 
     with Browser(scripts=False) as browser:
         browser.open(path.as_uri())

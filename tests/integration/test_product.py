@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conftest import Fpm, attached_to, finish, phptrace
 
-from tracer.recording import Reader
+from tracer.recording.reader import Reader
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
@@ -75,16 +75,20 @@ def test_a_wheel_brings_the_bpf_programs_along(tmp_path: Path) -> None:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
 
-    assert {"tracer/bpf/requests.bpf.c", "tracer/bpf/wire.h", "tracer/bpf/kernel/include/linux/ptrace.h"} <= names
+    assert {
+        "tracer/bpf_source/request.bpf.c",
+        "tracer/bpf_source/request_events.h",
+        "tracer/bpf_source/kernel/include/linux/ptrace.h",
+    } <= names
     answer = subprocess.run(
-        [sys.executable, "-c", "from tracer.backends.programs import bpf_sources; print(bpf_sources())"],
+        [sys.executable, "-c", "from tracer.backends.bpf.programs import bpf_sources; print(bpf_sources())"],
         cwd=tmp_path / "installed",
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert answer.stdout.strip() == str(tmp_path / "installed/tracer/bpf")
+    assert answer.stdout.strip() == str(tmp_path / "installed/tracer/bpf_source")
 
 
 def test_as_many_requests_are_recorded_as_the_load_generator_sent(

@@ -16,7 +16,7 @@ import pytest
 from conftest import Fpm, Tracer, attached_to, phptrace, wait_for
 from test_ptrace_safety import MODES, catches_traps, state
 
-from tracer.backends.ptrace import PtraceBackend
+from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.errors import UnsupportedError
 from tracer.facts import Loss, Request
 

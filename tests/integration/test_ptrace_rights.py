@@ -141,7 +141,7 @@ def test_a_php_without_symbols_is_traced_all_the_same(
 ) -> None:
     from conftest import Tracer
 
-    from tracer.backends.ptrace import PtraceBackend
+    from tracer.backends.ptrace.backend import PtraceBackend
     from tracer.errors import UnsupportedError
     from tracer.targets import php as php_binary
     from tracer.targets.resolve import targets

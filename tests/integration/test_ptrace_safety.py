@@ -13,10 +13,10 @@ import pytest
 from conftest import Fpm, Tracer, attached_to, finish, phptrace, wait_for
 from test_safety import Load
 
-from tracer.backends.ptrace import PtraceBackend
+from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.errors import IncompleteError, UnsupportedError
 from tracer.facts import Worker
-from tracer.recording import Reader
+from tracer.recording.reader import Reader
 
 KILLS = 200
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Fpm, attached_to, finish, lacking, phptrace, wait_for
 
-from tracer.recording import Reader
+from tracer.recording.reader import Reader
 
 
 class Load:

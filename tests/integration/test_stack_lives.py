@@ -12,7 +12,7 @@ import pytest
 from conftest import Fpm, Tracer, wait_for
 
 from tracer.backends import StackOptions
-from tracer.backends.stacks import StackProbes
+from tracer.backends.bpf.growth_probes import StackProbes
 from tracer.errors import UnsupportedError
 from tracer.facts import Growth, Request, Weight
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import Fpm, Tracer
 
 from tracer.backends import StackOptions
-from tracer.backends.bpf import BpfBackend
-from tracer.backends.ptrace import PtraceBackend
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.facts import Frame, Weight
 
 _JIT = ("opcache.enable=1", "opcache.jit_buffer_size=64M")

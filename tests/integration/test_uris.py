@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from conftest import Fpm, Tracer
 
-from tracer.backends.wire import URI_MAX
+from tracer.backends.records.request_structs import URI_MAX
 
 _COUNT = 5000
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from conftest import Fpm, Tracer, wait_for
 
-from tracer.backends.bpf import BpfBackend
+from tracer.backends.bpf.backend import BpfBackend
 from tracer.errors import NoTargetError, TargetGoneError, UnsupportedError
 from tracer.targets.resolve import targets
 

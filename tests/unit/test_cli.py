@@ -16,11 +16,11 @@ from samples import COMPLETE, recording
 from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import Choice, StackOptions
-from tracer.backends.bpf import BpfBackend
-from tracer.backends.obstacles import obstacles
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.backends.bpf.requirements import obstacles
 from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
-from tracer.commands.tracing import Attached, Plan, finish
+from tracer.commands.attaching import Attached, Plan, finish
 from tracer.errors import IncompleteError, TargetGoneError, UsageError
 from tracer.facts import Loss
 

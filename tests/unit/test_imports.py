@@ -20,9 +20,8 @@ MAY_IMPORT = {
     "units": set(),
     "analysis": {"analysis", "facts"},
     "reporters": {"reporters", "analysis", "units", "facts"},
-    "files": {"errors"},
-    "recording": {"facts", "errors", "files", "recorded_stacks"},
-    "recorded_stacks": {"facts"},
+    "output_file": {"errors"},
+    "recording": {"recording", "facts", "errors", "output_file"},
     "targets": {"targets", "errors"},
     "backends": {"backends", "facts", "targets", "errors"},
     "capture": {"backends", "facts"},
@@ -140,7 +139,7 @@ def test_pyelftools_is_known_to_one_module():
 
 
 def test_bcc_is_known_to_two_modules():
-    assert importers("bcc") == {"backends/programs", "backends/maps"}
+    assert importers("bcc") == {"backends/bpf/programs", "backends/bpf/maps"}
 
 
 def test_bcc_is_imported_only_inside_functions():

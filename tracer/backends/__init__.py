@@ -79,19 +79,19 @@ def choose(
 
     `ptrace_mode` is one of PTRACE_MODES; `refused` is what BPF was found not to work for, when it was tried.
     """
-    from tracer.backends.obstacles import obstacles
+    from tracer.backends.bpf.requirements import obstacles
 
     if wanted not in ("auto", *BACKENDS):
         raise UnsupportedError(f"there is no backend {wanted!r}: write auto or {' or '.join(BACKENDS)}")
     found = obstacles() if wanted != "ptrace" else []
     if not found and wanted != "ptrace":
-        from tracer.backends.bpf import BpfBackend
+        from tracer.backends.bpf.backend import BpfBackend
 
         why = "asked for" if wanted == "bpf" else "everything it needs is here"
         return Choice(BpfBackend(keep_query=keep_query, stacks=stacks), why)
     if wanted == "bpf":
         raise found[0]
-    from tracer.backends.ptrace import PtraceBackend
+    from tracer.backends.ptrace.backend import PtraceBackend
 
     obstacle = refused or (found[0] if found else None)
     why = "asked for" if obstacle is None else f"since BPF cannot be used: {obstacle}"

@@ -11,12 +11,12 @@ import click
 from tracer.analysis.ranking import GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
+from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.commands.options import ranking, tracing
-from tracer.commands.tracing import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.facts import Fact, Request
-from tracer.recording import Writer, check_output
-from tracer.reporters.lines import Lines
+from tracer.recording.reader import Writer, check_output
 from tracer.reporters.live import LiveView, Status
+from tracer.reporters.request_lines import Lines
 from tracer.reporters.table import summary
 
 # Hours of a busy site fit in some tens of megabytes.

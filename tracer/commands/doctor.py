@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from tracer.diagnosis import checks, usable
+from tracer.doctor import checks, usable
 from tracer.reporters import checklist
 
 

@@ -13,7 +13,7 @@ from tracer.capture import Filter
 from tracer.commands.options import DURATION, SIZE
 from tracer.commands.output import opened, refuse_own_input
 from tracer.facts import Request
-from tracer.recording import Reader
+from tracer.recording.reader import Reader
 from tracer.reporters.requests import render_ndjson, render_requests_csv, render_requests_tsv
 from tracer.reporters.table import summary
 

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 import click
 
-from tracer.analysis.flame import Flame
-from tracer.commands.growth import add_recording, growing, remarks, together
+from tracer.analysis.flame.node import Flame
+from tracer.commands.flame_input import add_recording, growing, remarks, together
 from tracer.commands.options import stack_weight
 from tracer.commands.output import opened, refuse_own_input
 from tracer.errors import UsageError
 from tracer.facts import Weight
-from tracer.reporters import flame_svg, folded, speedscope
+from tracer.reporters.flame import folded, speedscope, svg
 from tracer.reporters.table import summary
 from tracer.units import printable
 
-_RENDER = {"svg": flame_svg.render, "folded": folded.render, "speedscope": speedscope.render}
+_RENDER = {"svg": svg.render, "folded": folded.render, "speedscope": speedscope.render}
 _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "speedscope"}
 
 

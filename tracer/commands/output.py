@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from tracer.errors import UsageError
-from tracer.files import create
+from tracer.output_file import create
 
 
 def refuse_own_input(output: str, files: Sequence[str]) -> None:

@@ -16,11 +16,11 @@ from rich.text import Text
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
+from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.commands.options import refuse_alone, stacks, tracing
-from tracer.commands.tracing import IDLE_REMARK, Plan, attached, finish, talk
 from tracer.errors import UsageError
 from tracer.facts import Fact
-from tracer.recording import SUFFIX, Writer, check_output
+from tracer.recording.reader import SUFFIX, Writer, check_output
 from tracer.reporters.table import summary
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import click
 
-from tracer.analysis.heaviest import Heaviest, heaviest_stacks
+from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.commands.growth import add_recording, growing, remarks
+from tracer.commands.flame_input import add_recording, growing, remarks
 from tracer.commands.options import ranking, refuse_alone, stack_weight
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Weight
-from tracer.recording import Reader
+from tracer.recording.reader import Reader
 from tracer.reporters import json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from tracer.analysis.heaviest import Heaviest
+from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from tracer.analysis.heaviest import Heaviest
+from tracer.analysis.flame.heaviest import Heaviest
 from tracer.units import printable, show_bytes
 
 _ROUTES = 3

@@ -26,7 +26,7 @@ _INDEXED = re.compile(rb"[\x48-\x4f][\x03\x8b][\x00-\x3f][\xc5\xcd\xd5\xdd\xe5\x
 
 
 class RssKind(enum.IntEnum):
-    """How the kernel keeps RSS; the values are those of bpf/wire.h."""
+    """How the kernel keeps RSS; the values are those of bpf/request_events.h."""
 
     PERCPU = 1  # Linux >= 6.2: one struct percpu_counter each
     SPLIT = 2  # before: mm->rss_stat.count[] plus what task->rss_stat.count[] holds back

@@ -45,7 +45,7 @@ LAYOUTS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StackLayout:
-    """Byte offsets for walking PHP's call stack; what bpf/frames.h has as constants never changed."""
+    """Byte offsets for walking PHP's call stack; what bpf/php_stack.h has as constants never changed."""
 
     version: tuple[int, int]
     eg_current_execute_data: int  # zend_executor_globals, Zend/zend_globals.h

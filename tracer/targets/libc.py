@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tracer.targets import decode
+from tracer.targets import machine_code
 from tracer.targets.elf import Elf, Image
 
 # arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
@@ -30,7 +30,7 @@ def inspect(image: Image) -> Libc:
         if wrapper is None or elf.machine != "x64":
             continue
         code = elf.code(wrapper.address, min(wrapper.size or _WRAPPER_BYTES, _WRAPPER_BYTES))
-        jump = decode.behind_syscall(code, number)
+        jump = machine_code.behind_syscall(code, number)
         offset = None if jump is None else elf.file_offset(wrapper.address + jump)
         if offset is not None:
             sites[name] = offset

@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from tracer.errors import UnsupportedError
-from tracer.targets import decode
+from tracer.targets import machine_code
 from tracer.targets.elf import Elf, Image
 from tracer.targets.layouts import Layout, StackLayout, layout_of, stack_layout_of
 
@@ -172,7 +172,7 @@ def _entry(elf: Elf, name: str) -> Hook | None:
     symbol = elf.symbol(name)
     if symbol is None:
         return None
-    site = decode.entry_site(elf.code(symbol.address, _FUNCTION_BYTES))
+    site = machine_code.entry_site(elf.code(symbol.address, _FUNCTION_BYTES))
     return None if site is None else _at(elf, symbol.address + site.offset, site.emulated)
 
 
@@ -195,11 +195,11 @@ def _heap(elf: Elf) -> Heap | None:
     peak = elf.symbol("zend_memory_peak_usage")
     if getter is None or usage is None or peak is None:
         return None
-    slot = decode.heap_slot(getter.address, elf.code(getter.address, _FUNCTION_BYTES))
+    slot = machine_code.heap_slot(getter.address, elf.code(getter.address, _FUNCTION_BYTES))
     if slot is None:
         return None
-    now = decode.accessor_offsets(usage.address, elf.code(usage.address, _FUNCTION_BYTES), slot)
-    most = decode.accessor_offsets(peak.address, elf.code(peak.address, _FUNCTION_BYTES), slot)
+    now = machine_code.accessor_offsets(usage.address, elf.code(usage.address, _FUNCTION_BYTES), slot)
+    most = machine_code.accessor_offsets(peak.address, elf.code(peak.address, _FUNCTION_BYTES), slot)
     if now is None or most is None:
         return None
     return Heap(slot=slot, size=now[1], peak=most[1], real_size=now[0], real_peak=most[0])
@@ -221,8 +221,8 @@ def _stack(elf: Elf, version: tuple[int, int, int]) -> tuple[StackLayout | None,
     # The compiler loads EG's address and adds the offset, or loads from the sum of both.
     code = elf.code(scope.address, _ACCESSOR_BYTES)
     offset = layout.eg_current_execute_data
-    based = decode.refers_to(scope.address, code, executor_globals) and offset.to_bytes(4, "little") in code
-    current = based or decode.refers_to(scope.address, code, executor_globals + offset)
+    based = machine_code.refers_to(scope.address, code, executor_globals) and offset.to_bytes(4, "little") in code
+    current = based or machine_code.refers_to(scope.address, code, executor_globals + offset)
     if not current or layout.filename.to_bytes(4, "little") not in elf.code(filename.address, _ACCESSOR_BYTES):
         return None, f"{shown}: this build's structures are not those of its version"
     return layout, None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tracer.errors import NoTargetError, NotPermittedError, PhptraceError, TargetGoneError, UnsupportedError
 from tracer.targets import php as php_binary
 from tracer.targets import processes
-from tracer.targets.fpm import fpm_pools
+from tracer.targets.fpm_config import fpm_pools
 from tracer.targets.php import Php
 from tracer.targets.processes import MASTER_TITLE, Process
 

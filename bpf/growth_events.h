@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * What growth.bpf.c and tracer/backends/stackwire.py both know; the rules are those of request_events.h.
+ *
+ * A stack is sent once a request, by a hash that growth then refers to; before it, once a request,
+ * the functions in it.
+ */
+#ifndef PHPTRACE_STACKWIRE_H
+#define PHPTRACE_STACKWIRE_H
+
+#define NAME_MAX_BYTES 128 /* of a function's or class's name kept, NUL included: the beginning */
+#define FILE_MAX_BYTES 256 /* of a file's path kept, NUL included: the end */
+#define SLOTS 64 /* different stacks of a request that are summed up in the kernel at a time */
+
+#ifndef DEPTH_MAX
+#define DEPTH_MAX 128 /* frames of a stack that are kept, from the innermost; set by the loader */
+#endif
+
+/* What stands first in every record of the ring `stack_events`. */
+enum stack_event_kind {
+	EVENT_FUNCTION = 1,
+	EVENT_STACK = 2,
+	EVENT_GROWTH = 3,
+	EVENT_MEMORY_CALL = 4,
+};
+
+enum weight {
+	WEIGHT_RSS = 1, /* page faults */
+	WEIGHT_MAPPED = 2, /* mmap, munmap, mremap, brk */
+	WEIGHT_ZEND = 3, /* zend_mm_heap.size, looked at now and then */
+};
+
+/* zend_function.type: Zend/zend_compile.h, PHP 7.0 to 8.6 */
+enum function_type {
+	FUNCTION_INTERNAL = 1,
+	FUNCTION_USER = 2,
+	FUNCTION_EVAL = 4,
+};
+
+enum function_flag {
+	FUNCTION_NAME_CUT = 1 << 0,
+	FUNCTION_CLASS_CUT = 1 << 1,
+	FUNCTION_FILE_CUT = 1 << 2,
+	FUNCTION_NAMELESS = 1 << 3, /* a file's own code, eval'd code, or a fiber's fake function */
+	FUNCTION_CLASSLESS = 1 << 4,
+	FUNCTION_FILELESS = 1 << 5,
+};
+
+struct function_event {
+	__u32 kind; /* EVENT_FUNCTION */
+	__u32 pid;
+	__u32 nth; /* the request in which it was seen */
+	__u32 type; /* enum function_type */
+	__u64 id; /* what frames of this worker's stacks refer to */
+	__u32 flags; /* enum function_flag */
+	__u32 line_start;
+	char name[NAME_MAX_BYTES]; /* NUL-terminated, as the others */
+	char class_name[NAME_MAX_BYTES];
+	char file[FILE_MAX_BYTES];
+};
+
+struct frame {
+	__u64 function; /* function_event.id; 0 = nothing to show: a dummy frame of the engine */
+	__u32 line; /* 0 = unknown, or an internal function */
+	__u32 pad;
+};
+
+enum stack_flag {
+	STACK_TRUNCATED = 1 << 0, /* there is more below */
+	STACK_CORRUPT = 1 << 1, /* what is below could not be made sense of */
+	STACK_LOST =
+		1 << 2, /* a function in it could not be sent; such a stack is not sent either */
+};
+
+struct stack_event {
+	__u32 kind; /* EVENT_STACK */
+	__u32 pid;
+	__u32 nth;
+	__u32 flags; /* enum stack_flag */
+	__u64 hash;
+	__u32 depth; /* frames that follow, the innermost first */
+	__u32 pad;
+	struct frame frames[DEPTH_MAX];
+};
+
+/* A stack's hash where there is none. */
+#define HASH_NO_PHP 0 /* no PHP code was running */
+#define HASH_THREAD 1 /* it was not the worker's main thread */
+#define HASH_LOST 2 /* it could not be sent */
+#define HASHES_RESERVED 16
+
+struct growth_event {
+	__u32 kind; /* EVENT_GROWTH */
+	__u32 pid;
+	__u32 nth;
+	__u32 weight; /* enum weight */
+	__u64 hash;
+	__s64 bytes;
+	__u32 samples;
+	__u32 pad;
+};
+
+enum memory_call {
+	CALL_MMAP = 1,
+	CALL_MUNMAP = 2,
+	CALL_MREMAP = 3,
+	CALL_BRK = 4, /* address: the break when the request began, to: the new one */
+};
+
+struct memory_call_event {
+	__u32 kind; /* EVENT_MEMORY_CALL */
+	__u32 pid;
+	__u32 nth;
+	__u32 call; /* enum memory_call */
+	__u64 hash; /* HASH_NO_PHP for munmap: whoever mapped it is netted */
+	__u64 address;
+	__u64 bytes;
+	__u64 to; /* CALL_MREMAP: where it is now */
+	__u64 to_bytes;
+	__u32 script_ended; /* the script was over: PHP was cleaning up */
+	__u32 pad;
+};
+
+/* Bytes that are summed up for one stack before they are sent. */
+struct slot {
+	__u64 hash;
+	__s64 bytes;
+	__u32 weight; /* 0 = the slot is free */
+	__u32 samples;
+};
+
+/* The innermost frame, by what stands for its opline where that would mislead. */
+struct top {
+	__u64 instead; /* its line, or the name of an internal function */
+	__u64 known; /* 0 = the opline is right */
+};
+
+/* What is kept of a worker, keyed by tgid; the records are built here, since a worker runs one program at a time. */
+struct stacked {
+	__u32 nth; /* the request the rest is about */
+	__u32 busy; /* a program is at work here: a clock sample that interrupts it has to wait */
+	__u32 dirty; /* some slot is in use */
+	__u32 pad;
+	__u64 functions; /* ids given out */
+	__u64 zend_last; /* zend_mm_heap.size at the last sample; it is 0 when a request starts */
+	struct slot slots[SLOTS];
+	struct top top;
+	struct function_event function;
+	struct stack_event stack;
+};
+
+/* Where a PHP binary keeps its stack. Index: struct worker.build. */
+struct stack_layout {
+	__u64 current_execute_data; /* link address of EG(current_execute_data); 0 = unknown */
+	__u32 heap_size; /* offset in zend_mm_heap */
+	__u32 filename; /* offsets in zend_op_array; line_start is right behind it */
+	__u32 opcodes;
+	__u32 last;
+	__u32 generator_execute_data; /* offset in zend_generator */
+	__u32 volatile_calls; /* bits of This.u1.type_info whose function may be freed within a request */
+};
+
+/* How to weigh. */
+struct weighing {
+	__u64 fault_bytes; /* what one sampled page fault stands for */
+};
+
+/* Index into stacks_lost. */
+enum stacks_loss {
+	LOST_GROWTH =
+		0, /* events whose bytes are missing: the ring or the table of workers was full */
+	LOST_STACKS =
+		1, /* stacks or functions that could not be sent: their bytes are under [stack lost] */
+	LOST_STACK_KINDS = 2,
+};
+
+#endif

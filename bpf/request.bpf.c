@@ -1,0 +1,552 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/*
+ * Request boundaries, memory calls, and the birth and death of workers.
+ *
+ * One event a request. A worker's entry in `workers` is found by tgid, filled at the boundaries and
+ * submitted at the end; processes without an entry leave at the first lookup. No addresses or
+ * offsets are compiled in: a binary's are in `builds`, the kernel's in `layout`.
+ */
+#include <uapi/linux/ptrace.h>
+#include "request_events.h"
+#include "memory.h"
+#include "php_request.h"
+
+BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
+BPF_ARRAY(builds, struct build, BUILDS_MAX);
+BPF_ARRAY(layout, struct kernel, 1);
+BPF_ARRAY(lost, u64, LOST_KINDS);
+BPF_ARRAY(blank, struct worker, 1);
+BPF_ARRAY(self_check, struct self_check, 1);
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+
+/* clang-format off */
+#define BPF_LICENSE Dual MIT/GPL
+/* clang-format on */
+
+/* BPF_RB_NO_WAKEUP: the reader comes by on a timer; waking it would cost the worker 15 us. */
+#define NO_WAKEUP 1
+#define MAX_ERRNO 4095
+#define offsetof(type, member) __builtin_offsetof(type, member)
+/* E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h */
+#define E_FATAL_ERRORS (1 | 4 | 16 | 64 | 256 | 4096)
+
+static __always_inline void count_lost(u32 what)
+{
+	u64 *n = lost.lookup(&what);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
+static __always_inline struct worker *this_worker(void)
+{
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct worker *w = workers.lookup(&pid);
+
+	return w && w->role == ROLE_WORKER ? w : 0;
+}
+
+static __always_inline struct worker *this_request(void)
+{
+	struct worker *w = this_worker();
+
+	return w && w->in_request ? w : 0;
+}
+
+/* The running request, if its worker's calls are counted here and nowhere else. */
+static __always_inline struct worker *request_counted(enum calls where)
+{
+	struct worker *w = this_request();
+
+	return w && w->calls == where ? w : 0;
+}
+
+static __always_inline struct kernel *the_kernel(void)
+{
+	u32 zero = 0;
+
+	return layout.lookup(&zero);
+}
+
+/* One more exact look at anon, for the request's peak; returns it, in bytes, or 0. */
+static __always_inline s64 sample_anon(struct worker *w)
+{
+	struct kernel *k = the_kernel();
+	u64 task = bpf_get_current_task(), mm;
+	struct rss rss = {};
+	s64 anon;
+
+	if (!k)
+		return 0;
+	mm = kernel_u64(task + k->task_mm);
+	if (!mm)
+		return 0;
+	read_rss(k, task, mm, &rss);
+	anon = rss.anon * k->page_size;
+	if (anon > w->request.anon_peak)
+		w->request.anon_peak = anon;
+	return anon;
+}
+
+static __always_inline void submit(struct worker *w)
+{
+	u32 bytes = sizeof(struct request) + w->request.script_stored + w->request.uri_stored;
+
+	if (bytes > sizeof(struct request) + SCRIPT_MAX + URI_MAX)
+		bytes = sizeof(struct request) + SCRIPT_MAX + URI_MAX;
+	if (events.ringbuf_output(&w->request, bytes, NO_WAKEUP))
+		count_lost(LOST_REQUESTS);
+}
+
+static __always_inline void submit_process(struct process_event *event)
+{
+	if (events.ringbuf_output(event, sizeof(*event), NO_WAKEUP))
+		count_lost(LOST_PROCESS_EVENTS);
+}
+
+static __always_inline void send_title(struct kernel *k, u32 pid, u64 mm)
+{
+	struct process_event event = {
+		.kind = EVENT_TITLED, .pid = pid, .at_ns = bpf_ktime_get_ns()};
+
+	/* php-fpm writes its title over argv: sapi/fpm/fpm/fpm_env.c. */
+	read_user(event.title, sizeof(event.title), kernel_u64(mm + k->mm_arg_start));
+	submit_process(&event);
+}
+
+int on_startup(struct pt_regs *ctx)
+{
+	struct worker *w = this_worker();
+	struct kernel *k = the_kernel();
+	u64 task, mm, sapi = 0, table = 0;
+	struct rss rss = {};
+	struct request *r;
+	struct build *php;
+
+	if (!w || !k)
+		return 0;
+	php = builds.lookup(&w->build);
+	if (!php)
+		return 0;
+	r = &w->request;
+	task = bpf_get_current_task();
+	mm = kernel_u64(task + k->task_mm);
+
+	if (w->in_request) {
+		/* Its end was missed: when tracing ends, the probe on it may be the first to go. */
+		r->flags |= REQUEST_NO_END | REQUEST_DETACHED;
+		r->ended_ns = bpf_ktime_get_ns();
+		submit(w);
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = EVENT_REQUEST;
+	r->pid = bpf_get_current_pid_tgid() >> 32;
+	r->started_ns = bpf_ktime_get_ns();
+	r->flags = REQUEST_NO_TEARDOWN | REQUEST_NO_SCRIPT_END;
+	if (!w->titled) {
+		w->titled = 1;
+		send_title(k, r->pid, mm);
+	}
+	w->requests++;
+	r->nth = w->requests;
+
+	w->bias = PT_REGS_IP(ctx) - php->startup_site;
+	w->heap = php->heap_slot ? user_u64(w->bias + php->heap_slot) : 0;
+	if (w->heap)
+		r->zend_real_before = user_u64(w->heap + php->heap_real_size);
+	else
+		r->flags |= REQUEST_NO_HEAP;
+	if (!php->known)
+		r->flags |= REQUEST_NO_LAYOUT;
+	if (php->sapi_globals) {
+		sapi = w->bias + php->sapi_globals;
+		/* SG(server_context) is the first member, and the fcgi_request under php-fpm and php-cgi. */
+		if (php->fcgi_env)
+			table = user_u64(sapi);
+		if (table)
+			table += php->fcgi_env;
+	}
+	read_script(w, php, table, sapi);
+	read_uri(w, php, table, sapi);
+	read_method(w, php, table, sapi);
+
+	w->cpu_before_ns = kernel_u64(task + k->task_sum_exec_runtime);
+	w->minor_before = kernel_u64(task + k->task_min_flt);
+	w->major_before = kernel_u64(task + k->task_maj_flt);
+	w->brk_before = kernel_u64(mm + k->mm_brk);
+	r->vm_before = kernel_u64(mm + k->mm_total_vm) * k->page_size;
+	read_rss(k, task, mm, &rss);
+	r->anon_before = rss.anon * k->page_size;
+	r->file_before = rss.file * k->page_size;
+	r->shmem_before = rss.shmem * k->page_size;
+	r->anon_peak = r->anon_before;
+	w->in_request = 1;
+	return 0;
+}
+
+/* exit() and die() reach zend_throw_unwind_exit(): Zend/zend_exceptions.c, PHP >= 8.0. */
+int on_exit_call(struct pt_regs *ctx)
+{
+	struct worker *w = this_request();
+
+	if (w)
+		w->request.flags |= REQUEST_EXIT;
+	return 0;
+}
+
+/*
+ * Whether the script has been ended by an error: php_error_cb() then sets EG(exit_status) to 255
+ * (main/main.c, PHP 8.2). The status is reset when a script is run, the error's type never, so both
+ * may be an earlier request's; the caller has to know that they are not.
+ */
+static __always_inline bool ended_by_error(struct worker *w, struct build *php, s32 exit_status)
+{
+	s32 type = 0;
+
+	if (exit_status != 255)
+		return false;
+	read_user(&type, sizeof(type), w->bias + php->core_globals + php->pg_last_error_type);
+	return type & E_FATAL_ERRORS;
+}
+
+static __always_inline s32 exit_status_of(struct worker *w, struct build *php)
+{
+	s32 status = 0;
+
+	read_user(&status, sizeof(status), w->bias + php->executor_globals + php->eg_exit_status);
+	return status;
+}
+
+/* Entry of php_request_shutdown(): the script has ended, nothing has been freed. */
+int on_script_end(struct pt_regs *ctx)
+{
+	struct worker *w = this_request();
+	struct build *php;
+	s32 exit_status;
+	u64 globals;
+
+	if (!w)
+		return 0;
+	php = builds.lookup(&w->build);
+	if (!php)
+		return 0;
+	w->request.flags &= ~REQUEST_NO_SCRIPT_END;
+	if (w->heap)
+		w->request.zend_used_end = user_u64(w->heap + php->heap_size);
+	if (!php->known)
+		return 0;
+	globals = w->bias + php->core_globals;
+	w->request.memory_limit = user_u64(globals + php->pg_memory_limit);
+	exit_status = exit_status_of(w, php);
+	w->stale_exit = exit_status == 255;
+	/* The message is freed at the end of each request: it is of this one. */
+	if (ended_by_error(w, php, exit_status) && user_u64(globals + php->pg_last_error_message))
+		w->request.flags |= REQUEST_FATAL;
+	return 0;
+}
+
+/* Entry of zend_mm_shutdown(heap, ...): peaks are final, and are zeroed inside. */
+int on_teardown(struct pt_regs *ctx)
+{
+	struct worker *w = this_request();
+	struct build *php;
+
+	if (!w)
+		return 0;
+	php = builds.lookup(&w->build);
+	if (!php)
+		return 0;
+	w->request.flags &= ~REQUEST_NO_TEARDOWN;
+	if (w->heap) {
+		w->request.zend_peak = user_u64(w->heap + php->heap_peak);
+		w->request.zend_real_peak = user_u64(w->heap + php->heap_real_peak);
+		w->request.zend_real_end = user_u64(w->heap + php->heap_real_size);
+	}
+	if (php->known) {
+		read_user(&w->request.status, 4,
+			  w->bias + php->sapi_globals + php->sg_response_code);
+		/* A shutdown function or destructor may have failed since. */
+		if (!w->stale_exit && ended_by_error(w, php, exit_status_of(w, php)))
+			w->request.flags |= REQUEST_FATAL;
+	}
+	w->request.anon_end = sample_anon(w);
+	return 0;
+}
+
+/* What can be said of a request that is over, one way or the other. */
+static __always_inline void close_request(struct worker *w, struct kernel *k, u64 task)
+{
+	struct request *r = &w->request;
+
+	w->in_request = 0;
+	r->ended_ns = bpf_ktime_get_ns();
+	r->cpu_ns = kernel_u64(task + k->task_sum_exec_runtime) - w->cpu_before_ns;
+	r->minor_faults = kernel_u64(task + k->task_min_flt) - w->minor_before;
+	r->major_faults = kernel_u64(task + k->task_maj_flt) - w->major_before;
+}
+
+/* The end of php_request_shutdown(): Zend has given back what it gives back. */
+int on_end(struct pt_regs *ctx)
+{
+	struct worker *w = this_worker();
+	struct kernel *k = the_kernel();
+	u64 task, mm;
+	struct rss rss = {};
+	struct request *r;
+	struct build *php;
+
+	if (!w || !k)
+		return 0;
+	r = &w->request;
+	if (!w->in_request) {
+		if (w->requests)
+			return 0;
+		__builtin_memset(r, 0, sizeof(*r));
+		r->kind = EVENT_REQUEST;
+		r->pid = bpf_get_current_pid_tgid() >> 32;
+		r->flags = REQUEST_NO_START;
+		r->ended_ns = bpf_ktime_get_ns();
+		w->requests = 1;
+		r->nth = 1;
+		submit(w);
+		return 0;
+	}
+	php = builds.lookup(&w->build);
+	if (!php)
+		return 0;
+	task = bpf_get_current_task();
+	mm = kernel_u64(task + k->task_mm);
+	read_rss(k, task, mm, &rss);
+	r->anon_after = rss.anon * k->page_size;
+	r->file_after = rss.file * k->page_size;
+	r->shmem_after = rss.shmem * k->page_size;
+	if (r->anon_after > r->anon_peak)
+		r->anon_peak = r->anon_after;
+	r->vm_after = kernel_u64(mm + k->mm_total_vm) * k->page_size;
+	r->brk_bytes = kernel_u64(mm + k->mm_brk) - w->brk_before;
+	if (w->heap)
+		r->zend_real_after = user_u64(w->heap + php->heap_real_size);
+	close_request(w, k, task);
+	submit(w);
+	return 0;
+}
+
+/*
+ * The four below sit on the conditional jump behind the `syscall` instruction in libc's wrappers:
+ * the result and the arguments are still in registers there.
+ */
+static __always_inline bool failed(u64 result)
+{
+	return result >= (u64)-MAX_ERRNO;
+}
+
+static __always_inline u64 whole_pages(u64 bytes)
+{
+	struct kernel *k = the_kernel();
+
+	return k ? (bytes + k->page_size - 1) & ~(k->page_size - 1) : bytes;
+}
+
+static __always_inline void count_call(struct worker *w, u64 mapped, u64 unmapped)
+{
+	if (mapped) {
+		w->request.map_bytes += whole_pages(mapped);
+		w->request.map_calls++;
+	}
+	if (unmapped) {
+		w->request.unmap_bytes += whole_pages(unmapped);
+		w->request.unmap_calls++;
+	}
+	sample_anon(w);
+}
+
+int on_mmap(struct pt_regs *ctx)
+{
+	struct worker *w = request_counted(CALLS_IN_LIBC);
+
+	if (w && !failed(PT_REGS_RC(ctx)))
+		count_call(w, PT_REGS_PARM2(ctx), 0);
+	return 0;
+}
+
+int on_munmap(struct pt_regs *ctx)
+{
+	struct worker *w = request_counted(CALLS_IN_LIBC);
+
+	if (w && !failed(PT_REGS_RC(ctx)))
+		count_call(w, 0, PT_REGS_PARM2(ctx));
+	return 0;
+}
+
+int on_mremap(struct pt_regs *ctx)
+{
+	struct worker *w = request_counted(CALLS_IN_LIBC);
+
+	if (w && !failed(PT_REGS_RC(ctx)))
+		count_call(w, PT_REGS_PARM3(ctx), PT_REGS_PARM2(ctx));
+	return 0;
+}
+
+static __always_inline void count_brk(struct worker *w)
+{
+	w->request.brk_calls++;
+	sample_anon(w);
+}
+
+int on_brk(struct pt_regs *ctx)
+{
+	struct worker *w = request_counted(CALLS_IN_LIBC);
+
+	if (w)
+		count_brk(w);
+	return 0;
+}
+
+/* arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18 */
+#define SYS_MMAP 9
+#define SYS_MUNMAP 11
+#define SYS_BRK 12
+#define SYS_MREMAP 25
+
+/*
+ * The fallback where libc's wrappers have another form: every system call of every process passes
+ * here. TP_PROTO(struct pt_regs *regs, long ret): include/trace/events/syscalls.h
+ */
+int on_syscall_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct pt_regs regs;
+	u64 number, from = ctx->args[0];
+	struct worker *w;
+
+	number = kernel_u64(from + offsetof(struct pt_regs, orig_ax));
+	if (number != SYS_MMAP && number != SYS_MUNMAP && number != SYS_BRK && number != SYS_MREMAP)
+		return 0;
+	w = request_counted(CALLS_IN_KERNEL);
+	if (!w || failed(ctx->args[1]) || bpf_probe_read_kernel(&regs, sizeof(regs), (void *)from))
+		return 0;
+	if (number == SYS_MMAP)
+		count_call(w, regs.si, 0);
+	else if (number == SYS_MUNMAP)
+		count_call(w, 0, regs.si);
+	else if (number == SYS_MREMAP)
+		count_call(w, regs.dx, regs.si);
+	else
+		count_brk(w);
+	return 0;
+}
+
+/*
+ * On task:task_rename, which hardly anybody ever fires; the loader does, by renaming itself to its
+ * own name. TP_PROTO(struct task_struct *task, const char *comm): include/trace/events/task.h
+ */
+int on_rename(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task(), mm;
+	struct kernel *k = the_kernel();
+	struct self_check *check;
+	struct rss rss = {};
+	u32 zero = 0;
+
+	check = self_check.lookup(&zero);
+	if (!k || !check || check->pid != kernel_u32(task + k->task_tgid))
+		return 0;
+	if (check->text_from)
+		bpf_probe_read_kernel(check->text, sizeof(check->text), (void *)check->text_from);
+	mm = kernel_u64(task + k->task_mm);
+	read_rss(k, task, mm, &rss);
+	check->anon = rss.anon * k->page_size;
+	check->file = rss.file * k->page_size;
+	check->shmem = rss.shmem * k->page_size;
+	check->vm = kernel_u64(mm + k->mm_total_vm) * k->page_size;
+	check->seen = 1;
+	return 0;
+}
+
+/* TP_PROTO(struct task_struct *parent, struct task_struct *child): include/trace/events/sched.h */
+int on_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct process_event event = {.kind = EVENT_BORN};
+	u64 parent = ctx->args[0], child = ctx->args[1];
+	struct kernel *k = the_kernel();
+	struct worker *master, *born;
+	u32 zero = 0;
+
+	if (!k)
+		return 0;
+	event.parent_pid = kernel_u32(parent + k->task_tgid);
+	master = workers.lookup(&event.parent_pid);
+	if (!master || master->role != ROLE_MASTER)
+		return 0;
+	event.pid = kernel_u32(child + k->task_tgid);
+	if (event.pid != kernel_u32(child + k->task_pid))
+		return 0;
+	born = blank.lookup(&zero);
+	if (!born)
+		return 0;
+	workers.update(&event.pid, born);
+	born = workers.lookup(&event.pid);
+	if (!born) {
+		count_lost(LOST_WORKERS);
+		return 0;
+	}
+	born->build = master->build;
+	born->role = ROLE_WORKER;
+	born->calls = master->calls;
+	event.at_ns = bpf_ktime_get_ns();
+	if (k->task_start_boottime)
+		event.born_boot_ns = kernel_u64(child + k->task_start_boottime);
+	submit_process(&event);
+	return 0;
+}
+
+int on_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct process_event event = {.kind = EVENT_EXECED, .at_ns = bpf_ktime_get_ns()};
+	struct worker *w;
+
+	event.pid = bpf_get_current_pid_tgid() >> 32;
+	w = workers.lookup(&event.pid);
+	if (!w)
+		return 0;
+	if (w->role == ROLE_WORKER) {
+		event.kind = EVENT_DIED;
+		event.exit_code = REPLACED;
+		if (w->in_request) {
+			w->request.flags |= REQUEST_NO_END;
+			w->request.ended_ns = event.at_ns;
+			submit(w);
+		}
+		workers.delete(&event.pid);
+	}
+	submit_process(&event);
+	return 0;
+}
+
+int on_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct process_event event = {.kind = EVENT_DIED};
+	u64 id = bpf_get_current_pid_tgid(), task;
+	struct kernel *k = the_kernel();
+	struct worker *w;
+
+	event.pid = id >> 32;
+	if (!k || event.pid != (u32)id)
+		return 0;
+	w = workers.lookup(&event.pid);
+	if (!w)
+		return 0;
+	task = bpf_get_current_task();
+	event.exit_code = kernel_u32(task + k->task_exit_code);
+	event.at_ns = bpf_ktime_get_ns();
+	if (w->in_request) {
+		/* Since 6.16 the memory is still there; before, there is nothing left to sample. */
+		sample_anon(w);
+		close_request(w, k, task);
+		w->request.flags |= REQUEST_NO_END;
+		w->request.exit_code = event.exit_code;
+		submit(w);
+	}
+	submit_process(&event);
+	workers.delete(&event.pid);
+	return 0;
+}

@@ -1,0 +1,283 @@
+"""A request watched from outside, as the record that is made of it, decoded as every record is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tracer.backends.ptrace.open_request import RunningRequest, end_alone
+from tracer.backends.ptrace.php_memory import HeapFigures
+from tracer.backends.ptrace.proc_files import Memory, WorkerFiles
+from tracer.backends.records.request_decoder import RequestDecoder
+from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
+from tracer.facts import Request
+
+OFFSET_NS = 1_700_000_000_000_000_003
+HEAP = HeapFigures(size=401_987, peak=2_921_293, real_size=2_359_309, real_peak=4_194_319)
+UNMEASURED = {"zend_used_end", "memory_limit"}  # of every request: they are seen at the script's end only
+
+RUNNING = RunningRequest(
+    pid=4241,
+    nth=7,
+    started_ns=1_000_003,
+    uri=b"/shop?id=13",
+    uri_bytes=11,
+    script=b"/srv/index.php",
+    script_bytes=14,
+    method=b"POST",
+    before=Memory(10_000_019, 2_000_003, 300_007, 250_000_013),
+    faults_before=(101, 2),
+    cpu_before_ns=5_003,
+    zend_real_before=2_097_169,
+    anon_peak=10_000_019,
+    status=503,
+    map_bytes=2_097_169,
+    map_calls=5,
+    unmap_bytes=1_572_899,
+    unmap_calls=2,
+    brk_bytes=-8_191,
+    brk_calls=11,
+)
+AFTER = Memory(10_524_307, 2_000_029, 300_017, 250_000_013 + 2_097_169 - 1_572_899 - 8_191)
+
+
+def running(**changed: Any) -> RunningRequest:
+    """RUNNING with that changed, still under way."""
+    return dataclasses.replace(RUNNING, **changed)
+
+
+def finished(**changed: Any) -> RunningRequest:
+    """RUNNING with that changed, after its teardown and its end."""
+    made = running(**changed)
+    made.at_teardown(HEAP, 10_400_009)
+    made.sample(30_000_001)
+    return dataclasses.replace(
+        made, ended_ns=8_000_009, after=AFTER, faults=(131, 3), cpu_ns=5_000_011, zend_real_after=2_097_211
+    )
+
+
+def decoded(record: bytes, *, keep_query: bool = True, calls: bool = True) -> Request:
+    return RequestDecoder("web1", OFFSET_NS, keep_query=keep_query, calls=calls).request(record, "www")
+
+
+def absent(found: Request) -> set[str]:
+    return {name for name, value in found._asdict().items() if value is None}
+
+
+@pytest.fixture
+def files() -> Iterator[WorkerFiles]:
+    """Of this process."""
+    opened = WorkerFiles(os.getpid())
+    yield opened
+    opened.close()
+
+
+def test_a_finished_request_has_all_that_can_be_seen_from_outside():
+    assert decoded(finished().record()) == Request(
+        host="web1", pid=4241, pool="www", nth=7, started_ns=1_000_003 + OFFSET_NS, duration_ns=7_000_006,
+        cpu_ns=5_000_011, method="POST", uri="/shop?id=13", script="/srv/index.php", status=503, ending="finished",
+        anon_before=10_000_019, anon_end=10_400_009, anon_after=10_524_307, file_before=2_000_003,
+        file_after=2_000_029, shmem_before=300_007, shmem_after=300_017, anon_peak=30_000_001, zend_used_end=None,
+        zend_peak=2_921_293, zend_real_before=2_097_169, zend_real_peak=4_194_319, zend_real_end=2_359_309,
+        zend_real_after=2_097_211, memory_limit=None, vm_before=250_000_013, vm_after=250_516_092,
+        map_bytes=2_097_169, map_calls=5, unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11,
+        minor_faults=131, major_faults=3, notes="script_end_not_seen",
+    )  # fmt: skip
+
+
+def test_of_the_worker_the_end_is_read_when_it_ends(files):
+    made = running(faults_before=(0, 0), cpu_before_ns=0)
+    made.end(8_000_009, files, HEAP)
+    found = decoded(made.record())
+
+    assert (found.duration_ns, found.zend_real_after) == (7_000_006, 2_359_309)
+    assert (found.anon_after, found.vm_after, found.cpu_ns) == (made.after.anon, made.after.vm, made.cpu_ns)
+    assert min(found.anon_after, found.vm_after, found.cpu_ns, found.minor_faults) > 0
+
+
+def test_faults_and_cpu_time_are_those_since_the_start(files):
+    minor, major = files.faults()
+    cpu_ns = files.cpu_ns()
+    made = running(faults_before=(minor - 1_009, major), cpu_before_ns=cpu_ns - 3_000_017)
+    made.end(8_000_009, files, None)
+
+    assert 1_009 <= decoded(made.record()).minor_faults < 2_000
+    assert 3_000_017 <= decoded(made.record()).cpu_ns < 3_000_000_000
+
+
+def test_the_peak_is_the_most_that_was_sampled():
+    made = finished()
+    made.sample(40_000_003)
+    made.sample(20_000_003)
+
+    assert decoded(made.record()).anon_peak == 40_000_003
+
+
+def test_memory_at_the_end_is_a_sample_too(files):
+    made = running(anon_peak=0)
+    made.end(8_000_009, files, None)
+
+    assert decoded(made.record()).anon_peak == made.after.anon
+
+
+def test_of_several_looks_at_the_teardown_the_most_memory_counts_and_the_last_heap():
+    made = finished()
+    made.at_teardown(HeapFigures(13, 3_000_017, 2_100_001, 4_100_003), 10_300_003)
+    found = decoded(made.record())
+
+    assert (found.anon_end, found.zend_real_end) == (10_400_009, 2_100_001)
+    assert (found.zend_peak, found.zend_real_peak) == (3_000_017, 4_194_319)
+
+
+def test_a_request_left_by_a_signal_has_no_end():
+    made = running()
+    made.at_teardown(HEAP, 10_400_009)
+    made.leave(3_000_017, 11)
+    found = decoded(made.record())
+
+    assert (found.ending, found.notes, found.duration_ns) == ("killed:SEGV", "end_not_seen", 2_000_014)
+    assert absent(found) == UNMEASURED | {
+        "anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status",
+    }  # fmt: skip
+
+
+def test_a_signal_that_left_a_core_is_that_signal():
+    made = running()
+    made.leave(3_000_017, 6 | 0x80)
+
+    assert decoded(made.record()).ending == "killed:ABRT"
+
+
+def test_a_request_whose_worker_exited_is_cut_off():
+    made = running()
+    made.leave(3_000_017, 0)
+    found = decoded(made.record())
+
+    assert (found.ending, found.notes) == ("cut_off", "end_not_seen,worker_exited")
+    assert {"anon_end", "zend_peak", "zend_real_end"} <= absent(found)
+
+
+def test_a_request_that_tracing_left_is_cut_off_and_its_worker_blamed_for_nothing():
+    made = running()
+    made.leave(3_000_017, 0, detached=True)
+    found = decoded(made.record())
+
+    assert (found.ending, found.notes) == ("cut_off", "end_not_seen")
+    assert {"cpu_ns", "minor_faults", "major_faults", "anon_after"} <= absent(found)
+    assert (found.anon_before, found.map_bytes, found.uri) == (10_000_019, 2_097_169, "/shop?id=13")
+
+
+def test_a_404_has_no_script():
+    found = decoded(finished(script=None, script_bytes=0, status=404).record())
+
+    assert (found.status, found.notes) == (404, "no_script,script_end_not_seen")
+    assert absent(found) == UNMEASURED | {"script"}
+
+
+def test_a_request_whose_heap_is_not_known_has_nothing_of_it():
+    made = finished(zend_real_before=None, heap_end=None)
+    found = decoded(made.record())
+
+    assert found.notes == "zend_heap_unknown,script_end_not_seen"
+    assert absent(found) == UNMEASURED | {
+        "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after",
+    }  # fmt: skip
+
+
+def test_a_request_whose_teardown_was_not_seen_has_no_peak_of_zends():
+    made = dataclasses.replace(finished(), anon_end=None)
+    found = decoded(made.record())
+
+    assert found.notes == "script_end_not_seen,teardown_not_seen"
+    assert absent(found) == UNMEASURED | {"anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"}
+
+
+def test_of_an_unknown_layout_there_is_no_status():
+    found = decoded(finished(layout_known=False).record())
+
+    assert found.notes == "php_layout_unknown,script_end_not_seen"
+    assert absent(found) == UNMEASURED | {"status"}
+
+
+def test_a_status_that_was_never_set_is_none():
+    assert decoded(finished(status=None).record()).status is None
+
+
+def test_a_fatal_error_is_the_ending():
+    assert decoded(finished(fatal=True).record()).ending == "fatal"
+
+
+def test_a_long_uri_is_cut_and_that_is_noted():
+    uri = b"/" + b"x" * 3_000
+    found = decoded(finished(uri=uri, uri_bytes=3_001).record())
+
+    assert found.uri == "/" + "x" * (URI_MAX - 1)
+    assert found.notes == "script_end_not_seen,uri_cut"
+    assert found.script == "/srv/index.php"
+
+
+def test_a_uri_of_which_only_a_part_was_read_is_noted_as_cut():
+    found = decoded(finished(uri=b"/shop", uri_bytes=4_099).record())
+
+    assert (found.uri, found.notes) == ("/shop", "script_end_not_seen,uri_cut")
+
+
+def test_a_uri_that_just_fits_is_not_cut():
+    uri = b"/" + b"x" * (URI_MAX - 1)
+    found = decoded(finished(uri=uri, uri_bytes=URI_MAX).record())
+
+    assert (len(found.uri), found.notes) == (2048, "script_end_not_seen")
+
+
+def test_a_long_script_is_cut_and_that_is_noted():
+    found = decoded(finished(script=b"s" * 1_031, script_bytes=1_031).record())
+
+    assert (found.script, found.notes) == ("s" * SCRIPT_MAX, "script_end_not_seen,script_cut")
+    assert found.uri == "/shop?id=13"
+
+
+def test_a_long_method_is_cut():
+    assert decoded(finished(method=b"M" * 31).record()).method == "M" * 15
+
+
+def test_a_query_string_is_stripped_as_of_any_record():
+    assert decoded(finished().record(), keep_query=False).uri == "/shop"
+
+
+@pytest.mark.parametrize(
+    ("name", "note"), [("uri", "uri_unknown"), ("script", "no_script"), ("method", "method_unknown")]
+)
+def test_a_parameter_that_was_not_sent_is_none(name, note):
+    found = decoded(
+        finished(**{name: None}, uri_bytes=11 * (name != "uri"), script_bytes=14 * (name != "script")).record()
+    )
+
+    assert getattr(found, name) is None
+    assert found.notes == f"{note},script_end_not_seen"
+
+
+def test_calls_that_were_not_counted_are_not_measured():
+    found = decoded(
+        finished(map_bytes=0, map_calls=0, unmap_bytes=0, unmap_calls=0, brk_bytes=0, brk_calls=0).record(), calls=False
+    )
+
+    assert found.notes == "script_end_not_seen,calls_not_hooked"
+    assert absent(found) == UNMEASURED | {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"}
+
+
+def test_a_record_can_be_made_twice():
+    made = finished()
+
+    assert made.record() == made.record()
+
+
+def test_of_an_end_that_was_seen_alone_only_the_worker_is_known():
+    found = decoded(end_alone(4241, 1, 8_000_009))
+
+    assert (found.host, found.pid, found.pool, found.nth) == ("web1", 4241, "www", 1)
+    assert (found.ending, found.notes) == ("cut_off", "start_not_seen")
+    assert absent(found) == set(Request._fields) - {"host", "pid", "pool", "nth", "ending", "notes"}

@@ -1,0 +1,165 @@
+"""What /proc says of a process, on this very process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tracer.backends.ptrace.proc_files import WorkerFiles
+
+PAGES = 1021
+NO_PID = 1 << 30  # above any pid_max
+# Before Linux 6.16 the kernel adds pages up late, and Python itself uses some meanwhile.
+SLACK_BYTES = 512 * mmap.PAGESIZE
+
+
+@pytest.fixture
+def files() -> Iterator[WorkerFiles]:
+    opened = WorkerFiles(os.getpid())
+    yield opened
+    opened.close()
+
+
+def open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.fixture
+def touched() -> Iterator[None]:
+    """PAGES of anonymous memory."""
+    with mmap.mmap(-1, PAGES * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        for page in range(PAGES):
+            memory[page * mmap.PAGESIZE] = 1
+        yield
+
+
+def test_memory_is_what_status_says(files):
+    memory = files.memory()
+    told = [status_bytes(name) for name in ("RssAnon", "RssFile", "RssShmem", "VmSize")]
+
+    assert all(abs(ours - theirs) <= SLACK_BYTES for ours, theirs in zip(memory, told, strict=True))
+    assert memory.vm > memory.anon > 0
+    assert memory.file > 0
+
+
+def test_every_figure_is_in_whole_pages(files):
+    assert [size % mmap.PAGESIZE for size in files.memory()] == [0, 0, 0, 0]
+
+
+def test_anonymous_memory_is_the_same_from_either_file(files):
+    assert abs(files.anon() - files.memory().anon) <= SLACK_BYTES
+
+
+def test_address_space_is_the_same_from_either_file(files):
+    assert abs(files.vm() - files.memory().vm) <= SLACK_BYTES
+
+
+def test_the_files_are_read_anew_each_time(files, request):
+    anon, (minor, _) = files.anon(), files.faults()
+    request.getfixturevalue("touched")
+
+    assert files.anon() - anon >= PAGES * mmap.PAGESIZE - SLACK_BYTES
+    assert files.faults()[0] - minor >= 1  # one suffices where the kernel takes huge pages
+
+
+def test_a_new_mapping_is_address_space_without_being_touched(files):
+    size = PAGES * mmap.PAGESIZE
+    before = files.memory()
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
+        after = files.memory()
+
+    assert size <= after.vm - before.vm <= size + SLACK_BYTES
+    assert after.anon - before.anon <= SLACK_BYTES
+
+
+def test_faults_are_those_of_getrusage(files):
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    minor, major = files.faults()
+
+    assert 0 <= minor - usage.ru_minflt <= 128
+    assert 0 <= major - usage.ru_majflt <= 128
+
+
+def test_cpu_time_grows_while_the_process_works(files):
+    before = files.cpu_ns()
+    start = time.thread_time_ns()
+    while time.thread_time_ns() - start < 20_000_000:
+        pass
+
+    assert files.cpu_ns() - before >= 10_000_000
+
+
+def test_a_title_with_spaces_and_brackets_is_stepped_over(tmp_path):
+    program = tmp_path / "a) R 1 (b"
+    os.symlink("/bin/sleep", program)
+    with subprocess.Popen([program, "600"], stdin=subprocess.DEVNULL) as started:
+        try:
+            opened = WorkerFiles(started.pid)
+            minor, major = opened.faults()
+            opened.close()
+        finally:
+            started.kill()
+
+    assert 0 < minor < 100_000
+    assert 0 <= major < 1_000
+
+
+def test_a_process_that_is_not_there_leaves_no_file_open():
+    before = open_files()
+
+    with pytest.raises(FileNotFoundError):
+        WorkerFiles(NO_PID)
+    assert open_files() == before
+
+
+def test_of_a_process_that_has_died_since_nothing_can_be_read():
+    with subprocess.Popen(["sleep", "600"]) as started:
+        opened = WorkerFiles(started.pid)
+        started.kill()
+
+    with pytest.raises(ProcessLookupError):
+        opened.memory()
+    opened.close()
+
+
+def test_closing_closes_every_file_and_may_be_done_twice():
+    before = open_files()
+    opened = WorkerFiles(os.getpid())
+    during = open_files()
+    opened.close()
+    opened.close()
+
+    assert len(during) - len(before) == 4
+    assert open_files() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in as many groups as it likes")
+def test_a_process_in_thousands_of_groups_has_its_memory_read():
+    groups = list(range(100_000, 110_000))
+    command = ["import os, signal", f"os.setgroups({groups!r})", "print(flush=True)", "signal.pause()"]
+    with subprocess.Popen([sys.executable, "-c", "; ".join(command)], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.readline()
+        opened = WorkerFiles(started.pid)
+        try:
+            memory = opened.memory()
+        finally:
+            opened.close()
+            started.kill()
+
+    assert memory.anon > 1 << 20
+    assert memory.vm > memory.anon

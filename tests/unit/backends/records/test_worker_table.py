@@ -1,0 +1,153 @@
+"""What the kernel says of births, titles and deaths, turned into Worker facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from phps import executable, php_elf, running
+
+from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
+from tracer.backends.records.worker_table import Roster
+from tracer.facts import Worker
+from tracer.targets import php as php_binary
+from tracer.targets.elf import open_image
+from tracer.targets.processes import Process, children
+from tracer.targets.resolve import Target
+
+CLOCK_OFFSET_NS = 1_700_000_000_000_000_003
+MASTER = Process(4001, 1, 7, "php-fpm: master process (x)", (3, 5))
+WORKER = Process(4003, 4001, 11, "php-fpm: pool www", (3, 5))
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+NO_PID = 1 << 30
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    image = open_image(str(executable(tmp_path / "php-fpm", php_elf())))
+    yield Target("php-fpm", php_binary.inspect(image), "fpm-fcgi", MASTER, (WORKER,), None)
+    image.close()
+
+
+@pytest.fixture
+def roster(target: Target) -> Roster:
+    """With a master, and one worker that was there already."""
+    made = Roster(CLOCK_OFFSET_NS)
+    made.masters[MASTER.pid] = target
+    made.add(WORKER, target)
+    return made
+
+
+@pytest.fixture
+def of_shop(target: Target) -> Roster:
+    """Of which only the pool `shop` was asked for."""
+    made = Roster(CLOCK_OFFSET_NS)
+    made.masters[MASTER.pid] = dataclasses.replace(target, pools=frozenset({"shop"}))
+    return made
+
+
+def event(kind: EventKind, pid: int = 4007, parent: int = 4001, exit_code: int = 0, title: bytes = b"") -> bytes:
+    return PROCESS_EVENT.pack(kind, pid, parent, exit_code, 1_000_003, 13 * TICK_NS + 17, title)
+
+
+def test_a_worker_that_was_there_already_has_no_birth(target):
+    fact = Roster(CLOCK_OFFSET_NS).add(WORKER, target)
+
+    assert fact == Worker(4003, 11, "www", "8.2.36", None, None, None)
+
+
+def test_a_masters_child_is_a_worker_whose_pool_is_not_yet_known(roster):
+    fact = roster.born(event(EventKind.BORN))
+
+    assert fact == Worker(4007, 13, None, "8.2.36", CLOCK_OFFSET_NS + 1_000_003, None, None)
+    assert roster.workers[4007].wanted
+
+
+def test_a_child_of_another_process_is_no_worker(roster):
+    assert roster.born(event(EventKind.BORN, parent=4999)) is None
+
+
+def test_a_worker_gets_its_pool_with_its_title(roster):
+    roster.born(event(EventKind.BORN))
+
+    fact = roster.titled(event(EventKind.TITLED, title=b"php-fpm: pool shop\0left over"))
+
+    assert fact == Worker(4007, 13, "shop", "8.2.36", CLOCK_OFFSET_NS + 1_000_003, None, None)
+    assert roster.pool(4007) == "shop"
+
+
+def test_a_worker_of_an_unwanted_pool_is_not_told_of(of_shop):
+    born = of_shop.born(event(EventKind.BORN))
+    titled = of_shop.titled(event(EventKind.TITLED, title=b"php-fpm: pool www"))
+    died = of_shop.died(event(EventKind.DIED))
+
+    assert (born, titled, died) == (None, None, None)
+
+
+def test_a_worker_of_a_wanted_pool_is_told_of_once_that_is_known(of_shop):
+    assert of_shop.born(event(EventKind.BORN)) is None
+
+    fact = of_shop.titled(event(EventKind.TITLED, title=b"php-fpm: pool shop"))
+
+    assert fact is not None
+    assert (fact.pool, fact.born_ns) == ("shop", CLOCK_OFFSET_NS + 1_000_003)
+
+
+def test_a_worker_that_dies_is_told_of_with_how(roster):
+    fact = roster.died(event(EventKind.DIED, pid=4003, exit_code=15))
+
+    assert fact == Worker(4003, 11, "www", "8.2.36", None, CLOCK_OFFSET_NS + 1_000_003, "killed:TERM")
+    assert roster.pool(4003) is None
+
+
+def test_a_worker_dies_once(roster):
+    roster.died(event(EventKind.DIED, pid=4003))
+
+    assert roster.died(event(EventKind.DIED, pid=4003)) is None
+
+
+def test_a_master_that_dies_is_no_worker_and_has_no_more_children(roster):
+    assert roster.died(event(EventKind.DIED, pid=4001)) is None
+    assert roster.born(event(EventKind.BORN)) is None
+
+
+def test_the_title_of_a_worker_nobody_knows_is_nothing(roster):
+    assert roster.titled(event(EventKind.TITLED, pid=NO_PID, title=b"php-fpm: pool www")) is None
+
+
+def test_a_worker_whose_birth_was_lost_is_found_by_its_master(target, tmp_path):
+    path = executable(tmp_path / "php", php_elf())
+    with running(path, "php-fpm: master process (x)", ("php-fpm: pool www",)) as master:
+        roster = Roster(CLOCK_OFFSET_NS)
+        roster.masters[master.pid] = target
+        [worker] = children(master)
+
+        watched = roster.stranger(worker.pid)
+
+    assert watched is not None
+    assert (watched.fact.pid, watched.fact.pool, watched.wanted) == (worker.pid, "www", True)
+    assert roster.pool(worker.pid) == "www"
+
+
+def test_a_stranger_of_no_master_is_none(roster):
+    assert roster.stranger(os.getpid()) is None
+    assert roster.stranger(NO_PID) is None
+
+
+def test_a_worker_that_is_no_longer_there_is_missing_at_the_second_look(target):
+    roster = Roster(CLOCK_OFFSET_NS)
+    roster.add(dataclasses.replace(WORKER, pid=os.getpid()), target)
+    roster.add(dataclasses.replace(WORKER, pid=NO_PID), target)
+
+    assert roster.missing() == []  # news of its death may be on the way
+    assert roster.missing() == [NO_PID]
+
+
+def test_of_a_worker_that_vanished_only_when_it_was_missed_is_known(roster):
+    fact = roster.vanished(4003, 1_700_000_000_000_000_019)
+
+    assert fact == Worker(4003, 11, "www", "8.2.36", None, 1_700_000_000_000_000_019, "unknown")
+    assert roster.vanished(4003, 0) is None

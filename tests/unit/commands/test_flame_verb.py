@@ -1,0 +1,585 @@
+"""Growth by call stack on the command line: flame and report --stacks; what they say, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import COMPLETE, FIND, MAIN, QUERY, WITH_STACKS, growth, recording, request
+
+from tracer.cli import main
+from tracer.facts import STACK_LOST, Frame, Growth, Loss, Request, Weight
+from tracer.recording.reader import Writer
+
+Run = Callable[..., tuple[int, str, str]]
+
+INDEX = "/index.php;/srv/www/index.php;<main> /srv/www/index.php:3"
+# Nothing of it was Zend's, so that all of it was kept.
+LEAK = request(uri="/leak/7", nth=5, anon_before=0, anon_end=1_009, zend_real_end=COMPLETE.zend_real_before)
+FACTS = [
+    COMPLETE, growth(101, MAIN, FIND, samples=3), growth(503, MAIN, weight=Weight.MAPPED),
+    growth(401_987, MAIN, QUERY, weight=Weight.ZEND, samples=5),
+    LEAK, growth(7, MAIN, of=LEAK), growth(401_980, MAIN, of=LEAK, weight=Weight.ZEND),
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return recording(tmp_path / "r.phptrace", FACTS, WITH_STACKS)
+
+
+def without_stacks(path: Path) -> Path:
+    return recording(path, [COMPLETE])
+
+
+def unended(path: Path, meta: dict[str, Any], *facts: Request | Growth | Loss) -> Path:
+    """A recording that came to no end."""
+    file = Writer(str(path), {**WITH_STACKS, **meta})
+    file.add(facts)
+    file.close(ended=False)
+    return path
+
+
+def test_a_flame_is_a_picture_unless_said_otherwise(run, path):
+    code, out, err = run("flame", path)
+
+    assert (code, err) == (0, "")
+    assert ET.fromstring(out).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "rss: page faults of the workers, sampled every 17 pages" in out
+
+
+def test_a_flame_as_folded_stacks_talks_on_stderr(run, path):
+    code, out, err = run("flame", "--format", "folded", path)
+
+    assert code == 0
+    assert out.splitlines() == [
+        f"{INDEX};Repo::find /srv/app/Repo.php:89 101",
+        "/leak/{n};/srv/www/index.php;<main> /srv/www/index.php:3 7",
+    ]
+    assert err == (
+        "phptrace: Memory given back is not seen by this source: a page that is freed and touched again counts twice.\n"
+        "phptrace: 2 requests · 0 workers · 0 incomplete · 0 lost\n"
+    )
+
+
+def test_a_flame_for_speedscope_has_its_title(run, path):
+    code, out, _ = run("flame", "--format", "speedscope", path)
+
+    assert code == 0
+    assert json.loads(out)["name"] == "rss: page faults of the workers, sampled every 17 pages"
+    assert json.loads(out)["profiles"][0]["weights"] == [101, 7]
+
+
+@pytest.mark.parametrize(
+    ("weight", "title", "lines"),
+    [
+        ("rss", "rss: page faults of the workers, sampled every 17 pages", [101, 7]),
+        ("mapped", "mapped: address space that mmap, mremap and brk added", [503]),
+        (
+            "zend",
+            "zend: growth of Zend's heap until the script ended, looked at 997 times a second of CPU",
+            [401_987, 401_980, 7],
+        ),
+    ],
+)
+def test_a_flame_is_weighed_as_asked(run, path, weight, title, lines):
+    _, out, _ = run("flame", "--weight", weight, "--format", "speedscope", path)
+
+    found = json.loads(out)
+    assert (found["name"], found["profiles"][0]["weights"]) == (title, lines)
+
+
+def test_what_no_look_at_zends_heap_saw_is_shown_as_such(run, path):
+    _, out, err = run("flame", "--weight", "zend", "--format", "folded", path)
+
+    assert "/leak/{n};/srv/www/index.php;[not sampled] 7" in out.splitlines()
+    assert "[not sampled]: what came after a request's last one." in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weight", "zend"], "[not sampled]: what came after a request's last one{}. Given back"),
+        (["--kept"], "[not sampled]: 0 B were kept by requests into which no sample fell{}."),
+    ],
+)
+def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path, options, said):
+    lost = [Loss(1, 1_009, "growth events: their ring buffer was full"), Loss(2, 7, "growth events: too late"),
+            Loss(3, 13, "requests: the ring was full")]  # fmt: skip
+    losing = recording(tmp_path / "losing", [*FACTS, *lost], WITH_STACKS)
+    also = {
+        "zend": ", and what was lost (1,016 growth events)",
+        "--kept": ", or whose samples were lost (1,016 growth events)",
+    }
+
+    _, _, without = run("flame", *options, "--format", "folded", path)
+    _, _, err = run("flame", *options, "--format", "folded", losing)
+    _, report, _ = run("report", "--stacks", *options, losing)
+
+    assert said.format("") in without
+    assert said.format(also[options[-1]]) in err
+    assert said.format(also[options[-1]]) in report
+
+
+def test_what_the_workers_kept_stands_where_it_was_added(run, path):
+    code, out, err = run("flame", "--kept", "--format", "folded", path)
+
+    kept = COMPLETE.native_growth
+    assert code == 0
+    assert out.splitlines() == [
+        f"{INDEX};Repo::find /srv/app/Repo.php:89 {kept}",
+        "/leak/{n};/srv/www/index.php;<main> /srv/www/index.php:3 1009",
+    ]
+    assert "2 of 2 requests kept something. [not sampled]: 0 B were kept" in err
+
+
+@pytest.mark.parametrize("verb", [["flame"], ["report", "--stacks"]])
+def test_what_was_kept_of_zends_heap_makes_no_sense(run, path, verb):
+    code, out, err = run(*verb, "--kept", "--weight", "zend", path)
+
+    assert (code, out) == (2, "")
+    assert err.startswith("phptrace: --kept makes no sense with --weight zend")
+
+
+@pytest.mark.parametrize("verb", [["flame"], ["report", "--stacks"], ["report", "--stacks", "--format", "json"]])
+def test_a_recording_without_stacks_is_refused_with_how_to_have_them(run, tmp_path, verb):
+    code, out, err = run(*verb, without_stacks(tmp_path / "old"))
+
+    assert (code, out) == (2, "")
+    assert err == f"phptrace: {tmp_path}/old has no call stacks: they are recorded by `phptrace record --stacks`\n"
+
+
+def test_one_recording_without_stacks_fails_all_and_leaves_no_file(run, path, tmp_path):
+    code, _, _ = run("flame", "-o", tmp_path / "o.svg", path, without_stacks(tmp_path / "old"))
+
+    assert code == 2
+    assert not (tmp_path / "o.svg").exists()
+
+
+def test_several_recordings_are_one_flame(run, path, tmp_path):
+    other = recording(tmp_path / "other", [COMPLETE, growth(13, MAIN, FIND)], {"stacks": {"every": 3, "hz": 5}})
+
+    _, out, _ = run("flame", "--format", "folded", path, other)
+    _, picture, _ = run("flame", path, other)
+
+    assert f"{INDEX};Repo::find /srv/app/Repo.php:89 114" in out.splitlines()
+    assert "sampled every 3 or 17 pages" in picture
+
+
+def test_routes_that_are_one_tower_are_told_and_the_report_names_them(run, tmp_path):
+    slugs = [request(uri=f"/shoe-{nth}-x", nth=nth) for nth in range(101)]
+    path = recording(tmp_path / "r", [f for slug in slugs for f in (slug, growth(7, MAIN, of=slug))], WITH_STACKS)
+
+    _, out, err = run("flame", "--format", "folded", path)
+    _, report, _ = run("report", "--stacks", path)
+
+    assert out == "(101 other routes);/srv/www/index.php;<main> /srv/www/index.php:3 707\n"
+    assert (
+        "phptrace: (101 other routes): those with less than 2 % of the whole each, 707 B together."
+        " `report --group-by uri` tells them apart.\n"
+    ) in err
+    assert "    for /shoe-0-x, /shoe-1-x, /shoe-10-x and 98 more\n" in report
+    assert "other routes" not in report
+
+
+@pytest.mark.parametrize("meta", [{"stacks": {}}, {"stacks": None}, {"stacks": [17]}, {"stacks": {"every": "\x1b"}}])
+def test_a_recording_that_does_not_say_how_its_stacks_were_taken_can_be_read(run, tmp_path, meta):
+    code, out, _ = run("flame", recording(tmp_path / "r", FACTS, meta))
+
+    assert code == 0
+    assert "sampled every ? pages" in out
+
+
+def test_a_difference_has_what_was_before_and_what_was_after(run, path, tmp_path):
+    after = recording(tmp_path / "after", [COMPLETE, growth(13, MAIN, FIND), growth(17, MAIN)], WITH_STACKS)
+
+    code, out, err = run("flame", "--diff", "--format", "folded", path, after)
+
+    assert code == 0
+    assert out.splitlines() == [
+        f"{INDEX} 0 17",
+        f"{INDEX};Repo::find /srv/app/Repo.php:89 50 13",
+        "/leak/{n};/srv/www/index.php;<main> /srv/www/index.php:3 4 0",
+    ]
+    assert "phptrace: Before: 2 requests, scaled to as many as after: 1.\n" in err
+
+
+def test_a_difference_says_how_functions_were_matched(run, path, tmp_path):
+    moved = FIND._replace(file="/srv/2/app/Repo.php", line=97)
+    after = recording(tmp_path / "after", [COMPLETE, growth(50, MAIN, moved)], WITH_STACKS)
+
+    _, out, err = run("flame", "--diff", "--format", "folded", path, after)
+    _, _, same = run("flame", "--diff", "--format", "folded", path, path)
+
+    assert f"{INDEX};Repo::find /srv/2/app/Repo.php:97 50 50" in out.splitlines()
+    how = (
+        "phptrace: A function is the same if its name and file are, whatever the line; shown is that of after, or of"
+        " before where it is gone."
+    )
+    assert f"{how} /srv/ before is taken for /srv/2/ after.\n" in err
+    assert f"{how}\n" in same
+
+
+def test_a_difference_of_an_empty_recording_has_nothing_before(run, tmp_path):
+    before = recording(tmp_path / "before", [], WITH_STACKS)
+    after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
+
+    _, out, _ = run("flame", "--diff", "--format", "folded", before, after)
+
+    assert out == f"{INDEX} 0 7\n"
+
+
+def test_a_difference_of_what_was_kept_counts_the_requests_after_alone(run, path, tmp_path):
+    after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
+
+    _, _, err = run("flame", "--diff", "--kept", "--format", "folded", path, after)
+
+    assert "1 of 1 requests kept something" in err
+    assert "Before: 2 requests, scaled to as many as after: 1." in err
+
+
+def test_stacks_that_were_lost_before_are_told_with_the_difference(run, tmp_path):
+    before = recording(tmp_path / "before", [COMPLETE, growth(103, STACK_LOST)], WITH_STACKS)
+    after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
+
+    _, _, err = run("flame", "--diff", "--format", "folded", before, after)
+
+    assert "phptrace: 103 B stand on stacks that were lost or not readable to their end.\n" in err
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_difference_is_of_two_recordings(run, path, count):
+    code, out, err = run("flame", "--diff", *[path] * count)
+
+    assert (code, out) == (2, "")
+    assert err == "phptrace: --diff compares two recordings: flame --diff BEFORE AFTER\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "begins"),
+    [
+        ("o.svg", [], "<"),
+        ("o.folded", [], "/index.php;"),
+        ("o.txt", [], "/index.php;"),
+        ("o.json", [], '{"$schema"'),
+        ("o.xyz", [], "<"),
+        ("o.svg", ["--format", "folded"], "/index.php;"),
+    ],
+)
+def test_the_format_of_a_flame_is_what_is_asked_for_or_what_the_name_says(run, path, tmp_path, name, options, begins):
+    code, out, _ = run("flame", *options, path, "-o", tmp_path / name)
+
+    assert (code, out) == (0, "")
+    assert (tmp_path / name).read_text().startswith(begins)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_a_flame_does_not_overwrite_unless_forced(run, path, tmp_path):
+    (tmp_path / "o.svg").write_text("precious")
+
+    code, _, err = run("flame", "-o", tmp_path / "o.svg", path)
+
+    assert (code, (tmp_path / "o.svg").read_text()) == (2, "precious")
+    assert "overwrite it with -f" in err
+    assert run("flame", "-f", "-o", tmp_path / "o.svg", path)[0] == 0
+    assert (tmp_path / "o.svg").read_text().endswith("</svg>\n")
+
+
+def test_a_flame_is_never_written_through_a_link(run, path, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "o.svg").symlink_to(tmp_path / "precious")
+
+    codes = [run("flame", *force, "-o", tmp_path / "o.svg", path)[0] for force in ([], ["-f"])]
+
+    assert codes == [2, 0]
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "o.svg").is_symlink()
+
+
+@pytest.mark.parametrize("other_name", [False, True])
+def test_a_recording_is_not_overwritten_by_its_own_flame(run, path, tmp_path, other_name):
+    output = path
+    if other_name:
+        output = tmp_path / "link.svg"
+        output.hardlink_to(path)
+    before = path.read_bytes()
+
+    code, out, err = run("flame", "-f", "-o", output, path)
+
+    assert (code, out) == (2, "")
+    assert err == f"phptrace: {output} is what is to be read: choose another name\n"
+    assert path.read_bytes() == before
+
+
+def test_a_flame_to_nowhere_is_a_mistake_of_usage(run, path, tmp_path):
+    code, _, err = run("flame", "-o", tmp_path / "no" / "o.svg", path)
+
+    assert code == 2
+    assert "No such file or directory" in err
+
+
+def test_what_cannot_be_overwritten_is_a_mistake_of_usage(run, path):
+    code, out, err = run("flame", "-f", "-o", "/proc/version", path)
+
+    assert (code, out) == (2, "")
+    assert err.startswith("phptrace: cannot overwrite /proc/version: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_under_sudo_a_flame_belongs_to_the_user(run, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUDO_UID", "65531")
+    monkeypatch.setenv("SUDO_GID", "65521")
+
+    run("flame", "-o", tmp_path / "o.svg", path)
+
+    made = (tmp_path / "o.svg").stat()
+    assert (made.st_uid, made.st_gid) == (65531, 65521)
+
+
+def test_a_flame_of_a_recording_in_which_nothing_grew_says_so(run, tmp_path):
+    empty = recording(tmp_path / "empty", [COMPLETE], WITH_STACKS)
+
+    assert run("flame", "--format", "folded", empty)[:2] == (0, "")
+    assert run("flame", empty)[0] == 0
+
+
+MISSING = [
+    "not measured: Zend's heap: it is hidden",
+    "1 requests · 0 workers · 1 incomplete · 13 lost",
+    "LOST 13 growth events: the ring was full",
+    "NOT ENDED: 1 recording(s)",
+    "103 B stand on stacks that were lost or not readable to their end.",
+]
+
+
+@pytest.fixture
+def poor(tmp_path: Path) -> Path:
+    """A recording that lacks whatever one can lack."""
+    cut = request(anon_after=None)
+    return unended(
+        tmp_path / "poor", {"lacking": ["not measured: Zend's heap: it is hidden"]},
+        cut, growth(103, STACK_LOST, of=cut), Loss(1, 13, "growth events: the ring was full"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["folded", "speedscope"])
+def test_what_is_missing_is_told_beside_a_flame_for_other_tools(run, poor, form):
+    _, _, err = run("flame", "--format", form, poor)
+
+    assert [missing for missing in MISSING if missing not in err] == []
+
+
+def test_what_is_missing_is_told_in_the_picture(run, poor):
+    _, out, _ = run("flame", poor)
+
+    words = " ".join("".join(element.itertext()) for element in ET.fromstring(out).iter())
+    assert [missing for missing in MISSING if missing not in words] == []
+
+
+def test_what_is_missing_of_either_recording_is_told_with_their_difference(run, poor, path):
+    for pair in ((poor, path), (path, poor)):
+        _, _, err = run("flame", "--diff", "--format", "folded", *pair)
+
+        assert [missing for missing in (MISSING[0], *MISSING[2:4]) if missing not in err] == []
+        assert "1 incomplete · 13 lost" in err
+
+
+def test_what_is_missing_is_told_once_however_many_recordings_lack_it(run, poor, tmp_path):
+    other = unended(tmp_path / "other", {"lacking": ["not measured: Zend's heap: it is hidden", 7, None]})
+
+    _, _, err = run("flame", "--format", "folded", poor, other)
+
+    assert err.count("it is hidden") == 1
+    assert "NOT ENDED: 2 recording(s)" in err
+
+
+def test_the_report_shows_the_heaviest_stacks_below_the_ranking(run, path):
+    code, out, err = run("report", "--stacks", path)
+
+    assert (code, err) == (0, "")
+    assert out[out.index("\nrss: ") :] == (
+        "\nrss: page faults of the workers, sampled every 17 pages: 108 B\n"
+        "\n"
+        "101 B (93.5%, 3 samples) /srv/www/index.php\n"
+        "    for /index.php\n"
+        "    #0 Repo::find /srv/app/Repo.php:89\n"
+        "    #1 <main> /srv/www/index.php:3\n"
+        "\n"
+        "7 B (6.5%, 1 samples) /srv/www/index.php\n"
+        "    for /leak/{n}\n"
+        "    #0 <main> /srv/www/index.php:3\n"
+        "Memory given back is not seen by this source: a page that is freed and touched again counts twice.\n"
+    )
+
+
+def test_the_report_shows_as_many_stacks_as_groups_are_asked_for(run, path):
+    _, out, _ = run("report", "--stacks", "-n", "1", path)
+
+    assert "#0 Repo::find" in out
+    assert "7 B" not in out[out.index("\nrss: ") :]
+    assert out.count("… and 1 more: -n 0 shows all") == 1
+
+
+def test_the_report_as_json_has_the_stacks_as_weighed(run, path):
+    code, out, _ = run("report", "--stacks", "--weight", "mapped", "--format", "json", path)
+
+    document = json.loads(out)
+    assert code == 0
+    assert document["requests"] == 2
+    assert document["stacks"] == {
+        "title": "mapped: address space that mmap, mremap and brk added",
+        "total_bytes": 503,
+        "remarks": [
+            "What a script unmaps again is taken off where it was mapped. Given back besides, at the end of requests"
+            " or of what earlier ones had left: 0 B. Address space need not be in use: Zend takes it 2 MiB at a time."
+        ],
+        "heaviest": [
+            {"bytes": 503, "samples": 1, "routes": ["/index.php"], "script": "/srv/www/index.php",
+             "frames": ["<main> /srv/www/index.php:3"]}
+        ],
+    }  # fmt: skip
+
+
+def test_the_report_can_be_of_what_was_kept(run, path):
+    _, out, _ = run("report", "--stacks", "--kept", "--format", "json", path)
+
+    stacks = json.loads(out)["stacks"]
+    assert stacks["title"].endswith(": what was kept")
+    assert stacks["total_bytes"] == COMPLETE.native_growth + 1_009
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_a_table_of_rows_has_no_place_for_stacks(run, path, form):
+    code, out, err = run("report", "--stacks", "--format", form, path)
+
+    assert (code, out) == (2, "")
+    assert err == f"phptrace: --stacks is for --format table and json, not {form}: take `flame --format folded`\n"
+
+
+def test_a_report_without_stacks_shows_none_even_where_there_are_some(run, path):
+    _, out, _ = run("report", path)
+    _, as_json, _ = run("report", "--format", "json", path)
+
+    assert "rss:" not in out
+    assert "stacks" not in json.loads(as_json)
+
+
+def test_what_is_missing_is_told_with_the_heaviest_stacks(run, poor):
+    _, out, _ = run("report", "--stacks", poor)
+
+    assert [missing for missing in MISSING if missing not in out] == []
+
+
+def test_what_is_missing_is_told_with_the_heaviest_stacks_as_json(run, poor):
+    _, out, _ = run("report", "--stacks", "--format", "json", poor)
+
+    document = json.loads(out)
+    assert (document["incomplete"], document["lost"], document["unended"]) == (1, 13, 1)
+    assert document["stacks"]["remarks"] == [
+        "Memory given back is not seen by this source: a page that is freed and touched again counts twice.",
+        "103 B stand on stacks that were lost or not readable to their end.",
+        "not measured: Zend's heap: it is hidden",
+    ]
+
+
+EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t"
+
+
+def named(path: Path, name: str, said: str) -> Path:
+    """A recording in which everything that comes from strangers has that name, and every reason is what is said."""
+    one = request(uri=f"/{name}", script=name)
+    frames = [MAIN._replace(name=name, file=name), QUERY._replace(name=name), Frame("mark", name, None, None)]
+    facts = [one, growth(101, *frames, of=one), Loss(1, 2, said)]
+    return recording(path, facts, {**WITH_STACKS, "lacking": [said, "\udcff"]})
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    return named(tmp_path / "evil", EVIL, "\x1b]0;owned\x07\u202e\n\t")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(["flame", "--format", form] for form in ("svg", "folded", "speedscope")),
+        *(["flame", "--diff", "--format", form] for form in ("svg", "folded", "speedscope")),
+        *(["report", "--stacks", "--format", form] for form in ("table", "json")),
+    ],
+)
+def test_nothing_of_a_hostile_recording_is_shown_raw(run, hostile, tmp_path, verb):
+    harmless = named(tmp_path / "harmless", "name", "said")
+    twice = 1 + ("--diff" in verb)
+
+    code, out, err = run(*verb, *[hostile] * twice)
+    _, plain_out, plain_err = run(*verb, *[harmless] * twice)
+
+    out.encode()
+    assert code == 0
+    assert raw(out + err) == set()
+    # Every line is one of ours: none was begun by a name.
+    assert (out.count("\n"), err.count("\n")) == (plain_out.count("\n"), plain_err.count("\n"))
+
+
+def raw(text: str) -> set[str]:
+    """What a terminal or an editor acts on, but for the ends of lines."""
+    return {char for char in text if char != "\n" and not char.isprintable()}
+
+
+@pytest.mark.parametrize("char", sorted(set(EVIL) - set("[2J31m\n")))
+def test_what_is_raw_is_found(char):
+    assert raw(f"a{char}b\n") == {char}
+
+
+@pytest.mark.parametrize("form", ["svg", "folded", "speedscope"])
+def test_what_a_recording_lacks_may_be_no_text_in_a_flames_file(run, tmp_path, form):
+    path = recording(tmp_path / "r", [COMPLETE, growth(7, MAIN)], {**WITH_STACKS, "lacking": ["\ud800 \udcff"]})
+
+    code, _, _ = run("flame", "--format", form, "-o", tmp_path / "o", path)
+
+    assert code == 0
+    assert "\ud800" not in (tmp_path / "o").read_text(encoding="utf-8")
+
+
+def test_a_reader_of_folded_stacks_gets_one_line_a_stack_whatever_its_names(run, hostile):
+    _, out, _ = run("flame", "--format", "folded", hostile)
+
+    [line] = out.splitlines()
+    assert line.count(";") == 4
+    assert line.endswith(" 101")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(["flame", "--format", form] for form in ("svg", "folded", "speedscope")),
+        *(["report", "--stacks", "--format", form] for form in ("table", "json")),
+    ],
+)
+def test_figures_that_no_writer_wrote_are_shown(run, tmp_path, verb):
+    """More than 64 bits together, a line and samples below zero."""
+    forged = [growth((1 << 63) - 1, FIND._replace(line=line), samples=-3) for line in (-5, 2, 3)]
+    path = recording(tmp_path / "forged", [COMPLETE, *forged], WITH_STACKS)
+
+    code, out, _ = run(*verb, path)
+
+    assert code == 0
+    assert "Repo::find" in out

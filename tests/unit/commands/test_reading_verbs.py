@@ -1,0 +1,279 @@
+"""The verbs that read recordings, report and export: what they print, where they write, and what they escape."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from samples import COMPLETE, altered, json_lines, recording, request
+
+from tracer.cli import main
+from tracer.facts import Loss, Worker
+
+ROOT = Path(__file__).resolve().parents[3]
+LEAKS = [
+    request(script="/leak.php", uri="/l", anon_before=0, anon_end=1_000_003, zend_real_end=0, nth=n) for n in range(5)
+]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return recording(tmp_path / "r.phptrace", [COMPLETE, *LEAKS, COMPLETE])
+
+
+def report_apart(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`report` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tracer", "report", *options, str(path)], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_the_report_ranks_the_leak_first(run, path):
+    code, out, err = run("report", path)
+
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["/leak.php", "/srv/www/index.php"]
+    assert "7 requests · 0 workers · 0 incomplete · 0 lost" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["--sort", "key"], "/leak.php"),
+        (["--sort", "zend"], "/leak.php"),
+        (["--sort", "growth"], "/leak.php"),
+        (["--group-by", "uri"], "/l"),
+        (["--group-by", "worker"], "www/4241"),
+        (["--group-by", "pool"], "www"),
+    ],
+)
+def test_the_report_is_grouped_and_sorted_as_asked(run, path, options, first):
+    code, out, _ = run("report", "--format", "tsv", *options, path)
+
+    assert code == 0
+    assert out.splitlines()[1].split("\t")[0] == first
+
+
+def test_the_report_shows_as_many_groups_as_asked_and_counts_the_rest(run, path):
+    _, out, _ = run("report", "-n", "1", path)
+
+    assert "/srv/www/index.php" not in out
+    assert "… and 1 more" in out
+
+
+def test_no_limit_shows_all(run, tmp_path):
+    file = recording(tmp_path / "many", [request(script=f"/{n}.php") for n in range(31)])
+
+    _, twenty, _ = run("report", "--format", "csv", file)
+    _, every, _ = run("report", "--format", "csv", "-n", "0", file)
+
+    assert (len(twenty.splitlines()), len(every.splitlines())) == (21, 32)
+
+
+def test_several_recordings_are_taken_together(run, tmp_path):
+    files = [recording(tmp_path / name, [COMPLETE, Worker(n, n, None, None, None, None, None), Loss(1, n, "x")])
+             for n, name in ((2, "a"), (3, "b"))]  # fmt: skip
+
+    code, out, _ = run("report", "--format", "json", *files)
+
+    document = json.loads(out)
+    assert code == 0
+    assert (document["requests"], document["workers"], document["lost"]) == (2, 2, 5)
+    assert [group["requests"] for group in document["groups"]] == [2]
+
+
+def test_a_report_as_csv_talks_on_stderr(run, path):
+    _, out, err = run("report", "--format", "csv", path)
+
+    assert [row[0] for row in csv.reader(io.StringIO(out))] == ["key", "/leak.php", "/srv/www/index.php"]
+    assert err == "phptrace: 7 requests · 0 workers · 0 incomplete · 0 lost\n"
+
+
+def test_an_empty_recording_has_an_empty_report(run, tmp_path):
+    code, out, _ = run("report", recording(tmp_path / "empty"))
+
+    assert code == 0
+    assert "0 requests" in out
+
+
+def test_every_request_is_exported_as_ndjson(run, path):
+    code, out, err = run("export", path)
+
+    assert code == 0
+    assert [row["nth"] for row in json_lines(out)] == [3, 0, 1, 2, 3, 4, 3]
+    assert err.startswith("phptrace: 7 requests")
+
+
+@pytest.mark.parametrize(
+    ("options", "nths"),
+    [
+        (["--uri", "/l"], [0, 1, 2, 3, 4]),
+        (["--script", "*index*"], [3, 3]),
+        (["--slow", "13ms"], []),
+        (["--slow", "12ms", "--script", "/srv/*"], [3, 3]),
+        (["--min-growth", "900K"], [0, 1, 2, 3, 4]),
+    ],
+)
+def test_only_requests_that_are_asked_for_are_exported(run, path, options, nths):
+    _, out, _ = run("export", *options, path)
+
+    assert [row["nth"] for row in json_lines(out)] == nths
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "begins"),
+    [
+        ("o.csv", [], "host,pid,"),
+        ("o.tsv", [], "growth_bytes\tnative_growth_bytes\t"),
+        ("o.ndjson", [], '{"host": "web1"'),
+        ("o.txt", [], '{"host": "web1"'),
+        ("o.csv", ["--format", "tsv"], "growth_bytes\t"),
+    ],
+)
+def test_the_format_of_an_export_is_what_is_asked_for_or_what_the_name_says(run, path, tmp_path, name, options, begins):
+    code, out, _ = run("export", "-o", tmp_path / name, *options, path)
+
+    assert (code, out) == (0, "")
+    assert (tmp_path / name).read_text().startswith(begins)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_an_export_does_not_overwrite_unless_forced(run, path, tmp_path):
+    (tmp_path / "o.csv").write_text("precious")
+
+    code, _, err = run("export", "-o", tmp_path / "o.csv", path)
+
+    assert (code, (tmp_path / "o.csv").read_text()) == (2, "precious")
+    assert "overwrite it with -f" in err
+    assert run("export", "-f", "-o", tmp_path / "o.csv", path)[0] == 0
+    assert (tmp_path / "o.csv").read_text().startswith("host,")
+
+
+def test_an_export_never_writes_through_a_link(run, path, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "o.csv").symlink_to(tmp_path / "precious")
+
+    codes = [run("export", *force, "-o", tmp_path / "o.csv", path)[0] for force in ([], ["-f"])]
+
+    assert codes == [2, 0]
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_an_export_to_nowhere_is_a_mistake_of_usage(run, path, tmp_path):
+    code, _, err = run("export", "-o", tmp_path / "no" / "o.csv", path)
+
+    assert code == 2
+    assert "No such file or directory" in err
+
+
+def test_an_export_of_what_is_no_recording_leaves_no_file(run, tmp_path):
+    run("export", "-o", tmp_path / "o.csv", tmp_path / "gone")
+
+    assert not (tmp_path / "o.csv").exists()
+
+
+READERS = [["report", "-n", "0"], ["report", "-n", "0", "--format", "tsv"], ["report", "--format", "json"], ["export"]]
+
+
+def piped(file: Path, verb: list[str], read_lines: int) -> tuple[int, str]:
+    """Exit code and stderr, where the pipe's reader closes it after so many lines; buffered as a user has it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tracer", *verb, file],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment,
+    ) as writer:  # fmt: skip
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        for _ in range(read_lines):
+            writer.stdout.readline()
+        writer.stdout.close()
+        said = writer.stderr.read().decode()
+    return writer.returncode, said
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path, verb):
+    file = recording(tmp_path / "many", [request(script=f"/{n}.php") for n in range(2003)])
+
+    code, said = piped(file, verb, 1)
+
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    assert code == 0
+
+
+@pytest.mark.parametrize("verb", READERS[1:])
+def test_a_reader_that_wanted_nothing_is_no_error(path, verb):
+    code, said = piped(path, verb, 0)
+
+    assert "incomplete:" not in said
+    assert code == 0
+
+
+def test_growth_beyond_64_bits_is_ranked_or_refused(tmp_path):
+    path = recording(tmp_path / "r", [COMPLETE._replace(anon_before=-(1 << 63), anon_after=(1 << 63) - 1)])
+
+    ended = report_apart(path)
+
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode in (0, 7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--format", form] for form in ("table", "csv", "tsv", "json")),
+        *(["--group-by", by] for by in ("uri", "worker")),
+    ],
+)
+def test_report_shows_nothing_of_a_hostile_request_raw(tmp_path, options):
+    evil = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t"
+    path = recording(tmp_path / "r", [COMPLETE._replace(pool=evil, method=evil, uri=evil, script=evil)])
+
+    ended = report_apart(path, *options)
+
+    shown = ended.stdout.replace("\n", "").replace("\t", "") + ended.stderr.replace("\n", "")
+    assert ended.returncode == 0
+    assert not [c for c in shown if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or c == "\u202e"]
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_report_shows_nothing_of_a_hostile_loss_raw(tmp_path, form):
+    path = recording(tmp_path / "r", [COMPLETE, Loss(1, 2, "\x1b]0;owned\x07")])
+
+    ended = report_apart(path, "--format", form)
+
+    assert "\x1b" not in ended.stdout + ended.stderr
+    assert "\x07" not in ended.stdout + ended.stderr
+
+
+def test_report_writes_json_without_lone_surrogates_whatever_was_lost(tmp_path):
+    path = recording(tmp_path / "r", [COMPLETE, Loss(1, 2, "x")])
+    altered(path, "UPDATE loss SET why = CAST(x'ff' AS TEXT)")
+
+    ended = report_apart(path, "--format", "json")
+
+    assert "\\ud" not in ended.stdout
+    assert json.loads(ended.stdout)["lost"] == 2

@@ -1,0 +1,291 @@
+"""A recording's file: who may read it, what it never overwrites, and what is left after a kill or on a full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from samples import COMPLETE, recording, request
+from subprocesses import as_nobody, in_subprocess
+
+from tracer.errors import UsageError
+from tracer.facts import Request
+from tracer.recording.reader import Reader, Writer
+
+ROOT = Path(__file__).resolve().parents[3]
+OTHER = request(nth=7, uri=None)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "r.phptrace"
+
+
+def read(path: Path) -> list[Request]:
+    with Reader(str(path)) as file:
+        return list(file.requests())
+
+
+def test_a_recording_is_one_file_that_only_its_owner_may_read(path):
+    before = os.umask(0)
+    try:
+        recording(path, [COMPLETE])
+    finally:
+        os.umask(before)
+
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_while_it_is_written_only_its_owner_may_read_any_of_it(path):
+    before = os.umask(0)
+    try:
+        with Writer(str(path), {}) as file:
+            file.add([COMPLETE])
+            file.flush()
+            modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+
+    assert set(modes.values()) == {0o600}
+
+
+def test_an_existing_file_is_not_overwritten_unless_forced(path):
+    path.write_text("precious")
+
+    with pytest.raises(UsageError, match="exists. Choose another name, or overwrite it with -f"):
+        Writer(str(path), {})
+
+    assert path.read_text() == "precious"
+    with Writer(str(path), {}, force=True):
+        pass
+    assert read(path) == []
+
+
+def test_a_link_is_never_written_through(path):
+    precious = path.parent / "precious"
+    precious.write_text("precious")
+    path.symlink_to(precious)
+
+    with pytest.raises(UsageError, match="exists"):
+        Writer(str(path), {})
+    with Writer(str(path), {}, force=True):
+        pass
+
+    assert precious.read_text() == "precious"
+    assert not path.is_symlink()
+
+
+def test_a_link_that_leads_nowhere_is_not_followed_either(path):
+    path.symlink_to(path.parent / "elsewhere")
+
+    with pytest.raises(UsageError, match="exists"):
+        Writer(str(path), {})
+
+    assert not (path.parent / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_journal_somebody_planted_is_not_taken_for_ours(path, suffix):
+    planted = path.with_name(path.name + suffix)
+    planted.write_bytes(b"\x37\x7f\x06\x82" + bytes(4096))
+
+    with pytest.raises(UsageError, match=f"{suffix} exists"):
+        Writer(str(path), {})
+    assert not path.exists()
+    with Writer(str(path), {}, force=True) as file:
+        file.add([COMPLETE])
+    assert read(path) == [COMPLETE]
+    assert not planted.exists()
+
+
+@pytest.mark.parametrize(("name", "why"), [("no/such/r.phptrace", "there is no directory"), ("sub", "is a directory")])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_place_where_no_file_can_be_is_a_mistake_of_usage(tmp_path, name, why, force):
+    (tmp_path / "sub").mkdir()
+
+    with pytest.raises(UsageError, match=why):
+        Writer(str(tmp_path / name), {}, force=force)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_under_sudo_the_recording_belongs_to_the_user(path, monkeypatch):
+    monkeypatch.setenv("SUDO_UID", "65531")
+    monkeypatch.setenv("SUDO_GID", "65521")
+
+    recording(path)
+
+    assert (path.stat().st_uid, path.stat().st_gid) == (65531, 65521)
+
+
+@pytest.mark.parametrize("value", ["", "-1", "root", "0x10"])
+def test_a_sudo_user_that_is_no_number_is_ignored(path, monkeypatch, value):
+    monkeypatch.setenv("SUDO_UID", value)
+    monkeypatch.setenv("SUDO_GID", value)
+
+    recording(path)
+
+    assert path.stat().st_uid == os.geteuid()
+
+
+def test_a_file_that_cannot_be_removed_is_a_mistake_of_usage():
+    with pytest.raises(UsageError):
+        Writer("/proc/version", {}, force=True)
+
+
+def test_a_recording_may_have_the_name_sqlite_has_for_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Writer(":memory:", {}) as file:
+        file.add([COMPLETE])
+
+    assert read(tmp_path / ":memory:") == [COMPLETE]
+
+
+def test_a_reader_sees_what_was_flushed_while_the_writer_goes_on(path):
+    with Writer(str(path), {"host": "web1"}) as file:
+        file.add([COMPLETE])
+        file.flush()
+        file.add([OTHER])
+
+        assert read(path) == [COMPLETE]
+        file.flush()
+        assert read(path) == [COMPLETE, OTHER]
+
+
+def test_a_recording_can_be_read_before_anything_was_flushed(path):
+    with Writer(str(path), {"host": "web1"}), Reader(str(path)) as found:
+        assert (list(found.requests()), found.meta["host"]) == ([], "web1")
+
+
+def test_a_reader_in_the_middle_of_it_does_not_keep_the_writer_from_ending(path):
+    writer = Writer(str(path), {})
+    writer.add([COMPLETE] * 7)
+    writer.flush()
+    reader = Reader(str(path))
+    requests = reader.requests()
+    next(requests)
+    writer.add([OTHER])
+
+    writer.close()
+
+    assert len(list(requests)) == 6
+    reader.close()
+    assert len(read(path)) == 8
+
+
+def test_what_was_added_before_an_error_is_kept(path):
+    def fails_half_way() -> None:
+        with Writer(str(path), {}) as file:
+            file.add([COMPLETE])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails_half_way()
+
+    assert read(path) == [COMPLETE]
+
+
+def test_a_closed_writer_can_be_closed_again(path):
+    file = Writer(str(path), {})
+    file.close()
+
+    file.close()
+
+    assert read(path) == []
+
+
+def test_a_writer_that_is_killed_leaves_what_it_flushed(path):
+    ended = in_subprocess(
+        "w = Writer(path, {'host': 'web1'})\n"
+        "w.add([request] * 1009); w.flush()\n"
+        "w.add([request] * 13)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n",
+        path,
+    )
+
+    assert ended.returncode == -signal.SIGKILL
+    assert read(path) == [COMPLETE] * 1009
+
+
+def test_a_writer_that_is_killed_before_its_first_flush_leaves_a_recording(path):
+    in_subprocess("w = Writer(path, {})\nos.kill(os.getpid(), signal.SIGKILL)\n", path)
+
+    assert read(path) == []
+
+
+def test_many_requests_are_written_without_being_asked_to(path):
+    with Writer(str(path), {}) as file:
+        file.add([COMPLETE] * 999)
+        before = read(path)
+        file.add([OTHER])
+
+        assert (before, len(read(path))) == ([], 1000)
+
+
+def test_a_full_disk_at_the_very_end_is_told_too(path):
+    ended = in_subprocess(
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "w = Writer(path, {})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "try:\n"
+        "    with w:\n"
+        "        w.add([request] * 499)\n"
+        "except IncompleteError:\n"
+        "    print('told')\n",
+        path,
+    )
+
+    assert ended.stdout == "told\n"
+
+
+def test_a_copy_of_a_recording_that_was_still_growing_can_be_read_where_nothing_may_be_written(path, tmp_path):
+    with Writer(str(path), {"host": "web1"}) as file:
+        file.add([COMPLETE] * 1000)
+        copy = Path(shutil.copy(path, tmp_path / "copy.phptrace"))
+        copy.chmod(0o444)
+    directory = Path(tempfile.mkdtemp())
+    copy = copy.rename(directory / "r.phptrace")
+    directory.chmod(0o555)
+
+    code = as_nobody(lambda: Reader(str(copy)).meta["host"] == "web1")
+
+    directory.chmod(0o755)
+    shutil.rmtree(directory)
+    assert code == 0
+
+
+def test_a_full_disk_is_told_and_what_was_flushed_before_can_be_read(path):
+    ended = in_subprocess(
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))\n"
+        "flushed = 0\n"
+        "try:\n"
+        "    with Writer(path, {}) as w:\n"
+        "        while True:\n"
+        "            w.add([request] * 101)\n"
+        "            w.flush()\n"
+        "            flushed += 101\n"
+        "except IncompleteError as exc:\n"
+        "    print(flushed, str(exc).startswith(f'cannot write {path}: '))\n",
+        path,
+    )
+
+    flushed, told = ended.stdout.split()
+    found = read(path)
+    assert told == "True"
+    assert int(flushed) > 505
+    assert len(found) >= int(flushed)
+    assert set(found) == {COMPLETE}
+
+
+def test_what_is_no_file_is_not_overwritten_even_when_forced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+
+    with pytest.raises(UsageError, match="is not a file"):
+        Writer(str(tmp_path / "fifo"), {}, force=True)
+    assert (tmp_path / "fifo").is_fifo()

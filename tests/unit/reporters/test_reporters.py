@@ -1,0 +1,218 @@
+"""Findings as a table, as JSON, live, and the doctor's checklist. Requests one by one: test_exports.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import COMPLETE, PROPERTY, request
+
+from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
+from tracer.analysis.tally import Tally
+from tracer.doctor import Check, usable
+from tracer.facts import Loss, Worker
+from tracer.reporters import checklist, json_report, table
+from tracer.reporters.live import LiveView, Status
+
+# Design, section 6: fields of a group of `report --format json`.
+GROUP_FIELDS = {"key", "requests", "growth_bytes", "native_growth_bytes", "growth_p95", "anon_peak_max",
+                "zend_peak_max", "duration_p95_ns"}  # fmt: skip
+LARGE = Group(
+    key="/srv/www/releases/20261123T154700Z/public/index.php", requests=9_999_999, incomplete=7,
+    growth_bytes=-1_022_999_999_999, growth_p50=-1_022_999, growth_p95=1_022_999_999,
+    native_growth_bytes=1_022_999_999_999, native_growth_p50=1_022_999_999, native_growth_p95=1_022_999_999,
+    anon_peak_max=1_022_999_999, zend_peak_max=1_022_999_999, duration_p95_ns=999_900_000,
+)  # fmt: skip
+SMALL = Group("/a.php", 3, 0, 7, 2, 5, 11, 3, 5, 13, 17, 1_000)
+NONE = Group(None, 1, 1, None, None, None, None, None, None, None, None, None)
+EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t\0"
+ANY_TEXT = st.text(st.characters(), max_size=20)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(
+    groups: list[Group], out: io.StringIO, tally: Tally | None = None, hidden: int = 0, sort: Sort = Sort.NATIVE
+) -> str:
+    table.render(groups, tally or Tally(), out, by=GroupBy.SCRIPT, sort=sort, hidden=hidden)
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())  # bold and dim, of a terminal
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> Terminal:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("TERM", "xterm")
+    return Terminal()
+
+
+def test_on_a_terminal_of_100_columns_nothing_is_wider_and_no_number_is_cut(terminal):
+    text = shown([LARGE, SMALL, NONE], terminal)
+
+    assert max(map(len, text.splitlines())) <= 100
+    row = next(line for line in text.splitlines() if "9,999,999" in line)
+    assert row.split()[1:] == ["9,999,999", "+953", "GiB", "+976", "MiB", "976", "MiB", "976", "MiB", "999.9", "ms"]
+
+
+def test_sorted_by_growth_a_terminal_of_100_columns_still_has_room(terminal):
+    text = shown([LARGE, SMALL, NONE], terminal, sort=Sort.GROWTH)
+
+    assert max(map(len, text.splitlines())) <= 100
+    assert "-953 GiB" in text
+
+
+def test_on_a_terminal_a_long_key_keeps_its_end(terminal):
+    row = next(line for line in shown([LARGE], terminal).splitlines() if "9,999,999" in line)
+
+    assert row.startswith("…")
+    assert row.split()[0].endswith("public/index.php")
+
+
+def test_in_a_pipe_long_keys_are_cut_from_the_left_to_fit_100_characters():
+    text = shown([Group("/" + "k" * 200 + ".php", *SMALL_VALUES)], io.StringIO())
+
+    row = text.splitlines()[1]
+    assert max(map(len, text.splitlines())) <= 100
+    assert row.startswith("…k")
+    assert row.split()[0].endswith("k.php")
+
+
+SMALL_VALUES = tuple(getattr(SMALL, name) for name in Group.__slots__[1:])
+
+
+def test_what_was_not_measured_is_a_dash():
+    row = next(line for line in shown([NONE], io.StringIO()).splitlines() if line.startswith("(none)"))
+
+    assert row.split() == ["(none)", "1", "-", "-", "-", "-", "-"]
+
+
+def test_the_column_that_sorts_is_marked():
+    header = shown([SMALL], io.StringIO(), sort=Sort.PEAK).splitlines()[0]
+
+    assert "anon peak↓" in header
+    assert header.count("↓") == 1
+
+
+def test_groups_that_are_not_shown_are_counted():
+    assert "… and 7 more: -n 0 shows all" in shown([SMALL], io.StringIO(), hidden=7)
+    assert "more" not in shown([SMALL], io.StringIO())
+
+
+def test_a_key_is_shown_without_anything_that_acts_on_a_terminal(terminal):
+    text = shown([Group(EVIL, *SMALL_VALUES)], terminal)
+
+    row = next(line for line in text.splitlines() if line.startswith("…"))
+    assert row.split()[0].endswith("\\u009b31m\\u202e\\xff\\n\\t\\x00")
+    assert not set(text) & set("\x1b\x07\x9b\u202e\udcff\t\0")
+
+
+def test_the_summary_says_what_was_seen_and_what_was_not():
+    tally = Tally()
+    tally.add_all([
+        COMPLETE, request(anon_after=None, ending="killed:KILL"), request(uri=None), request(ending="fatal"),
+        Worker(2, 3, "www", "8.2.36", 5, 7, "exited:0"), Loss(1, 1_009, "requests: the ring buffer was full"),
+    ])  # fmt: skip
+
+    assert table.summary(tally).splitlines() == [
+        "4 requests · 1 workers · 1 incomplete (1 killed) · 1009 lost · 1 fatal errors · 1 with unknown uri"
+        " · workers: 1 born, 1 died",
+        "LOST 1009 requests: the ring buffer was full",
+    ]
+
+
+@pytest.mark.parametrize(("text", "width", "short"), [("abcdef", 4, "…def"), ("abcd", 4, "abcd")])
+def test_a_text_is_shortened_from_the_left(text, width, short):
+    assert table.shorten(text, width) == short
+
+
+def test_the_json_report_has_the_fields_of_the_design():
+    tally = Tally()
+    tally.add_all([COMPLETE, request(anon_after=None), Worker(2, 3, None, None, None, None, None), Loss(1, 13, "x")])
+    out = io.StringIO()
+
+    json_report.render([SMALL, NONE], tally, out)
+
+    document = json.loads(out.getvalue())
+    numbers = {name: document[name] for name in ("schema", "requests", "lost", "incomplete", "workers")}
+    assert numbers == {"schema": 1, "requests": 2, "lost": 13, "incomplete": 1, "workers": 1}
+    assert [group.keys() >= GROUP_FIELDS for group in document["groups"]] == [True, True]
+    assert document["groups"][0] == {name: getattr(SMALL, name) for name in Group.__slots__}
+    assert document["groups"][1]["key"] is None
+
+
+@PROPERTY
+@given(ANY_TEXT.filter(lambda text: not re.search("[\ud800-\udc7f\udd00-\udfff]", text)))
+def test_json_keeps_text_and_replaces_what_was_not_utf8(text):
+    out = io.StringIO()
+
+    json_report.render([Group(text, *SMALL_VALUES)], Tally(), out)
+
+    key = json.loads(out.getvalue())["groups"][0]["key"]
+    assert key == text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def test_the_live_view_leaves_its_last_state_on_the_screen(terminal):
+    ranking, tally = Ranking(GroupBy.SCRIPT), Tally()
+    ranking.add(COMPLETE)
+    tally.add(COMPLETE)
+    status = Status("php-fpm", "bpf", 7, 61.0, 1009.0, "a remark")
+
+    with LiveView(terminal, sort=Sort.NATIVE, top=None) as view:
+        view.update(ranking, tally, status)
+
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    last = text[text.rindex("phptrace") :]
+    assert "php-fpm · bpf · 7 workers · 1,009 requests/s · 61 s · 0 lost" in last
+    assert "a remark" in last
+    assert "/srv/www/index.php" in last
+
+
+def check(name: str, *, ok: bool, needed: bool = True) -> Check:
+    return Check(name, ok, f"found {EVIL}", "mend it", needed)
+
+
+def test_the_checklist_says_what_to_mend_and_the_verdict():
+    out = io.StringIO()
+
+    found = [check("kernel", ok=True), check("bcc", ok=False), check("heap", ok=False, needed=False)]
+    checklist.render(found, out, None)
+
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines() if line[:1].strip()] == [
+        "ok", "FAIL", "less", "Cannot trace: 1 thing(s) to mend, from the top.",
+    ]  # fmt: skip
+    assert out.getvalue().count("mend: mend it") == 2
+    assert "\x1b" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("failing", "backend"),
+    [(set(), "bpf"), ({"ptrace"}, "bpf"), ({"bpf"}, "ptrace"), ({"bpf", "ptrace"}, None), ({"both"}, None)],
+)
+def test_the_backend_is_the_first_of_which_every_need_is_met(failing, backend):
+    found = [Check(by, by not in failing, "", by=by) for by in ("bpf", "ptrace", "both")]
+
+    out = io.StringIO()
+    checklist.render(found, out, usable(found))
+
+    assert usable(found) == backend
+    last = out.getvalue().splitlines()[-1]
+    assert last.startswith("Cannot trace" if backend is None else f"Can trace, with backend {backend}")
+
+
+def test_the_checklist_as_json_says_whether_it_can_be_traced():
+    out = io.StringIO()
+
+    checklist.render_json([check("kernel", ok=True), check("heap", ok=False, needed=False)], out, "bpf")
+
+    document = json.loads(out.getvalue())
+    assert document["can_trace"] is True
+    assert [(one["name"], one["ok"], one["mend"]) for one in document["checks"]] == [
+        ("kernel", True, None), ("heap", False, "mend it"),
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Growth by call stack, as a tree."""

@@ -1,0 +1,1 @@
+"""Watches workers with BPF programs. The only package that uses bcc."""

@@ -1,0 +1,122 @@
+"""Compiles and loads the BPF programs: the only module that knows bcc, and only inside functions."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import importlib
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+from tracer.backends.bpf.maps import Map
+from tracer.backends.bpf.perf_event import attach_software, attach_uprobe
+from tracer.errors import UnsupportedError
+from tracer.targets import kernel
+from tracer.targets.elf import Image
+
+RING_BYTES = 8 << 20
+
+
+class ProgramKind(enum.Enum):
+    """What a BPF program is attached to, by bcc's name for it."""
+
+    UPROBE = "KPROBE"
+    RAW_TRACEPOINT = "RAW_TRACEPOINT"
+    PERF_EVENT = "PERF_EVENT"
+
+
+def bpf_sources() -> Path:
+    """The directory of the BPF programs' C sources."""
+    return Path(__file__).resolve().parents[2] / "bpf_source"
+
+
+def bcc_problem() -> UnsupportedError | None:
+    """Why bcc cannot be used; None if it can."""
+    try:
+        module = importlib.import_module("bcc")
+    except ImportError as exc:
+        return UnsupportedError(
+            f"cannot import bcc: {exc}. Install your distribution's (apt install python3-bpfcc); in a virtual"
+            " environment, make that one with /usr/bin/python3 -m venv --system-site-packages."
+        )
+    if not hasattr(module, "BPF"):
+        return UnsupportedError(
+            f"the bcc in {os.path.dirname(module.__file__ or '?')} is PyPI's package of that name, which is about"
+            " lattices, not BPF. pip uninstall bcc, and apt install python3-bpfcc."
+        )
+    return None
+
+
+def bcc_version() -> str:
+    """Which bcc there is, and where; only when bcc_problem() has none."""
+    module = importlib.import_module("bcc")
+    return f"{getattr(module, '__version__', '?')} in {os.path.dirname(module.__file__ or '?')}"
+
+
+class Programs:
+    """One of the files in bpf/, compiled for this host. close() takes everything back."""
+
+    def __init__(self, source: str, **defines: int) -> None:
+        """UnsupportedError if there is no bcc, or it cannot compile the programs."""
+        problem = bcc_problem()
+        if problem is not None:
+            raise problem
+        from bcc import BPF
+
+        sources = bpf_sources()
+        # bcc then compiles against our own declarations: no kernel headers are needed, none can mislead.
+        os.environ["BCC_KERNEL_SOURCE"] = str(sources / "kernel")
+        flags = [f"-I{sources}", *(f"-D{name}={value}" for name, value in defines.items())]
+        flags.append(f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}")
+        try:
+            self._bpf: Any = BPF(src_file=str(sources / source).encode(), cflags=flags)
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"cannot compile the BPF programs in {source}: {exc}") from exc
+        self._maps: dict[str, Map] = {}
+
+    def map(self, name: str) -> Map:
+        if name not in self._maps:
+            self._maps[name] = Map(self._bpf, name)
+        return self._maps[name]
+
+    def share(self, name: str, fd: int) -> None:
+        """Puts another module's map in the place of the one of that name, before a program is loaded.
+
+        bcc writes a map's descriptor into the programs when it compiles them, and the kernel looks what it stands
+        for when it loads them. (bcc's own "extern" maps go stale when a process loads programs a second time.)
+        """
+        os.dup2(fd, self.map(name).fd, inheritable=False)
+
+    def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE) -> int:
+        """The descriptor of a program, which is loaded when it is first asked for."""
+        try:
+            return int(self._bpf.load_func(function.encode(), getattr(self._bpf, kind.value)).fd)
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
+
+    def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
+        """Runs the program whenever anybody passes that tracepoint, until the stack is unwound."""
+        self.fd(function, ProgramKind.RAW_TRACEPOINT)
+        try:
+            self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
+        except Exception as exc:  # bcc raises nothing more precise
+            raise UnsupportedError(f"cannot attach to the tracepoint {tracepoint}: {exc}") from exc
+        until.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
+
+    def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
+        """Runs the program whenever anybody executes that place of that file, until the descriptor is closed."""
+        pmu = kernel.uprobe_pmu()
+        if pmu is None:
+            raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
+        return attach_uprobe(self.fd(function), pmu, image.path, offset, at_return=at_return)
+
+    def on_software_event(self, function: str, event: int, period: int, tid: int) -> int:
+        """Runs the program once in `period` events of that thread, and of what it starts, until the descriptor is
+        closed.
+        """
+        return attach_software(self.fd(function, ProgramKind.PERF_EVENT), event, period, tid)
+
+    def close(self) -> None:
+        self._bpf.cleanup()

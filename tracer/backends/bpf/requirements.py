@@ -1,0 +1,36 @@
+"""What keeps the BPF backend from working on this host, before anything is tried."""
+
+from __future__ import annotations
+
+import platform
+
+from tracer.backends.bpf.programs import bcc_problem
+from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
+from tracer.targets import kernel
+
+
+def obstacles() -> list[PhptraceError]:
+    """Everything that keeps this backend from working here, each with its mend; the gravest first."""
+    found: list[PhptraceError] = []
+    missing = kernel.missing_capabilities()
+    if missing:
+        found.append(
+            NotPermittedError(f"tracing with BPF needs {', '.join(missing)}, which this process lacks. Run with sudo.")
+        )
+    if platform.machine() != "x86_64":
+        found.append(UnsupportedError(f"the BPF backend knows x86-64 only, not {platform.machine()}"))
+    problem = bcc_problem()
+    if problem is not None:
+        found.append(problem)
+    if kernel.lockdown() == "confidentiality":
+        found.append(UnsupportedError("kernel lockdown is at confidentiality: BPF may not read memory"))
+    if kernel.uprobe_pmu() is None:
+        found.append(UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)"))
+    if not kernel.in_initial_pid_namespace():
+        found.append(
+            UnsupportedError(
+                "phptrace runs in a PID namespace of its own, where pids are not the kernel's."
+                " Run it on the host, or the container with --pid=host."
+            )
+        )
+    return found

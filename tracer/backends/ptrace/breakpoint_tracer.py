@@ -1,0 +1,121 @@
+"""One worker, watched by hardware breakpoints at a request's start, at Zend's teardown and at its end.
+
+Three stops a request, whatever it does; its memory calls are not seen. x86-64 only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tracer.backends.ptrace.open_request import RunningRequest, end_alone
+from tracer.backends.ptrace.php_memory import PhpMemory
+from tracer.backends.ptrace.proc_files import WorkerFiles
+from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
+from tracer.targets.php import Hooks
+
+_METHOD_MOST = 16
+
+
+class BoundaryWorker:
+    """Follows one worker from breakpoint to breakpoint; it stands still while it is asked."""
+
+    accepts = True  # it is a worker from its first stop on, as far as can be seen
+    given_up = 0
+
+    def __init__(
+        self,
+        pid: int,
+        files: WorkerFiles,
+        memory: PhpMemory,
+        hooks: Hooks,
+        bias: int,
+        emit: Callable[[Callable[[], bytes]], None],
+    ) -> None:
+        """`bias`: running address minus link address of the binary. `emit` as in SyscallWorker."""
+        self.pid = pid
+        self.armed = False
+        self.has_handler = False
+        self._files = files
+        self._memory = memory
+        self._emit = emit
+        self._request: RunningRequest | None = None
+        self._requests = 0
+        sites = {bias + hooks.startup.address: self._start, bias + hooks.end.address: self._end}
+        if hooks.teardown is not None:
+            sites[bias + hooks.teardown.address] = self._teardown
+        self._sites = sites
+
+    @property
+    def breakpoints(self) -> tuple[int, ...]:
+        return tuple(self._sites)
+
+    def at_breakpoint(self, address: int) -> bool:
+        """False if it is none of ours."""
+        step = self._sites.get(address)
+        if step is None:
+            return False
+        step()
+        return True
+
+    def left(self, exit_code: int) -> None:
+        """It died, or became another program, of which `exit_code` tells."""
+        self._leave(exit_code, detached=False)
+
+    def cut_off(self) -> None:
+        """Tracing ends, and the worker goes on."""
+        self._leave(0, detached=True)
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _start(self) -> None:
+        uri = self._memory.parameter(b"REQUEST_URI", URI_MAX)
+        script = self._memory.parameter(b"SCRIPT_FILENAME", SCRIPT_MAX)
+        method = self._memory.parameter(b"REQUEST_METHOD", _METHOD_MOST)
+        self._requests += 1
+        heap = self._memory.heap()
+        before = self._files.memory()
+        self._request = RunningRequest(
+            pid=self.pid,
+            nth=self._requests,
+            started_ns=_now(),
+            uri=uri[0] if uri else None,
+            uri_bytes=uri[1] if uri else 0,
+            script=script[0] if script else None,
+            script_bytes=script[1] if script else 0,
+            method=method[0] if method else None,
+            before=before,
+            faults_before=self._files.faults(),
+            cpu_before_ns=self._files.cpu_ns(),
+            zend_real_before=heap.real_size if heap else None,
+            anon_peak=before.anon,
+            layout_known=self._memory.knows_globals,
+        )
+
+    def _teardown(self) -> None:
+        request = self._request
+        if request is not None:
+            request.status = self._memory.status()
+            request.fatal = request.script is not None and self._memory.ended_by_error()
+            request.at_teardown(self._memory.heap(), self._files.anon())
+
+    def _end(self) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            request.end(_now(), self._files, self._memory.heap())
+            self._emit(request.record)
+        elif not self._requests:
+            self._requests = 1
+            pid, now = self.pid, _now()
+            self._emit(lambda: end_alone(pid, 1, now))
+
+    def _leave(self, exit_code: int, *, detached: bool) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            request.leave(_now(), exit_code, detached=detached)
+            self._emit(request.record)
+
+
+def _now() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)

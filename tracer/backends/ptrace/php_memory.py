@@ -1,0 +1,155 @@
+"""What a stopped worker's own memory says of its PHP. It may say anything: every read is bounded."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import NamedTuple
+
+from tracer.backends.ptrace.syscalls import read_memory
+from tracer.targets.layouts import FCGI_ENV
+from tracer.targets.php import Php
+
+_PAGE = mmap.PAGESIZE
+_BUCKET = struct.Struct("<IIQI4xQQ")  # hash, length of the name, name, length of the value, value, next
+_STACK_PAGE = 256 << 10  # ZEND_VM_STACK_PAGE_SIZE, Zend/zend_execute.c
+_CHAIN = 16  # buckets looked at: a client may make its headers collide
+# E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h
+_FATAL_ERRORS = 1 | 4 | 16 | 64 | 256 | 4096
+
+
+class HeapFigures(NamedTuple):
+    """Of zend_mm_heap, in bytes; signed, since anything may stand there."""
+
+    size: int
+    peak: int
+    real_size: int
+    real_peak: int
+
+
+class PhpMemory:
+    """PHP's globals in one process; what is not known of its binary, or cannot be read, is None."""
+
+    def __init__(self, pid: int, php: Php, bias: int) -> None:
+        """`bias`: running address minus link address of the binary."""
+        self._pid = pid
+        self._php = php
+        self._bias = bias
+        self._heap_at = 0
+
+    def heap(self) -> HeapFigures | None:
+        offsets = self._php.heap
+        if offsets is None:
+            return None
+        if not self._heap_at:
+            self._heap_at = self._u64(self._bias + offsets.slot) or 0
+        if not self._heap_at:
+            return None
+        places = (offsets.size, offsets.peak, offsets.real_size, offsets.real_peak)
+        first, last = min(places), max(places) + 8
+        try:
+            content = read_memory(self._pid, self._heap_at + first, last - first)
+            return HeapFigures(*(struct.unpack_from("<q", content, place - first)[0] for place in places))
+        except (OSError, struct.error):
+            return None
+
+    def in_request(self) -> bool | None:
+        """Whether a request runs, or has not been cleared away; None if Zend's heap cannot be read.
+
+        zend_vm_stack_init() allocates the first page of the stack when a request begins (Zend/zend_execute.c);
+        zend_mm_shutdown(), the last of php_request_shutdown(), sets the peak to 0 (Zend/zend_alloc.c, PHP 7.4 to 8.5).
+        A worker that has not served yet may have a peak of some bytes from PHP's own start.
+        """
+        heap = self.heap()
+        return None if heap is None else heap.peak >= _STACK_PAGE
+
+    def runs_script(self) -> bool | None:
+        """Whether a PHP function is being executed, EG(current_execute_data); None if that cannot be read."""
+        layout, globals_at = self._php.stack, self._php.executor_globals
+        if layout is None or globals_at is None:
+            return None
+        current = self._u64(self._bias + globals_at + layout.eg_current_execute_data)
+        return None if current is None else current != 0
+
+    @property
+    def knows_globals(self) -> bool:
+        """Whether PHP's globals are where its version has them; otherwise what is asked of them is None."""
+        return self._php.layout is not None and self._php.sapi_globals is not None
+
+    def script(self, limit: int) -> bytes | None:
+        """The file that PHP has found to run, SG(request_info).path_translated; None if it has found none (yet).
+
+        Cut at `limit`, or earlier where that cannot be read.
+        """
+        layout, globals_at = self._php.layout, self._php.sapi_globals
+        if layout is None or globals_at is None:
+            return None
+        pointer = self._u64(self._bias + globals_at + layout.sg_path_translated)
+        if not pointer:
+            return None
+        # Not across a page that may not be there.
+        room = _PAGE - pointer % _PAGE
+        try:
+            text = read_memory(self._pid, pointer, min(limit, room))
+            if b"\0" not in text and len(text) < limit:
+                text += read_memory(self._pid, pointer + len(text), limit - len(text))
+        except OSError:
+            return None
+        return text.split(b"\0", 1)[0] or None
+
+    def parameter(self, name: bytes, limit: int) -> tuple[bytes, int] | None:
+        """A FastCGI parameter as PHP keeps it, cut at `limit`, and its length; None if there is none.
+
+        SG(server_context) is the first member of sapi_globals, and the fcgi_request under php-fpm and php-cgi;
+        fcgi_hash: main/fastcgi.c, PHP 7.4 to 8.2.
+        """
+        if self._php.sapi_globals is None:
+            return None
+        request = self._u64(self._bias + self._php.sapi_globals)
+        wanted = ((name[3] << 2) + (name[-2] << 4) + (name[-1] << 2) + len(name)) & 0xFFFF_FFFF
+        at = self._u64(request + FCGI_ENV + 8 * (wanted & 127)) if request else None
+        for _ in range(_CHAIN):
+            if not at:
+                break
+            try:
+                hashed, name_size, name_at, size, value_at, at = _BUCKET.unpack(
+                    read_memory(self._pid, at, _BUCKET.size)
+                )
+                if hashed == wanted and name_size == len(name) and read_memory(self._pid, name_at, name_size) == name:
+                    kept = min(size, limit)
+                    return (read_memory(self._pid, value_at, kept) if kept else b""), size
+            except (OSError, struct.error):
+                break
+        return None
+
+    def status(self) -> int | None:
+        """The HTTP status that was, or will be, sent; None if none was set."""
+        layout, globals_at = self._php.layout, self._php.sapi_globals
+        if layout is None or globals_at is None:
+            return None
+        return self._s32(self._bias + globals_at + layout.sg_response_code) or None
+
+    def ended_by_error(self) -> bool:
+        """php_error_cb() sets EG(exit_status) to 255 (main/main.c, PHP 8.2) and keeps the error's type.
+
+        A request that runs no script leaves both as they were; exit(255) leaves the type.
+        """
+        layout, executor, core = self._php.layout, self._php.executor_globals, self._php.core_globals
+        if layout is None or executor is None or core is None:
+            return False
+        if self._s32(self._bias + executor + layout.eg_exit_status) != 255:
+            return False
+        return bool((self._s32(self._bias + core + layout.pg_last_error_type) or 0) & _FATAL_ERRORS)
+
+    def _u64(self, address: int) -> int | None:
+        return self._number(address, "<Q")
+
+    def _s32(self, address: int) -> int | None:
+        return self._number(address, "<i")
+
+    def _number(self, address: int, form: str) -> int | None:
+        try:
+            (value,) = struct.unpack(form, read_memory(self._pid, address, struct.calcsize(form)))
+        except (OSError, struct.error):
+            return None
+        return int(value)

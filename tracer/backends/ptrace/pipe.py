@@ -1,0 +1,119 @@
+"""Records through a pipe, from the process that traces to the one that records. The writer never waits."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import fcntl
+import os
+import select
+import struct
+from collections import deque
+
+_HEAD = struct.Struct("<IB")
+_PIPE_BYTES = 1 << 20
+_F_SETPIPE_SZ = 1031
+_MOST_WAITING = 16 << 20  # bytes; what comes then is lost, and counted
+_READ = 1 << 20
+
+
+class Channel(enum.IntEnum):
+    """What a record is."""
+
+    REQUESTS = 0  # a record of bpf/request_events.h, as BPF's ring has them
+    STACKS = 1  # a record of bpf/growth_events.h
+    SAID = 2  # JSON: what became of attaching
+    LOST = 3  # eight bytes: how many records were lost
+    GIVEN_UP = 4  # eight bytes: how often a connection made no sense
+    UNARMED = 5  # eight bytes: how many workers could not be watched, having a handler of their own for SIGTRAP
+    ABANDONED = 6  # text: why one worker is watched no longer
+    FAILED = 7  # text: why nobody is
+
+
+class PipeWriter:
+    """The end that must not wait: a worker may be stopped meanwhile."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        os.set_blocking(fd, False)
+        # More than an unprivileged user may have: then it stays at 64 KiB.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._lost = 0
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, channel: Channel, record: bytes) -> None:
+        """Keeps the record until flush()."""
+        if self._bytes > _MOST_WAITING:
+            self._lost += 1
+            return
+        framed = _HEAD.pack(len(record), channel) + record
+        self._waiting.append(framed)
+        self._bytes += len(framed)
+
+    def flush(self, timeout_s: float = 0.0) -> None:
+        """Writes what there is room for, waiting up to that long for some. BrokenPipeError if nobody reads."""
+        while self._waiting or self._lost:
+            if self._lost and self._bytes <= _MOST_WAITING // 2:
+                lost, self._lost = self._lost, 0
+                self.put(Channel.LOST, lost.to_bytes(8, "little"))
+            try:
+                written = os.write(self._fd, self._waiting[0])
+            except BlockingIOError:
+                if timeout_s and _ready(self._fd, select.POLLOUT, timeout_s):
+                    continue
+                return
+            except OSError as exc:
+                if exc.errno == errno.EPIPE:
+                    raise BrokenPipeError("nobody reads") from exc
+                raise
+            self._bytes -= written
+            if written == len(self._waiting[0]):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = self._waiting[0][written:]
+
+
+class PipeReader:
+    """The other end."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        os.set_blocking(fd, False)
+        self._rest = b""
+        self.ended = False  # the writer is gone
+
+    def records(self, timeout_s: float) -> list[tuple[Channel, bytes]]:
+        """What is there, waiting up to that long for something."""
+        if not self.ended and timeout_s > 0:
+            _ready(self._fd, select.POLLIN, timeout_s)
+        pieces = [self._rest]
+        while not self.ended:
+            try:
+                piece = os.read(self._fd, _READ)
+            except BlockingIOError:
+                break
+            self.ended = not piece
+            pieces.append(piece)
+        content = b"".join(pieces)
+        found, at = [], 0
+        while at + _HEAD.size <= len(content):
+            size, channel = _HEAD.unpack_from(content, at)
+            if at + _HEAD.size + size > len(content):
+                break
+            found.append((Channel(channel), content[at + _HEAD.size : at + _HEAD.size + size]))
+            at += _HEAD.size + size
+        self._rest = content[at:]
+        return found
+
+
+def _ready(fd: int, what: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, what)
+    return bool(poll.poll(timeout_s * 1000))

@@ -1,0 +1,312 @@
+"""One worker, watched by its system calls alone: no symbols are needed to see where a request begins and ends.
+
+A request begins when the worker has read its last FastCGI parameter, before php_request_startup(). Its answer
+ends with an END_REQUEST record, written in sapi_deactivate() (main/main.c, PHP 8.2): there Zend's heap is still
+live. It is over at the first system call after zend_mm_shutdown(), the last of php_request_shutdown(); where
+Zend's heap is not known, when the worker accepts or reads the next.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params
+from tracer.backends.ptrace.open_request import RunningRequest, end_alone
+from tracer.backends.ptrace.php_memory import PhpMemory
+from tracer.backends.ptrace.proc_files import WorkerFiles
+from tracer.backends.ptrace.syscalls import Entry, Exit, read_memory
+from tracer.backends.records.address_space import whole_pages
+from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
+from tracer.backends.records.stack_structs import Call
+
+# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
+_READ, _WRITE, _CLOSE = 0, 1, 3
+_MMAP, _MUNMAP, _BRK, _MREMAP = 9, 11, 12, 25
+_ACCEPT, _ACCEPT4 = 43, 288
+_SENDTO = 44
+_ACCEPTING = (_ACCEPT, _ACCEPT4)
+_WRITING = (_WRITE, _SENDTO)
+_MAPPING = {_MMAP: Call.MMAP, _MUNMAP: Call.MUNMAP, _MREMAP: Call.MREMAP, _BRK: Call.BRK}
+_WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
+_READ_MOST = 64 << 10  # of one call: php reads a request's bodies in larger pieces, which are only skipped
+_END_REQUEST_BYTES = 16
+_HEADER_BYTES = 8
+# How Apache's mod_proxy_fcgi sends SCRIPT_FILENAME; php takes it off, too: sapi/fpm/fpm/fpm_main.c, PHP 8.2.
+_PROXY = re.compile(rb"proxy:(?:fcgi|balancer)://[^/]*")
+
+
+class MemoryCallMade(NamedTuple):
+    """A memory call of a request, with its result."""
+
+    nth: int
+    call: Call
+    address: int
+    bytes: int
+    to: int
+    to_bytes: int
+    script_ended: bool
+
+
+class _Connection:
+    __slots__ = ("keep", "reader")
+
+    def __init__(self) -> None:
+        self.reader = FastCgiReader(_WANTED, value_limit=URI_MAX)
+        self.keep = False
+
+
+class SyscallWorker:
+    """Follows one worker from stop to stop; it stands still while it is asked."""
+
+    def __init__(
+        self,
+        pid: int,
+        files: WorkerFiles,
+        memory: PhpMemory,
+        emit: Callable[[Callable[[], bytes]], None],
+        on_call: Callable[[MemoryCallMade], None] | None,
+        *,
+        busy: bool,
+    ) -> None:
+        """`emit` takes what makes the record of a request, to be called when the worker is running again; `on_call`
+        memory calls, where somebody wants them. `busy`: it may be in a request of which only the end will be seen.
+        """
+        self.pid = pid
+        self.requests = 0
+        self.accepts = False  # it has waited for a connection: it is no master
+        self.given_up = 0  # connections that made no sense, since last asked
+        self._files = files
+        self._memory = memory
+        self._emit = emit
+        self._on_call = on_call
+        self._busy = busy
+        self._request: RunningRequest | None = None
+        self._answered = False
+        self._script_ended = False
+        self._heap_tells = False  # of the end of this request: not with USE_ZEND_ALLOC=0
+        self._listening: int | None = None
+        self._keep = False
+        self._connections: dict[int, _Connection] = {}
+        self._strange: set[int] = set()  # descriptors that were there before, and are no connections
+        self._entry: Entry | None = None
+        self._break: int | None = None
+        self._vm_at_brk = 0
+
+    def at_entry(self, entry: Entry) -> None:
+        self._entry = entry
+        if entry.number == _BRK and self._break is None:
+            self._vm_at_brk = self._files.vm()
+        number, request = entry.number, self._request
+        if request is not None and not request.script_found and not self._answered and request.layout_known:
+            self._look_for_script(request)
+        if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
+            self.accepts = True
+            self._end()
+        elif request is None:
+            return
+        elif self._answered:
+            kept = self._keep and number == _READ and entry.arguments[0] in self._connections
+            if kept or (self._heap_tells and not self._memory.in_request()):
+                self._end()
+            else:
+                self._look_at_teardown(request)
+        elif number in _WRITING and entry.arguments[0] in self._connections and self._is_end(entry.arguments):
+            self._answer(request)
+
+    def at_exit(self, made: Exit) -> None:
+        entry, self._entry = self._entry, None
+        if entry is None or made.result < 0:
+            return
+        number, arguments = entry
+        # Not recvfrom(): fcgi_close() drains with it what nobody is to read (main/fastcgi.c, PHP 8.2).
+        if number == _READ:
+            self._read(arguments[0], arguments[1], arguments[2], made.result)
+        elif number in _ACCEPTING and arguments[0] == self._listening:
+            self._connections[made.result] = _Connection()
+            self._strange.discard(made.result)
+        elif number == _CLOSE:
+            self._connections.pop(arguments[0], None)
+            self._strange.discard(arguments[0])
+        elif number in _MAPPING:
+            self._memory_call(_MAPPING[number], arguments, made.result)
+
+    def left(self, exit_code: int) -> None:
+        """It died, or became another program, of which `exit_code` tells."""
+        if self._request is not None:
+            request, self._request = self._request, None
+            request.leave(_now(), exit_code)
+            self._emit(request.record)
+
+    def cut_off(self) -> None:
+        """Tracing ends, and the worker goes on."""
+        if self._request is not None:
+            request, self._request = self._request, None
+            request.leave(_now(), 0, detached=True)
+            self._emit(request.record)
+
+    def close(self) -> None:
+        self._files.close()
+
+    # Requests
+
+    def _is_listening(self, descriptor: int) -> bool:
+        """Whether that is where requests come in: a script may accept connections, too, as ext/ftp does."""
+        if self._listening is None and not self._memory.in_request():
+            self._listening = descriptor
+        return descriptor == self._listening
+
+    def _read(self, descriptor: int, address: int, wanted: int, size: int) -> None:
+        connection = self._connection(descriptor, wanted)
+        if connection is None or not size:
+            return
+        try:
+            data = read_memory(self.pid, address, min(size, _READ_MOST))
+        except OSError:
+            return
+        known = connection.reader.given_up
+        for event in connection.reader.feed(data):
+            if isinstance(event, Begun):
+                self._end()
+                connection.keep = event.keep_connection
+            elif isinstance(event, Params):
+                self._begin(event, keep=connection.keep)
+        if descriptor in self._connections:
+            self.given_up += connection.reader.given_up - known
+
+    def _connection(self, descriptor: int, wanted: int) -> _Connection | None:
+        """The connection of that descriptor; one that was there before tracing began may be one, too.
+
+        Of such a one the first bytes have to be those of a header, for which php asks alone.
+        """
+        known = self._connections.get(descriptor)
+        unknown = known is None and descriptor not in self._strange and wanted == _HEADER_BYTES
+        if not unknown or self.accepts or self.requests:
+            return known
+        try:
+            is_socket = os.readlink(f"/proc/{self.pid}/fd/{descriptor}").startswith("socket:")
+        except OSError:
+            is_socket = False
+        if not is_socket:
+            self._strange.add(descriptor)
+            return None
+        self._connections[descriptor] = _Connection()
+        return self._connections[descriptor]
+
+    def _begin(self, params: Params, *, keep: bool) -> None:
+        self._end()
+        uri, script, method = (params.values.get(name) for name in _WANTED)
+        prefix = _PROXY.match(script.text) if script else None
+        proxied = prefix.end() if prefix else 0
+        self.requests += 1
+        self._busy = self._answered = self._script_ended = False
+        self._keep = keep
+        heap = self._memory.heap()
+        before = self._files.memory()
+        self._request = RunningRequest(
+            pid=self.pid,
+            nth=self.requests,
+            started_ns=_now(),
+            uri=uri.text if uri else None,
+            uri_bytes=uri.length if uri else 0,
+            script=script.text[proxied:] if script else None,
+            script_bytes=script.length - proxied if script else 0,
+            method=method.text if method else None,
+            before=before,
+            faults_before=self._files.faults(),
+            cpu_before_ns=self._files.cpu_ns(),
+            zend_real_before=heap.real_size if heap else None,
+            anon_peak=before.anon,
+            layout_known=self._memory.knows_globals,
+        )
+
+    def _is_end(self, arguments: tuple[int, ...]) -> bool:
+        """Whether what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
+        _, address, size, *_ = arguments
+        if size < _END_REQUEST_BYTES:
+            return False
+        try:
+            tail = read_memory(self.pid, address + size - _END_REQUEST_BYTES, _END_REQUEST_BYTES)
+        except OSError:
+            return False
+        return tail[:2] == b"\x01\x03" and tail[4:6] == b"\x00\x08"
+
+    def _answer(self, request: RunningRequest) -> None:
+        """The answer is complete. fastcgi_finish_request() answers, and the script goes on."""
+        self._answered = True
+        self._script_ended = not self._memory.runs_script()
+        self._heap_tells = bool(self._memory.in_request())
+        request.status = self._memory.status()
+        if not request.script_found and request.layout_known:
+            request.script, request.script_bytes = None, 0  # a 404: PHP was asked for a file, and ran none
+        self._look_at_teardown(request)
+
+    def _look_for_script(self, request: RunningRequest) -> None:
+        """What PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
+        found = self._memory.script(SCRIPT_MAX)
+        if found is not None:
+            request.script, request.script_bytes, request.script_found = found, len(found), True
+
+    def _look_at_teardown(self, request: RunningRequest) -> None:
+        """Again and again until Zend's allocator has been reset; a script that goes on may meet its fatal error yet."""
+        heap = self._memory.heap()
+        if heap is None or heap.peak > 0:
+            request.at_teardown(heap, self._files.anon())
+            request.fatal = request.script_found and self._memory.ended_by_error()
+
+    def _end(self) -> None:
+        if self._request is None:
+            if self._busy:
+                self._busy = False
+                self._emit_end_alone()
+            return
+        request, self._request = self._request, None
+        request.end(_now(), self._files, self._memory.heap())
+        self._emit(request.record)
+
+    def _emit_end_alone(self) -> None:
+        self.requests += 1
+        pid, nth, now = self.pid, self.requests, _now()
+        self._emit(lambda: end_alone(pid, nth, now))
+
+    # Memory calls
+
+    def _memory_call(self, call: Call, arguments: tuple[int, ...], result: int) -> None:
+        address, size, to, to_size = arguments[0], arguments[1], 0, 0
+        before = result
+        if call is Call.BRK:
+            # Nothing says where the break was before the first call, but that the address space grew by what it did.
+            first = result - (self._files.vm() - self._vm_at_brk) if self._break is None else self._break
+            before, self._break = first, result
+        request = self._request
+        if request is None:
+            return
+        if call is Call.MMAP:
+            address = result
+            request.map_bytes += whole_pages(size)
+            request.map_calls += 1
+        elif call is Call.MUNMAP:
+            request.unmap_bytes += whole_pages(size)
+            request.unmap_calls += 1
+        elif call is Call.MREMAP:
+            to, to_size = result, arguments[2]
+            request.map_bytes += whole_pages(to_size)
+            request.map_calls += 1
+            request.unmap_bytes += whole_pages(size)
+            request.unmap_calls += 1
+        else:
+            request.brk_calls += 1
+            request.brk_bytes += result - before
+            address, size, to = before, 0, result
+        request.sample(self._files.anon())
+        if self._on_call is not None:
+            if self._answered and not self._script_ended:
+                self._script_ended = not self._memory.runs_script()
+            self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, self._script_ended))
+
+
+def _now() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)

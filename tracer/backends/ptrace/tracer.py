@@ -1,0 +1,314 @@
+"""The process that traces by ptrace: nothing else runs in it, since workers stand still while it is busy.
+
+It holds the workers of one attach from SEIZE to DETACH and sends records of what they did. Killed with
+SIGKILL it leaves nothing behind: the kernel lets its tracees go on, and the only trace of it they could have
+is a stop at a system call, which by O_SYSGOOD is no signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+from collections.abc import Callable
+from types import FrameType
+
+from tracer.backends import StackOptions
+from tracer.backends.ptrace import syscalls
+from tracer.backends.ptrace.breakpoint_tracer import BoundaryWorker
+from tracer.backends.ptrace.breakpoints import Breakpoints, can_call, is_signal
+from tracer.backends.ptrace.pipe import Channel, PipeWriter
+from tracer.backends.ptrace.sigtrap_handler import Died
+from tracer.backends.ptrace.syscall_tracer import SyscallWorker
+from tracer.backends.ptrace.tracees import TROUBLE, Tracees
+from tracer.backends.ptrace.worker_factory import WorkerFactory
+from tracer.backends.records.request_structs import REPLACED, EventKind
+from tracer.targets.resolve import Target
+
+_SYSCALL_STOP = signal.SIGTRAP | 0x80
+_PR_SET_PDEATHSIG = 1
+_FLUSH_S = 20.0
+# A signal that comes just before waitpid() is heeded when that returns: at the latest with the next tick. A worker
+# that computes, and makes no system call, is let go with its handler a tick after tracing has ended.
+_TICK_S = 0.5
+
+
+class TracingLoop:
+    """Traces the workers of the targets until it is told to stop by SIGTERM, or its parent dies."""
+
+    def __init__(
+        self, found: list[Target], out: PipeWriter, parent: int, stacks: StackOptions | None, *, boundaries: bool
+    ) -> None:
+        """With `boundaries`, breakpoints at a request's boundaries instead of stops at system calls."""
+        self._targets = found
+        self._boundaries = boundaries
+        self._out = out
+        self._parent = parent
+        self._deferred: list[Callable[[], bytes]] = []
+        self._factory = WorkerFactory(self._deferred.append, self._send_stack, stacks, boundaries=boundaries)
+        self._tracees = Tracees(self._factory, self._deferred.append, self._tell_abandoned)
+        self._breakpoints = Breakpoints()
+        self._stopping = False
+        self._hurry = False
+
+    def run(self) -> None:
+        """Returns when nothing is traced any more. SIGTERM is to be blocked when it is called."""
+        os.setsid()  # out of reach of the terminal: Ctrl-C and Ctrl-Z are its parent's affair
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGALRM, self._tick)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTSTP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+        signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != self._parent:
+            return
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, -10)
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # four a worker
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        try:
+            self._say(self._tracees.seize(self._targets))
+            if self._stopping:  # told so while attaching: there may be more by now
+                self._stop(signal.SIGTERM, None)
+            self._wait_for_all()
+        except BaseException as exc:
+            self._out.put(Channel.FAILED, f"{type(exc).__name__}: {exc}".encode())
+            self._stop(signal.SIGTERM, None)
+            self._wait_for_all()
+            raise
+        finally:
+            self._out.flush(_FLUSH_S)
+
+    def _say(self, failed: list[tuple[int, int]]) -> None:
+        said = {"failed": failed, "workers": sorted(self._tracees.workers), "masters": sorted(self._tracees.masters)}
+        self._out.put(Channel.SAID, json.dumps(said).encode())
+        self._out.flush(_FLUSH_S)
+
+    # Stops
+
+    def _wait_for_all(self) -> None:
+        while self._tracees.pids():
+            try:
+                pid, status = os.waitpid(-1, syscalls.WALL)
+            except ChildProcessError:
+                return
+            self._handle(pid, status)
+            self._send()
+
+    def _handle(self, pid: int, status: int) -> None:
+        number, event = status >> 8 & 0xFF, status >> 16
+        try:
+            if not os.WIFSTOPPED(status):
+                self._ended(pid, status)
+                return
+            stopping = self._stopping
+            self._stopped(pid, number, event)
+            if self._stopping and not stopping and pid in self._tracees:
+                syscalls.interrupt(pid)  # told to stop meanwhile, which may have gone under
+        except ProcessLookupError:
+            pass  # killed while it stood still: its end is still to come
+        except Died as exc:
+            self._ended(pid, exc.status)
+        except TROUBLE as exc:
+            self._abandon(pid, exc, number if is_signal(number, event) else 0)
+
+    def _send(self) -> None:
+        """What was seen, now that the worker is running again."""
+        for make in self._deferred:
+            try:
+                record = make()
+            except (struct.error, OverflowError, ValueError):  # sizes that no kernel has
+                self._out.put(Channel.LOST, (1).to_bytes(8, "little"))
+                continue
+            self._out.put(Channel.REQUESTS, record)
+        self._deferred.clear()
+        with contextlib.suppress(BrokenPipeError):
+            self._out.flush()
+
+    def _send_stack(self, record: bytes) -> None:
+        self._out.put(Channel.STACKS, record)
+
+    def _stopped(self, pid: int, number: int, event: int) -> None:
+        if pid not in self._tracees:
+            self._tracees.adopt(pid)
+        if self._stopping:
+            self._let_go(pid, number, event)
+        elif number == _SYSCALL_STOP:
+            self._at_syscall(pid)
+        elif number == signal.SIGTRAP and not event:
+            self._trapped(pid)
+        elif event == syscalls.EVENT_STOP and number != signal.SIGTRAP:
+            syscalls.listen(pid)
+        elif event == syscalls.EVENT_FORK:
+            self._forked(pid)
+        elif event == syscalls.EVENT_EXEC:
+            self._replaced(pid)
+        elif event:
+            self._resume(pid)
+        else:
+            self._resume(pid, number)
+
+    def _trapped(self, pid: int) -> None:
+        """A breakpoint, or somebody else's SIGTRAP, which is passed on."""
+        worker = self._tracees.workers.get(pid)
+        ours = isinstance(worker, BoundaryWorker) and worker.at_breakpoint(syscalls.registers(pid).rip)
+        if ours and self._tracees.is_new(pid) and not self._settle(pid):
+            return
+        self._resume(pid, 0 if ours else signal.SIGTRAP)
+
+    def _at_syscall(self, pid: int) -> None:
+        worker = self._tracees.workers.get(pid)
+        made = syscalls.syscall_stop(pid) if isinstance(worker, SyscallWorker) else None
+        if not isinstance(worker, SyscallWorker) or made is None:
+            self._resume(pid)
+            return
+        if isinstance(made, syscalls.Entry):
+            worker.at_entry(made)
+            if worker.accepts and self._tracees.is_new(pid) and not self._settle(pid):
+                return
+        else:
+            worker.at_exit(made)
+        self._resume(pid)
+        if worker.given_up:
+            self._out.put(Channel.GIVEN_UP, worker.given_up.to_bytes(8, "little"))
+            worker.given_up = 0
+
+    def _settle(self, pid: int) -> bool:
+        """A new child waits for its first connection, so it is a worker; False, and let go, if of a pool that nobody
+        asked for.
+        """
+        if self._tracees.settle(pid):
+            return True
+        if self._boundaries:
+            syscalls.set_breakpoints(pid, ())
+        syscalls.detach(pid)
+        self._forget(pid)
+        return False
+
+    def _forked(self, pid: int) -> None:
+        if self._tracees.is_new(pid):
+            self._tracees.promote(pid)
+        self._resume(pid)
+
+    def _replaced(self, pid: int) -> None:
+        if pid in self._tracees.masters:
+            self._factory.forget(pid)
+            self._breakpoints.forget_family(pid)
+            self._tracees.event(EventKind.EXECED, pid)
+            self._resume(pid)
+            return
+        worker = self._tracees.workers.get(pid)
+        if worker is not None:
+            worker.left(REPLACED)
+            self._tracees.event(EventKind.DIED, pid, exit_code=REPLACED)
+            self._forget(pid)
+        syscalls.detach(pid)
+
+    def _ended(self, pid: int, status: int) -> None:
+        worker = self._tracees.workers.get(pid)
+        if worker is not None:
+            worker.left(status)
+            self._forget(pid)
+        elif self._tracees.masters.pop(pid, None) is None:
+            return
+        # Behind the request's record, which is made later.
+        self._tracees.event(EventKind.DIED, pid, exit_code=status)
+
+    def _resume(self, pid: int, number: int = 0) -> None:
+        worker = self._tracees.workers.get(pid)
+        if isinstance(worker, BoundaryWorker):
+            if not worker.armed and not number and can_call(pid) and self._may_arm(pid):
+                number = self._arm(pid, worker)
+                if pid not in self._tracees.workers:
+                    return
+            # Until it is armed, to the next system call: only there it can be.
+            (syscalls.resume if worker.armed else syscalls.resume_to_syscall)(pid, number)
+        elif worker is not None:
+            syscalls.resume_to_syscall(pid, number)
+        elif pid in self._tracees.masters:
+            syscalls.resume(pid, number)
+        else:
+            syscalls.detach(pid, number)
+
+    def _may_arm(self, pid: int) -> bool:
+        return not self._tracees.is_doubtful(pid) or self._tracees.has_title(pid)
+
+    def _arm(self, pid: int, worker: BoundaryWorker) -> int:
+        """Sets a worker's breakpoints; the signal to resume it with. One that cannot have them is let be."""
+        if self._tracees.is_doubtful(pid) and not self._settle(pid):
+            return 0
+        has_handler, held = self._breakpoints.arm(worker, self._tracees.family(pid))
+        if not has_handler:
+            self._out.put(Channel.UNARMED, (1).to_bytes(8, "little"))
+            syscalls.detach(pid, held)
+            self._forget(pid)
+        return held
+
+    def _abandon(self, pid: int, exc: Exception, number: int) -> None:
+        """One worker's trouble is not the others': it goes on untraced, and that is told."""
+        self._tell_abandoned(exc)
+        worker = self._tracees.workers.get(pid)
+        if worker is not None:
+            with contextlib.suppress(*TROUBLE):
+                worker.cut_off()
+        with contextlib.suppress(OSError):
+            if self._boundaries:
+                syscalls.set_breakpoints(pid, ())
+        with contextlib.suppress(OSError):
+            syscalls.detach(pid, number if number != signal.SIGTRAP else 0)
+        self._forget(pid)
+        self._tracees.masters.pop(pid, None)
+
+    def _tell_abandoned(self, exc: Exception) -> None:
+        self._out.put(Channel.ABANDONED, f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:200])
+
+    def _forget(self, pid: int) -> None:
+        self._breakpoints.forget(pid)
+        self._tracees.forget(pid)
+
+    # The end
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Only makes everybody stop; the loop then lets them go."""
+        self._stopping = True
+        self._interrupt_all()
+        signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
+
+    def _tick(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            self._hurry = True
+            self._interrupt_all()
+        elif os.getppid() != self._parent:
+            self._stop(number, frame)
+
+    def _interrupt_all(self) -> None:
+        for pid in self._tracees.pids():
+            with contextlib.suppress(OSError):
+                syscalls.interrupt(pid)
+
+    def _let_go(self, pid: int, number: int, event: int) -> None:
+        worker = self._tracees.workers.get(pid)
+        delivered: int | None = number if is_signal(number, event) else 0
+        if isinstance(worker, BoundaryWorker):
+            trapped = delivered == signal.SIGTRAP and worker.at_breakpoint(syscalls.registers(pid).rip)
+            stopped = event == syscalls.EVENT_STOP and number != signal.SIGTRAP
+            delivered = self._breakpoints.let_go(
+                worker,
+                at_syscall=number == _SYSCALL_STOP,
+                number=0 if trapped else delivered or 0,
+                hurry=self._hurry or stopped,
+            )
+            if delivered is None:
+                return
+        elif self._boundaries:
+            syscalls.set_breakpoints(pid, ())  # a daemon's new master was taken for a worker at first
+        if worker is not None:
+            worker.cut_off()
+        syscalls.detach(pid, delivered or 0)
+        self._forget(pid)
+        self._tracees.masters.pop(pid, None)

@@ -1,0 +1,1 @@
+"""The records both backends send, and their way to facts. Imports neither backend."""

@@ -1,0 +1,181 @@
+"""From the records of the stacks' ring to Growth facts.
+
+Functions and stacks come before what refers to them, once a request; what one request grew by is kept
+until its Request is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tracer.backends.records.address_space import AddressSpace, MemoryCall, Stack
+from tracer.backends.records.request_structs import HEAD
+from tracer.backends.records.stack_structs import (
+    FRAME,
+    FUNCTION,
+    GROWTH,
+    HASH_LOST,
+    HASH_NO_PHP,
+    HASH_THREAD,
+    MEMORY_CALL,
+    SLOT,
+    SLOTS,
+    STACK,
+    STACKED,
+    Call,
+    FunctionFlag,
+    FunctionType,
+    StackEventKind,
+    StackFlag,
+    WeightKind,
+)
+from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, FrameKind, Growth, Weight
+
+_WEIGHTS = {WeightKind.RSS: Weight.RSS, WeightKind.MAPPED: Weight.MAPPED, WeightKind.ZEND: Weight.ZEND}
+_NAMES_MAX = 100_000
+_MOST = (1 << 63) - 1
+
+
+class _Function:
+    """A function by name; its Frame has the line besides."""
+
+    __slots__ = ("_frames", "file", "kind", "name")
+
+    def __init__(self, record: bytes) -> None:
+        _, _, _, kind, _, flags, _, name, class_name, file = FUNCTION.unpack_from(record)
+        self.kind = FrameKind.INTERNAL if kind == FunctionType.INTERNAL else FrameKind.USER
+        self.file = None if flags & FunctionFlag.FILELESS else _text(file, cut_before=flags & FunctionFlag.FILE_CUT)
+        if flags & FunctionFlag.NAMELESS:
+            self.name: str | None = "eval" if kind == FunctionType.EVAL else None
+        else:
+            self.name = _text(name, cut_behind=flags & FunctionFlag.NAME_CUT)
+            if not flags & FunctionFlag.CLASSLESS:
+                self.name = f"{_text(class_name, cut_behind=flags & FunctionFlag.CLASS_CUT)}::{self.name}"
+        self._frames: dict[tuple[int, bool], Frame] = {}
+
+    def frame(self, line: int, *, outermost: bool) -> Frame:
+        key = line, outermost
+        if key not in self._frames:
+            name = self.name or ("<main>" if outermost else "require")
+            self._frames[key] = Frame(self.kind.value, name, self.file, line or None)
+        return self._frames[key]
+
+
+def _text(raw: bytes, *, cut_before: int = 0, cut_behind: int = 0) -> str:
+    kept = raw.split(b"\0", 1)[0]
+    cut = len(kept) == len(raw) - 1  # otherwise it ends at a NUL of its own, as `class@anonymous` does
+    text = kept.decode("utf-8", "surrogateescape")
+    return ("…" if cut_before and cut else "") + text + ("…" if cut_behind and cut else "")
+
+
+@dataclasses.dataclass(slots=True)
+class _Open:
+    """A request that is under way."""
+
+    functions: dict[int, _Function] = dataclasses.field(default_factory=dict)
+    stacks: dict[int, Stack] = dataclasses.field(
+        default_factory=lambda: {HASH_NO_PHP: (NO_PHP,), HASH_THREAD: (THREAD,), HASH_LOST: (STACK_LOST,)}
+    )
+    grown: dict[tuple[str, Stack], list[int]] = dataclasses.field(default_factory=dict)
+
+    def add(self, weight: Weight, stack: Stack, size: int, samples: int) -> None:
+        both = self.grown.setdefault((weight.value, stack), [0, 0])
+        # Sums of what stands in the worker's own memory: whatever that is, a recording has 64 bits for them.
+        both[0] = max(-_MOST, min(both[0] + size, _MOST))
+        both[1] += samples
+
+
+class StackBook:
+    """Keeps what is known of the stacks of the requests under way."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, dict[int, _Open]] = {}  # by pid and nth
+        self._spaces: dict[int, AddressSpace] = {}
+        self._names: dict[tuple[object, ...], _Function] = {}
+        self.stacks = 0  # read
+        self.unreadable = 0  # of those, not to their end
+
+    def take(self, record: bytes) -> None:
+        kind, pid = HEAD.unpack_from(record)
+        nth = int.from_bytes(record[8:12], "little")
+        request = self._request(pid, nth)
+        if kind == StackEventKind.GROWTH:
+            _, _, _, weight, key, size, samples, _ = GROWTH.unpack_from(record)
+            self._grow(request, weight, key, size, samples)
+        elif kind == StackEventKind.FUNCTION:
+            request.functions[FUNCTION.unpack_from(record)[4]] = self._function(record)
+        elif kind == StackEventKind.STACK:
+            _, _, _, flags, key, depth, _ = STACK.unpack_from(record)
+            request.stacks[key] = self._stack(request, record, flags, depth)
+        elif kind == StackEventKind.MEMORY_CALL:
+            _, _, _, call, key, address, size, to, to_size, script_ended, _ = MEMORY_CALL.unpack_from(record)
+            stack = request.stacks.get(key, (STACK_LOST,))
+            space = self._spaces.setdefault(pid, AddressSpace())
+            what = MemoryCall(Call(call), address, size, to, to_size)
+            for changed, change in space.changes(nth, what, stack, script_ended=bool(script_ended)):
+                # The call is counted where it was made, or where it takes off what was counted there.
+                request.add(Weight.MAPPED, changed, change, int(change > 0))
+
+    def take_slots(self, pid: int, entry: bytes) -> None:
+        """What the kernel has not yet sent of a worker's request: its entry in the map `stacked`."""
+        nth = STACKED.unpack_from(entry)[0]
+        request = self._request(pid, nth)
+        for key, size, weight, samples in SLOT.iter_unpack(entry[STACKED.size : STACKED.size + SLOTS * SLOT.size]):
+            if weight:
+                self._grow(request, weight, key, size, samples)
+
+    def growths(self, pid: int, nth: int) -> list[Growth]:
+        """What that request, now over, grew by; it is forgotten, and with it those before it, which were lost."""
+        requests = self._open.get(pid, {})
+        request = requests.pop(nth, None)
+        for earlier in [number for number in requests if number < nth]:
+            del requests[earlier]
+        return [
+            Growth(pid, nth, weight, stack, size, samples)
+            for (weight, stack), (size, samples) in ({} if request is None else request.grown).items()
+            if size
+        ]
+
+    def forget(self, pid: int) -> None:
+        """That worker is gone: another may have its pid."""
+        self._spaces.pop(pid, None)
+        self._open.pop(pid, None)
+
+    def _request(self, pid: int, nth: int) -> _Open:
+        requests = self._open.setdefault(pid, {})
+        request = requests.get(nth)
+        if request is None:
+            request = requests[nth] = _Open()
+        return request
+
+    def _grow(self, request: _Open, weight: int, key: int, size: int, samples: int) -> None:
+        if weight in _WEIGHTS:
+            request.add(_WEIGHTS[WeightKind(weight)], request.stacks.get(key, (STACK_LOST,)), size, samples)
+
+    def _function(self, record: bytes) -> _Function:
+        """Requests are alike: the same function is the same object, whatever its id and request."""
+        _, _, _, kind, _, flags, line_start, *texts = FUNCTION.unpack_from(record)
+        content = kind, flags, line_start, *(text.split(b"\0", 1)[0] for text in texts)
+        known = self._names.get(content)
+        if known is None:
+            if len(self._names) >= _NAMES_MAX:
+                self._names.clear()
+            known = self._names[content] = _Function(record)
+        return known
+
+    def _stack(self, request: _Open, record: bytes, flags: int, depth: int) -> Stack:
+        self.stacks += 1
+        found = list(FRAME.iter_unpack(record[STACK.size : STACK.size + depth * FRAME.size]))
+        frames: list[Frame] = []
+        if flags & StackFlag.CORRUPT:
+            self.unreadable += 1
+            frames.append(UNREADABLE)
+        elif flags & StackFlag.TRUNCATED:
+            frames.append(TRUNCATED)
+        for function_id, line, _ in reversed(found):
+            if not function_id:
+                continue
+            function = request.functions.get(function_id)
+            outermost = not frames
+            frames.append(STACK_LOST if function is None else function.frame(line, outermost=outermost))
+        return tuple(frames) or (NO_PHP,)

@@ -1,0 +1,182 @@
+"""The structs of bpf/request_events.h, as Python reads and writes them. A unit test compiles the header and
+compares every offset.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+
+from tracer.facts import Request
+
+SCRIPT_MAX = 1024
+URI_MAX = 2048
+CPUS_MAX = 512
+BUILDS_MAX = 16
+REPLACED = -1
+TEXT_BYTES = 512
+
+
+class EventKind(enum.IntEnum):
+    REQUEST = 1
+    BORN = 2
+    TITLED = 3
+    DIED = 4
+    EXECED = 5
+
+
+class Role(enum.IntEnum):
+    MASTER = 1
+    WORKER = 2
+
+
+class Calls(enum.IntEnum):
+    """Where a worker's mmap, munmap, mremap and brk are counted."""
+
+    IN_LIBC = 1
+    IN_KERNEL = 2
+
+
+class Lost(enum.IntEnum):
+    """Index into the map `lost`."""
+
+    REQUESTS = 0
+    PROCESS_EVENTS = 1
+    WORKERS = 2
+
+
+class Flag(enum.IntFlag):
+    """enum request_flag."""
+
+    NO_START = 1 << 0
+    NO_END = 1 << 1
+    NO_HEAP = 1 << 2
+    NO_TEARDOWN = 1 << 3
+    URI_FALLBACK = 1 << 4
+    NO_URI = 1 << 5
+    SCRIPT_FALLBACK = 1 << 6
+    NO_SCRIPT = 1 << 7
+    METHOD_FALLBACK = 1 << 8
+    NO_METHOD = 1 << 9
+    EXIT = 1 << 10
+    FATAL = 1 << 11
+    NO_SCRIPT_END = 1 << 12
+    NO_LAYOUT = 1 << 13
+    DETACHED = 1 << 14
+
+
+# The numbers that are the recording's columns as they are, in the order of facts.Request.
+FIGURES = Request._fields[Request._fields.index("anon_before") : Request._fields.index("major_faults") + 1]
+
+# (field, struct format), in the order of the header.
+REQUEST_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("nth", "I"),
+    ("flags", "I"),
+    ("started_ns", "Q"),
+    ("ended_ns", "Q"),
+    ("cpu_ns", "Q"),
+    *((name, "q") for name in FIGURES),
+    ("status", "i"),
+    ("exit_code", "i"),
+    ("script_bytes", "I"),
+    ("uri_bytes", "I"),
+    ("script_stored", "H"),
+    ("uri_stored", "H"),
+    ("pad", "I"),
+    ("method", "16s"),
+)
+PROCESS_EVENT_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("parent_pid", "I"),
+    ("exit_code", "i"),
+    ("at_ns", "Q"),
+    ("born_boot_ns", "Q"),
+    ("title", "64s"),
+)
+WORKER_FIELDS = (
+    ("role", "I"),
+    ("build", "I"),
+    ("in_request", "I"),
+    ("titled", "I"),
+    ("requests", "I"),
+    ("calls", "I"),
+    ("pad", "I"),
+    ("stale_exit", "I"),
+    ("heap", "Q"),
+    ("bias", "Q"),
+    ("cpu_before_ns", "Q"),
+    ("minor_before", "Q"),
+    ("major_before", "Q"),
+    ("brk_before", "Q"),
+)  # then struct request, then the strings
+BUILD_FIELDS = (
+    ("startup_site", "Q"),
+    ("heap_slot", "Q"),
+    ("sapi_globals", "Q"),
+    ("core_globals", "Q"),
+    ("executor_globals", "Q"),
+    ("heap_size", "I"),
+    ("heap_peak", "I"),
+    ("heap_real_size", "I"),
+    ("heap_real_peak", "I"),
+    ("sg_method", "I"),
+    ("sg_path_translated", "I"),
+    ("sg_request_uri", "I"),
+    ("sg_response_code", "I"),
+    ("pg_memory_limit", "I"),
+    ("pg_last_error_type", "I"),
+    ("pg_last_error_message", "I"),
+    ("eg_exit_status", "I"),
+    ("fcgi_env", "I"),
+    ("known", "I"),
+)
+KERNEL_FIELDS = (
+    ("task_mm", "I"),
+    ("task_tgid", "I"),
+    ("task_pid", "I"),
+    ("task_exit_code", "I"),
+    ("task_min_flt", "I"),
+    ("task_maj_flt", "I"),
+    ("task_sum_exec_runtime", "I"),
+    ("task_start_boottime", "I"),
+    ("task_rss_stat", "I"),
+    ("mm_rss_stat", "I"),
+    ("mm_total_vm", "I"),
+    ("mm_brk", "I"),
+    ("mm_arg_start", "I"),
+    ("counter_size", "I"),
+    ("counter_count", "I"),
+    ("counter_counters", "I"),
+    ("pad", "I"),
+    ("rss_kind", "I"),
+    ("page_size", "Q"),
+    ("percpu_offset", f"{CPUS_MAX}Q"),
+)
+SELF_CHECK_FIELDS = (
+    ("text_from", "Q"),
+    ("pid", "I"),
+    ("seen", "I"),
+    ("vm", "Q"),
+    ("anon", "q"),
+    ("file", "q"),
+    ("shmem", "q"),
+    ("text", f"{TEXT_BYTES}s"),
+)
+
+
+def _struct(fields: Sequence[tuple[str, str]]) -> struct.Struct:
+    return struct.Struct("<" + "".join(form for _, form in fields))
+
+
+REQUEST = _struct(REQUEST_FIELDS)
+PROCESS_EVENT = _struct(PROCESS_EVENT_FIELDS)
+WORKER = _struct(WORKER_FIELDS)
+WORKER_BYTES = WORKER.size + REQUEST.size + SCRIPT_MAX + URI_MAX
+BUILD = _struct(BUILD_FIELDS)
+KERNEL = _struct(KERNEL_FIELDS)
+SELF_CHECK = _struct(SELF_CHECK_FIELDS)
+HEAD = struct.Struct("<II")  # what every record begins with: kind and pid

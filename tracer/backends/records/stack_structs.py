@@ -1,0 +1,146 @@
+"""The structs of bpf/growth_events.h, as Python reads and writes them. A unit test compiles the header and
+compares every offset.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+NAME_MAX_BYTES = 128
+FILE_MAX_BYTES = 256
+SLOTS = 64
+HASH_NO_PHP = 0
+HASH_THREAD = 1
+HASH_LOST = 2
+
+
+class StackEventKind(enum.IntEnum):
+    FUNCTION = 1
+    STACK = 2
+    GROWTH = 3
+    MEMORY_CALL = 4
+
+
+class WeightKind(enum.IntEnum):
+    RSS = 1
+    MAPPED = 2
+    ZEND = 3
+
+
+class FunctionType(enum.IntEnum):
+    INTERNAL = 1
+    USER = 2
+    EVAL = 4
+
+
+class FunctionFlag(enum.IntFlag):
+    NAME_CUT = 1 << 0
+    CLASS_CUT = 1 << 1
+    FILE_CUT = 1 << 2
+    NAMELESS = 1 << 3
+    CLASSLESS = 1 << 4
+    FILELESS = 1 << 5
+
+
+class StackFlag(enum.IntFlag):
+    TRUNCATED = 1 << 0
+    CORRUPT = 1 << 1
+    LOST = 1 << 2
+
+
+class Call(enum.IntEnum):
+    """enum memory_call."""
+
+    MMAP = 1
+    MUNMAP = 2
+    MREMAP = 3
+    BRK = 4
+
+
+class LostStacks(enum.IntEnum):
+    """Index into the map `stacks_lost`."""
+
+    GROWTH = 0
+    STACKS = 1
+
+
+FUNCTION_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("nth", "I"),
+    ("type", "I"),
+    ("id", "Q"),
+    ("flags", "I"),
+    ("line_start", "I"),
+    ("name", f"{NAME_MAX_BYTES}s"),
+    ("class_name", f"{NAME_MAX_BYTES}s"),
+    ("file", f"{FILE_MAX_BYTES}s"),
+)
+FRAME_FIELDS = (("function", "Q"), ("line", "I"), ("pad", "I"))
+STACK_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("nth", "I"),
+    ("flags", "I"),
+    ("hash", "Q"),
+    ("depth", "I"),
+    ("pad", "I"),
+)  # then `depth` frames
+GROWTH_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("nth", "I"),
+    ("weight", "I"),
+    ("hash", "Q"),
+    ("bytes", "q"),
+    ("samples", "I"),
+    ("pad", "I"),
+)
+MEMORY_CALL_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("nth", "I"),
+    ("call", "I"),
+    ("hash", "Q"),
+    ("address", "Q"),
+    ("bytes", "Q"),
+    ("to", "Q"),
+    ("to_bytes", "Q"),
+    ("script_ended", "I"),
+    ("pad", "I"),
+)
+SLOT_FIELDS = (("hash", "Q"), ("bytes", "q"), ("weight", "I"), ("samples", "I"))
+STACKED_FIELDS = (
+    ("nth", "I"),
+    ("busy", "I"),
+    ("dirty", "I"),
+    ("pad", "I"),
+    ("functions", "Q"),
+    ("zend_last", "Q"),
+)  # then SLOTS slots, then what is of no use here
+STACK_LAYOUT_FIELDS = (
+    ("current_execute_data", "Q"),
+    ("heap_size", "I"),
+    ("filename", "I"),
+    ("opcodes", "I"),
+    ("last", "I"),
+    ("generator_execute_data", "I"),
+    ("volatile_calls", "I"),
+)
+WEIGHING_FIELDS = (("fault_bytes", "Q"),)
+
+
+def _struct(fields: tuple[tuple[str, str], ...]) -> struct.Struct:
+    return struct.Struct("<" + "".join(form for _, form in fields))
+
+
+FUNCTION = _struct(FUNCTION_FIELDS)
+FRAME = _struct(FRAME_FIELDS)
+STACK = _struct(STACK_FIELDS)
+GROWTH = _struct(GROWTH_FIELDS)
+MEMORY_CALL = _struct(MEMORY_CALL_FIELDS)
+SLOT = _struct(SLOT_FIELDS)
+STACKED = _struct(STACKED_FIELDS)
+STACK_LAYOUT = _struct(STACK_LAYOUT_FIELDS)
+WEIGHING = _struct(WEIGHING_FIELDS)

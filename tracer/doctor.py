@@ -1,0 +1,221 @@
+"""What tracing needs, checked one by one, each with the command that mends it.
+
+The same checks that a backend makes before it attaches, but all of them, and looking further: at the
+workers that would be traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+
+from tracer.backends.bpf import self_check
+from tracer.backends.bpf.programs import bcc_problem, bcc_version
+from tracer.backends.ptrace import permissions
+from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
+from tracer.targets import btf, kernel, libc, processes
+from tracer.targets.fpm_config import has_slowlog
+from tracer.targets.processes import GRANTS
+from tracer.targets.resolve import FPM, Target, targets
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    """One need: whether it is met, what was found, and what mends it. `exit_code` if it is not met.
+
+    `needed`: by BPF, unless `by` says `ptrace` (by that alone) or `both`.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    mend: str | None = None
+    needed: bool = True  # False: tracing works without, with less
+    exit_code: int = UnsupportedError.exit_code
+    by: str = "bpf"
+
+
+def usable(found: Sequence[Check]) -> str | None:
+    """The backend that `--backend auto` would take; None if neither works."""
+    failed = {check.by for check in found if check.needed and not check.ok}
+    if not failed & {"bpf", "both"}:
+        return "bpf"
+    return None if failed & {"ptrace", "both"} else "ptrace"
+
+
+def checks(names: Sequence[str]) -> Iterator[Check]:
+    """Every check, in the order in which to mend: rights, kernel, Python, PHP."""
+    yield _rights()
+    yield from _kernel_checks()
+    yield from _python_checks()
+    yield from _ptrace_checks()
+    yield from _target_checks(names or (FPM,))
+
+
+def _rights() -> Check:
+    missing = kernel.missing_capabilities()
+    if missing:
+        found = f"uid {os.geteuid()}, lacking {', '.join(missing)}"
+        return Check("rights", False, found, "run with sudo", exit_code=NotPermittedError.exit_code)
+    return Check("rights", True, "root" if os.geteuid() == 0 else "the capabilities needed")
+
+
+def _kernel_checks() -> Iterator[Check]:
+    machine = platform.machine()
+    yield Check("kernel", machine == "x86_64", f"Linux {platform.release()} on {machine}", "use an x86-64 host")
+    try:
+        layout = kernel.kernel_layout()
+        yield Check("BTF", True, f"{btf.VMLINUX}: every offset found")
+        if layout.rss_kind is kernel.RssKind.PERCPU:
+            shown = any(kernel.kernel_symbol(name) is not None for name in ("__per_cpu_offset", *self_check.TEXT_OF))
+            found = "its addresses are shown" if shown else "its addresses are hidden"
+            yield Check("kallsyms", shown, found, "sysctl kernel.kptr_restrict=1, or 0 without CAP_SYSLOG")
+    except UnsupportedError as exc:
+        yield Check("BTF", False, str(exc), "boot a distribution's kernel of 2020 or later (CONFIG_DEBUG_INFO_BTF=y)")
+    pmu = kernel.uprobe_pmu()
+    found = "perf events of type uprobe" if pmu is not None else "none"
+    yield Check("uprobes", pmu is not None, found, "boot a kernel with CONFIG_UPROBE_EVENTS=y")
+    lockdown = kernel.lockdown()
+    yield Check(
+        "lockdown", lockdown != "confidentiality", lockdown, "boot without lockdown=confidentiality (integrity is fine)"
+    )
+    yield Check(
+        "PID namespace",
+        kernel.in_initial_pid_namespace(),
+        "the host's" if kernel.in_initial_pid_namespace() else "one of its own",
+        "run on the host, or the container with --pid=host",
+    )
+    yield Check("tracefs", True, "not needed: tracepoints are attached without it")
+
+
+def _python_checks() -> Iterator[Check]:
+    yield Check("Python", sys.version_info >= (3, 11), platform.python_version(), "use Python 3.11 or later")
+    problem = bcc_problem()
+    if problem is None:
+        yield Check("bcc", True, bcc_version())
+    else:
+        mend = "apt install python3-bpfcc, and a venv made with /usr/bin/python3 -m venv --system-site-packages"
+        yield Check("bcc", False, str(problem), mend)
+    for package in ("click", "pyelftools", "rich"):
+        yield Check(package, True, importlib.metadata.version(package))
+    command = shutil.which("phptrace")
+    if command is not None and not _is_ours(command):
+        mend = "call `python3 -m tracer`, or put this one first on PATH"
+        yield Check("command", False, f"{command} is another program of that name", mend, needed=False)
+
+
+def _ptrace_checks() -> Iterator[Check]:
+    """The fallback's needs: where BPF's are met, none of them matters."""
+    obstacle = permissions.obstacle()
+    held = "CAP_SYS_PTRACE" if permissions.has_capability() else "own processes only, without CAP_SYS_PTRACE"
+    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, by="ptrace")
+    scope = permissions.yama_scope()
+    shown = "not in this kernel" if scope is None else f"ptrace_scope {scope}"
+    free = scope in (None, 0) or (scope in (1, 2) and permissions.has_capability())
+    yield Check("Yama", free, shown, "sysctl kernel.yama.ptrace_scope=0, or run with sudo", by="ptrace")
+
+
+def _is_ours(command: str) -> bool:
+    """Whether it is a Python script that calls us: PECL's trace installs a binary of the same name."""
+    try:
+        with open(command, "rb") as file:
+            return b"tracer" in file.read(4096)
+    except OSError:
+        return False
+
+
+def _target_checks(names: Sequence[str]) -> Iterator[Check]:
+    for name in names:
+        try:
+            found = targets([name])
+        except PhptraceError as exc:
+            yield Check(name, False, str(exc), exit_code=exc.exit_code, by="both")
+            continue
+        for target in found:
+            yield from _php_checks(name, target)
+            target.php.image.close()
+
+
+def _php_checks(name: str, target: Target) -> Iterator[Check]:
+    php = target.php
+    who = f"master {target.master.pid}" if target.master else f"process {target.workers[0].pid}"
+    pools = ", ".join(sorted({worker.pool for worker in target.workers if worker.pool})) or "none"
+    sapi = target.sapi or "unknown SAPI"
+    found = f"{who}, {len(target.workers)} workers, pools: {pools}; PHP {php.shown_version}, {sapi}"
+    yield Check(name, True, found)
+    hooks = php.hooks
+    if hooks is None:
+        yield Check("request hooks", False, "its functions cannot be found", "use --backend ptrace")
+        return
+    end = "return of php_request_shutdown" if hooks.end_is_return else "USDT request__shutdown"
+    stepped = [
+        field.name
+        for field in dataclasses.fields(hooks)
+        if field.name != "end_is_return" and not getattr(getattr(hooks, field.name), "emulated", True)
+    ]
+    yield Check("request hooks", True, f"found; a request ends at the {end}")
+    if stepped:
+        found = f"{', '.join(stepped)}: single-stepped, 12 us a hit"
+        yield Check("hook cost", False, found, "none: it works, slower", needed=False)
+    yield Check(
+        "Zend's heap",
+        php.heap is not None,
+        "decoded from its accessors" if php.heap else "its accessors have an unknown form",
+        "report this PHP build; tracing goes on without Zend's figures",
+        needed=False,
+    )
+    yield Check(
+        "PHP's globals",
+        php.layout is not None,
+        "known: status, memory_limit, fatal errors" if php.layout else f"PHP {php.shown_version} is not in the table",
+        "use a newer phptrace; tracing goes on without status, memory_limit and fatal errors",
+        needed=False,
+    )
+    yield Check(
+        "call stacks",
+        php.stack is not None,
+        "layout known, and its accessors use it" if php.stack else str(php.stack_lacking),
+        "use a newer phptrace; tracing goes on without --stacks",
+        needed=False,
+    )
+    yield Check(
+        "REQUEST_URI",
+        target.speaks_fastcgi and php.sapi_globals is not None,
+        "in the FastCGI environment" if target.speaks_fastcgi else f"SAPI {target.sapi} has no FastCGI environment",
+        "the URI will be SCRIPT_NAME",
+        needed=False,
+    )
+    yield _calls_check(target)
+    yield from _tracee_checks(target)
+
+
+def _tracee_checks(target: Target) -> Iterator[Check]:
+    """What stands in the way of tracing these processes with ptrace."""
+    refused = [str(why) for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
+    found = refused[0] if refused else "every worker may be traced, and nobody traces one"
+    yield Check("tracees", not refused, found, "see there; BPF does not need it", by="ptrace")
+    if target.master is not None and has_slowlog(target.master):
+        found = "request_slowlog_timeout is set: the slowlog stays empty while workers are traced with ptrace"
+        yield Check("slowlog", False, found, "none needed with BPF", needed=False)
+
+
+def _calls_check(target: Target) -> Check:
+    witness = target.master or target.workers[0]
+    mend = "none: the system-call tracepoint is used, for which every process on this host pays"
+    try:
+        image = processes.open_libc(witness.pid)
+        if image is None:
+            return Check("mmap and brk", False, "no C library of a known name is mapped", mend, needed=False)
+        library = libc.inspect(image)
+        image.close()
+    except (OSError, UnsupportedError) as exc:
+        return Check("mmap and brk", False, str(exc), mend, needed=False)
+    if library.missing:
+        found = f"{image.shown}: {', '.join(library.missing)} have an unknown form"
+        return Check("mmap and brk", False, found, mend, needed=False)
+    return Check("mmap and brk", True, f"hooked in {image.shown}, at no cost for other processes' system calls")

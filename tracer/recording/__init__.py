@@ -1,0 +1,1 @@
+"""One recording: a SQLite file that any SQL tool reads."""

@@ -1,0 +1,1 @@
+"""A flame graph in each of its formats."""
