@@ -34,10 +34,10 @@ struct function_key {
 
 /* That of request.bpf.c: the loader puts it in the place of this one. */
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
-BPF_HASH(stacked, u32, struct stacked, WORKERS_MAX);
-BPF_ARRAY(blank, struct stacked, 1);
-BPF_ARRAY(layouts, struct stack_layout, BUILDS_MAX);
-BPF_ARRAY(weighing, struct weighing, 1);
+BPF_HASH(worker_stacks, u32, struct worker_stacks, WORKERS_MAX);
+BPF_ARRAY(blank, struct worker_stacks, 1);
+BPF_ARRAY(layouts, struct stack_layout, PHP_BINARIES_MAX);
+BPF_ARRAY(sampling_config, struct sampling_config, 1);
 BPF_ARRAY(stacks_lost, u64, LOST_STACK_KINDS);
 BPF_TABLE("lru_hash", struct stack_key, u32, sent_stacks, 16384);
 BPF_TABLE("lru_hash", struct function_key, u64, sent_functions, 65536);
@@ -53,9 +53,9 @@ BPF_RINGBUF_OUTPUT(stack_events, RING_PAGES);
 #define offsetof(type, member) __builtin_offsetof(type, member)
 
 /* Where an event happened. */
-struct place {
+struct event_context {
 	struct worker *worker;
-	struct stacked *stacked; /* 0 in a thread that is not the worker's main one */
+	struct worker_stacks *stacks; /* 0 in a thread that is not the worker's main one */
 	struct stack_layout *layout;
 	u32 pid;
 	u32 nth;
@@ -69,11 +69,11 @@ static __always_inline void count_lost(u32 what)
 		__sync_fetch_and_add(n, 1);
 }
 
-static __always_inline void send_growth(u32 pid, u32 nth, struct slot *slot)
+static __always_inline void send_growth(u32 pid, u32 nth, struct growth_slot *slot)
 {
 	struct growth_event event = {.kind = EVENT_GROWTH, .pid = pid, .nth = nth};
 
-	event.weight = slot->weight;
+	event.metric = slot->metric;
 	event.hash = slot->hash;
 	event.bytes = slot->bytes;
 	event.samples = slot->samples;
@@ -81,88 +81,88 @@ static __always_inline void send_growth(u32 pid, u32 nth, struct slot *slot)
 		count_lost(LOST_GROWTH);
 }
 
-static __always_inline void flush(u32 pid, struct stacked *s)
+static __always_inline void flush(u32 pid, struct worker_stacks *s)
 {
 	int i;
 
 	if (!s->dirty)
 		return;
 	s->dirty = 0;
-	for (i = 0; i < SLOTS; i++) {
-		struct slot *slot = &s->slots[i];
+	for (i = 0; i < GROWTH_SLOTS; i++) {
+		struct growth_slot *slot = &s->slots[i];
 
-		if (slot->weight)
+		if (slot->metric)
 			send_growth(pid, s->nth, slot);
-		slot->weight = 0;
+		slot->metric = 0;
 	}
 }
 
 /* Whether it happened in a request of a worker of ours, and where. */
-static __always_inline bool enter(struct place *at)
+static __always_inline bool enter(struct event_context *at)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 zero = 0;
 
 	at->pid = id >> 32;
-	at->stacked = 0;
+	at->stacks = 0;
 	at->worker = workers.lookup(&at->pid);
 	if (!at->worker || at->worker->role != ROLE_WORKER || !at->worker->in_request)
 		return false;
 	at->nth = at->worker->request.nth;
-	at->layout = layouts.lookup(&at->worker->build);
+	at->layout = layouts.lookup(&at->worker->binary);
 	if (!at->layout || !at->layout->current_execute_data)
 		return false;
 	if (at->pid != (u32)id)
 		return true;
-	at->stacked = stacked.lookup(&at->pid);
-	if (!at->stacked) {
-		struct stacked *none = blank.lookup(&zero);
+	at->stacks = worker_stacks.lookup(&at->pid);
+	if (!at->stacks) {
+		struct worker_stacks *none = blank.lookup(&zero);
 
 		if (none)
-			stacked.update(&at->pid, none);
-		at->stacked = stacked.lookup(&at->pid);
-		if (!at->stacked) {
+			worker_stacks.update(&at->pid, none);
+		at->stacks = worker_stacks.lookup(&at->pid);
+		if (!at->stacks) {
 			count_lost(LOST_GROWTH);
 			return false;
 		}
 	}
-	if (at->stacked->busy)
+	if (at->stacks->busy)
 		return false;
-	*(volatile u32 *)&at->stacked->busy = 1;
-	if (at->stacked->nth != at->nth) {
-		flush(at->pid, at->stacked);
-		at->stacked->nth = at->nth;
-		at->stacked->zend_last = 0;
+	*(volatile u32 *)&at->stacks->busy = 1;
+	if (at->stacks->nth != at->nth) {
+		flush(at->pid, at->stacks);
+		at->stacks->nth = at->nth;
+		at->stacks->zend_last = 0;
 	}
 	return true;
 }
 
-static __always_inline void leave(struct place *at)
+static __always_inline void leave(struct event_context *at)
 {
-	if (at->stacked)
-		*(volatile u32 *)&at->stacked->busy = 0;
+	if (at->stacks)
+		*(volatile u32 *)&at->stacks->busy = 0;
 }
 
-static __always_inline void add(struct place *at, u32 weight, u64 hash, s64 bytes)
+static __always_inline void add(struct event_context *at, u32 metric, u64 hash, s64 bytes)
 {
-	struct stacked *s = at->stacked;
-	struct slot *slot;
+	struct worker_stacks *s = at->stacks;
+	struct growth_slot *slot;
 
 	if (!s) {
-		struct slot alone = {
-			.hash = HASH_THREAD, .bytes = bytes, .weight = weight, .samples = 1};
+		struct growth_slot alone = {
+			.hash = HASH_THREAD, .bytes = bytes, .metric = metric, .samples = 1};
 
 		send_growth(at->pid, at->nth, &alone);
 		return;
 	}
-	slot = &s->slots[(hash + weight) & (SLOTS - 1)];
-	if (slot->weight && (slot->hash != hash || slot->weight != weight)) {
+	slot = &s->slots[(hash + metric) & (GROWTH_SLOTS - 1)];
+	if (slot->metric && (slot->hash != hash || slot->metric != metric)) {
 		send_growth(at->pid, at->nth, slot);
-		slot->weight = 0;
+		slot->metric = 0;
 	}
-	if (!slot->weight) {
+	if (!slot->metric) {
 		slot->hash = hash;
-		slot->weight = weight;
+		slot->metric = metric;
 		slot->bytes = 0;
 		slot->samples = 0;
 	}
@@ -172,8 +172,8 @@ static __always_inline void add(struct place *at, u32 weight, u64 hash, s64 byte
 }
 
 /* Where a function stands; -1 if it makes no sense. */
-static __always_inline int key_of(struct place *at, u64 function, struct function_head *head,
-				  struct function_key *key)
+static __always_inline int key_of(struct event_context *at, u64 function,
+				  struct function_head *head, struct function_key *key)
 {
 	struct stack_layout *l = at->layout;
 	struct op_array_place place = {};
@@ -197,11 +197,11 @@ static __always_inline int key_of(struct place *at, u64 function, struct functio
 }
 
 /* The id of a function, whose names are sent if that was not yet done in this request; 0 if it has none. */
-static __always_inline u64 function_id(struct place *at, struct function_head *head,
+static __always_inline u64 function_id(struct event_context *at, struct function_head *head,
 				       struct function_key *key)
 {
-	struct function_event *event = &at->stacked->function;
-	u32 *flags = &at->stacked->stack.flags;
+	struct function_event *event = &at->stacks->function;
+	u32 *flags = &at->stacks->stack.flags;
 	u64 *known, id, class_name;
 	int bad = 0;
 
@@ -229,8 +229,8 @@ static __always_inline u64 function_id(struct place *at, struct function_head *h
 	event->kind = EVENT_FUNCTION;
 	event->pid = at->pid;
 	event->nth = at->nth;
-	at->stacked->functions++;
-	id = at->stacked->functions;
+	at->stacks->functions++;
+	id = at->stacks->functions;
 	event->id = id;
 	if (stack_events.ringbuf_output(event, sizeof(*event), NO_WAKEUP)) {
 		*flags |= STACK_LOST;
@@ -241,10 +241,10 @@ static __always_inline u64 function_id(struct place *at, struct function_head *h
 }
 
 /* Fills in a frame of the stack that is being sent; what is wrong with it goes to the stack's flags. */
-static __always_inline void fill_frame(struct place *at, struct frame *frame, struct call *c,
-				       u32 known_line)
+static __always_inline void fill_frame(struct event_context *at, struct frame *frame,
+				       struct call *c, u32 known_line)
 {
-	u32 *flags = &at->stacked->stack.flags;
+	u32 *flags = &at->stacks->stack.flags;
 	struct function_key key = {};
 	struct function_head head;
 
@@ -271,9 +271,9 @@ static __always_inline void fill_frame(struct place *at, struct frame *frame, st
  * Walks the stack once more, and sends it; -1 if that could not be done. Flags are kept in memory,
  * where the verifier does not follow them: in registers they made it see a million states.
  */
-static __always_inline int send_stack(struct place *at, u64 call, u64 hash, u32 top_line)
+static __always_inline int send_stack(struct event_context *at, u64 call, u64 hash, u32 top_line)
 {
-	struct stack_event *event = &at->stacked->stack;
+	struct stack_event *event = &at->stacks->stack;
 	u32 bytes, depth = 0;
 	struct call c;
 	int i;
@@ -313,7 +313,8 @@ static __always_inline int send_stack(struct place *at, u64 call, u64 hash, u32 
  * writes the innermost frame's opline to memory only before it calls something (Zend/zend_vm_opcodes.h:
  * ZEND_VM_KIND_HYBRID).
  */
-static __always_inline u64 stack_now(struct place *at, u64 call_register, u64 opline_register)
+static __always_inline u64 stack_now(struct event_context *at, u64 call_register,
+				     u64 opline_register)
 {
 	struct function_head head = {};
 	struct stack_key key = {};
@@ -321,7 +322,7 @@ static __always_inline u64 stack_now(struct place *at, u64 call_register, u64 op
 	bool internal = false;
 	u32 line = 0, one = 1;
 
-	if (!at->stacked)
+	if (!at->stacks)
 		return HASH_THREAD;
 	call = user_u64(at->worker->bias + at->layout->current_execute_data);
 	if (!call)
@@ -337,9 +338,9 @@ static __always_inline u64 stack_now(struct place *at, u64 call_register, u64 op
 		if (!internal && call_register == call)
 			line = line_of(at->layout, function, opline_register);
 	}
-	at->stacked->top.instead = internal ? head.name : line;
-	at->stacked->top.known = internal || line;
-	hash = hash_of(at->layout, call, &at->stacked->top);
+	at->stacks->top.instead = internal ? head.name : line;
+	at->stacks->top.known = internal || line;
+	hash = hash_of(at->layout, call, &at->stacks->top);
 	key.hash = hash;
 	key.request = at->worker->request.started_ns;
 	key.pid = at->pid;
@@ -356,15 +357,15 @@ static __always_inline u64 stack_now(struct place *at, u64 call_register, u64 op
 /* A sampled page fault of a watched process: perf's software event PAGE_FAULTS, user's and kernel's. */
 int on_fault(struct bpf_perf_event_data *ctx)
 {
-	struct weighing *each;
-	struct place at;
+	struct sampling_config *each;
+	struct event_context at;
 	u32 zero = 0;
 
 	if (!enter(&at))
 		return 0;
-	each = weighing.lookup(&zero);
+	each = sampling_config.lookup(&zero);
 	if (each)
-		add(&at, WEIGHT_RSS, stack_now(&at, 0, 0), each->fault_bytes);
+		add(&at, METRIC_RSS, stack_now(&at, 0, 0), each->fault_bytes);
 	leave(&at);
 	return 0;
 }
@@ -372,17 +373,18 @@ int on_fault(struct bpf_perf_event_data *ctx)
 /* perf's software event CPU_CLOCK, in a watched process: what has become of Zend's heap since the last. */
 int on_clock(struct bpf_perf_event_data *ctx)
 {
-	struct place at;
+	struct event_context at;
 	s64 size, change;
 
 	if (!enter(&at))
 		return 0;
-	if (at.stacked && at.worker->heap && at.worker->request.flags & REQUEST_NO_SCRIPT_END) {
+	if (at.stacks && at.worker->heap &&
+	    at.worker->request.flags & REQUEST_SCRIPT_END_NOT_SEEN) {
 		size = user_u64(at.worker->heap + at.layout->heap_size);
-		change = size - at.stacked->zend_last;
-		at.stacked->zend_last = size;
+		change = size - at.stacks->zend_last;
+		at.stacks->zend_last = size;
 		if (change)
-			add(&at, WEIGHT_ZEND, stack_now(&at, ctx->regs.r14, ctx->regs.r15), change);
+			add(&at, METRIC_ZEND, stack_now(&at, ctx->regs.r14, ctx->regs.r15), change);
 	}
 	leave(&at);
 	return 0;
@@ -393,12 +395,12 @@ static __always_inline bool failed(u64 result)
 	return result >= (u64)-MAX_ERRNO;
 }
 
-static __always_inline void send_call(struct place *at, struct memory_call_event *event)
+static __always_inline void send_call(struct event_context *at, struct memory_call_event *event)
 {
 	event->kind = EVENT_MEMORY_CALL;
 	event->pid = at->pid;
 	event->nth = at->nth;
-	event->script_ended = !(at->worker->request.flags & REQUEST_NO_SCRIPT_END);
+	event->script_ended = !(at->worker->request.flags & REQUEST_SCRIPT_END_NOT_SEEN);
 	if (stack_events.ringbuf_output(event, sizeof(*event), NO_WAKEUP))
 		count_lost(LOST_GROWTH);
 }
@@ -407,7 +409,7 @@ static __always_inline void on_call(u32 call, u32 where, u64 address, u64 bytes,
 				    u64 to_bytes)
 {
 	struct memory_call_event event = {.call = call};
-	struct place at;
+	struct event_context at;
 
 	if (!enter(&at))
 		return;
@@ -490,7 +492,7 @@ int on_syscall_exit(struct bpf_raw_tracepoint_args *ctx)
 int on_end(struct pt_regs *ctx)
 {
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct stacked *s = stacked.lookup(&pid);
+	struct worker_stacks *s = worker_stacks.lookup(&pid);
 
 	if (s) {
 		*(volatile u32 *)&s->busy = 1;
@@ -505,15 +507,15 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 pid = id >> 32;
-	struct stacked *s;
+	struct worker_stacks *s;
 
 	if (pid != (u32)id)
 		return 0;
-	s = stacked.lookup(&pid);
+	s = worker_stacks.lookup(&pid);
 	if (!s)
 		return 0;
 	*(volatile u32 *)&s->busy = 1;
 	flush(pid, s);
-	stacked.delete(&pid);
+	worker_stacks.delete(&pid);
 	return 0;
 }

@@ -10,7 +10,8 @@
 
 #define NAME_MAX_BYTES 128 /* of a function's or class's name kept, NUL included: the beginning */
 #define FILE_MAX_BYTES 256 /* of a file's path kept, NUL included: the end */
-#define SLOTS 64 /* different stacks of a request that are summed up in the kernel at a time */
+#define GROWTH_SLOTS                                                                               \
+	64 /* different stacks of a request that are summed up in the kernel at a time */
 
 #ifndef DEPTH_MAX
 #define DEPTH_MAX 128 /* frames of a stack that are kept, from the innermost; set by the loader */
@@ -24,10 +25,10 @@ enum stack_event_kind {
 	EVENT_MEMORY_CALL = 4,
 };
 
-enum weight {
-	WEIGHT_RSS = 1, /* page faults */
-	WEIGHT_MAPPED = 2, /* mmap, munmap, mremap, brk */
-	WEIGHT_ZEND = 3, /* zend_mm_heap.size, looked at now and then */
+enum metric {
+	METRIC_RSS = 1, /* page faults */
+	METRIC_MAPPED = 2, /* mmap, munmap, mremap, brk */
+	METRIC_ZEND = 3, /* zend_mm_heap.size, looked at now and then */
 };
 
 /* zend_function.type: Zend/zend_compile.h, PHP 7.0 to 8.6 */
@@ -93,7 +94,7 @@ struct growth_event {
 	__u32 kind; /* EVENT_GROWTH */
 	__u32 pid;
 	__u32 nth;
-	__u32 weight; /* enum weight */
+	__u32 metric; /* enum metric */
 	__u64 hash;
 	__s64 bytes;
 	__u32 samples;
@@ -122,34 +123,34 @@ struct memory_call_event {
 };
 
 /* Bytes that are summed up for one stack before they are sent. */
-struct slot {
+struct growth_slot {
 	__u64 hash;
 	__s64 bytes;
-	__u32 weight; /* 0 = the slot is free */
+	__u32 metric; /* 0 = the slot is free */
 	__u32 samples;
 };
 
 /* The innermost frame, by what stands for its opline where that would mislead. */
-struct top {
+struct top_frame {
 	__u64 instead; /* its line, or the name of an internal function */
 	__u64 known; /* 0 = the opline is right */
 };
 
 /* What is kept of a worker, keyed by tgid; the records are built here, since a worker runs one program at a time. */
-struct stacked {
+struct worker_stacks {
 	__u32 nth; /* the request the rest is about */
 	__u32 busy; /* a program is at work here: a clock sample that interrupts it has to wait */
 	__u32 dirty; /* some slot is in use */
 	__u32 pad;
 	__u64 functions; /* ids given out */
 	__u64 zend_last; /* zend_mm_heap.size at the last sample; it is 0 when a request starts */
-	struct slot slots[SLOTS];
-	struct top top;
+	struct growth_slot slots[GROWTH_SLOTS];
+	struct top_frame top;
 	struct function_event function;
 	struct stack_event stack;
 };
 
-/* Where a PHP binary keeps its stack. Index: struct worker.build. */
+/* Where a PHP binary keeps its stack. Index: struct worker.binary. */
 struct stack_layout {
 	__u64 current_execute_data; /* link address of EG(current_execute_data); 0 = unknown */
 	__u32 heap_size; /* offset in zend_mm_heap */
@@ -161,7 +162,7 @@ struct stack_layout {
 };
 
 /* How to weigh. */
-struct weighing {
+struct sampling_config {
 	__u64 fault_bytes; /* what one sampled page fault stands for */
 };
 

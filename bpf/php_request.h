@@ -59,7 +59,8 @@ static __always_inline bool find_env(u64 table, const struct env_name *wanted, s
 	return false;
 }
 
-static __always_inline void read_script(struct worker *w, struct build *php, u64 table, u64 sapi)
+static __always_inline void read_script(struct worker *w, struct php_binary *php, u64 table,
+					u64 sapi)
 {
 	const struct env_name script_filename = {
 		.low = WORD('S', 'C', 'R', 'I', 'P', 'T', '_', 'F'),
@@ -88,7 +89,7 @@ static __always_inline void read_script(struct worker *w, struct build *php, u64
 	if (n > 1) {
 		r->script_bytes = n - 1;
 		r->script_stored = n - 1;
-		r->flags |= REQUEST_SCRIPT_FALLBACK;
+		r->flags |= REQUEST_SCRIPT_IS_PATH_TRANSLATED;
 		return;
 	}
 	r->script_bytes = 0;
@@ -97,7 +98,7 @@ static __always_inline void read_script(struct worker *w, struct build *php, u64
 }
 
 /* After read_script(): the uri is stored behind the script. */
-static __always_inline void read_uri(struct worker *w, struct build *php, u64 table, u64 sapi)
+static __always_inline void read_uri(struct worker *w, struct php_binary *php, u64 table, u64 sapi)
 {
 	const struct env_name request_uri = {
 		.low = WORD('R', 'E', 'Q', 'U', 'E', 'S', 'T', '_'),
@@ -129,15 +130,16 @@ static __always_inline void read_uri(struct worker *w, struct build *php, u64 ta
 	if (n > 1) {
 		r->uri_bytes = n - 1;
 		r->uri_stored = n - 1;
-		r->flags |= REQUEST_URI_FALLBACK;
+		r->flags |= REQUEST_URI_IS_SCRIPT_NAME;
 		return;
 	}
 	r->uri_bytes = 0;
 	r->uri_stored = 0;
-	r->flags |= REQUEST_NO_URI;
+	r->flags |= REQUEST_URI_UNKNOWN;
 }
 
-static __always_inline void read_method(struct worker *w, struct build *php, u64 table, u64 sapi)
+static __always_inline void read_method(struct worker *w, struct php_binary *php, u64 table,
+					u64 sapi)
 {
 	const struct env_name request_method = {
 		.low = WORD('R', 'E', 'Q', 'U', 'E', 'S', 'T', '_'),
@@ -154,10 +156,10 @@ static __always_inline void read_method(struct worker *w, struct build *php, u64
 		return;
 	text = sapi && php->known ? user_u64(sapi + php->sg_method) : 0;
 	if (text && read_user_text(r->method, sizeof(r->method), text) > 1) {
-		r->flags |= REQUEST_METHOD_FALLBACK;
+		r->flags |= REQUEST_METHOD_FROM_SAPI;
 		return;
 	}
-	r->flags |= REQUEST_NO_METHOD;
+	r->flags |= REQUEST_METHOD_UNKNOWN;
 }
 
 #endif

@@ -111,7 +111,7 @@ static __always_inline u64 identity(struct stack_layout *l, u64 function)
  * have an identity besides. `top` is of the innermost frame; it is in a map, where the verifier does
  * not follow it: in registers it cost half the depth.
  */
-static __always_inline u64 hash_of(struct stack_layout *l, u64 call, struct top *top)
+static __always_inline u64 hash_of(struct stack_layout *l, u64 call, struct top_frame *top)
 {
 	u64 h = 0x243F6A8885A308D3ULL;
 	struct call c;

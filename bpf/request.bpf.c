@@ -4,7 +4,7 @@
  *
  * One event a request. A worker's entry in `workers` is found by tgid, filled at the boundaries and
  * submitted at the end; processes without an entry leave at the first lookup. No addresses or
- * offsets are compiled in: a binary's are in `builds`, the kernel's in `layout`.
+ * offsets are compiled in: a binary's are in `php_binaries`, the kernel's in `layout`.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
@@ -12,7 +12,7 @@
 #include "php_request.h"
 
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
-BPF_ARRAY(builds, struct build, BUILDS_MAX);
+BPF_ARRAY(php_binaries, struct php_binary, PHP_BINARIES_MAX);
 BPF_ARRAY(layout, struct kernel, 1);
 BPF_ARRAY(lost, u64, LOST_KINDS);
 BPF_ARRAY(blank, struct worker, 1);
@@ -121,11 +121,11 @@ int on_startup(struct pt_regs *ctx)
 	u64 task, mm, sapi = 0, table = 0;
 	struct rss rss = {};
 	struct request *r;
-	struct build *php;
+	struct php_binary *php;
 
 	if (!w || !k)
 		return 0;
-	php = builds.lookup(&w->build);
+	php = php_binaries.lookup(&w->binary);
 	if (!php)
 		return 0;
 	r = &w->request;
@@ -134,7 +134,7 @@ int on_startup(struct pt_regs *ctx)
 
 	if (w->in_request) {
 		/* Its end was missed: when tracing ends, the probe on it may be the first to go. */
-		r->flags |= REQUEST_NO_END | REQUEST_DETACHED;
+		r->flags |= REQUEST_END_NOT_SEEN | REQUEST_DETACHED;
 		r->ended_ns = bpf_ktime_get_ns();
 		submit(w);
 	}
@@ -142,7 +142,7 @@ int on_startup(struct pt_regs *ctx)
 	r->kind = EVENT_REQUEST;
 	r->pid = bpf_get_current_pid_tgid() >> 32;
 	r->started_ns = bpf_ktime_get_ns();
-	r->flags = REQUEST_NO_TEARDOWN | REQUEST_NO_SCRIPT_END;
+	r->flags = REQUEST_TEARDOWN_NOT_SEEN | REQUEST_SCRIPT_END_NOT_SEEN;
 	if (!w->titled) {
 		w->titled = 1;
 		send_title(k, r->pid, mm);
@@ -155,9 +155,9 @@ int on_startup(struct pt_regs *ctx)
 	if (w->heap)
 		r->zend_real_before = user_u64(w->heap + php->heap_real_size);
 	else
-		r->flags |= REQUEST_NO_HEAP;
+		r->flags |= REQUEST_ZEND_HEAP_UNKNOWN;
 	if (!php->known)
-		r->flags |= REQUEST_NO_LAYOUT;
+		r->flags |= REQUEST_PHP_LAYOUT_UNKNOWN;
 	if (php->sapi_globals) {
 		sapi = w->bias + php->sapi_globals;
 		/* SG(server_context) is the first member, and the fcgi_request under php-fpm and php-cgi. */
@@ -190,7 +190,7 @@ int on_exit_call(struct pt_regs *ctx)
 	struct worker *w = this_request();
 
 	if (w)
-		w->request.flags |= REQUEST_EXIT;
+		w->request.flags |= REQUEST_EXITED;
 	return 0;
 }
 
@@ -199,7 +199,8 @@ int on_exit_call(struct pt_regs *ctx)
  * (main/main.c, PHP 8.2). The status is reset when a script is run, the error's type never, so both
  * may be an earlier request's; the caller has to know that they are not.
  */
-static __always_inline bool ended_by_error(struct worker *w, struct build *php, s32 exit_status)
+static __always_inline bool ended_by_error(struct worker *w, struct php_binary *php,
+					   s32 exit_status)
 {
 	s32 type = 0;
 
@@ -209,7 +210,7 @@ static __always_inline bool ended_by_error(struct worker *w, struct build *php, 
 	return type & E_FATAL_ERRORS;
 }
 
-static __always_inline s32 exit_status_of(struct worker *w, struct build *php)
+static __always_inline s32 exit_status_of(struct worker *w, struct php_binary *php)
 {
 	s32 status = 0;
 
@@ -221,16 +222,16 @@ static __always_inline s32 exit_status_of(struct worker *w, struct build *php)
 int on_script_end(struct pt_regs *ctx)
 {
 	struct worker *w = this_request();
-	struct build *php;
+	struct php_binary *php;
 	s32 exit_status;
 	u64 globals;
 
 	if (!w)
 		return 0;
-	php = builds.lookup(&w->build);
+	php = php_binaries.lookup(&w->binary);
 	if (!php)
 		return 0;
-	w->request.flags &= ~REQUEST_NO_SCRIPT_END;
+	w->request.flags &= ~REQUEST_SCRIPT_END_NOT_SEEN;
 	if (w->heap)
 		w->request.zend_used_end = user_u64(w->heap + php->heap_size);
 	if (!php->known)
@@ -249,14 +250,14 @@ int on_script_end(struct pt_regs *ctx)
 int on_teardown(struct pt_regs *ctx)
 {
 	struct worker *w = this_request();
-	struct build *php;
+	struct php_binary *php;
 
 	if (!w)
 		return 0;
-	php = builds.lookup(&w->build);
+	php = php_binaries.lookup(&w->binary);
 	if (!php)
 		return 0;
-	w->request.flags &= ~REQUEST_NO_TEARDOWN;
+	w->request.flags &= ~REQUEST_TEARDOWN_NOT_SEEN;
 	if (w->heap) {
 		w->request.zend_peak = user_u64(w->heap + php->heap_peak);
 		w->request.zend_real_peak = user_u64(w->heap + php->heap_real_peak);
@@ -293,7 +294,7 @@ int on_end(struct pt_regs *ctx)
 	u64 task, mm;
 	struct rss rss = {};
 	struct request *r;
-	struct build *php;
+	struct php_binary *php;
 
 	if (!w || !k)
 		return 0;
@@ -304,14 +305,14 @@ int on_end(struct pt_regs *ctx)
 		__builtin_memset(r, 0, sizeof(*r));
 		r->kind = EVENT_REQUEST;
 		r->pid = bpf_get_current_pid_tgid() >> 32;
-		r->flags = REQUEST_NO_START;
+		r->flags = REQUEST_START_NOT_SEEN;
 		r->ended_ns = bpf_ktime_get_ns();
 		w->requests = 1;
 		r->nth = 1;
 		submit(w);
 		return 0;
 	}
-	php = builds.lookup(&w->build);
+	php = php_binaries.lookup(&w->binary);
 	if (!php)
 		return 0;
 	task = bpf_get_current_task();
@@ -489,7 +490,7 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 		count_lost(LOST_WORKERS);
 		return 0;
 	}
-	born->build = master->build;
+	born->binary = master->binary;
 	born->role = ROLE_WORKER;
 	born->calls = master->calls;
 	event.at_ns = bpf_ktime_get_ns();
@@ -512,7 +513,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 		event.kind = EVENT_DIED;
 		event.exit_code = REPLACED;
 		if (w->in_request) {
-			w->request.flags |= REQUEST_NO_END;
+			w->request.flags |= REQUEST_END_NOT_SEEN;
 			w->request.ended_ns = event.at_ns;
 			submit(w);
 		}
@@ -542,7 +543,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 		/* Since 6.16 the memory is still there; before, there is nothing left to sample. */
 		sample_anon(w);
 		close_request(w, k, task);
-		w->request.flags |= REQUEST_NO_END;
+		w->request.flags |= REQUEST_END_NOT_SEEN;
 		w->request.exit_code = event.exit_code;
 		submit(w);
 	}

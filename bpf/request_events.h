@@ -14,7 +14,7 @@
 #define TITLE_MAX 64 /* bytes of a worker's process title kept */
 #define CPUS_MAX 512 /* possible CPUs a kernel may have */
 #define REPLACED -1 /* exit_code of a worker that ran another program */
-#define BUILDS_MAX 16 /* different PHP binaries traced at a time */
+#define PHP_BINARIES_MAX 16 /* different PHP binaries traced at a time */
 
 #ifndef WORKERS_MAX
 #define WORKERS_MAX 1024 /* processes watched at a time; the loader may raise it */
@@ -34,20 +34,23 @@ enum event_kind {
 
 /* struct request.flags: what could not be had, and how things ended. */
 enum request_flag {
-	REQUEST_NO_START = 1 << 0, /* was running when tracing began: only its end was seen */
-	REQUEST_NO_END = 1 << 1, /* the worker left in mid-request: no "after" */
-	REQUEST_NO_HEAP = 1 << 2, /* Zend's heap could not be read */
-	REQUEST_NO_TEARDOWN = 1 << 3, /* zend_mm_shutdown() was not seen: no peak, no status */
-	REQUEST_URI_FALLBACK = 1 << 4, /* uri is SG(request_info).request_uri: SCRIPT_NAME */
-	REQUEST_NO_URI = 1 << 5,
-	REQUEST_SCRIPT_FALLBACK = 1 << 6, /* script is SG(request_info).path_translated */
+	REQUEST_START_NOT_SEEN = 1 << 0, /* was running when tracing began: only its end was seen */
+	REQUEST_END_NOT_SEEN = 1 << 1, /* the worker left in mid-request: no "after" */
+	REQUEST_ZEND_HEAP_UNKNOWN = 1 << 2, /* Zend's heap could not be read */
+	REQUEST_TEARDOWN_NOT_SEEN = 1
+				    << 3, /* zend_mm_shutdown() was not seen: no peak, no status */
+	REQUEST_URI_IS_SCRIPT_NAME = 1 << 4, /* uri is SG(request_info).request_uri: SCRIPT_NAME */
+	REQUEST_URI_UNKNOWN = 1 << 5,
+	REQUEST_SCRIPT_IS_PATH_TRANSLATED = 1 << 6, /* script is SG(request_info).path_translated */
 	REQUEST_NO_SCRIPT = 1 << 7, /* PHP ran no file: 404, or not a file request */
-	REQUEST_METHOD_FALLBACK = 1 << 8,
-	REQUEST_NO_METHOD = 1 << 9,
-	REQUEST_EXIT = 1 << 10, /* the script called exit() or die() */
+	REQUEST_METHOD_FROM_SAPI = 1 << 8,
+	REQUEST_METHOD_UNKNOWN = 1 << 9,
+	REQUEST_EXITED = 1 << 10, /* the script called exit() or die() */
 	REQUEST_FATAL = 1 << 11, /* EG(exit_status) is 255 and the last error was a fatal one */
-	REQUEST_NO_SCRIPT_END = 1 << 12, /* php_request_shutdown() was not seen: no used_end */
-	REQUEST_NO_LAYOUT = 1 << 13, /* this PHP's globals are unknown: no status, no fatal */
+	REQUEST_SCRIPT_END_NOT_SEEN = 1
+				      << 12, /* php_request_shutdown() was not seen: no used_end */
+	REQUEST_PHP_LAYOUT_UNKNOWN =
+		1 << 13, /* this PHP's globals are unknown: no status, no fatal */
 	REQUEST_DETACHED = 1 << 14, /* tracing ended in mid-request */
 };
 
@@ -121,7 +124,7 @@ enum calls {
 /* A watched process, keyed by tgid. A fork copies the master's entry; absent means not ours. */
 struct worker {
 	__u32 role;
-	__u32 build; /* index into builds */
+	__u32 binary; /* index into php_binaries */
 	__u32 in_request;
 	__u32 titled; /* user space knows its title */
 	__u32 requests; /* begun under watch */
@@ -140,7 +143,7 @@ struct worker {
 };
 
 /* What a PHP binary looks like: link addresses and structure offsets. 0 = unknown, where noted. */
-struct build {
+struct php_binary {
 	__u64 startup_site; /* where the probe on php_request_startup() sits */
 	__u64 heap_slot; /* alloc_globals.mm_heap; 0 = unknown */
 	__u64 sapi_globals; /* 0 = unknown */

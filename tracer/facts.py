@@ -23,22 +23,22 @@ class Ending(enum.Enum):
 class Note(enum.Enum):
     """Why a request has less, or something else, than one would expect. Stored joined by commas."""
 
-    NO_START = "start_not_seen"  # it was running when tracing began
-    NO_END = "end_not_seen"  # it was running when tracing ended, or its worker left
+    START_NOT_SEEN = "start_not_seen"  # it was running when tracing began
+    END_NOT_SEEN = "end_not_seen"  # it was running when tracing ended, or its worker left
     WORKER_EXITED = "worker_exited"  # the worker called _exit(), or ran another program, in mid-request
-    NO_HEAP = "zend_heap_unknown"  # this PHP's heap could not be located
-    NO_SCRIPT_END = "script_end_not_seen"
-    NO_TEARDOWN = "teardown_not_seen"
-    NO_LAYOUT = "php_layout_unknown"  # this PHP's globals are unknown: no status, no fatal
-    NO_CALLS = "calls_not_hooked"  # mmap and brk calls of this worker cannot be counted
+    ZEND_HEAP_UNKNOWN = "zend_heap_unknown"  # this PHP's heap could not be located
+    SCRIPT_END_NOT_SEEN = "script_end_not_seen"
+    TEARDOWN_NOT_SEEN = "teardown_not_seen"
+    PHP_LAYOUT_UNKNOWN = "php_layout_unknown"  # this PHP's globals are unknown: no status, no fatal
+    CALLS_NOT_HOOKED = "calls_not_hooked"  # mmap and brk calls of this worker cannot be counted
     URI_IS_SCRIPT_NAME = "uri_is_script_name"  # REQUEST_URI was not sent, or not found
-    NO_URI = "uri_unknown"
+    URI_UNKNOWN = "uri_unknown"
     URI_CUT = "uri_cut"
     SCRIPT_IS_PATH_TRANSLATED = "script_is_path_translated"
     NO_SCRIPT = "no_script"  # PHP ran no file: a 404
     SCRIPT_CUT = "script_cut"
     METHOD_FROM_SAPI = "method_from_sapi"
-    NO_METHOD = "method_unknown"
+    METHOD_UNKNOWN = "method_unknown"
     MAPPED_ELSEWHERE = "mapped_elsewhere"  # address space changed by other means than the counted calls
 
 
@@ -117,7 +117,7 @@ class Request(NamedTuple):
         return self.anon_before is not None and self.anon_after is not None
 
 
-class Weight(enum.Enum):
+class Metric(enum.Enum):
     """By what growth is put down to a call stack."""
 
     RSS = "rss"  # page faults: memory the worker got; what it gave back is not seen
@@ -154,7 +154,7 @@ class Growth(NamedTuple):
 
     pid: int
     nth: int  # the request's
-    weight: str  # a Weight's value
+    metric: str  # a Weight's value
     stack: tuple[Frame, ...]  # the outermost first
     bytes: int  # negative: given back
     samples: int  # how many events: faults, calls, looks

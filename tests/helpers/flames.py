@@ -5,7 +5,7 @@ from __future__ import annotations
 from tracer.analysis.flame.builder import FlameBuilder
 from tracer.analysis.flame.growth_table import Grown
 from tracer.analysis.flame.node import Flame, Kind, Node
-from tracer.facts import Request, Weight
+from tracer.facts import Metric, Request
 
 HOSTILE = [
     "<script>alert(1)</script>", "]]>", "]]><script>alert(1)</script>", "\"' onload='alert(1)' x=\"", "nul \0 here",
@@ -28,8 +28,8 @@ def flame(*children: Node, remarks: tuple[str, ...] = (), title: str = "rss: pag
     )  # fmt: skip
 
 
-def built(*requests: tuple[Request, Grown], weight: Weight = Weight.RSS, kept: bool = False) -> FlameBuilder:
-    builder = FlameBuilder(weight, kept=kept)
+def built(*requests: tuple[Request, Grown], metric: Metric = Metric.RSS, retained: bool = False) -> FlameBuilder:
+    builder = FlameBuilder(metric, retained=retained)
     for one, grown in requests:
         builder.add(one, grown)
     return builder
@@ -51,9 +51,9 @@ def sizes(root: Node) -> dict[str, int]:
 
 
 def difference(
-    before: list[tuple[Request, Grown]], after: list[tuple[Request, Grown]], *, kept: bool = False
+    before: list[tuple[Request, Grown]], after: list[tuple[Request, Grown]], *, retained: bool = False
 ) -> FlameBuilder:
-    builder = FlameBuilder(Weight.RSS, kept=kept, difference=True)
+    builder = FlameBuilder(Metric.RSS, retained=retained, difference=True)
     for one, grown in after:
         builder.add(one, grown)
     for one, grown in before:

@@ -21,14 +21,14 @@ from tracer.targets.processes import Process, children, process
 
 _DEADLINE_S = 20.0
 
-SLOT = elfs.DATA + 0x20
+GROWTH_SLOT = elfs.DATA + 0x20
 PUSHES = bytes.fromhex("415455534881ec")  # push %r12; push %rbp; push %rbx; sub …,%rsp
 # Of Debian's php8.2-fpm, behind the load of the heap: see test_decode.py.
 _USAGE = bytes.fromhex("4084ff740c488b8010010000c30f1f4000488b4010c3")
 _PEAK_USAGE = bytes.fromhex("4084ff740c488b8018010000c30f1f4000488b4018c3")
 
 
-def loads_heap(rest: bytes, slot: int = SLOT) -> elfs.Content:
+def loads_heap(rest: bytes, slot: int = GROWTH_SLOT) -> elfs.Content:
     """Code that begins with `mov slot(%rip),%rax`."""
     return lambda at: b"\x48\x8b\x05" + (slot - at - 7).to_bytes(4, "little", signed=True) + rest
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from tracer.facts import Fact, Frame, Growth, Request, Weight
+from tracer.facts import Fact, Frame, Growth, Metric, Request
 from tracer.recording.reader import Writer
 
 # One run is as another, and no examples are kept: the checkout may be read-only.
@@ -78,9 +78,9 @@ def request(**changed: Any) -> Request:
     return COMPLETE._replace(**changed)
 
 
-def growth(size: int, *stack: Frame, of: Request = COMPLETE, weight: Weight = Weight.RSS, samples: int = 1) -> Growth:
+def growth(size: int, *stack: Frame, of: Request = COMPLETE, metric: Metric = Metric.RSS, samples: int = 1) -> Growth:
     """What a request grew by in that stack, the outermost frame first."""
-    return Growth(of.pid, of.nth, weight.value, stack, size, samples)
+    return Growth(of.pid, of.nth, metric.value, stack, size, samples)
 
 
 def recording(path: Path, facts: Iterable[Fact] = (), meta: dict[str, Any] | None = None) -> Path:

@@ -7,17 +7,17 @@ from tracer.backends.records.stack_structs import (
     FRAME,
     FUNCTION,
     GROWTH,
+    GROWTH_SLOT,
+    GROWTH_SLOTS,
     MEMORY_CALL,
     NAME_MAX_BYTES,
-    SLOT,
-    SLOTS,
     STACK,
-    STACKED,
+    WORKER_STACKS,
     Call,
     FunctionFlag,
     FunctionType,
+    MetricKind,
     StackEventKind,
-    WeightKind,
 )
 
 PID = 4241
@@ -72,11 +72,11 @@ def grown(
     *,
     key: int = HASH,
     samples: int = 1,
-    weight: int = WeightKind.RSS,
+    metric: int = MetricKind.RSS,
     pid: int = PID,
     nth: int = NTH,
 ) -> bytes:
-    return GROWTH.pack(StackEventKind.GROWTH, pid, nth, weight, key, size, samples, 0)
+    return GROWTH.pack(StackEventKind.GROWTH, pid, nth, metric, key, size, samples, 0)
 
 
 def called(
@@ -97,7 +97,7 @@ def called(
 
 
 def entry(*slots: tuple[int, int, int, int], nth: int = NTH) -> bytes:
-    """A worker's entry in the map `stacked`; of each slot (hash, bytes, weight, samples)."""
-    free = [(HASH, 1_000_003, 0, 13)] * (SLOTS - len(slots))
-    head = STACKED.pack(nth, 0, 1, 0, 3, 4_000_037)
-    return head + b"".join(SLOT.pack(*slot) for slot in (*free, *slots)) + b"\xff" * 997
+    """A worker's entry in the map `worker_stacks`; of each slot (hash, bytes, metric, samples)."""
+    free = [(HASH, 1_000_003, 0, 13)] * (GROWTH_SLOTS - len(slots))
+    head = WORKER_STACKS.pack(nth, 0, 1, 0, 3, 4_000_037)
+    return head + b"".join(GROWTH_SLOT.pack(*slot) for slot in (*free, *slots)) + b"\xff" * 997

@@ -19,7 +19,7 @@ import pytest
 
 from tracer.backends import Backend
 from tracer.backends.bpf.backend import BpfBackend
-from tracer.backends.bpf.requirements import obstacles
+from tracer.backends.bpf.requirements import unmet_requirements
 from tracer.backends.ptrace.permissions import obstacle
 from tracer.facts import Fact, Growth, Loss, Request, Worker
 from tracer.targets.resolve import targets
@@ -44,7 +44,7 @@ def _machine(request: pytest.FixtureRequest) -> None:
         if refused is not None:
             lacking(refused)
         return
-    for missing in obstacles():
+    for missing in unmet_requirements():
         lacking(str(missing))
 
 

@@ -83,7 +83,7 @@ def test_a_request_cut_by_its_workers_death_names_the_signal(fpm: Fpm, traced: T
     assert request.anon_before is not None
     assert request.anon_after is None
     assert request.growth is None
-    assert request.notes == Note.NO_END.value
+    assert request.notes == Note.END_NOT_SEEN.value
 
 
 def test_a_segfault_is_a_segfault(fpm: Fpm, traced: Tracer) -> None:
@@ -136,7 +136,7 @@ def test_a_request_in_flight_when_tracing_begins_is_counted_as_cut(fpm: Fpm, tra
     fpm.get("hello.php")
     cut, whole = tracer.next(2)
 
-    assert (cut.ending, cut.notes) == ("cut_off", Note.NO_START.value)
+    assert (cut.ending, cut.notes) == ("cut_off", Note.START_NOT_SEEN.value)
     assert (cut.growth, cut.uri, cut.script, cut.anon_after) == (None, None, None, None)
     assert whole.complete
 
@@ -153,7 +153,7 @@ def test_a_request_in_flight_when_tracing_ends_is_counted_as_cut(fpm: Fpm, trace
         assert fastcgi.receive(connection).body == b"waited"
     (request,) = tracer.requests
 
-    assert (request.ending, request.notes) == ("cut_off", Note.NO_END.value)
+    assert (request.ending, request.notes) == ("cut_off", Note.END_NOT_SEEN.value)
     assert request.script == f"{fpm.folder}/wait.php"
     assert request.anon_before is not None
     assert request.anon_after is None

@@ -78,7 +78,7 @@ def test_what_was_kept_is_the_leak(recorded: tuple[Path, Fpm]) -> None:
     path, fpm = recorded
 
     passing = towers(flame(str(path), "--format", "folded").stdout)
-    kept = towers(flame(str(path), "--format", "folded", "--kept").stdout)
+    kept = towers(flame(str(path), "--format", "folded", "--retained").stdout)
 
     assert not passing[0][0].startswith("/thumbnail")
     assert kept[0][0].endswith(LEAK.format(folder=fpm.folder))
@@ -87,7 +87,7 @@ def test_what_was_kept_is_the_leak(recorded: tuple[Path, Fpm]) -> None:
 
 def test_all_that_was_kept_is_the_native_growth_of_the_ranking(recorded: tuple[Path, Fpm]) -> None:
     path, _ = recorded
-    process = phptrace("report", "--format", "json", "--stacks", "--kept", str(path))
+    process = phptrace("report", "--format", "json", "--stacks", "--retained", str(path))
     out, _ = process.communicate(timeout=60)
 
     report = json.loads(out)
@@ -96,11 +96,11 @@ def test_all_that_was_kept_is_the_native_growth_of_the_ranking(recorded: tuple[P
     assert report["stacks"]["heaviest"][0]["frames"][0] == "memset"
 
 
-@pytest.mark.parametrize("weight", ["mapped", "zend"])
-def test_each_weight_has_its_flame_of_the_same_recording(recorded: tuple[Path, Fpm], weight: str) -> None:
+@pytest.mark.parametrize("metric", ["mapped", "zend"])
+def test_each_weight_has_its_flame_of_the_same_recording(recorded: tuple[Path, Fpm], metric: str) -> None:
     path, _ = recorded
 
-    found = towers(flame(str(path), "--format", "folded", "--weight", weight).stdout)
+    found = towers(flame(str(path), "--format", "folded", "--metric", metric).stdout)
 
     assert found[0][0].startswith("/list;")
     assert any("small_strings" in stack for stack, _ in found[:5])
@@ -108,7 +108,7 @@ def test_each_weight_has_its_flame_of_the_same_recording(recorded: tuple[Path, F
 
 def test_the_heaviest_stacks_are_text_for_a_ticket(recorded: tuple[Path, Fpm]) -> None:
     path, fpm = recorded
-    process = phptrace("report", "--stacks", "--kept", "-n", "1", str(path))
+    process = phptrace("report", "--stacks", "--retained", "-n", "1", str(path))
     out, _ = process.communicate(timeout=60)
 
     assert re.search(r"\n\d+\.\d MiB \(\d+\.\d%, \d+ samples\) .*/leak\.php\n", out)
@@ -140,7 +140,7 @@ def test_the_picture_of_a_recording_zooms_and_is_searched(recorded: tuple[Path, 
         lacking("there is no chromium with its chromedriver: apt-get install chromium chromium-driver")
     path, _ = recorded
     picture = tmp_path / "kept.svg"
-    assert flame(str(path), "--kept", "-o", str(picture)).returncode == 0
+    assert flame(str(path), "--retained", "-o", str(picture)).returncode == 0
 
     with Browser(width=1220) as browser:
         browser.open(picture.as_uri())

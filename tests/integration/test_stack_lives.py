@@ -12,9 +12,9 @@ import pytest
 from conftest import Fpm, Tracer, wait_for
 
 from tracer.backends import StackOptions
-from tracer.backends.bpf.growth_probes import StackProbes
+from tracer.backends.bpf.growth_probes import GrowthProbes
 from tracer.errors import UnsupportedError
-from tracer.facts import Growth, Request, Weight
+from tracer.facts import Growth, Metric, Request
 
 LEAKED = 3_000_017
 
@@ -23,7 +23,7 @@ def leaks(tracer: Tracer) -> dict[tuple[int, int], int]:
     """Bytes of page faults in memset(), by pid and request."""
     found: dict[tuple[int, int], int] = {}
     for growth in tracer.growths:
-        if growth.weight == Weight.RSS.value and growth.stack[-1].name == "memset":
+        if growth.metric == Metric.RSS.value and growth.stack[-1].name == "memset":
             found[growth.pid, growth.nth] = found.get((growth.pid, growth.nth), 0) + growth.bytes
     return found
 
@@ -115,14 +115,14 @@ def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fpm = start_fpm(www="pm = ondemand\npm.max_children = 1")
-    watch = StackProbes.watch
+    watch = GrowthProbes.watch
 
-    def fork_and_watch(probes: StackProbes, pid: int, **options: bool) -> None:
+    def fork_and_watch(probes: GrowthProbes, pid: int, **options: bool) -> None:
         if not fpm.workers():
             fpm.get("hello.php")
         watch(probes, pid, **options)
 
-    monkeypatch.setattr(StackProbes, "watch", fork_and_watch)
+    monkeypatch.setattr(GrowthProbes, "watch", fork_and_watch)
     tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
     (worker,) = fpm.workers()
     fpm.get("leak.php", QUERY_STRING=str(LEAKED))
@@ -199,7 +199,7 @@ def test_memory_calls_seen_by_the_kernel_alone_have_their_stacks_too(fpm: Fpm, t
     fpm.get("brk.php")
     (request,) = tracer.next()
 
-    mapped = [growth for growth in tracer.growths if growth.weight == Weight.MAPPED.value]
+    mapped = [growth for growth in tracer.growths if growth.metric == Metric.MAPPED.value]
     assert request.vm_after is not None
     assert request.vm_before is not None
     assert sum(growth.bytes for growth in mapped) == request.vm_after - request.vm_before
@@ -209,10 +209,10 @@ def test_memory_calls_seen_by_the_kernel_alone_have_their_stacks_too(fpm: Fpm, t
 def test_columns_are_there_where_only_the_stacks_program_of_memory_calls_is_refused(
     fpm: Fpm, trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(_: StackProbes) -> None:
+    def refused(_: GrowthProbes) -> None:
         raise UnsupportedError("the kernel refused the BPF program on_syscall_exit: too large")
 
-    monkeypatch.setattr(StackProbes, "hook_calls_in_kernel", refused)
+    monkeypatch.setattr(GrowthProbes, "hook_calls_in_kernel", refused)
     tracer = trace(str(fpm.master), stacks=StackOptions(), calls_by_tracepoint=True)
     fpm.get("brk.php")
     (request,) = tracer.next()

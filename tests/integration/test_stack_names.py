@@ -12,7 +12,7 @@ from conftest import Fpm, Tracer
 from test_stack_truth import SITUATIONS, expected
 
 from tracer.backends import StackOptions
-from tracer.facts import UNREADABLE, FrameKind, Growth, Loss, Weight
+from tracer.facts import UNREADABLE, FrameKind, Growth, Loss, Metric
 from tracer.targets import php as php_binary
 from tracer.targets.layouts import StackLayout
 
@@ -36,7 +36,7 @@ def by_pages(tracer: Tracer) -> dict[int, list[Growth]]:
     """The growths by mmap() from a script, by how many pages each mapped at once."""
     found: dict[int, list[Growth]] = {}
     for growth in tracer.growths:
-        if growth.weight == Weight.MAPPED.value and growth.stack[-1].name == "mmap":
+        if growth.metric == Metric.MAPPED.value and growth.stack[-1].name == "mmap":
             found.setdefault(growth.bytes // growth.samples // mmap.PAGESIZE, []).append(growth)
     return found
 
@@ -95,7 +95,7 @@ def test_what_is_called_at_an_address_that_was_anothers_has_its_own_name(
     found = {
         tuple(frame.name for frame in growth.stack): (growth.bytes // mmap.PAGESIZE, growth.samples)
         for growth in tracer.growths
-        if growth.weight == Weight.MAPPED.value and growth.stack[-1].name.startswith("mmap")
+        if growth.metric == Metric.MAPPED.value and growth.stack[-1].name.startswith("mmap")
     }
     assert found == {
         ("<main>", "A::{closure}", "mmap"): (20 * 31, 20),
@@ -175,7 +175,7 @@ def test_a_layout_that_is_not_this_builds_names_no_wrong_function_and_no_wrong_l
     truth = {("probe", mapping)}
     for _, backtrace in json.loads(answer.body).values():
         truth |= set(expected(backtrace)[1:])
-    mapped = [g for g in tracer.growths if g.weight == Weight.MAPPED.value and g.stack[-1].name == "mmap"]
+    mapped = [g for g in tracer.growths if g.metric == Metric.MAPPED.value and g.stack[-1].name == "mmap"]
     frames = [frame for growth in mapped for frame in growth.stack if frame.kind == FrameKind.USER.value]
     assert tracer.growths != []
     assert {frame.name for frame in frames} <= {name for name, _ in truth}

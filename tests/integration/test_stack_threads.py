@@ -10,7 +10,7 @@ import pytest
 from conftest import Fpm, Tracer
 
 from tracer.backends import StackOptions
-from tracer.facts import THREAD, Weight
+from tracer.facts import THREAD, Metric
 
 PAGE = 4096
 READ_BYTES = 65536  # by the thread of threads.php
@@ -29,7 +29,7 @@ def fifo(fpm: Fpm) -> Path:
 
 def by_threads(tracer: Tracer) -> int:
     return sum(
-        growth.bytes for growth in tracer.growths if growth.weight == Weight.RSS.value and growth.stack == (THREAD,)
+        growth.bytes for growth in tracer.growths if growth.metric == Metric.RSS.value and growth.stack == (THREAD,)
     )
 
 
@@ -65,7 +65,7 @@ def test_what_a_workers_child_grows_by_is_not_the_workers(fpm: Fpm, trace: Calla
     assert fpm.get("child.php", QUERY_STRING=str(GROWN_BY_CHILD)).text == str(GROWN_BY_CHILD)
     (request,) = tracer.next()
 
-    counted = [growth for growth in tracer.growths if growth.weight == Weight.RSS.value]
+    counted = [growth for growth in tracer.growths if growth.metric == Metric.RSS.value]
     assert {growth.pid for growth in counted} == {request.pid}
     assert 0 < sum(growth.bytes for growth in counted) < GROWN_BY_CHILD // 10
     assert sum(growth.samples for growth in counted) <= (request.minor_faults or 0)

@@ -13,7 +13,7 @@ from conftest import Fpm, Tracer
 from tracer.backends import StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.backends.ptrace.backend import PtraceBackend
-from tracer.facts import Frame, Weight
+from tracer.facts import Frame, Metric
 
 _JIT = ("opcache.enable=1", "opcache.jit_buffer_size=64M")
 OPCACHE = {
@@ -72,7 +72,7 @@ def test_every_situation_has_the_stack_that_php_says(pool: tuple[Fpm, Tracer]) -
     found = {
         growth.bytes // mmap.PAGESIZE: growth.stack
         for growth in tracer.growths
-        if growth.weight == Weight.MAPPED.value and growth.nth == request.nth
+        if growth.metric == Metric.MAPPED.value and growth.nth == request.nth
         and growth.stack[-1].name == "mmap"
     }  # fmt: skip
 

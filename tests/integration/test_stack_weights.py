@@ -10,7 +10,7 @@ import pytest
 from conftest import Fpm, Tracer
 
 from tracer.backends import StackOptions
-from tracer.facts import Weight
+from tracer.facts import Metric
 
 MIB = 1 << 20
 ONE_REQUEST_A_WORKER = "pm = static\npm.max_children = 1\npm.max_requests = 1"
@@ -26,11 +26,11 @@ def fresh(start_fpm: Callable[..., Fpm]) -> Fpm:
     return fpm
 
 
-def grown(tracer: Tracer, weight: Weight) -> Counter[str]:
+def grown(tracer: Tracer, metric: Metric) -> Counter[str]:
     """Bytes by function: what it and what it called added."""
     found: Counter[str] = Counter()
     for growth in tracer.growths:
-        if growth.weight == weight.value:
+        if growth.metric == metric.value:
             for name in {frame.name for frame in growth.stack}:
                 found[name] += growth.bytes
     return found
@@ -52,7 +52,7 @@ def test_page_faults_are_within_2_percent_of_the_rss_each_function_added(
 
     truth = run(fresh, tracer, GROWERS)
 
-    found = grown(tracer, Weight.RSS)
+    found = grown(tracer, Metric.RSS)
     tolerance = {name: 0.02 * truth[name][ANON] + every * 4096 for name in GROWERS}
     wrong = {
         name: (found[name], truth[name][ANON])
@@ -69,7 +69,7 @@ def test_mapped_is_exactly_what_each_function_added_to_the_address_space(
 
     truth = run(fresh, tracer, (*GROWERS, "churn"))
 
-    found = grown(tracer, Weight.MAPPED)
+    found = grown(tracer, Metric.MAPPED)
     assert {name: found[name] for name in truth} == {name: truth[name][VM] for name in truth}
 
 
@@ -79,7 +79,7 @@ def test_all_that_is_mapped_is_what_the_address_space_changed_by(fresh: Fpm, tra
     run(fresh, tracer, (*GROWERS, "churn"))
 
     (request,) = tracer.requests
-    total = sum(growth.bytes for growth in tracer.growths if growth.weight == Weight.MAPPED.value)
+    total = sum(growth.bytes for growth in tracer.growths if growth.metric == Metric.MAPPED.value)
     assert request.vm_after is not None
     assert request.vm_before is not None
     assert total == request.vm_after - request.vm_before
@@ -93,7 +93,7 @@ def test_looks_at_zends_heap_are_within_5_percent_of_what_each_function_allocate
 
     truth = run(fresh, tracer, functions)
 
-    found = grown(tracer, Weight.ZEND)
+    found = grown(tracer, Metric.ZEND)
     wrong = {
         name: (found[name], truth[name][ZEND])
         for name in functions
@@ -110,9 +110,9 @@ def test_memory_that_was_freed_again_is_not_mapped_growth(fresh: Fpm, trace: Cal
     (request,) = tracer.requests
     assert (request.map_calls or 0) >= 7 + 2
     assert (request.unmap_calls or 0) >= 7
-    assert grown(tracer, Weight.MAPPED)["churn"] == 0
-    assert grown(tracer, Weight.MAPPED)["huge"] == truth["huge"][VM] >= 18_000_030
-    assert grown(tracer, Weight.RSS)["churn"] >= 7 * 9_000_011  # it was touched each time
+    assert grown(tracer, Metric.MAPPED)["churn"] == 0
+    assert grown(tracer, Metric.MAPPED)["huge"] == truth["huge"][VM] >= 18_000_030
+    assert grown(tracer, Metric.RSS)["churn"] >= 7 * 9_000_011  # it was touched each time
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_extensions_memory_stands_on_its_function(
 
     leaves: Counter[str] = Counter()
     for growth in tracer.growths:
-        if growth.weight == Weight.RSS.value:
+        if growth.metric == Metric.RSS.value:
             leaves[growth.stack[-1].name] += growth.bytes
     assert leaves.most_common(1)[0][0] == function
     assert leaves[function] >= least

@@ -17,10 +17,10 @@ from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import Choice, StackOptions
 from tracer.backends.bpf.backend import BpfBackend
-from tracer.backends.bpf.requirements import obstacles
+from tracer.backends.bpf.requirements import unmet_requirements
 from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
-from tracer.commands.attaching import Attached, Plan, finish
+from tracer.commands.attaching import Plan, Session, finish
 from tracer.errors import IncompleteError, TargetGoneError, UsageError
 from tracer.facts import Loss
 
@@ -90,8 +90,8 @@ def test_the_version_is_told(run):
         ["export", "--format", "nonsense", "x"],
         ["flame"],
         ["flame", "--format", "nonsense", "x"],
-        ["flame", "--weight", "nonsense", "x"],
-        ["report", "--stacks", "--weight", "nonsense", "x"],
+        ["flame", "--metric", "nonsense", "x"],
+        ["report", "--stacks", "--metric", "nonsense", "x"],
         ["record", "--stacks", "--every", "0", "php-fpm"],
         ["record", "--stacks", "--max-depth", "3", "php-fpm"],
         ["record", "--stacks", "--max-depth", "1025", "php-fpm"],
@@ -108,9 +108,9 @@ def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments)
 @pytest.mark.parametrize(
     ("verb", "option", "value"),
     [
-        ("report", "--kept", []),
-        ("report", "--weight", ["zend"]),
-        ("report", "--weight", ["rss"]),
+        ("report", "--retained", []),
+        ("report", "--metric", ["zend"]),
+        ("report", "--metric", ["rss"]),
         ("record", "--max-depth", ["127"]),
         ("record", "--every", ["3"]),
         ("record", "--hz", ["997"]),
@@ -181,7 +181,7 @@ def test_tracing_without_the_rights_is_exit_code_4(verb, tmp_path, undumpable):
 
 
 @pytest.mark.skipif(
-    bool(obstacles()), reason="what keeps tracing from working here is told before the target is looked for"
+    bool(unmet_requirements()), reason="what keeps tracing from working here is told before the target is looked for"
 )
 def test_a_target_that_is_unknown_is_exit_code_3(run, tmp_path):
     code, out, err = run("record", "-o", tmp_path / "r.phptrace", "nonsense")
@@ -246,7 +246,7 @@ def test_a_plan_has_stacks_only_where_they_are_asked_for(asked, made):
 
 
 def test_a_recording_says_how_its_stacks_were_taken():
-    tracing = Attached(Choice(BpfBackend(), "asked for"), (), "php-fpm")
+    tracing = Session(Choice(BpfBackend(), "asked for"), (), "php-fpm")
 
     with_stacks = tracing.meta(plan(stacks=StackOptions(max_depth=127, every=17, hz=997)))
     without = tracing.meta(plan())

@@ -79,11 +79,11 @@ def choose(
 
     `ptrace_mode` is one of PTRACE_MODES; `refused` is what BPF was found not to work for, when it was tried.
     """
-    from tracer.backends.bpf.requirements import obstacles
+    from tracer.backends.bpf.requirements import unmet_requirements
 
     if wanted not in ("auto", *BACKENDS):
         raise UnsupportedError(f"there is no backend {wanted!r}: write auto or {' or '.join(BACKENDS)}")
-    found = obstacles() if wanted != "ptrace" else []
+    found = unmet_requirements() if wanted != "ptrace" else []
     if not found and wanted != "ptrace":
         from tracer.backends.bpf.backend import BpfBackend
 

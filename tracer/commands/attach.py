@@ -11,7 +11,7 @@ import click
 from tracer.analysis.ranking import GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
-from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, talk
+from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, notice
 from tracer.commands.options import ranking, tracing
 from tracer.facts import Fact, Request
 from tracer.recording.reader import Writer, check_output
@@ -69,7 +69,7 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
                 view.update(rows, tally, status(progress))
             elif progress.idle and not warned:
                 warned = True
-                talk(IDLE_REMARK)
+                notice(IDLE_REMARK)
 
         def status(progress: Progress) -> Status:
             remark = IDLE_REMARK if progress.idle else None
@@ -88,5 +88,5 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
             progress.requests_per_s = progress.seen / progress.elapsed_s if progress.elapsed_s else 0.0
             view.update(rows, tally, status(progress))
     if not live:
-        talk(summary(tally))
+        notice(summary(tally))
     finish(why, progress, tally, plan)

@@ -73,7 +73,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Attached:
+class Session:
     """A backend at work."""
 
     choice: Choice
@@ -105,7 +105,7 @@ class Attached:
 
 
 @contextlib.contextmanager
-def attached(plan: Plan) -> Iterator[Attached]:
+def attached(plan: Plan) -> Iterator[Session]:
     """Finds the targets and attaches to them; says with which backend, and what cannot be measured."""
     choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode)
     try:
@@ -121,13 +121,13 @@ def attached(plan: Plan) -> Iterator[Attached]:
         found = _attach(plan, choice)
     try:
         shown = ", ".join(plan.names)
-        talk(f"{shown}: {choice.backend.watched} workers, backend {choice.backend.name} ({choice.why})")
+        notice(f"{shown}: {choice.backend.watched} workers, backend {choice.backend.name} ({choice.why})")
         for target in found:
             if target.master is not None and target.named == str(target.master.pid):
-                talk(f"{target.named} is a master: tracing its {len(target.workers)} workers and those to come")
+                notice(f"{target.named} is a master: tracing its {len(target.workers)} workers and those to come")
         for lack in choice.backend.lacking:
-            talk(f"note: {lack}")
-        yield Attached(choice, tuple(found), shown)
+            notice(f"note: {lack}")
+        yield Session(choice, tuple(found), shown)
     finally:
         choice.backend.close()
         _close(found)
@@ -150,7 +150,7 @@ def _close(found: Sequence[Target]) -> None:
         target.php.image.close()
 
 
-def talk(text: str) -> None:
+def notice(text: str) -> None:
     """A remark for the user, on stderr; none with -q."""
     context = click.get_current_context(silent=True)
     if context is None or not context.find_root().params.get("quiet"):
@@ -160,7 +160,7 @@ def talk(text: str) -> None:
 def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:
     """Says how it ended; raises where the exit code has to tell."""
     if plan.keep:
-        talk(f"kept {progress.kept:,} of {progress.seen:,} requests")
+        notice(f"kept {progress.kept:,} of {progress.seen:,} requests")
     if why is Why.TARGET_GONE:
         raise TargetGoneError(
             f"{', '.join(plan.names)} ended: nothing is left to trace. What was seen is in the output."

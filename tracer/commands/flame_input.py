@@ -8,7 +8,7 @@ from typing import Any
 from tracer.analysis.flame.builder import COLUMNS, FlameBuilder
 from tracer.analysis.tally import Tally
 from tracer.errors import UsageError
-from tracer.facts import Weight
+from tracer.facts import Metric
 from tracer.recording.reader import Reader
 from tracer.units import show_bytes
 
@@ -17,7 +17,7 @@ _GROWTH_LOST = "growth events"
 
 
 @dataclasses.dataclass(slots=True)
-class Said:
+class RecordingNotes:
     """What the recordings say of themselves."""
 
     every: set[int] = dataclasses.field(default_factory=set)
@@ -36,17 +36,21 @@ class Said:
                 self.lacking.append(lack)
 
 
-def growing(weight: Weight, *, kept: bool, difference: bool = False) -> tuple[FlameBuilder, Tally, Said]:
+def flame_builder(
+    metric: Metric, *, retained: bool, difference: bool = False
+) -> tuple[FlameBuilder, Tally, RecordingNotes]:
     """Something to add recordings to. UsageError if what is asked for makes no sense."""
-    if kept and weight is Weight.ZEND:
+    if retained and metric is Metric.ZEND:
         raise UsageError(
-            "--kept makes no sense with --weight zend: Zend's heap gives everything back at the end of a request."
+            "--retained makes no sense with --metric zend: Zend's heap gives everything back at the end of a request."
             " What requests keep shows with rss or mapped."
         )
-    return FlameBuilder(weight, kept=kept, difference=difference), Tally(), Said()
+    return FlameBuilder(metric, retained=retained, difference=difference), Tally(), RecordingNotes()
 
 
-def add_recording(path: str, builder: FlameBuilder, tally: Tally, said: Said, *, before: bool = False) -> None:
+def add_recording(
+    path: str, builder: FlameBuilder, tally: Tally, said: RecordingNotes, *, before: bool = False
+) -> None:
     """Adds a recording; UsageError if it has no stacks."""
     with Reader(path) as recording:
         if not recording.has_stacks:
@@ -55,7 +59,7 @@ def add_recording(path: str, builder: FlameBuilder, tally: Tally, said: Said, *,
         tally.add_all(recording.workers())
         tally.add_all(recording.losses())
         said.add(recording.meta)
-        for request, grown in recording.grown(builder.weight, COLUMNS):
+        for request, grown in recording.grown(builder.metric, COLUMNS):
             tally.add(request)
             if before:
                 builder.add_before(request, grown)
@@ -64,7 +68,7 @@ def add_recording(path: str, builder: FlameBuilder, tally: Tally, said: Said, *,
 
 
 def remarks(
-    weight: Weight, builder: FlameBuilder, said: Said, tally: Tally, *, kept: bool, diff: bool
+    metric: Metric, builder: FlameBuilder, said: RecordingNotes, tally: Tally, *, retained: bool, diff: bool
 ) -> tuple[str, list[str]]:
     """The title, and what has to be said with it besides the tally; after builder.finish()."""
     every, hz = _shown(said.every), _shown(said.hz)
@@ -74,22 +78,22 @@ def remarks(
         after_last += f", and what was lost ({lost:,} growth events)"
         no_sample += f", or whose samples were lost ({lost:,} growth events)"
     title = {
-        Weight.RSS: f"rss: page faults of the workers, sampled every {every} pages",
-        Weight.MAPPED: "mapped: address space that mmap, mremap and brk added",
-        Weight.ZEND: f"zend: growth of Zend's heap until the script ended, looked at {hz} times a second of CPU",
-    }[weight]
+        Metric.RSS: f"rss: page faults of the workers, sampled every {every} pages",
+        Metric.MAPPED: "mapped: address space that mmap, mremap and brk added",
+        Metric.ZEND: f"zend: growth of Zend's heap until the script ended, looked at {hz} times a second of CPU",
+    }[metric]
     lines = [
         {
-            Weight.RSS: "Memory given back is not seen by this source: a page that is freed and touched again counts"
+            Metric.RSS: "Memory given back is not seen by this source: a page that is freed and touched again counts"
             " twice.",
-            Weight.MAPPED: "What a script unmaps again is taken off where it was mapped. Given back besides, at the"
+            Metric.MAPPED: "What a script unmaps again is taken off where it was mapped. Given back besides, at the"
             f" end of requests or of what earlier ones had left: {show_bytes(builder.given_back)}. Address space need"
             " not be in use: Zend takes it 2 MiB at a time.",
-            Weight.ZEND: "What was allocated since the last look is put down to what runs at the look. [not sampled]:"
+            Metric.ZEND: "What was allocated since the last look is put down to what runs at the look. [not sampled]:"
             f" {after_last}. Given back by other code than took it: {show_bytes(builder.given_back)}.",
-        }[weight]
+        }[metric]
     ]
-    if kept:
+    if retained:
         title += ": what was kept"
         lines = [
             f"Scaled, request by request, to what the worker kept of it (native growth): {builder.requests_kept:,} of"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -11,10 +12,35 @@ from click.core import ParameterSource
 from tracer.analysis.ranking import GroupBy, Sort
 from tracer.backends import BACKENDS, PTRACE_MODES, StackOptions
 from tracer.errors import UsageError
-from tracer.facts import Weight
+from tracer.facts import Metric
 from tracer.units import parse_duration, parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class RenamedOption(click.Option):
+    """An option whose first name is the one it has now. Its former names still work and are shown nowhere."""
+
+    def __init__(self, declarations: Sequence[str], **attributes: Any) -> None:
+        name = declarations[0].removeprefix("--").replace("-", "_")
+        super().__init__([*declarations, name], **attributes)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        with self._only_its_name():
+            return super().get_help_record(ctx)
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        with self._only_its_name():
+            return super().get_error_hint(ctx)  # type: ignore[arg-type]  # click passes None where it has no context
+
+    @contextlib.contextmanager
+    def _only_its_name(self) -> Iterator[None]:
+        every = self.opts
+        self.opts = every[:1]
+        try:
+            yield
+        finally:
+            self.opts = every
 
 
 class _Duration(click.ParamType):
@@ -127,17 +153,25 @@ def stacks(command: Command) -> Command:
     )(command)
 
 
-def stack_weight(command: Command) -> Command:
+def stack_metric(command: Command) -> Command:
     """What every verb that shows growth by call stack takes."""
     return _stacked(
         click.option(
+            "--metric",
             "--weight",
-            type=click.Choice([weight.value for weight in Weight]),
-            default=Weight.RSS.value,
+            cls=RenamedOption,
+            type=click.Choice([metric.value for metric in Metric]),
+            default=Metric.RSS.value,
             show_default=True,
             help="Bytes of page faults, of address space mapped, or of Zend's heap.",
         ),
-        click.option("--kept", is_flag=True, help="Only what the workers natively kept: a leak stands out from churn."),
+        click.option(
+            "--retained",
+            "--kept",
+            cls=RenamedOption,
+            is_flag=True,
+            help="Show only native memory still held after the request; isolates leaks.",
+        ),
     )(command)
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
-from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, talk
+from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, notice
 from tracer.commands.options import refuse_alone, stacks, tracing
 from tracer.errors import UsageError
 from tracer.facts import Fact
@@ -79,7 +79,7 @@ def _record(plan: Plan, path: str) -> None:
             file.flush()
             progress_line.show(progress)
 
-        talk(f"recording to {path}" + ("" if plan.duration_s or plan.count else "; Ctrl-C ends it"))
+        notice(f"recording to {path}" + ("" if plan.duration_s or plan.count else "; Ctrl-C ends it"))
         why, progress = capture(
             tracing.choice.backend,
             consume,
@@ -91,7 +91,7 @@ def _record(plan: Plan, path: str) -> None:
         )
         progress_line.clear()
         file.note("ended", {"why": why.value, "elapsed_s": progress.elapsed_s, "seen": progress.seen})
-    talk(f"{path}: {summary(tally)}")
+    notice(f"{path}: {summary(tally)}")
     finish(why, progress, tally, plan)
 
 
@@ -107,7 +107,7 @@ class _ProgressLine:
     def show(self, progress: Progress) -> None:
         if progress.idle and not self._warned:
             self._warned = True
-            talk(IDLE_REMARK)
+            notice(IDLE_REMARK)
         if self._console is not None:
             line = f"{progress.elapsed_s:.0f} s · {progress.requests_per_s:,.0f} requests/s · {summary(self._tally)}"
             self._console.print(

@@ -10,10 +10,10 @@ import click
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.commands.flame_input import add_recording, growing, remarks
-from tracer.commands.options import ranking, refuse_alone, stack_weight
+from tracer.commands.flame_input import add_recording, flame_builder, remarks
+from tracer.commands.options import ranking, refuse_alone, stack_metric
 from tracer.errors import RecordingError, UsageError
-from tracer.facts import Weight
+from tracer.facts import Metric
 from tracer.recording.reader import Reader
 from tracer.reporters import json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
@@ -23,21 +23,21 @@ from tracer.reporters.delimited import render_csv, render_tsv
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @ranking
 @click.option("--stacks", is_flag=True, help="Also the heaviest call stacks, as many as -n; see flame.")
-@stack_weight
+@stack_metric
 @click.option(
     "--format", "form", type=click.Choice(("table", "json", "csv", "tsv")), default="table", show_default=True
 )
 def report(
-    files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, weight: str, kept: bool
+    files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, metric: str, retained: bool
 ) -> None:
     """Rank what the requests in FILE did to memory; several recordings are taken together."""
     heaviest = None
     if stacks:
         if form not in ("table", "json"):
             raise UsageError(f"--stacks is for --format table and json, not {form}: take `flame --format folded`")
-        heaviest = _heaviest(files, Weight(weight), kept=kept, top=top)
+        heaviest = _heaviest(files, Metric(metric), retained=retained, top=top)
     else:
-        refuse_alone("stacks", "weight", "kept")
+        refuse_alone("stacks", "metric", "retained")
     rows, tally = Ranking(GroupBy(group_by)), Tally()
     for path in files:
         with Reader(path) as recording:
@@ -66,10 +66,10 @@ def report(
         click.echo(f"phptrace: {table.summary(tally)}", err=True)
 
 
-def _heaviest(files: Sequence[str], weight: Weight, *, kept: bool, top: int) -> Heaviest:
-    builder, tally, said = growing(weight, kept=kept)
+def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int) -> Heaviest:
+    builder, tally, said = flame_builder(metric, retained=retained)
     for path in files:
         add_recording(path, builder, tally, said)
     builder.finish()
-    title, lines = remarks(weight, builder, said, tally, kept=kept, diff=False)
+    title, lines = remarks(metric, builder, said, tally, retained=retained, diff=False)
     return heaviest_stacks(builder.places, title, lines, top)

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import IncompleteError, RecordingError, UsageError
-from tracer.facts import Fact, Growth, Loss, Request, Weight, Worker
+from tracer.facts import Fact, Growth, Loss, Metric, Request, Worker
 from tracer.output_file import create
 from tracer.recording.stack_tables import TABLES as STACK_TABLES
 from tracer.recording.stack_tables import Stack, StackReader, StackWriter
@@ -340,10 +340,10 @@ class Reader:
         """Whether it was recorded with call stacks; those may have been none."""
         return "stacks" in self.meta
 
-    def grown(self, weight: Weight, columns: Iterable[str]) -> Iterator[tuple[Request, list[tuple[Stack, int, int]]]]:
+    def grown(self, metric: Metric, columns: Iterable[str]) -> Iterator[tuple[Request, list[tuple[Stack, int, int]]]]:
         """Every request, as requests() has it, with what it grew by: (stack, bytes, samples)."""
         with self.reading():
-            growths = StackReader(self._connection).growths(weight) if self._schema >= 2 else iter(())
+            growths = StackReader(self._connection).growths(metric) if self._schema >= 2 else iter(())
             due = next(growths, None)
             for number, *row in self._connection.execute(f"SELECT id, {_selected(columns)} FROM request ORDER BY id"):
                 found: list[tuple[Stack, int, int]] = []

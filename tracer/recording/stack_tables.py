@@ -15,7 +15,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
-from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Weight
+from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Metric
 
 TABLES = {
     "frame": """CREATE TABLE frame (
@@ -79,7 +79,7 @@ class StackWriter:
             self.refused += 1
             stack = self._id((STACK_LOST,))
         if stack is not None:
-            self._growths.append((request, stack, growth.weight, growth.bytes, growth.samples))
+            self._growths.append((request, stack, growth.metric, growth.bytes, growth.samples))
 
     def write(self, connection: sqlite3.Connection, up_to: int) -> None:
         """Writes what is new, as far as it belongs to requests up to that id. Call in a transaction."""
@@ -221,11 +221,11 @@ class StackReader:
         self._known: dict[int, Stack] = {}
         self._known_frames = 0
 
-    def growths(self, weight: Weight) -> Iterator[tuple[int, list[tuple[Stack, int, int]]]]:
+    def growths(self, metric: Metric) -> Iterator[tuple[int, list[tuple[Stack, int, int]]]]:
         """(request id, [(stack, bytes, samples)]) of every request that grew by that weight, in their order."""
         rows = self._connection.execute(
             "SELECT request, stack, bytes, samples FROM growth WHERE weight = ? ORDER BY request, rowid",
-            (weight.value,),
+            (metric.value,),
         )
         for request, grown in groupby(rows, key=itemgetter(0)):
             yield request, [(self._stack(stack), size, samples) for _, stack, size, samples in grown]

@@ -14,7 +14,7 @@ import pytest
 from samples import COMPLETE, FIND, MAIN, QUERY, WITH_STACKS, growth, recording, request
 
 from tracer.cli import main
-from tracer.facts import STACK_LOST, Frame, Growth, Loss, Request, Weight
+from tracer.facts import STACK_LOST, Frame, Growth, Loss, Metric, Request
 from tracer.recording.reader import Writer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -23,9 +23,9 @@ INDEX = "/index.php;/srv/www/index.php;<main> /srv/www/index.php:3"
 # Nothing of it was Zend's, so that all of it was kept.
 LEAK = request(uri="/leak/7", nth=5, anon_before=0, anon_end=1_009, zend_real_end=COMPLETE.zend_real_before)
 FACTS = [
-    COMPLETE, growth(101, MAIN, FIND, samples=3), growth(503, MAIN, weight=Weight.MAPPED),
-    growth(401_987, MAIN, QUERY, weight=Weight.ZEND, samples=5),
-    LEAK, growth(7, MAIN, of=LEAK), growth(401_980, MAIN, of=LEAK, weight=Weight.ZEND),
+    COMPLETE, growth(101, MAIN, FIND, samples=3), growth(503, MAIN, metric=Metric.MAPPED),
+    growth(401_987, MAIN, QUERY, metric=Metric.ZEND, samples=5),
+    LEAK, growth(7, MAIN, of=LEAK), growth(401_980, MAIN, of=LEAK, metric=Metric.ZEND),
 ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_a_flame_for_speedscope_has_its_title(run, path):
 
 
 @pytest.mark.parametrize(
-    ("weight", "title", "lines"),
+    ("metric", "title", "lines"),
     [
         ("rss", "rss: page faults of the workers, sampled every 17 pages", [101, 7]),
         ("mapped", "mapped: address space that mmap, mremap and brk added", [503]),
@@ -101,15 +101,15 @@ def test_a_flame_for_speedscope_has_its_title(run, path):
         ),
     ],
 )
-def test_a_flame_is_weighed_as_asked(run, path, weight, title, lines):
-    _, out, _ = run("flame", "--weight", weight, "--format", "speedscope", path)
+def test_a_flame_is_weighed_as_asked(run, path, metric, title, lines):
+    _, out, _ = run("flame", "--metric", metric, "--format", "speedscope", path)
 
     found = json.loads(out)
     assert (found["name"], found["profiles"][0]["weights"]) == (title, lines)
 
 
 def test_what_no_look_at_zends_heap_saw_is_shown_as_such(run, path):
-    _, out, err = run("flame", "--weight", "zend", "--format", "folded", path)
+    _, out, err = run("flame", "--metric", "zend", "--format", "folded", path)
 
     assert "/leak/{n};/srv/www/index.php;[not sampled] 7" in out.splitlines()
     assert "[not sampled]: what came after a request's last one." in err
@@ -118,8 +118,8 @@ def test_what_no_look_at_zends_heap_saw_is_shown_as_such(run, path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--weight", "zend"], "[not sampled]: what came after a request's last one{}. Given back"),
-        (["--kept"], "[not sampled]: 0 B were kept by requests into which no sample fell{}."),
+        (["--metric", "zend"], "[not sampled]: what came after a request's last one{}. Given back"),
+        (["--retained"], "[not sampled]: 0 B were kept by requests into which no sample fell{}."),
     ],
 )
 def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path, options, said):
@@ -128,7 +128,7 @@ def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path
     losing = recording(tmp_path / "losing", [*FACTS, *lost], WITH_STACKS)
     also = {
         "zend": ", and what was lost (1,016 growth events)",
-        "--kept": ", or whose samples were lost (1,016 growth events)",
+        "--retained": ", or whose samples were lost (1,016 growth events)",
     }
 
     _, _, without = run("flame", *options, "--format", "folded", path)
@@ -141,7 +141,7 @@ def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path
 
 
 def test_what_the_workers_kept_stands_where_it_was_added(run, path):
-    code, out, err = run("flame", "--kept", "--format", "folded", path)
+    code, out, err = run("flame", "--retained", "--format", "folded", path)
 
     kept = COMPLETE.native_growth
     assert code == 0
@@ -154,10 +154,10 @@ def test_what_the_workers_kept_stands_where_it_was_added(run, path):
 
 @pytest.mark.parametrize("verb", [["flame"], ["report", "--stacks"]])
 def test_what_was_kept_of_zends_heap_makes_no_sense(run, path, verb):
-    code, out, err = run(*verb, "--kept", "--weight", "zend", path)
+    code, out, err = run(*verb, "--retained", "--metric", "zend", path)
 
     assert (code, out) == (2, "")
-    assert err.startswith("phptrace: --kept makes no sense with --weight zend")
+    assert err.startswith("phptrace: --retained makes no sense with --metric zend")
 
 
 @pytest.mark.parametrize("verb", [["flame"], ["report", "--stacks"], ["report", "--stacks", "--format", "json"]])
@@ -251,7 +251,7 @@ def test_a_difference_of_an_empty_recording_has_nothing_before(run, tmp_path):
 def test_a_difference_of_what_was_kept_counts_the_requests_after_alone(run, path, tmp_path):
     after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
 
-    _, _, err = run("flame", "--diff", "--kept", "--format", "folded", path, after)
+    _, _, err = run("flame", "--diff", "--retained", "--format", "folded", path, after)
 
     assert "1 of 1 requests kept something" in err
     assert "Before: 2 requests, scaled to as many as after: 1." in err
@@ -440,7 +440,7 @@ def test_the_report_shows_as_many_stacks_as_groups_are_asked_for(run, path):
 
 
 def test_the_report_as_json_has_the_stacks_as_weighed(run, path):
-    code, out, _ = run("report", "--stacks", "--weight", "mapped", "--format", "json", path)
+    code, out, _ = run("report", "--stacks", "--metric", "mapped", "--format", "json", path)
 
     document = json.loads(out)
     assert code == 0
@@ -460,7 +460,7 @@ def test_the_report_as_json_has_the_stacks_as_weighed(run, path):
 
 
 def test_the_report_can_be_of_what_was_kept(run, path):
-    _, out, _ = run("report", "--stacks", "--kept", "--format", "json", path)
+    _, out, _ = run("report", "--stacks", "--retained", "--format", "json", path)
 
     stacks = json.loads(out)["stacks"]
     assert stacks["title"].endswith(": what was kept")

@@ -15,7 +15,7 @@ from samples import COMPLETE, FIND, MAIN, PROPERTY, QUERY, WITH_STACKS, altered,
 from subprocesses import in_subprocess
 
 from tracer.errors import RecordingError
-from tracer.facts import STACK_LOST, Frame, Loss, Request, Weight, Worker
+from tracer.facts import STACK_LOST, Frame, Loss, Metric, Request, Worker
 from tracer.recording import stack_tables
 from tracer.recording.reader import Reader, Writer
 
@@ -38,10 +38,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "r.phptrace"
 
 
-def read(path: Path, weight: Weight = Weight.RSS) -> list[Grown]:
+def read(path: Path, metric: Metric = Metric.RSS) -> list[Grown]:
     """What each request grew by."""
     with Reader(str(path)) as file:
-        return [grown for _, grown in file.grown(weight, ("uri",))]
+        return [grown for _, grown in file.grown(metric, ("uri",))]
 
 
 def rows(path: Path, table: str) -> int:
@@ -61,7 +61,7 @@ def test_growth_comes_back_with_its_request(path):
     recording(path, [COMPLETE, growth(101, MAIN, FIND, samples=3), other, growth(-103, MAIN, QUERY, of=other)])
 
     with Reader(str(path)) as file:
-        found = list(file.grown(Weight.RSS, ("uri",)))
+        found = list(file.grown(Metric.RSS, ("uri",)))
 
     nothing = Request(**dict.fromkeys(Request._fields))
     assert found == [
@@ -70,12 +70,12 @@ def test_growth_comes_back_with_its_request(path):
     ]
 
 
-@pytest.mark.parametrize("weight", Weight)
-def test_growth_comes_back_by_its_weight_alone(path, weight):
-    sizes = {Weight.RSS: 101, Weight.MAPPED: 103, Weight.ZEND: 107}
-    recording(path, [COMPLETE, *(growth(size, MAIN, weight=of) for of, size in sizes.items())])
+@pytest.mark.parametrize("metric", Metric)
+def test_growth_comes_back_by_its_metric_alone(path, metric):
+    sizes = {Metric.RSS: 101, Metric.MAPPED: 103, Metric.ZEND: 107}
+    recording(path, [COMPLETE, *(growth(size, MAIN, metric=of) for of, size in sizes.items())])
 
-    assert read(path, weight) == [[((MAIN,), sizes[weight], 1)]]
+    assert read(path, metric) == [[((MAIN,), sizes[metric], 1)]]
 
 
 def test_growth_of_a_request_comes_back_in_the_order_it_was_added(path):
@@ -390,7 +390,7 @@ def test_growth_is_its_requests_when_earlier_ones_were_deleted_with_theirs(path)
     altered(path, "DELETE FROM request WHERE id = 1", "DELETE FROM growth WHERE request = 1")
 
     with Reader(str(path)) as file:
-        found = [(one.nth, grown) for one, grown in file.grown(Weight.RSS, ("nth",))]
+        found = [(one.nth, grown) for one, grown in file.grown(Metric.RSS, ("nth",))]
     assert found == [(5, [((FIND,), 103, 1)])]
 
 
@@ -404,7 +404,7 @@ def test_a_stack_without_end_is_refused_however_many_frames_it_has(real):
 def test_growth_of_a_weight_that_is_none_is_not_shown(real):
     path = real("UPDATE growth SET weight = 'nonsense' WHERE stack = 2")
 
-    assert [read(path, weight) for weight in Weight] == [[[((MAIN,), 101, 1)], []], [[], []], [[], []]]
+    assert [read(path, metric) for metric in Metric] == [[[((MAIN,), 101, 1)], []], [[], []], [[], []]]
 
 
 @pytest.mark.parametrize("table", ["frame", "stack", "growth"])

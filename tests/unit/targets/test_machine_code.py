@@ -15,7 +15,7 @@ ENDBR64 = bytes.fromhex("f30f1efa")
 GET_HEAP = 0x2C8B70, bytes.fromhex("488b057999 2b00 c3")
 USAGE = 0x2C8900, bytes.fromhex("488b05e99b2b00 4084ff 740c 488b8010010000 c3 0f1f4000 488b4010 c3")
 PEAK_USAGE = 0x2C8920, bytes.fromhex("488b05c99b2b00 4084ff 740c 488b8018010000 c3 0f1f4000 488b4018 c3")
-SLOT = 0x5824F0
+GROWTH_SLOT = 0x5824F0
 REQUEST_STARTUP = bytes.fromhex("415455534881ecf000000064488b042528000000")
 REQUEST_SHUTDOWN = bytes.fromhex("55534881ec98070000488d15807a2f00")
 MM_SHUTDOWN = bytes.fromhex("4157415641554154 4189f4 5553 4889fb")
@@ -39,7 +39,7 @@ MREMAP = bytes.fromhex(
 def test_the_heap_is_where_its_getter_loads_it_from(prefix):
     address, code = GET_HEAP
 
-    assert heap_slot(address - len(prefix), prefix + code) == SLOT
+    assert heap_slot(address - len(prefix), prefix + code) == GROWTH_SLOT
 
 
 def test_the_heap_may_lie_before_the_code():
@@ -68,7 +68,7 @@ def test_a_getter_of_another_form_has_no_heap(code):
 def test_the_accessors_of_8_2_name_the_offsets_of_real_and_used(prefix, function, offsets):
     address, code = function
 
-    assert accessor_offsets(address - len(prefix), prefix + code, SLOT) == offsets
+    assert accessor_offsets(address - len(prefix), prefix + code, GROWTH_SLOT) == offsets
 
 
 def test_the_accessor_of_7_4_tests_the_whole_argument():
@@ -76,7 +76,7 @@ def test_the_accessor_of_7_4_tests_the_whole_argument():
 
     seven = code.replace(bytes.fromhex("4084ff"), bytes.fromhex("85ff"))
 
-    assert accessor_offsets(address, seven, SLOT) == (0x110, 0x10)
+    assert accessor_offsets(address, seven, GROWTH_SLOT) == (0x110, 0x10)
 
 
 @pytest.mark.parametrize(
@@ -97,26 +97,26 @@ def test_an_accessor_of_another_form_has_no_offsets(old, new):
     changed = code.replace(bytes.fromhex(old), bytes.fromhex(new))
 
     assert changed != code
-    assert accessor_offsets(address, changed, SLOT) is None
+    assert accessor_offsets(address, changed, GROWTH_SLOT) is None
 
 
 def test_an_accessor_of_another_heap_has_no_offsets():
     address, code = USAGE
 
-    assert accessor_offsets(address, code, SLOT + 8) is None
+    assert accessor_offsets(address, code, GROWTH_SLOT + 8) is None
 
 
 def test_an_accessor_cut_off_behind_its_jump_has_no_offsets():
     address, code = USAGE
 
-    assert accessor_offsets(address, code[: code.index(b"\x74") + 1], SLOT) is None
+    assert accessor_offsets(address, code[: code.index(b"\x74") + 1], GROWTH_SLOT) is None
 
 
 @pytest.mark.parametrize("length", [n for n in range(29) if n != 11])  # 11: the test above
 def test_an_accessor_cut_off_anywhere_has_no_offsets(length):
     address, code = USAGE
 
-    assert accessor_offsets(address, code[:length], SLOT) is None
+    assert accessor_offsets(address, code[:length], GROWTH_SLOT) is None
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_random_code_behind_the_load_of_the_heap_has_offsets_or_none(code):
     address, known = USAGE
 
     try:
-        found = accessor_offsets(address, known[:7] + code, SLOT)
+        found = accessor_offsets(address, known[:7] + code, GROWTH_SLOT)
     except IndexError:  # test_an_accessor_cut_off_behind_its_jump_has_no_offsets
         found = None
 

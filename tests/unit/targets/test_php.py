@@ -7,7 +7,7 @@ from typing import Any
 import elfs
 import pytest
 from elfs import DATA, TEXT, TEXT_OFFSET, Note, static_elf
-from phps import PUSHES, SLOT, loads_heap, php_data, php_elf, php_functions
+from phps import GROWTH_SLOT, PUSHES, loads_heap, php_data, php_elf, php_functions
 
 from tracer.errors import UnsupportedError
 from tracer.targets import php as php_binary
@@ -70,7 +70,7 @@ def test_the_hooks_are_where_the_functions_begin(inspected):
 
 
 def test_the_heap_is_decoded_from_its_accessors(inspected):
-    assert inspected().heap == Heap(slot=SLOT, size=0x10, peak=0x18, real_size=0x110, real_peak=0x118)
+    assert inspected().heap == Heap(slot=GROWTH_SLOT, size=0x10, peak=0x18, real_size=0x110, real_peak=0x118)
 
 
 def test_the_globals_are_found_by_their_symbols(inspected):
@@ -128,7 +128,7 @@ def test_a_php_without_a_function_can_be_traced_and_says_what_it_lacks(inspected
 
 
 def test_an_accessor_of_another_heap_is_not_believed(inspected):
-    functions = {**php_functions(), "zend_memory_usage": loads_heap(bytes.fromhex("4084ff740c"), slot=SLOT + 8)}
+    functions = {**php_functions(), "zend_memory_usage": loads_heap(bytes.fromhex("4084ff740c"), slot=GROWTH_SLOT + 8)}
 
     assert inspected(functions=functions).heap is None
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tracer.analysis.flame.file_matching import Moved
-from tracer.analysis.flame.growth_table import Grown, Places, Stack, is_small
+from tracer.analysis.flame.file_matching import FileMapping
+from tracer.analysis.flame.growth_table import Grown, GrowthTable, Stack, is_small
 from tracer.analysis.flame.node import Kind, Node
-from tracer.analysis.flame.tree import MatchedTree, Tree
-from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Request, Weight
+from tracer.analysis.flame.tree import FileMatchingTree, Tree
+from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Request
 
 # What of a Request is needed here.
 COLUMNS = (
@@ -29,16 +29,16 @@ class FlameBuilder:
     them have in common would be in none.
     """
 
-    def __init__(self, weight: Weight, *, kept: bool = False, difference: bool = False) -> None:
-        """With `kept`, each request's growth is scaled to what its worker natively kept of it.
+    def __init__(self, metric: Metric, *, retained: bool = False, difference: bool = False) -> None:
+        """With `retained`, each request's growth is scaled to what its worker natively kept of it.
 
         A `difference` is with what add_before() is given, be it nothing.
         """
         self._difference = difference
-        self.weight = weight
-        self._kept = kept
-        self.places = Places()
-        self._before = Places()
+        self.metric = metric
+        self._retained = retained
+        self.places = GrowthTable()
+        self._before = GrowthTable()
         self.requests = 0
         self.requests_kept = 0  # that left something behind
         self.requests_before = 0
@@ -55,7 +55,7 @@ class FlameBuilder:
 
     def add(self, request: Request, grown: Grown) -> None:
         self.requests += 1
-        self.requests_kept += self._kept and (request.native_growth or 0) > 0
+        self.requests_kept += self._retained and (request.native_growth or 0) > 0
         self.places.add(request, self._weighed(request, grown))
 
     def add_before(self, request: Request, grown: Grown) -> None:
@@ -97,9 +97,9 @@ class FlameBuilder:
         for route, size in self._before.sizes().items():
             sizes[route] = max(sizes.get(route, 0), round(size * scale))
         others = self._others(sizes)
-        moved = Moved(self._before.files(), self.places.files())
+        moved = FileMapping(self._before.files(), self.places.files())
         self.moved = moved.folders
-        tree = MatchedTree(moved)
+        tree = FileMatchingTree(moved)
         for route, script, stack, size, samples in self.places.renamed(others):
             leaf = tree.leaf(route, script, stack, before=False)
             leaf.own += size
@@ -123,9 +123,9 @@ class FlameBuilder:
         return dict.fromkeys((*small, None), f"({self.others:,} other routes)")
 
     def _weighed(self, request: Request, grown: Grown) -> Iterable[tuple[Stack, int, int]]:
-        if self._kept:
+        if self._retained:
             return _scaled(request, grown)
-        if self.weight is Weight.ZEND and request.zend_used_end is not None:
+        if self.metric is Metric.ZEND and request.zend_used_end is not None:
             rest = request.zend_used_end - sum(size for _, size, _ in grown)
             if rest:
                 return [*grown, (_NOT_SAMPLED, rest, 0)]

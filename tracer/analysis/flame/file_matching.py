@@ -12,7 +12,7 @@ _EVALUATED = re.compile(r"\(\d+\) : (?=[^/]*$)")
 _MOST_NAMESAKES = 50  # files of one name that are compared with each other
 
 
-class Moved:
+class FileMapping:
     """Says what a file of the recording before is called in the one after."""
 
     def __init__(self, before: Iterable[str], after: Iterable[str]) -> None:

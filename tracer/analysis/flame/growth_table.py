@@ -25,7 +25,7 @@ class Place(NamedTuple):
     samples: int
 
 
-class Places:
+class GrowthTable:
     """Adds up growth. Where there are too many places, the routes with least so far are put together, as None."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tracer.analysis.flame.growth_table import Place, Places
+from tracer.analysis.flame.growth_table import GrowthTable, Place
 from tracer.analysis.flame.tree import detail_of
 
 
@@ -31,7 +31,7 @@ class Heaviest:
     remarks: tuple[str, ...]
 
 
-def heaviest_stacks(places: Places, title: str, remarks: Sequence[str], top: int) -> Heaviest:
+def heaviest_stacks(places: GrowthTable, title: str, remarks: Sequence[str], top: int) -> Heaviest:
     """The `top` heaviest of all that was added; 0: all."""
     found: dict[tuple[str, int], list[Place]] = {}
     for place in places:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from tracer.analysis.flame.file_matching import Moved, without_line
+from tracer.analysis.flame.file_matching import FileMapping, without_line
 from tracer.analysis.flame.growth_table import Stack
 from tracer.analysis.flame.node import Kind, Node
 from tracer.facts import Frame
@@ -42,10 +42,10 @@ class Tree:
         return node
 
 
-class MatchedTree:
+class FileMatchingTree:
     """Nodes of two recordings: a function is one, wherever its file and in whichever line. What came after first."""
 
-    def __init__(self, moved: Moved) -> None:
+    def __init__(self, moved: FileMapping) -> None:
         self.root = Node("all", Kind.ROOT, "all")
         self._moved = moved
         self._keys: tuple[dict[Frame, str], dict[Frame, str]] = {}, {}  # after, before

@@ -16,17 +16,17 @@ from collections.abc import Sequence
 
 from tracer.backends import StackOptions
 from tracer.backends.bpf import self_check
-from tracer.backends.bpf.compiler_memory import give_back
-from tracer.backends.bpf.growth_probes import StackProbes
+from tracer.backends.bpf.compiler_memory import release_compiler_memory
+from tracer.backends.bpf.growth_probes import GrowthProbes
 from tracer.backends.bpf.maps import MapFullError
-from tracer.backends.bpf.php_binary import build_entry
+from tracer.backends.bpf.php_binary import php_binary_entry
 from tracer.backends.bpf.programs import RING_BYTES, Programs
-from tracer.backends.bpf.ring_buffer import Ring
+from tracer.backends.bpf.ring_buffer import RingBuffer
 from tracer.backends.bpf.thread_sampling import wait_until_idle
-from tracer.backends.records.event_decoder import Intake
-from tracer.backends.records.request_decoder import RequestDecoder, in_flight
-from tracer.backends.records.request_structs import BUILDS_MAX, WORKER, WORKER_BYTES, Calls, Lost, Role
-from tracer.backends.records.worker_table import Roster
+from tracer.backends.records.event_decoder import EventDecoder
+from tracer.backends.records.request_decoder import RequestDecoder, unfinished_request
+from tracer.backends.records.request_structs import PHP_BINARIES_MAX, WORKER, WORKER_BYTES, Calls, Lost, Role
+from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss
 from tracer.targets import kernel, libc, processes
@@ -73,13 +73,13 @@ class BpfBackend:
         """`calls_by_tracepoint` counts mmap and brk as if libc were unknown; `simulated_cpus` is for benchmarks."""
         self._keep_query = keep_query
         self._stack_options = stacks
-        self._stacks: StackProbes | None = None
+        self._stacks: GrowthProbes | None = None
         self._force_tracepoint = calls_by_tracepoint
         self._simulated_cpus = simulated_cpus
         self._undo = contextlib.ExitStack()
         self._attached = False
         self._lacking: list[str] = []
-        self._builds: dict[tuple[int, int], int] = {}
+        self._binaries: dict[tuple[int, int], int] = {}
         self._hooked: set[tuple[int, int]] = set()
         self._lost_before = dict.fromkeys(Lost, 0)
         self._housekeeping_at = 0.0
@@ -92,11 +92,11 @@ class BpfBackend:
 
     @property
     def watched(self) -> int:
-        return sum(w.wanted for w in self._roster.workers.values()) if self._attached else 0
+        return sum(w.wanted for w in self._table.workers.values()) if self._attached else 0
 
     @property
     def masters(self) -> int:
-        return len(self._roster.masters) if self._attached else 0
+        return len(self._table.masters) if self._attached else 0
 
     @property
     def lacking(self) -> Sequence[str]:
@@ -107,10 +107,10 @@ class BpfBackend:
             undo.callback(self._undo.close)
             self._load(max(1024, 2 * sum(len(t.workers) for t in targets)))
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            self._roster = Roster(offset)
+            self._table = WorkerTable(offset)
             self._decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
-            self._intake = Intake(
-                self._roster,
+            self._event_decoder = EventDecoder(
+                self._table,
                 self._decoder,
                 replaced=self._follow,
                 unwanted=self._map("workers").remove,  # it then pays nothing more than a look-up
@@ -123,14 +123,14 @@ class BpfBackend:
                 self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
             for target in targets:
                 self._find_workers(target)
-            if not self._roster.masters and not self._roster.workers:
+            if not self._table.masters and not self._table.workers:
                 raise TargetGoneError(
                     f"{', '.join(target.named for target in targets)} ended before it could be traced"
                 )
             for target in targets:
-                if any(p.pid in self._roster.masters or p.pid in self._roster.workers for p in target.processes):
+                if any(p.pid in self._table.masters or p.pid in self._table.workers for p in target.processes):
                     self._hook(target)
-            give_back()
+            release_compiler_memory()
             # On a saturated host the reader must not starve: it needs little, but the ring does not wait.
             with contextlib.suppress(OSError):
                 self._undo.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
@@ -164,13 +164,13 @@ class BpfBackend:
             if self._taken == 0:
                 break
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        for pid in list(self._roster.workers):
+        for pid in list(self._table.workers):
             entry = self._map("workers").get(pid)
-            record = None if entry is None else in_flight(entry, now)
-            if record is not None and self._roster.workers[pid].wanted:
-                facts.append(self._decoder.request(record, self._roster.pool(pid)))
+            record = None if entry is None else unfinished_request(entry, now)
+            if record is not None and self._table.workers[pid].wanted:
+                facts.append(self._decoder.request(record, self._table.pool(pid)))
         if self._stacks is not None:
-            facts = self._stacks.remaining(facts, list(self._roster.workers))
+            facts = self._stacks.remaining(facts, list(self._table.workers))
         facts += self._losses()
         self._attached = False
         self._undo.close()
@@ -215,7 +215,7 @@ class BpfBackend:
         self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
         self._undo.callback(self._close_uprobes)
         self._map = self._programs.map
-        self._ring = Ring(self._map("events").fd, RING_BYTES)
+        self._ring = RingBuffer(self._map("events").fd, RING_BYTES)
         self._undo.callback(self._ring.close)
         with contextlib.ExitStack() as meanwhile:
             self._programs.on_raw_tracepoint(self_check.TRACEPOINT, "on_rename", meanwhile)
@@ -223,28 +223,28 @@ class BpfBackend:
             self_check.fill_layout(self._map, kernel.kernel_layout(), cpus, simulated=simulated)
         if self._stack_options is not None:
             shared = self._map("workers").fd
-            self._stacks = StackProbes(self._stack_options, shared, workers_max=workers_max, cpus=cpus)
+            self._stacks = GrowthProbes(self._stack_options, shared, workers_max=workers_max, cpus=cpus)
             self._undo.callback(self._stacks.close)
 
-    def _build(self, target: Target) -> int:
+    def _binary_index(self, target: Target) -> int:
         """The index of the target's binary in the map `builds`, entering it if it is new."""
         php = target.php
-        if php.image.identity in self._builds:
-            return self._builds[php.image.identity]
-        index = len(self._builds)
-        if index >= BUILDS_MAX:
-            raise UnsupportedError(f"more than {BUILDS_MAX} different PHP binaries")
-        self._map("builds")[index] = build_entry(php, fastcgi=target.speaks_fastcgi)
-        self._builds[php.image.identity] = index
+        if php.image.identity in self._binaries:
+            return self._binaries[php.image.identity]
+        index = len(self._binaries)
+        if index >= PHP_BINARIES_MAX:
+            raise UnsupportedError(f"more than {PHP_BINARIES_MAX} different PHP binaries")
+        self._map("php_binaries")[index] = php_binary_entry(php, fastcgi=target.speaks_fastcgi)
+        self._binaries[php.image.identity] = index
         self._lacking += php.lacking
         if self._stacks is not None:
-            self._stacks.enter_build(index, php)
+            self._stacks.enter_php_binary(index, php)
         return index
 
     def _watch(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
         """Enters a process; one that the kernel has entered meanwhile stays as it is, unless to be replaced."""
         calls = self._calls_of(target)
-        head = WORKER.pack(role, self._build(target), 0, int(titled), 0, calls, 0, 0, 0, 0, 0, 0, 0, 0)
+        head = WORKER.pack(role, self._binary_index(target), 0, int(titled), 0, calls, 0, 0, 0, 0, 0, 0, 0, 0)
         entry = head.ljust(WORKER_BYTES, b"\0")
         try:
             if replace:
@@ -263,7 +263,7 @@ class BpfBackend:
         if target.master is None:
             present = [worker for worker in target.workers if _is_there(worker)]
         elif _is_there(target.master):
-            self._roster.masters[target.master.pid] = target
+            self._table.masters[target.master.pid] = target
             if self._stacks is not None:
                 unsampled = self._sample_births(target.master.pid, self._stacks)
             present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
@@ -273,27 +273,27 @@ class BpfBackend:
             return
         for worker in present:
             self._watch(worker.pid, Role.WORKER, target)
-            inherited = worker.pid in self._roster.workers and worker.pid not in unsampled
+            inherited = worker.pid in self._table.workers and worker.pid not in unsampled
             if self._stacks is not None and not inherited:
                 self._stacks.watch(worker.pid)
-            self._pending.append(self._roster.add(worker, target))
+            self._pending.append(self._table.add(worker, target))
 
-    def _sample_births(self, master: int, stacks: StackProbes) -> set[int]:
+    def _sample_births(self, master: int, stacks: GrowthProbes) -> set[int]:
         """Samples a master and all that it forks from now on; returns the workers whose birth was seen before.
 
         Of one whose birth is seen just then, nobody can say on which side of it that was: then once more.
         """
         for _ in range(_ATTEMPTS):
             self._take_births(master)
-            before = set(self._roster.workers)
+            before = set(self._table.workers)
             stacks.watch(master)
             self._take_births(master)
-            if before.issuperset(self._roster.workers):
+            if before.issuperset(self._table.workers):
                 return before
             stacks.unwatch(master)
         stacks.watch(master)
         self._lacking.append(f"stacks: master {master} forks all the time: some workers may not be sampled")
-        return set(self._roster.workers)
+        return set(self._table.workers)
 
     def _take_births(self, master: int) -> None:
         """Takes the births up to now, that of a worker included which is only half forked when this is called."""
@@ -384,7 +384,7 @@ class BpfBackend:
         facts, self._pending = self._pending, []
         records = self._ring.records(_BATCH)
         self._taken = len(records)
-        return facts + self._intake.facts(records)
+        return facts + self._event_decoder.facts(records)
 
     def _died(self, pid: int) -> None:
         if self._stacks is not None:
@@ -392,7 +392,7 @@ class BpfBackend:
 
     def _follow(self, pid: int) -> None:
         """A master replaced itself: a graceful reload runs the same file, an upgrade another."""
-        master, target = processes.process(pid), self._roster.masters.get(pid)
+        master, target = processes.process(pid), self._table.masters.get(pid)
         if master is None or target is None or target.master is None:
             return
         if master.executable == target.master.executable:
@@ -402,13 +402,13 @@ class BpfBackend:
             changed = dataclasses.replace(target, php=php, master=master, workers=())
             # The master first: from then on its forks are entered with the new binary; then those before.
             self._watch(pid, Role.MASTER, changed, replace=True)
-            self._roster.masters[pid] = changed
+            self._table.masters[pid] = changed
             known: set[int] = set()
             while fresh := [child for child in processes.children(master) if child.pid not in known]:
                 known |= {child.pid for child in fresh}
                 for child in fresh:
                     self._watch(child.pid, Role.WORKER, changed, titled=False, replace=True)
-                    self._pending.append(self._roster.add(child, changed))
+                    self._pending.append(self._table.add(child, changed))
             self._hook(changed)
         except (OSError, PhptraceError) as exc:
             self._pending.append(
@@ -419,8 +419,8 @@ class BpfBackend:
         losses = self._losses()
         if self._stacks is not None:
             losses += self._stacks.losses()
-        missing = self._roster.missing()
-        gone = [self._roster.vanished(pid, time.time_ns()) for pid in missing]
+        missing = self._table.missing()
+        gone = [self._table.mark_gone(pid, time.time_ns()) for pid in missing]
         if self._stacks is not None:
             for pid in missing:
                 self._stacks.gone(pid)

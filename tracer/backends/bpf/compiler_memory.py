@@ -11,7 +11,7 @@ _MADV_DONTNEED = 4
 _COMPILER = ("libLLVM", "libclang")
 
 
-def give_back() -> None:
+def release_compiler_memory() -> None:
     """Frees what malloc holds on to, and lets go of the compiler's code.
 
     Code pages are clean copies of the file: should anything still run there, they are read again. Only

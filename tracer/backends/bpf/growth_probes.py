@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator
 from tracer.backends import StackOptions
 from tracer.backends.bpf import rss_caveats
 from tracer.backends.bpf.programs import RING_BYTES, ProgramKind, Programs
-from tracer.backends.bpf.ring_buffer import Ring
-from tracer.backends.bpf.thread_sampling import Sampling
-from tracer.backends.records.growth_decoder import StackBook
-from tracer.backends.records.stack_structs import STACK_LAYOUT, WEIGHING, LostStacks
+from tracer.backends.bpf.ring_buffer import RingBuffer
+from tracer.backends.bpf.thread_sampling import ThreadSampling
+from tracer.backends.records.growth_decoder import GrowthDecoder
+from tracer.backends.records.stack_structs import SAMPLING_CONFIG, STACK_LAYOUT, LostStacks
 from tracer.errors import UnsupportedError
 from tracer.facts import Fact, Loss, Request
 from tracer.targets.libc import Libc
@@ -39,14 +39,14 @@ _WHY_LOST = {
 _ENOUGH_UNREADABLE = 20
 
 
-class StackProbes:
+class GrowthProbes:
     """The programs of growth.bpf.c on workers that another module of programs watches. close() takes them off."""
 
     def __init__(self, options: StackOptions, workers: int, *, workers_max: int, cpus: int) -> None:
         """`workers` is the descriptor of the map `workers`, which is shared. UnsupportedError if nothing loads."""
         self._options = options
         self._undo = contextlib.ExitStack()
-        self._book = StackBook()
+        self._growth_decoder = GrowthDecoder()
         self._calls: list[int] = []
         self._held: list[Fact] = []
         self._leaving: list[int] = []  # pids of the dead whose last facts are being held,
@@ -61,12 +61,12 @@ class StackProbes:
                 self.lacking.append(
                     f"stacks: at most {self.depth} frames of a stack, not {options.max_depth}: more does not load"
                 )
-            self._programs.map("weighing")[0] = WEIGHING.pack(options.every * mmap.PAGESIZE)
-            self._ring = Ring(self._programs.map("stack_events").fd, RING_BYTES)
+            self._programs.map("sampling_config")[0] = SAMPLING_CONFIG.pack(options.every * mmap.PAGESIZE)
+            self._ring = RingBuffer(self._programs.map("stack_events").fd, RING_BYTES)
             self._undo.callback(self._ring.close)
             self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
             self._calls_in_kernel = self._undo.enter_context(contextlib.ExitStack())
-            self._sampling = Sampling(self._programs, every=options.every, hz=options.hz)
+            self._sampling = ThreadSampling(self._programs, every=options.every, hz=options.hz)
             self._undo.callback(self._sampling.close)
             self._undo.callback(self._close_calls)
             self._programs.on_raw_tracepoint("sched_process_exit", "on_exit", self._tracepoints)
@@ -80,7 +80,7 @@ class StackProbes:
             programs = Programs("growth.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus, DEPTH_MAX=depth)
             programs.share("workers", workers)
             try:
-                with _stderr_kept():
+                with _stderr_silenced():
                     for function in ("on_clock", "on_fault"):
                         programs.fd(function, ProgramKind.PERF_EVENT)
                     for function in ("on_mmap", "on_mremap", "on_brk"):
@@ -95,7 +95,7 @@ class StackProbes:
                 self._undo.callback(programs.close)
                 return programs, depth
 
-    def enter_build(self, index: int, php: Php) -> None:
+    def enter_php_binary(self, index: int, php: Php) -> None:
         """What is known of a binary, under its index in the map `builds`."""
         layout = php.stack
         if layout is None or php.executor_globals is None or php.heap is None:
@@ -151,7 +151,7 @@ class StackProbes:
         found = list(self._expanded(self._held))
         self._held = facts
         for pid in self._left:
-            self._book.forget(pid)
+            self._growth_decoder.forget(pid)
         self._left, self._leaving = self._leaving, []
         return found
 
@@ -162,9 +162,9 @@ class StackProbes:
         """
         self._read()
         for pid in workers:
-            entry = self._programs.map("stacked").get(pid)
+            entry = self._programs.map("worker_stacks").get(pid)
             if entry is not None:
-                self._book.take_slots(pid, entry)
+                self._growth_decoder.take_slots(pid, entry)
         found = [*self._expanded(self._held), *self._expanded(facts), *self.losses()]
         self._held = []
         self._tracepoints.close()
@@ -178,11 +178,11 @@ class StackProbes:
             if total > self._lost_before[what]:
                 found.append(Loss(time.time_ns(), total - self._lost_before[what], _WHY_LOST[what]))
                 self._lost_before[what] = total
-        none_readable = _ENOUGH_UNREADABLE <= self._book.unreadable == self._book.stacks
+        none_readable = _ENOUGH_UNREADABLE <= self._growth_decoder.unreadable == self._growth_decoder.stacks
         if none_readable and not self._distrusted:
             self._distrusted = True
             why = "call stacks: none could be read; this PHP's structures are not those of its version"
-            found.append(Loss(time.time_ns(), self._book.unreadable, why))
+            found.append(Loss(time.time_ns(), self._growth_decoder.unreadable, why))
         return found
 
     def stop(self) -> list[int]:
@@ -198,13 +198,13 @@ class StackProbes:
     def _read(self) -> None:
         while records := self._ring.records(_BATCH):
             for record in records:
-                self._book.take(record)
+                self._growth_decoder.take(record)
 
     def _expanded(self, facts: list[Fact]) -> Iterator[Fact]:
         for fact in facts:
             yield fact
             if isinstance(fact, Request):
-                yield from self._book.growths(fact.pid, fact.nth)
+                yield from self._growth_decoder.growths(fact.pid, fact.nth)
 
     def _close_calls(self) -> None:
         while self._calls:
@@ -218,7 +218,7 @@ def _allow_many_files() -> None:
 
 
 @contextlib.contextmanager
-def _stderr_kept() -> Iterator[None]:
+def _stderr_silenced() -> Iterator[None]:
     """bcc prints what the verifier says straight to stderr, also of an attempt that is to be made smaller."""
     sys.stderr.flush()
     kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from tracer.backends.records.request_structs import BUILD
+from tracer.backends.records.request_structs import PHP_BINARY
 from tracer.targets.layouts import FCGI_ENV
 from tracer.targets.php import Php
 
 
-def build_entry(php: Php, *, fastcgi: bool) -> bytes:
+def php_binary_entry(php: Php, *, fastcgi: bool) -> bytes:
     """The `struct build` of a binary."""
     heap, layout = php.heap, php.layout
     globals_known = None not in (php.sapi_globals, php.core_globals, php.executor_globals)
-    return BUILD.pack(
+    return PHP_BINARY.pack(
         php.hooks.startup.address if php.hooks else 0,
         heap.slot if heap else 0,
         php.sapi_globals or 0,

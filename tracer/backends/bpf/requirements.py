@@ -9,7 +9,7 @@ from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 from tracer.targets import kernel
 
 
-def obstacles() -> list[PhptraceError]:
+def unmet_requirements() -> list[PhptraceError]:
     """Everything that keeps this backend from working here, each with its mend; the gravest first."""
     found: list[PhptraceError] = []
     missing = kernel.missing_capabilities()

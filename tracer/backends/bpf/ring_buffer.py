@@ -14,7 +14,7 @@ _BUSY = 1 << 31
 _DISCARDED = 1 << 30
 
 
-class Ring:
+class RingBuffer:
     """The consumer's end of a ring buffer of `size` bytes, a power of two and multiple of the page."""
 
     def __init__(self, map_fd: int, size: int) -> None:

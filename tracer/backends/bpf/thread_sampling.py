@@ -19,7 +19,7 @@ _ATTEMPTS = 20
 _IDLE_S, _LOOK_S = 1.0, 0.0005
 
 
-class Sampling:
+class ThreadSampling:
     """The events of all processes that are sampled: two descriptors a thread. close() takes them off."""
 
     def __init__(self, programs: Programs, *, every: int, hz: int) -> None:

@@ -22,10 +22,10 @@ from tracer.backends import StackOptions
 from tracer.backends.ptrace.permissions import obstacle, refusal
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace.tracer import TracingLoop
-from tracer.backends.records.event_decoder import Intake
-from tracer.backends.records.growth_decoder import StackBook
+from tracer.backends.records.event_decoder import EventDecoder
+from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.worker_table import Roster
+from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss, Request
 from tracer.targets.fpm_config import has_slowlog
@@ -53,7 +53,7 @@ _SLOWLOG = (
 _COST_OF_BOUNDARIES = "a request stops three times: 0.2 to 0.8 ms, whatever it does. SIGTRAP has a handler meanwhile"
 _NO_CALLS = "not measured: mmap and brk calls: with breakpoints, no system call is seen"
 _MAPPED_ONLY = (
-    "stacks: of mmap, mremap and brk alone (--weight mapped): page faults and Zend's heap cannot be sampled with ptrace"
+    "stacks: of mmap, mremap and brk alone (--metric mapped): page faults and Zend's heap cannot be sampled with ptrace"
 )
 _ABANDONED = "workers: watched no longer, since "
 _UNEXPLAINED = "workers: something else was tracing them when tracing began (php-fpm's slowlog, another tracer)"
@@ -82,15 +82,15 @@ class PtraceBackend:
         self._undo = contextlib.ExitStack()
         self._lacking: list[str] = []
         self._pending: list[Fact] = []
-        self._book = StackBook()
+        self._growth_decoder = GrowthDecoder()
 
     @property
     def watched(self) -> int:
-        return sum(w.wanted for w in self._roster.workers.values()) if self._tracer is not None else 0
+        return sum(w.wanted for w in self._table.workers.values()) if self._tracer is not None else 0
 
     @property
     def masters(self) -> int:
-        return len(self._roster.masters) if self._tracer is not None else 0
+        return len(self._table.masters) if self._tracer is not None else 0
 
     @property
     def lacking(self) -> Sequence[str]:
@@ -124,11 +124,11 @@ class PtraceBackend:
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            self._roster = Roster(offset)
+            self._table = WorkerTable(offset)
             decoder = RequestDecoder(
                 os.uname().nodename, offset, keep_query=self._keep_query, calls=not self._boundaries
             )
-            self._intake = Intake(self._roster, decoder, died=self._book.forget)
+            self._event_decoder = EventDecoder(self._table, decoder, died=self._growth_decoder.forget)
             self._start(list(targets))
             undo.callback(self._end_tracer)
             said = self._attached()
@@ -152,7 +152,7 @@ class PtraceBackend:
             # In steps: records that come one by one cost more than those that come together.
             time.sleep(max(0.0, min(_POLL_S, deadline - time.monotonic())))
             facts, self._pending = self._pending + self._take(0.0), []
-            if self._reader.ended and self._tracer is not None and (self._roster.workers or self._roster.masters):
+            if self._reader.ended and self._tracer is not None and (self._table.workers or self._table.masters):
                 self._pending = facts
                 raise IncompleteError(f"the process that traces has ended{self._why()}; the workers go on untraced")
             if facts or time.monotonic() >= deadline:
@@ -220,10 +220,10 @@ class PtraceBackend:
         said: dict[str, Any] = next(json.loads(record) for channel, record in records if channel is Channel.SAID)
         for target in self._targets:
             if target.master is not None and target.master.pid in said["masters"]:
-                self._roster.masters[target.master.pid] = target
+                self._table.masters[target.master.pid] = target
             for worker in target.workers:
                 if worker.pid in said["workers"]:
-                    self._pending.append(self._roster.add(worker, target))
+                    self._pending.append(self._table.add(worker, target))
         self._pending += self._facts(records)
         return said
 
@@ -234,12 +234,12 @@ class PtraceBackend:
         facts: list[Fact] = []
         for channel, record in records:
             if channel is Channel.REQUESTS:
-                for fact in self._intake.facts((record,)):
+                for fact in self._event_decoder.facts((record,)):
                     facts.append(fact)
                     if isinstance(fact, Request):
-                        facts += self._book.growths(fact.pid, fact.nth)
+                        facts += self._growth_decoder.growths(fact.pid, fact.nth)
             elif channel is Channel.STACKS:
-                self._book.take(record)
+                self._growth_decoder.take(record)
             elif channel is Channel.ABANDONED:
                 why = ascii(record.decode("utf-8", "replace"))[1:-1]
                 facts.append(Loss(time.time_ns(), 1, f"{_ABANDONED}{why}"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tracer.backends.ptrace.open_request import RunningRequest, end_alone
+from tracer.backends.ptrace.open_request import OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
@@ -17,7 +17,7 @@ from tracer.targets.php import Hooks
 _METHOD_MOST = 16
 
 
-class BoundaryWorker:
+class BreakpointTracer:
     """Follows one worker from breakpoint to breakpoint; it stands still while it is asked."""
 
     accepts = True  # it is a worker from its first stop on, as far as can be seen
@@ -39,7 +39,7 @@ class BoundaryWorker:
         self._files = files
         self._memory = memory
         self._emit = emit
-        self._request: RunningRequest | None = None
+        self._request: OpenRequest | None = None
         self._requests = 0
         sites = {bias + hooks.startup.address: self._start, bias + hooks.end.address: self._end}
         if hooks.teardown is not None:
@@ -76,7 +76,7 @@ class BoundaryWorker:
         self._requests += 1
         heap = self._memory.heap()
         before = self._files.memory()
-        self._request = RunningRequest(
+        self._request = OpenRequest(
             pid=self.pid,
             nth=self._requests,
             started_ns=_now(),

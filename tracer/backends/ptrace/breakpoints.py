@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 
 from tracer.backends.ptrace import syscalls
-from tracer.backends.ptrace.breakpoint_tracer import BoundaryWorker
-from tracer.backends.ptrace.sigtrap_handler import TrapHandler, drain_traps, is_asleep, may_call
+from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
+from tracer.backends.ptrace.sigtrap_handler import SigtrapHandler, drain_traps, is_asleep, may_call
 
 
 class Breakpoints:
@@ -16,10 +16,10 @@ class Breakpoints:
     """
 
     def __init__(self) -> None:
-        self._families: dict[int, TrapHandler] = {}
-        self._handlers: dict[int, TrapHandler] = {}  # by worker
+        self._families: dict[int, SigtrapHandler] = {}
+        self._handlers: dict[int, SigtrapHandler] = {}  # by worker
 
-    def arm(self, worker: BoundaryWorker, family: int) -> tuple[bool, int]:
+    def arm(self, worker: BreakpointTracer, family: int) -> tuple[bool, int]:
         """Of a worker that stands where can_call(); False if it has a handler of its own, and is let be.
 
         Also a signal that came meanwhile, to be delivered when it is resumed, or 0.
@@ -28,7 +28,7 @@ class Breakpoints:
         syscalls.set_breakpoints(pid, ())  # those of a tracer that was killed
         handler = self._families.get(family)
         if handler is None or not handler.fits(pid):
-            handler = TrapHandler(pid)
+            handler = SigtrapHandler(pid)
             self._families.setdefault(family, handler)
         worker.has_handler, held = handler.install(pid)
         if worker.has_handler:
@@ -37,7 +37,7 @@ class Breakpoints:
             worker.armed = True
         return worker.has_handler, held
 
-    def let_go(self, worker: BoundaryWorker, *, at_syscall: bool, number: int, hurry: bool) -> int | None:
+    def let_go(self, worker: BreakpointTracer, *, at_syscall: bool, number: int, hurry: bool) -> int | None:
         """Clears a stopped worker's breakpoints, then takes its handler away; the signal to detach it with.
 
         None where the handler can be taken away only a little further on: it was resumed, with the signal `number`.

@@ -14,7 +14,7 @@ _METHOD_BYTES = 15
 
 
 @dataclasses.dataclass(slots=True)
-class RunningRequest:
+class OpenRequest:
     """What is known of it so far. Times are CLOCK_MONOTONIC nanoseconds."""
 
     pid: int
@@ -80,18 +80,18 @@ class RunningRequest:
 
     def record(self) -> bytes:
         """The `struct request`, once it has ended; nothing is read, so the worker may be running again."""
-        flags = Flag.NO_SCRIPT_END
+        flags = Flag.SCRIPT_END_NOT_SEEN
         flags |= Flag.DETACHED if self.detached else Flag(0)
-        flags |= Flag.NO_HEAP if self.zend_real_before is None else Flag(0)
-        flags |= Flag.NO_TEARDOWN if self.anon_end is None else Flag(0)
-        flags |= Flag(0) if self.layout_known else Flag.NO_LAYOUT
+        flags |= Flag.ZEND_HEAP_UNKNOWN if self.zend_real_before is None else Flag(0)
+        flags |= Flag.TEARDOWN_NOT_SEEN if self.anon_end is None else Flag(0)
+        flags |= Flag(0) if self.layout_known else Flag.PHP_LAYOUT_UNKNOWN
         flags |= Flag.FATAL if self.fatal else Flag(0)
-        flags |= Flag.NO_URI if self.uri is None else Flag(0)
+        flags |= Flag.URI_UNKNOWN if self.uri is None else Flag(0)
         flags |= Flag.NO_SCRIPT if self.script is None else Flag(0)
-        flags |= Flag.NO_METHOD if self.method is None else Flag(0)
+        flags |= Flag.METHOD_UNKNOWN if self.method is None else Flag(0)
         values = dict.fromkeys((name for name, _ in REQUEST_FIELDS), 0)
         if self.after is None:
-            flags |= Flag.NO_END
+            flags |= Flag.END_NOT_SEEN
         else:
             values.update(
                 anon_after=self.after.anon, file_after=self.after.file, shmem_after=self.after.shmem,
@@ -119,5 +119,5 @@ class RunningRequest:
 def end_alone(pid: int, nth: int, ended_ns: int) -> bytes:
     """The record of a request that was running when tracing began: only its end was seen."""
     values = dict.fromkeys((name for name, _ in REQUEST_FIELDS), 0)
-    values.update(kind=EventKind.REQUEST, pid=pid, nth=nth, flags=Flag.NO_START, ended_ns=ended_ns)
+    values.update(kind=EventKind.REQUEST, pid=pid, nth=nth, flags=Flag.START_NOT_SEEN, ended_ns=ended_ns)
     return REQUEST.pack(*{**values, "method": b""}.values())

@@ -71,7 +71,7 @@ def is_asleep(regs: syscalls.Registers) -> bool:
     return bool(regs.orig_rax != _NONE) and _result(regs) == _RESTART_BLOCK
 
 
-class TrapHandler:
+class SigtrapHandler:
     """For the workers of one master, which have the same C library at the same place."""
 
     def __init__(self, pid: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params
-from tracer.backends.ptrace.open_request import RunningRequest, end_alone
+from tracer.backends.ptrace.open_request import OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.syscalls import Entry, Exit, read_memory
@@ -59,7 +59,7 @@ class _Connection:
         self.keep = False
 
 
-class SyscallWorker:
+class SyscallTracer:
     """Follows one worker from stop to stop; it stands still while it is asked."""
 
     def __init__(
@@ -84,7 +84,7 @@ class SyscallWorker:
         self._emit = emit
         self._on_call = on_call
         self._busy = busy
-        self._request: RunningRequest | None = None
+        self._request: OpenRequest | None = None
         self._answered = False
         self._script_ended = False
         self._heap_tells = False  # of the end of this request: not with USE_ZEND_ALLOC=0
@@ -206,7 +206,7 @@ class SyscallWorker:
         self._keep = keep
         heap = self._memory.heap()
         before = self._files.memory()
-        self._request = RunningRequest(
+        self._request = OpenRequest(
             pid=self.pid,
             nth=self.requests,
             started_ns=_now(),
@@ -234,7 +234,7 @@ class SyscallWorker:
             return False
         return tail[:2] == b"\x01\x03" and tail[4:6] == b"\x00\x08"
 
-    def _answer(self, request: RunningRequest) -> None:
+    def _answer(self, request: OpenRequest) -> None:
         """The answer is complete. fastcgi_finish_request() answers, and the script goes on."""
         self._answered = True
         self._script_ended = not self._memory.runs_script()
@@ -244,13 +244,13 @@ class SyscallWorker:
             request.script, request.script_bytes = None, 0  # a 404: PHP was asked for a file, and ran none
         self._look_at_teardown(request)
 
-    def _look_for_script(self, request: RunningRequest) -> None:
+    def _look_for_script(self, request: OpenRequest) -> None:
         """What PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
         found = self._memory.script(SCRIPT_MAX)
         if found is not None:
             request.script, request.script_bytes, request.script_found = found, len(found), True
 
-    def _look_at_teardown(self, request: RunningRequest) -> None:
+    def _look_at_teardown(self, request: OpenRequest) -> None:
         """Again and again until Zend's allocator has been reset; a script that goes on may meet its fatal error yet."""
         heap = self._memory.heap()
         if heap is None or heap.peak > 0:

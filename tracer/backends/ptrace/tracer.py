@@ -19,11 +19,11 @@ from types import FrameType
 
 from tracer.backends import StackOptions
 from tracer.backends.ptrace import syscalls
-from tracer.backends.ptrace.breakpoint_tracer import BoundaryWorker
+from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
 from tracer.backends.ptrace.breakpoints import Breakpoints, can_call, is_signal
 from tracer.backends.ptrace.pipe import Channel, PipeWriter
 from tracer.backends.ptrace.sigtrap_handler import Died
-from tracer.backends.ptrace.syscall_tracer import SyscallWorker
+from tracer.backends.ptrace.syscall_tracer import SyscallTracer
 from tracer.backends.ptrace.tracees import TROUBLE, Tracees
 from tracer.backends.ptrace.worker_factory import WorkerFactory
 from tracer.backends.records.request_structs import REPLACED, EventKind
@@ -156,15 +156,15 @@ class TracingLoop:
     def _trapped(self, pid: int) -> None:
         """A breakpoint, or somebody else's SIGTRAP, which is passed on."""
         worker = self._tracees.workers.get(pid)
-        ours = isinstance(worker, BoundaryWorker) and worker.at_breakpoint(syscalls.registers(pid).rip)
+        ours = isinstance(worker, BreakpointTracer) and worker.at_breakpoint(syscalls.registers(pid).rip)
         if ours and self._tracees.is_new(pid) and not self._settle(pid):
             return
         self._resume(pid, 0 if ours else signal.SIGTRAP)
 
     def _at_syscall(self, pid: int) -> None:
         worker = self._tracees.workers.get(pid)
-        made = syscalls.syscall_stop(pid) if isinstance(worker, SyscallWorker) else None
-        if not isinstance(worker, SyscallWorker) or made is None:
+        made = syscalls.syscall_stop(pid) if isinstance(worker, SyscallTracer) else None
+        if not isinstance(worker, SyscallTracer) or made is None:
             self._resume(pid)
             return
         if isinstance(made, syscalls.Entry):
@@ -221,7 +221,7 @@ class TracingLoop:
 
     def _resume(self, pid: int, number: int = 0) -> None:
         worker = self._tracees.workers.get(pid)
-        if isinstance(worker, BoundaryWorker):
+        if isinstance(worker, BreakpointTracer):
             if not worker.armed and not number and can_call(pid) and self._may_arm(pid):
                 number = self._arm(pid, worker)
                 if pid not in self._tracees.workers:
@@ -238,7 +238,7 @@ class TracingLoop:
     def _may_arm(self, pid: int) -> bool:
         return not self._tracees.is_doubtful(pid) or self._tracees.has_title(pid)
 
-    def _arm(self, pid: int, worker: BoundaryWorker) -> int:
+    def _arm(self, pid: int, worker: BreakpointTracer) -> int:
         """Sets a worker's breakpoints; the signal to resume it with. One that cannot have them is let be."""
         if self._tracees.is_doubtful(pid) and not self._settle(pid):
             return 0
@@ -294,7 +294,7 @@ class TracingLoop:
     def _let_go(self, pid: int, number: int, event: int) -> None:
         worker = self._tracees.workers.get(pid)
         delivered: int | None = number if is_signal(number, event) else 0
-        if isinstance(worker, BoundaryWorker):
+        if isinstance(worker, BreakpointTracer):
             trapped = delivered == signal.SIGTRAP and worker.at_breakpoint(syscalls.registers(pid).rip)
             stopped = event == syscalls.EVENT_STOP and number != signal.SIGTRAP
             delivered = self._breakpoints.let_go(

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tracer.backends import StackOptions
-from tracer.backends.ptrace.breakpoint_tracer import BoundaryWorker
+from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.php_stack import Walker
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.stack_records import StackSender
-from tracer.backends.ptrace.syscall_tracer import SyscallWorker
+from tracer.backends.ptrace.syscall_tracer import SyscallTracer
 from tracer.errors import UnsupportedError
 from tracer.targets import processes
 from tracer.targets.php import Php
@@ -59,7 +59,7 @@ class WorkerFactory:
         """It became another program: what it forks now has other addresses."""
         self._biases.pop(master, None)
 
-    def worker(self, pid: int, target: Target, *, born: bool) -> SyscallWorker | BoundaryWorker:
+    def worker(self, pid: int, target: Target, *, born: bool) -> SyscallTracer | BreakpointTracer:
         """OSError if it is gone; UnsupportedError if breakpoints are wanted and there is no place for them."""
         php, bias = target.php, self.bias(pid, target, born=born)
         if bias is None:
@@ -68,11 +68,11 @@ class WorkerFactory:
         if self._boundaries:
             if php.hooks is None:
                 raise UnsupportedError("they run another PHP than their master did when tracing began")
-            return BoundaryWorker(pid, WorkerFiles(pid), memory, php.hooks, bias, self._emit)
+            return BreakpointTracer(pid, WorkerFiles(pid), memory, php.hooks, bias, self._emit)
         sender = self._sender(pid, php, bias)
         on_call = None if sender is None else sender.memory_call
         busy = not born and _is_busy(pid, memory)
-        return SyscallWorker(pid, WorkerFiles(pid), memory, self._emit, on_call, busy=busy)
+        return SyscallTracer(pid, WorkerFiles(pid), memory, self._emit, on_call, busy=busy)
 
     def _sender(self, pid: int, php: Php, bias: int) -> StackSender | None:
         """Who sends the stacks of its memory calls, where they are asked for and can be had."""

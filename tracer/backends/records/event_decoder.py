@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.request_structs import HEAD, PROCESS_EVENT, EventKind
-from tracer.backends.records.worker_table import Roster
+from tracer.backends.records.worker_table import WorkerTable
 from tracer.facts import Fact
 
 
@@ -14,12 +14,12 @@ def _nothing(pid: int) -> None:
     """For who need not know."""
 
 
-class Intake:
+class EventDecoder:
     """Decodes records, and keeps the roster of workers by what they say."""
 
     def __init__(
         self,
-        roster: Roster,
+        roster: WorkerTable,
         decoder: RequestDecoder,
         *,
         replaced: Callable[[int], None] = _nothing,
@@ -29,7 +29,7 @@ class Intake:
         """Called with a pid: `replaced` of a master that ran itself, or another program, anew; `unwanted` of a
         worker that turned out to be of a pool nobody asked for; `died` of whoever died.
         """
-        self._roster = roster
+        self._table = roster
         self._decoder = decoder
         self._replaced = replaced
         self._unwanted = unwanted
@@ -37,12 +37,12 @@ class Intake:
 
     def facts(self, records: Iterable[bytes]) -> list[Fact]:
         found: list[Fact] = []
-        workers, head = self._roster.workers, HEAD.unpack_from
+        workers, head = self._table.workers, HEAD.unpack_from
         request, add, of_request = self._decoder.request, found.append, int(EventKind.REQUEST)
         for record in records:
             kind, pid = head(record)
             if kind == of_request:
-                watched = workers.get(pid) or self._roster.stranger(pid)
+                watched = workers.get(pid) or self._table.adopt_unknown(pid)
                 if watched is None:
                     add(request(record, None))
                 elif watched.wanted:
@@ -56,15 +56,15 @@ class Intake:
     def _process_event(self, record: bytes) -> Fact | None:
         kind, pid = PROCESS_EVENT.unpack(record)[:2]
         if kind == EventKind.BORN:
-            return self._roster.born(record)
+            return self._table.born(record)
         if kind == EventKind.DIED:
             self._died(pid)
-            return self._roster.died(record)
+            return self._table.died(record)
         if kind == EventKind.EXECED:
             self._replaced(pid)
             return None
-        fact = self._roster.titled(record)
-        watched = self._roster.workers.get(pid)
+        fact = self._table.titled(record)
+        watched = self._table.workers.get(pid)
         if watched is not None and not watched.wanted:
             self._unwanted(pid)
         return fact

@@ -14,24 +14,24 @@ from tracer.backends.records.stack_structs import (
     FRAME,
     FUNCTION,
     GROWTH,
+    GROWTH_SLOT,
+    GROWTH_SLOTS,
     HASH_LOST,
     HASH_NO_PHP,
     HASH_THREAD,
     MEMORY_CALL,
-    SLOT,
-    SLOTS,
     STACK,
-    STACKED,
+    WORKER_STACKS,
     Call,
     FunctionFlag,
     FunctionType,
+    MetricKind,
     StackEventKind,
     StackFlag,
-    WeightKind,
 )
-from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, FrameKind, Growth, Weight
+from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, FrameKind, Growth, Metric
 
-_WEIGHTS = {WeightKind.RSS: Weight.RSS, WeightKind.MAPPED: Weight.MAPPED, WeightKind.ZEND: Weight.ZEND}
+_METRICS = {MetricKind.RSS: Metric.RSS, MetricKind.MAPPED: Metric.MAPPED, MetricKind.ZEND: Metric.ZEND}
 _NAMES_MAX = 100_000
 _MOST = (1 << 63) - 1
 
@@ -78,14 +78,14 @@ class _Open:
     )
     grown: dict[tuple[str, Stack], list[int]] = dataclasses.field(default_factory=dict)
 
-    def add(self, weight: Weight, stack: Stack, size: int, samples: int) -> None:
-        both = self.grown.setdefault((weight.value, stack), [0, 0])
+    def add(self, metric: Metric, stack: Stack, size: int, samples: int) -> None:
+        both = self.grown.setdefault((metric.value, stack), [0, 0])
         # Sums of what stands in the worker's own memory: whatever that is, a recording has 64 bits for them.
         both[0] = max(-_MOST, min(both[0] + size, _MOST))
         both[1] += samples
 
 
-class StackBook:
+class GrowthDecoder:
     """Keeps what is known of the stacks of the requests under way."""
 
     def __init__(self) -> None:
@@ -100,8 +100,8 @@ class StackBook:
         nth = int.from_bytes(record[8:12], "little")
         request = self._request(pid, nth)
         if kind == StackEventKind.GROWTH:
-            _, _, _, weight, key, size, samples, _ = GROWTH.unpack_from(record)
-            self._grow(request, weight, key, size, samples)
+            _, _, _, metric, key, size, samples, _ = GROWTH.unpack_from(record)
+            self._grow(request, metric, key, size, samples)
         elif kind == StackEventKind.FUNCTION:
             request.functions[FUNCTION.unpack_from(record)[4]] = self._function(record)
         elif kind == StackEventKind.STACK:
@@ -114,15 +114,17 @@ class StackBook:
             what = MemoryCall(Call(call), address, size, to, to_size)
             for changed, change in space.changes(nth, what, stack, script_ended=bool(script_ended)):
                 # The call is counted where it was made, or where it takes off what was counted there.
-                request.add(Weight.MAPPED, changed, change, int(change > 0))
+                request.add(Metric.MAPPED, changed, change, int(change > 0))
 
     def take_slots(self, pid: int, entry: bytes) -> None:
         """What the kernel has not yet sent of a worker's request: its entry in the map `stacked`."""
-        nth = STACKED.unpack_from(entry)[0]
+        nth = WORKER_STACKS.unpack_from(entry)[0]
         request = self._request(pid, nth)
-        for key, size, weight, samples in SLOT.iter_unpack(entry[STACKED.size : STACKED.size + SLOTS * SLOT.size]):
-            if weight:
-                self._grow(request, weight, key, size, samples)
+        for key, size, metric, samples in GROWTH_SLOT.iter_unpack(
+            entry[WORKER_STACKS.size : WORKER_STACKS.size + GROWTH_SLOTS * GROWTH_SLOT.size]
+        ):
+            if metric:
+                self._grow(request, metric, key, size, samples)
 
     def growths(self, pid: int, nth: int) -> list[Growth]:
         """What that request, now over, grew by; it is forgotten, and with it those before it, which were lost."""
@@ -131,8 +133,8 @@ class StackBook:
         for earlier in [number for number in requests if number < nth]:
             del requests[earlier]
         return [
-            Growth(pid, nth, weight, stack, size, samples)
-            for (weight, stack), (size, samples) in ({} if request is None else request.grown).items()
+            Growth(pid, nth, metric, stack, size, samples)
+            for (metric, stack), (size, samples) in ({} if request is None else request.grown).items()
             if size
         ]
 
@@ -148,9 +150,9 @@ class StackBook:
             request = requests[nth] = _Open()
         return request
 
-    def _grow(self, request: _Open, weight: int, key: int, size: int, samples: int) -> None:
-        if weight in _WEIGHTS:
-            request.add(_WEIGHTS[WeightKind(weight)], request.stacks.get(key, (STACK_LOST,)), size, samples)
+    def _grow(self, request: _Open, metric: int, key: int, size: int, samples: int) -> None:
+        if metric in _METRICS:
+            request.add(_METRICS[MetricKind(metric)], request.stacks.get(key, (STACK_LOST,)), size, samples)
 
     def _function(self, record: bytes) -> _Function:
         """Requests are alike: the same function is the same object, whatever its id and request."""

@@ -28,15 +28,15 @@ _VM_BEFORE, _VM_AFTER, _MAP_BYTES, _UNMAP_BYTES, _BRK_BYTES = map(
 _PLAIN = 0
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
 _NOTES = (
-    (Flag.NO_START, Note.NO_START),
-    (Flag.NO_HEAP, Note.NO_HEAP),
-    (Flag.NO_LAYOUT, Note.NO_LAYOUT),
-    (Flag.URI_FALLBACK, Note.URI_IS_SCRIPT_NAME),
-    (Flag.NO_URI, Note.NO_URI),
-    (Flag.SCRIPT_FALLBACK, Note.SCRIPT_IS_PATH_TRANSLATED),
+    (Flag.START_NOT_SEEN, Note.START_NOT_SEEN),
+    (Flag.ZEND_HEAP_UNKNOWN, Note.ZEND_HEAP_UNKNOWN),
+    (Flag.PHP_LAYOUT_UNKNOWN, Note.PHP_LAYOUT_UNKNOWN),
+    (Flag.URI_IS_SCRIPT_NAME, Note.URI_IS_SCRIPT_NAME),
+    (Flag.URI_UNKNOWN, Note.URI_UNKNOWN),
+    (Flag.SCRIPT_IS_PATH_TRANSLATED, Note.SCRIPT_IS_PATH_TRANSLATED),
     (Flag.NO_SCRIPT, Note.NO_SCRIPT),
-    (Flag.METHOD_FALLBACK, Note.METHOD_FROM_SAPI),
-    (Flag.NO_METHOD, Note.NO_METHOD),
+    (Flag.METHOD_FROM_SAPI, Note.METHOD_FROM_SAPI),
+    (Flag.METHOD_UNKNOWN, Note.METHOD_UNKNOWN),
 )
 
 
@@ -85,18 +85,18 @@ class RequestDecoder:
         absent: dict[str, Any] = {}
         notes = [note for flag, note in _NOTES if flags & flag]
         ending = Ending.FINISHED.value
-        if flags & Flag.NO_START:
+        if flags & Flag.START_NOT_SEEN:
             absent |= dict.fromkeys(set(Request._fields) - {"host", "pid", "pool", "nth"})
-            return row._replace(**{**absent, "ending": Ending.CUT_OFF.value, "notes": Note.NO_START.value})
+            return row._replace(**{**absent, "ending": Ending.CUT_OFF.value, "notes": Note.START_NOT_SEEN.value})
         if flags & Flag.FATAL:
             ending = Ending.FATAL.value
-        elif flags & Flag.EXIT:
+        elif flags & Flag.EXITED:
             ending = Ending.EXITED.value
-        if flags & Flag.NO_END:
+        if flags & Flag.END_NOT_SEEN:
             absent |= dict.fromkeys(
                 ("anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status")
             )
-            notes.append(Note.NO_END)
+            notes.append(Note.END_NOT_SEEN)
             ending = Ending.CUT_OFF.value
             if exit_code & 0x7F:
                 ending = f"{Ending.KILLED.value}:{_signal(exit_code & 0x7F)}"
@@ -104,27 +104,27 @@ class RequestDecoder:
                 absent |= dict.fromkeys(("cpu_ns", "minor_faults", "major_faults"))
             else:
                 notes.append(Note.WORKER_EXITED)
-        if flags & Flag.NO_HEAP:
+        if flags & Flag.ZEND_HEAP_UNKNOWN:
             absent |= dict.fromkeys(
                 ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after")
             )
-        if flags & Flag.NO_SCRIPT_END:
+        if flags & Flag.SCRIPT_END_NOT_SEEN:
             absent |= dict.fromkeys(("zend_used_end", "memory_limit"))
-            if not flags & Flag.NO_END:
-                notes.append(Note.NO_SCRIPT_END)
-        if flags & Flag.NO_TEARDOWN:
+            if not flags & Flag.END_NOT_SEEN:
+                notes.append(Note.SCRIPT_END_NOT_SEEN)
+        if flags & Flag.TEARDOWN_NOT_SEEN:
             absent |= dict.fromkeys(("anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"))
-            if not flags & Flag.NO_END:
-                notes.append(Note.NO_TEARDOWN)
-        if flags & Flag.NO_LAYOUT:
+            if not flags & Flag.END_NOT_SEEN:
+                notes.append(Note.TEARDOWN_NOT_SEEN)
+        if flags & Flag.PHP_LAYOUT_UNKNOWN:
             absent |= dict.fromkeys(("status", "memory_limit"))
-        for flag, name in ((Flag.NO_URI, "uri"), (Flag.NO_SCRIPT, "script"), (Flag.NO_METHOD, "method")):
+        for flag, name in ((Flag.URI_UNKNOWN, "uri"), (Flag.NO_SCRIPT, "script"), (Flag.METHOD_UNKNOWN, "method")):
             if flags & flag:
                 absent[name] = None
         if not self.calls:
             absent |= dict.fromkeys(("map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"))
-            notes.append(Note.NO_CALLS)
-        elif uncounted and not flags & Flag.NO_END:
+            notes.append(Note.CALLS_NOT_HOOKED)
+        elif uncounted and not flags & Flag.END_NOT_SEEN:
             notes.append(Note.MAPPED_ELSEWHERE)
         if uri_cut:
             notes.append(Note.URI_CUT)
@@ -133,7 +133,7 @@ class RequestDecoder:
         return row._replace(**absent, ending=ending, notes=",".join(note.value for note in notes) or None)
 
 
-def in_flight(worker: bytes, now_ns: int) -> bytes | None:
+def unfinished_request(worker: bytes, now_ns: int) -> bytes | None:
     """The record of the request that a `struct worker` is in the middle of; None if it is in none.
 
     `now_ns` (CLOCK_MONOTONIC) becomes the time until which it was watched.
@@ -142,7 +142,7 @@ def in_flight(worker: bytes, now_ns: int) -> bytes | None:
     if not fields["in_request"]:
         return None
     values = list(REQUEST.unpack_from(worker, WORKER.size))
-    values[3] |= Flag.NO_END | Flag.DETACHED
+    values[3] |= Flag.END_NOT_SEEN | Flag.DETACHED
     values[5] = now_ns
     return REQUEST.pack(*values) + worker[WORKER.size + REQUEST.size :]
 

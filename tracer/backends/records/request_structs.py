@@ -13,7 +13,7 @@ from tracer.facts import Request
 SCRIPT_MAX = 1024
 URI_MAX = 2048
 CPUS_MAX = 512
-BUILDS_MAX = 16
+PHP_BINARIES_MAX = 16
 REPLACED = -1
 TEXT_BYTES = 512
 
@@ -49,20 +49,20 @@ class Lost(enum.IntEnum):
 class Flag(enum.IntFlag):
     """enum request_flag."""
 
-    NO_START = 1 << 0
-    NO_END = 1 << 1
-    NO_HEAP = 1 << 2
-    NO_TEARDOWN = 1 << 3
-    URI_FALLBACK = 1 << 4
-    NO_URI = 1 << 5
-    SCRIPT_FALLBACK = 1 << 6
+    START_NOT_SEEN = 1 << 0
+    END_NOT_SEEN = 1 << 1
+    ZEND_HEAP_UNKNOWN = 1 << 2
+    TEARDOWN_NOT_SEEN = 1 << 3
+    URI_IS_SCRIPT_NAME = 1 << 4
+    URI_UNKNOWN = 1 << 5
+    SCRIPT_IS_PATH_TRANSLATED = 1 << 6
     NO_SCRIPT = 1 << 7
-    METHOD_FALLBACK = 1 << 8
-    NO_METHOD = 1 << 9
-    EXIT = 1 << 10
+    METHOD_FROM_SAPI = 1 << 8
+    METHOD_UNKNOWN = 1 << 9
+    EXITED = 1 << 10
     FATAL = 1 << 11
-    NO_SCRIPT_END = 1 << 12
-    NO_LAYOUT = 1 << 13
+    SCRIPT_END_NOT_SEEN = 1 << 12
+    PHP_LAYOUT_UNKNOWN = 1 << 13
     DETACHED = 1 << 14
 
 
@@ -99,7 +99,7 @@ PROCESS_EVENT_FIELDS = (
 )
 WORKER_FIELDS = (
     ("role", "I"),
-    ("build", "I"),
+    ("binary", "I"),
     ("in_request", "I"),
     ("titled", "I"),
     ("requests", "I"),
@@ -113,7 +113,7 @@ WORKER_FIELDS = (
     ("major_before", "Q"),
     ("brk_before", "Q"),
 )  # then struct request, then the strings
-BUILD_FIELDS = (
+PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),
     ("heap_slot", "Q"),
     ("sapi_globals", "Q"),
@@ -176,7 +176,7 @@ REQUEST = _struct(REQUEST_FIELDS)
 PROCESS_EVENT = _struct(PROCESS_EVENT_FIELDS)
 WORKER = _struct(WORKER_FIELDS)
 WORKER_BYTES = WORKER.size + REQUEST.size + SCRIPT_MAX + URI_MAX
-BUILD = _struct(BUILD_FIELDS)
+PHP_BINARY = _struct(PHP_BINARY_FIELDS)
 KERNEL = _struct(KERNEL_FIELDS)
 SELF_CHECK = _struct(SELF_CHECK_FIELDS)
 HEAD = struct.Struct("<II")  # what every record begins with: kind and pid

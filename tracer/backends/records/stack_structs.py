@@ -9,7 +9,7 @@ import struct
 
 NAME_MAX_BYTES = 128
 FILE_MAX_BYTES = 256
-SLOTS = 64
+GROWTH_SLOTS = 64
 HASH_NO_PHP = 0
 HASH_THREAD = 1
 HASH_LOST = 2
@@ -22,7 +22,7 @@ class StackEventKind(enum.IntEnum):
     MEMORY_CALL = 4
 
 
-class WeightKind(enum.IntEnum):
+class MetricKind(enum.IntEnum):
     RSS = 1
     MAPPED = 2
     ZEND = 3
@@ -91,7 +91,7 @@ GROWTH_FIELDS = (
     ("kind", "I"),
     ("pid", "I"),
     ("nth", "I"),
-    ("weight", "I"),
+    ("metric", "I"),
     ("hash", "Q"),
     ("bytes", "q"),
     ("samples", "I"),
@@ -110,8 +110,8 @@ MEMORY_CALL_FIELDS = (
     ("script_ended", "I"),
     ("pad", "I"),
 )
-SLOT_FIELDS = (("hash", "Q"), ("bytes", "q"), ("weight", "I"), ("samples", "I"))
-STACKED_FIELDS = (
+GROWTH_SLOT_FIELDS = (("hash", "Q"), ("bytes", "q"), ("metric", "I"), ("samples", "I"))
+WORKER_STACKS_FIELDS = (
     ("nth", "I"),
     ("busy", "I"),
     ("dirty", "I"),
@@ -128,7 +128,7 @@ STACK_LAYOUT_FIELDS = (
     ("generator_execute_data", "I"),
     ("volatile_calls", "I"),
 )
-WEIGHING_FIELDS = (("fault_bytes", "Q"),)
+SAMPLING_CONFIG_FIELDS = (("fault_bytes", "Q"),)
 
 
 def _struct(fields: tuple[tuple[str, str], ...]) -> struct.Struct:
@@ -140,7 +140,7 @@ FRAME = _struct(FRAME_FIELDS)
 STACK = _struct(STACK_FIELDS)
 GROWTH = _struct(GROWTH_FIELDS)
 MEMORY_CALL = _struct(MEMORY_CALL_FIELDS)
-SLOT = _struct(SLOT_FIELDS)
-STACKED = _struct(STACKED_FIELDS)
+GROWTH_SLOT = _struct(GROWTH_SLOT_FIELDS)
+WORKER_STACKS = _struct(WORKER_STACKS_FIELDS)
 STACK_LAYOUT = _struct(STACK_LAYOUT_FIELDS)
-WEIGHING = _struct(WEIGHING_FIELDS)
+SAMPLING_CONFIG = _struct(SAMPLING_CONFIG_FIELDS)

@@ -15,7 +15,7 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 @dataclasses.dataclass(slots=True)
-class Watched:
+class TrackedWorker:
     """A worker under watch; `wanted` says whether its pool is one that was asked for."""
 
     fact: Worker
@@ -23,19 +23,19 @@ class Watched:
     wanted: bool
 
 
-class Roster:
+class WorkerTable:
     """Keeps the workers by pid and turns what the kernel says of them into Worker facts."""
 
     def __init__(self, clock_offset_ns: int) -> None:
         self._offset = clock_offset_ns
-        self.workers: dict[int, Watched] = {}
+        self.workers: dict[int, TrackedWorker] = {}
         self.masters: dict[int, Target] = {}
         self._gone: set[int] = set()
 
     def add(self, worker: Process, target: Target) -> Worker:
         """A worker that was there already."""
         fact = Worker(worker.pid, worker.start_ticks, worker.pool, target.php.shown_version, None, None, None)
-        self.workers[worker.pid] = Watched(fact, target, wanted=target.wants(worker.pool))
+        self.workers[worker.pid] = TrackedWorker(fact, target, wanted=target.wants(worker.pool))
         return fact
 
     def born(self, event: bytes) -> Worker | None:
@@ -46,14 +46,14 @@ class Roster:
             return None
         ticks = boot // _TICK_NS if boot else None
         fact = Worker(pid, ticks, None, target.php.shown_version, at + self._offset, None, None)
-        self.workers[pid] = Watched(fact, target, wanted=True)
+        self.workers[pid] = TrackedWorker(fact, target, wanted=True)
         # Of which pool it is, titled() will say; until then it may be one nobody asked for.
         return fact if target.pools is None else None
 
     def titled(self, event: bytes) -> Worker | None:
         """A worker whose pool is known now; None if it is not of a pool that is wanted."""
         _, pid, _, _, _, _, title = PROCESS_EVENT.unpack(event)
-        watched = self.workers.get(pid) or self.stranger(pid)
+        watched = self.workers.get(pid) or self.adopt_unknown(pid)
         if watched is None:
             return None
         pool = pool_of(title.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
@@ -61,7 +61,7 @@ class Roster:
         watched.wanted = watched.target.wants(pool)
         return watched.fact if watched.wanted else None
 
-    def stranger(self, pid: int) -> Watched | None:
+    def adopt_unknown(self, pid: int) -> TrackedWorker | None:
         """A worker whose birth was not seen (its event was lost), if it is still there to be asked."""
         found = process(pid)
         target = None if found is None else self.masters.get(found.parent_pid)
@@ -94,7 +94,7 @@ class Roster:
         sure, self._gone = gone & self._gone, gone
         return sorted(sure)
 
-    def vanished(self, pid: int, now_ns: int) -> Worker | None:
+    def mark_gone(self, pid: int, now_ns: int) -> Worker | None:
         """What is left to say of one of missing(): when it was missed, not how it ended."""
         self.masters.pop(pid, None)
         watched = self.workers.pop(pid, None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import MAIN, PROPERTY, QUERY, request
 
-from tracer.analysis.flame.file_matching import Moved
+from tracer.analysis.flame.file_matching import FileMapping
 from tracer.analysis.flame.growth_table import Grown
 from tracer.analysis.flame.node import Node
 from tracer.facts import Frame, Request
@@ -121,13 +121,13 @@ def test_evaluated_code_is_the_same_wherever_its_file_has_it():
     ],
 )
 def test_the_folder_is_the_one_that_most_files_agree_on(before, after, folders):
-    assert Moved(before, after).folders == folders
+    assert FileMapping(before, after).folders == folders
 
 
 def test_thousands_of_files_of_one_name_are_compared_in_no_time():
     names = [f"part{number}/index.php" for number in range(5003)]
 
-    moved = Moved([f"/srv/1/{name}" for name in names], [f"/srv/2/{name}" for name in names])
+    moved = FileMapping([f"/srv/1/{name}" for name in names], [f"/srv/2/{name}" for name in names])
 
     assert moved.folders == ("/srv/1", "/srv/2")
     assert moved.file("/srv/1/part5002/index.php") == "/srv/2/part5002/index.php"

@@ -10,7 +10,7 @@ from samples import FIND, MAIN, PROPERTY, QUERY, request
 
 from tracer.analysis.flame.growth_table import Grown
 from tracer.analysis.flame.node import Kind
-from tracer.facts import GIVEN_BACK, NO_PHP, STACK_LOST, TRUNCATED, UNREADABLE, Frame, Request, Weight
+from tracer.facts import GIVEN_BACK, NO_PHP, STACK_LOST, TRUNCATED, UNREADABLE, Frame, Metric, Request
 
 SCRIPT = "/srv/www/index.php"
 HELP = Frame("user", "help", "/srv/app/help.php", 7)
@@ -29,9 +29,9 @@ def keeps(kept: int, **changed: object) -> Request:
     )  # fmt: skip
 
 
-def tree(*requests: tuple[Request, Grown], weight: Weight = Weight.RSS, kept: bool = False) -> dict[str, int]:
+def tree(*requests: tuple[Request, Grown], metric: Metric = Metric.RSS, kept: bool = False) -> dict[str, int]:
     """Bytes of each node, by the labels of the path to it."""
-    return sizes(built(*requests, weight=weight, kept=kept).finish())
+    return sizes(built(*requests, metric=metric, retained=kept).finish())
 
 
 def test_growth_stands_below_its_route_its_script_and_its_callers():
@@ -156,7 +156,7 @@ def test_growth_of_zends_heap_that_no_look_saw_is_not_sampled():
     builder = built(
         (request(zend_used_end=1_009), [((MAIN,), 503, 3), ((MAIN, FIND), -13, 1)]),
         (request(zend_used_end=211), []),
-        weight=Weight.ZEND,
+        metric=Metric.ZEND,
     )
 
     found = sizes(builder.finish())
@@ -167,12 +167,12 @@ def test_growth_of_zends_heap_that_no_look_saw_is_not_sampled():
 
 def test_looks_that_saw_all_leave_nothing_unsampled():
     assert "[not sampled]" not in str(
-        tree((request(zend_used_end=503), [((MAIN,), 503, 3)]), weight=Weight.ZEND)
+        tree((request(zend_used_end=503), [((MAIN,), 503, 3)]), metric=Metric.ZEND)
     )  # fmt: skip
 
 
 def test_looks_that_saw_more_than_was_there_at_the_end_leave_nothing_unsampled():
-    builder = built((request(zend_used_end=503), [((MAIN,), 1_009, 3)]), weight=Weight.ZEND)
+    builder = built((request(zend_used_end=503), [((MAIN,), 1_009, 3)]), metric=Metric.ZEND)
 
     builder.finish()
 
@@ -180,17 +180,17 @@ def test_looks_that_saw_more_than_was_there_at_the_end_leave_nothing_unsampled()
 
 
 def test_growth_of_zends_heap_of_which_the_end_is_unknown_is_what_was_seen():
-    assert tree((request(zend_used_end=None), [((MAIN,), 503, 3)]), weight=Weight.ZEND)["/index.php"] == 503
+    assert tree((request(zend_used_end=None), [((MAIN,), 503, 3)]), metric=Metric.ZEND)["/index.php"] == 503
 
 
-@pytest.mark.parametrize("weight", [Weight.RSS, Weight.MAPPED])
-def test_only_zends_heap_is_known_to_have_been_unsampled(weight):
-    assert tree((request(zend_used_end=1_009), [((MAIN,), 503, 3)]), weight=weight)["/index.php"] == 503
+@pytest.mark.parametrize("metric", [Metric.RSS, Metric.MAPPED])
+def test_only_zends_heap_is_known_to_have_been_unsampled(metric):
+    assert tree((request(zend_used_end=1_009), [((MAIN,), 503, 3)]), metric=metric)["/index.php"] == 503
 
 
 def test_what_was_kept_is_shared_out_in_proportion_to_what_was_added():
     grown = [((MAIN,), 700, 3), ((MAIN, FIND), 300, 5), ((NO_PHP,), -5_003, 7)]
-    builder = built((keeps(97), grown), kept=True)
+    builder = built((keeps(97), grown), retained=True)
 
     root = builder.finish()
 
@@ -203,18 +203,18 @@ def test_what_was_kept_is_shared_out_in_proportion_to_what_was_added():
 @PROPERTY
 @given(st.integers(1, 1 << 40), st.lists(st.tuples(st.sampled_from(STACKS), st.integers(1, 1 << 40), st.just(1))))
 def test_all_shares_together_are_what_was_kept(kept, grown):
-    assert built((keeps(kept), grown), kept=True).finish().bytes == kept
+    assert built((keeps(kept), grown), retained=True).finish().bytes == kept
 
 
 @pytest.mark.parametrize("one", [keeps(0), keeps(-101), request(anon_end=None), request(zend_real_before=None)])
 def test_a_request_that_kept_nothing_or_of_which_that_is_unknown_adds_nothing(one):
-    builder = built((one, [((MAIN,), 503, 3)]), kept=True)
+    builder = built((one, [((MAIN,), 503, 3)]), retained=True)
 
     assert (builder.finish().bytes, builder.requests, builder.requests_kept) == (0, 1, 0)
 
 
 def test_what_was_kept_by_a_request_without_samples_is_not_sampled():
-    builder = built((keeps(101), []), (keeps(103), [((MAIN,), -7, 1)]), kept=True)
+    builder = built((keeps(101), []), (keeps(103), [((MAIN,), -7, 1)]), retained=True)
 
     found = sizes(builder.finish())
 
@@ -294,7 +294,9 @@ def test_bytes_of_unreadable_stacks_in_a_difference_are_the_greater_of_both_side
 def test_requests_of_the_recording_compared_with_are_not_among_those_that_kept_something():
     grown = [((MAIN,), 7, 1)]
 
-    builder = difference([(keeps(97), grown), (keeps(89), grown)], [(keeps(83), grown), (keeps(0), grown)], kept=True)
+    builder = difference(
+        [(keeps(97), grown), (keeps(89), grown)], [(keeps(83), grown), (keeps(0), grown)], retained=True
+    )
 
     assert (builder.requests_before, builder.requests, builder.requests_kept) == (2, 2, 1)
 

@@ -12,14 +12,14 @@ from tracer.analysis.flame.builder import FlameBuilder
 from tracer.analysis.flame.growth_table import Grown
 from tracer.analysis.flame.heaviest import Heaviest, HeavyStack, heaviest_stacks
 from tracer.analysis.tally import Tally
-from tracer.facts import NO_PHP, Request, Weight
+from tracer.facts import NO_PHP, Metric, Request
 from tracer.reporters import json_report, stack_text
 
 SCRIPT = "/srv/www/index.php"
 
 
 def heaviest(*requests: tuple[Request, Grown], top: int = 0) -> Heaviest:
-    builder = FlameBuilder(Weight.RSS)
+    builder = FlameBuilder(Metric.RSS)
     for one, grown in requests:
         builder.add(one, grown)
     return heaviest_stacks(builder.places, "rss: page faults", ("what is not seen", "LOST 3 x"), top)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import PROPERTY
 
-from tracer.backends.bpf.ring_buffer import Ring
+from tracer.backends.bpf.ring_buffer import RingBuffer
 
 PAGE = mmap.PAGESIZE
 SIZE = PAGE
@@ -64,8 +64,8 @@ def producer() -> Iterator[Producer]:
 
 
 @pytest.fixture
-def ring(producer: Producer) -> Iterator[Ring]:
-    opened = Ring(producer.fd, SIZE)
+def ring(producer: Producer) -> Iterator[RingBuffer]:
+    opened = RingBuffer(producer.fd, SIZE)
     yield opened
     opened.close()
 

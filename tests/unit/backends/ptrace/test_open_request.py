@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tracer.backends.ptrace.open_request import RunningRequest, end_alone
+from tracer.backends.ptrace.open_request import OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import HeapFigures
 from tracer.backends.ptrace.proc_files import Memory, WorkerFiles
 from tracer.backends.records.request_decoder import RequestDecoder
@@ -20,7 +20,7 @@ OFFSET_NS = 1_700_000_000_000_000_003
 HEAP = HeapFigures(size=401_987, peak=2_921_293, real_size=2_359_309, real_peak=4_194_319)
 UNMEASURED = {"zend_used_end", "memory_limit"}  # of every request: they are seen at the script's end only
 
-RUNNING = RunningRequest(
+RUNNING = OpenRequest(
     pid=4241,
     nth=7,
     started_ns=1_000_003,
@@ -45,12 +45,12 @@ RUNNING = RunningRequest(
 AFTER = Memory(10_524_307, 2_000_029, 300_017, 250_000_013 + 2_097_169 - 1_572_899 - 8_191)
 
 
-def running(**changed: Any) -> RunningRequest:
+def running(**changed: Any) -> OpenRequest:
     """RUNNING with that changed, still under way."""
     return dataclasses.replace(RUNNING, **changed)
 
 
-def finished(**changed: Any) -> RunningRequest:
+def finished(**changed: Any) -> OpenRequest:
     """RUNNING with that changed, after its teardown and its end."""
     made = running(**changed)
     made.at_teardown(HEAP, 10_400_009)

@@ -15,7 +15,7 @@ from zend_memory import LAYOUT, ZendMemory
 from tracer.backends.ptrace.php_stack import Function, Walked, Walker
 from tracer.backends.ptrace.stack_records import StackSender
 from tracer.backends.ptrace.syscall_tracer import MemoryCallMade
-from tracer.backends.records.growth_decoder import StackBook
+from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.request_structs import HEAD
 from tracer.backends.records.stack_structs import (
     FUNCTION,
@@ -310,7 +310,7 @@ def kinds(sent: list[bytes]) -> list[int]:
 
 
 def growths(sent: list[bytes], nth: int = 7) -> list[Growth]:
-    book = StackBook()
+    book = GrowthDecoder()
     for record in sent:
         book.take(record)
     return book.growths(PID, nth)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from samples import PROPERTY
 from stack_records import HASH, NTH, PID, called, entry, function, grown, stack
 
-from tracer.backends.records.growth_decoder import StackBook
+from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.stack_structs import (
     HASH_LOST,
     HASH_NO_PHP,
@@ -16,8 +16,8 @@ from tracer.backends.records.stack_structs import (
     Call,
     FunctionFlag,
     FunctionType,
+    MetricKind,
     StackFlag,
-    WeightKind,
 )
 from tracer.facts import GIVEN_BACK, NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, Growth
 
@@ -28,23 +28,23 @@ BASE = 0x7F00_0000_0000
 
 
 @pytest.fixture
-def book() -> StackBook:
-    return StackBook()
+def book() -> GrowthDecoder:
+    return GrowthDecoder()
 
 
-def growths(book: StackBook, *records: bytes, pid: int = PID, nth: int = NTH) -> list[Growth]:
+def growths(book: GrowthDecoder, *records: bytes, pid: int = PID, nth: int = NTH) -> list[Growth]:
     for record in records:
         book.take(record)
     return book.growths(pid, nth)
 
 
-def frames(book: StackBook, *records: bytes) -> tuple[Frame, ...]:
+def frames(book: GrowthDecoder, *records: bytes) -> tuple[Frame, ...]:
     """Those of the one stack that these make, the outermost first."""
     [found] = growths(book, *records, grown(101))
     return found.stack
 
 
-def names(book: StackBook, *records: bytes) -> list[str]:
+def names(book: GrowthDecoder, *records: bytes) -> list[str]:
     return [frame.name for frame in frames(book, *records)]
 
 
@@ -66,16 +66,16 @@ def test_growth_has_the_frames_of_its_stack_the_outermost_first(book):
 
 
 @pytest.mark.parametrize(
-    ("weight", "named"), [(WeightKind.RSS, "rss"), (WeightKind.MAPPED, "mapped"), (WeightKind.ZEND, "zend")]
+    ("metric", "named"), [(MetricKind.RSS, "rss"), (MetricKind.MAPPED, "mapped"), (MetricKind.ZEND, "zend")]
 )
-def test_growth_has_the_name_of_its_weight(book, weight, named):
-    [found] = growths(book, grown(101, key=HASH_NO_PHP, weight=weight))
+def test_growth_has_the_name_of_its_metric(book, metric, named):
+    [found] = growths(book, grown(101, key=HASH_NO_PHP, metric=metric))
 
-    assert found.weight == named
+    assert found.metric == named
 
 
 def test_growth_of_an_unknown_weight_is_left_out(book):
-    assert growths(book, grown(101, key=HASH_NO_PHP, weight=13)) == []
+    assert growths(book, grown(101, key=HASH_NO_PHP, metric=13)) == []
 
 
 def test_a_function_without_a_class_is_its_name(book):
@@ -150,7 +150,7 @@ def test_an_anonymous_class_has_one_name_however_long_the_path_behind_its_nul(bo
 @PROPERTY
 @given(st.binary(max_size=126), st.binary(max_size=127), st.binary(max_size=255))
 def test_names_of_any_bytes_are_kept_up_to_their_first_nul(name, class_name, file):
-    [frame] = frames(StackBook(), function(3, name, class_name, file), stack((3, 2)))
+    [frame] = frames(GrowthDecoder(), function(3, name, class_name, file), stack((3, 2)))
 
     shown = class_name.split(b"\0")[0] + b"::" + name.split(b"\0")[0]
     assert frame.name == shown.decode("utf-8", "surrogateescape")
@@ -214,13 +214,13 @@ def test_only_as_many_frames_as_the_stack_is_deep_are_read(book):
     assert names(book, *records) == ["five"]
 
 
-def test_growth_in_one_stack_is_added_up_by_weight(book):
+def test_growth_in_one_stack_is_added_up_by_metric(book):
     records = [
         function(3), stack((3, 2)), grown(101, samples=2), grown(103, samples=3), grown(-107, samples=5),
-        grown(109, weight=WeightKind.ZEND, samples=7),
+        grown(109, metric=MetricKind.ZEND, samples=7),
     ]  # fmt: skip
 
-    assert [(found.weight, found.bytes, found.samples) for found in growths(book, *records)] == [
+    assert [(found.metric, found.bytes, found.samples) for found in growths(book, *records)] == [
         ("rss", 97, 10),
         ("zend", 109, 7),
     ]
@@ -258,8 +258,8 @@ def test_growth_is_forgotten_even_if_nobody_looks_at_it(book):
     [
         (called(Call.MUNMAP, BASE, 1 << 62, key=HASH_NO_PHP), -(1 << 63) + 1),
         (called(Call.MMAP, BASE, 1 << 63, key=HASH_NO_PHP), (1 << 63) - 1),
-        (grown(1 << 62, key=HASH_NO_PHP, weight=WeightKind.ZEND), (1 << 63) - 1),
-        (grown(-(1 << 62), key=HASH_NO_PHP, weight=WeightKind.ZEND), -(1 << 63) + 1),
+        (grown(1 << 62, key=HASH_NO_PHP, metric=MetricKind.ZEND), (1 << 63) - 1),
+        (grown(-(1 << 62), key=HASH_NO_PHP, metric=MetricKind.ZEND), -(1 << 63) + 1),
     ],
 )
 def test_growth_that_no_memory_can_have_is_as_much_as_a_recording_holds(book, record, most):
@@ -438,10 +438,10 @@ def test_what_the_kernel_still_has_of_an_unfinished_request_is_growth(book):
     book.take(stack((3, 2)))
     book.take(grown(1_009, samples=2))
 
-    slots = [(HASH, 101, WeightKind.RSS, 3), (HASH_NO_PHP, -103, WeightKind.ZEND, 5), (HASH + 1, 107, 1, 7)]
+    slots = [(HASH, 101, MetricKind.RSS, 3), (HASH_NO_PHP, -103, MetricKind.ZEND, 5), (HASH + 1, 107, 1, 7)]
     book.take_slots(PID, entry(*slots))
 
-    assert [(found.weight, found.stack[0].name, found.bytes, found.samples) for found in growths(book)] == [
+    assert [(found.metric, found.stack[0].name, found.bytes, found.samples) for found in growths(book)] == [
         ("rss", "find", 1_110, 5),
         ("zend", "[no php]", -103, 5),
         ("rss", "[stack lost]", 107, 7),
@@ -449,7 +449,7 @@ def test_what_the_kernel_still_has_of_an_unfinished_request_is_growth(book):
 
 
 def test_all_slots_are_read(book):
-    book.take_slots(PID, entry(*((HASH_NO_PHP, 1 << bit % 31, WeightKind.RSS, 1) for bit in range(64))))
+    book.take_slots(PID, entry(*((HASH_NO_PHP, 1 << bit % 31, MetricKind.RSS, 1) for bit in range(64))))
 
     [found] = growths(book)
 
@@ -457,7 +457,7 @@ def test_all_slots_are_read(book):
 
 
 def test_slots_are_of_the_request_they_name(book):
-    book.take_slots(PID, entry((HASH_NO_PHP, 101, WeightKind.RSS, 1), nth=11))
+    book.take_slots(PID, entry((HASH_NO_PHP, 101, MetricKind.RSS, 1), nth=11))
 
     assert growths(book) == []
     assert [found.nth for found in growths(book, nth=11)] == [11]

@@ -74,19 +74,19 @@ def test_a_status_of_zero_was_never_set():
 @pytest.mark.parametrize(
     ("flag", "none", "notes"),
     [
-        (Flag.NO_HEAP, {"zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end",
+        (Flag.ZEND_HEAP_UNKNOWN, {"zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end",
                         "zend_real_after"}, "zend_heap_unknown"),
-        (Flag.NO_TEARDOWN, {"anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"},
+        (Flag.TEARDOWN_NOT_SEEN, {"anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"},
          "teardown_not_seen"),
-        (Flag.NO_SCRIPT_END, {"zend_used_end", "memory_limit"}, "script_end_not_seen"),
-        (Flag.NO_LAYOUT, {"status", "memory_limit"}, "php_layout_unknown"),
-        (Flag.URI_FALLBACK, set(), "uri_is_script_name"),
-        (Flag.NO_URI, {"uri"}, "uri_unknown"),
-        (Flag.SCRIPT_FALLBACK, set(), "script_is_path_translated"),
+        (Flag.SCRIPT_END_NOT_SEEN, {"zend_used_end", "memory_limit"}, "script_end_not_seen"),
+        (Flag.PHP_LAYOUT_UNKNOWN, {"status", "memory_limit"}, "php_layout_unknown"),
+        (Flag.URI_IS_SCRIPT_NAME, set(), "uri_is_script_name"),
+        (Flag.URI_UNKNOWN, {"uri"}, "uri_unknown"),
+        (Flag.SCRIPT_IS_PATH_TRANSLATED, set(), "script_is_path_translated"),
         (Flag.NO_SCRIPT, {"script"}, "no_script"),
-        (Flag.METHOD_FALLBACK, set(), "method_from_sapi"),
-        (Flag.NO_METHOD, {"method"}, "method_unknown"),
-        (Flag.EXIT, set(), None),
+        (Flag.METHOD_FROM_SAPI, set(), "method_from_sapi"),
+        (Flag.METHOD_UNKNOWN, {"method"}, "method_unknown"),
+        (Flag.EXITED, set(), None),
         (Flag.FATAL, set(), None),
     ],
 )  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_flag_takes_away_what_was_not_measured_and_the_notes_say_so(flag, none
 
 
 def test_of_a_request_whose_start_was_not_seen_only_the_worker_is_known():
-    found = DECODER.request(record(flags=Flag.NO_START | Flag.NO_URI), "www")
+    found = DECODER.request(record(flags=Flag.START_NOT_SEEN | Flag.URI_UNKNOWN), "www")
 
     assert absent(found) == set(Request._fields) - {"host", "pid", "pool", "nth", "ending", "notes"}
     assert (found.pid, found.pool, found.nth) == (4241, "www", 7)
@@ -105,7 +105,7 @@ def test_of_a_request_whose_start_was_not_seen_only_the_worker_is_known():
 
 
 def test_a_request_cut_by_its_workers_death_keeps_what_was_measured_before():
-    found = DECODER.request(record(flags=Flag.NO_END, exit_code=9), "www")
+    found = DECODER.request(record(flags=Flag.END_NOT_SEEN, exit_code=9), "www")
 
     assert {"anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "status"} <= absent(found)
     assert (found.anon_before, found.map_bytes, found.uri) == (10_000_019, 2_097_169, "/shop")
@@ -115,15 +115,15 @@ def test_a_request_cut_by_its_workers_death_keeps_what_was_measured_before():
     ("flags", "exit_code", "ending", "notes"),
     [
         (0, 0, "finished", None),
-        (Flag.EXIT, 0, "exited", None),
+        (Flag.EXITED, 0, "exited", None),
         (Flag.FATAL, 0, "fatal", None),
-        (Flag.FATAL | Flag.EXIT, 0, "fatal", None),
-        (Flag.NO_END, 9, "killed:KILL", "end_not_seen"),
-        (Flag.NO_END, 11 | 0x80, "killed:SEGV", "end_not_seen"),  # 0x80: it dumped core
-        (Flag.NO_END, 63, "killed:63", "end_not_seen"),
-        (Flag.NO_END | Flag.EXIT, 15, "killed:TERM", "end_not_seen"),
-        (Flag.NO_END, 3 << 8, "cut_off", "end_not_seen,worker_exited"),
-        (Flag.NO_END | Flag.DETACHED, 0, "cut_off", "end_not_seen"),
+        (Flag.FATAL | Flag.EXITED, 0, "fatal", None),
+        (Flag.END_NOT_SEEN, 9, "killed:KILL", "end_not_seen"),
+        (Flag.END_NOT_SEEN, 11 | 0x80, "killed:SEGV", "end_not_seen"),  # 0x80: it dumped core
+        (Flag.END_NOT_SEEN, 63, "killed:63", "end_not_seen"),
+        (Flag.END_NOT_SEEN | Flag.EXITED, 15, "killed:TERM", "end_not_seen"),
+        (Flag.END_NOT_SEEN, 3 << 8, "cut_off", "end_not_seen,worker_exited"),
+        (Flag.END_NOT_SEEN | Flag.DETACHED, 0, "cut_off", "end_not_seen"),
     ],
 )
 def test_the_ending_follows_from_flags_and_exit_code(flags, exit_code, ending, notes):
@@ -215,4 +215,4 @@ def test_flags_in_any_combination_are_decoded(flags, exit_code, script, uri):
     found = DECODER.request(record(script, uri, flags=flags | UNKNOWN_BITS, exit_code=exit_code), None)
 
     assert (found.pid, found.nth) == (4241, 7)
-    assert found.complete == (not flags & (Flag.NO_START | Flag.NO_END))
+    assert found.complete == (not flags & (Flag.START_NOT_SEEN | Flag.END_NOT_SEEN))

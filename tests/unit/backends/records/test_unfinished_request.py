@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from records import record
 from samples import PROPERTY
 
-from tracer.backends.records.request_decoder import RequestDecoder, exit_text, in_flight
+from tracer.backends.records.request_decoder import RequestDecoder, exit_text, unfinished_request
 from tracer.backends.records.request_structs import WORKER, WORKER_BYTES, WORKER_FIELDS
 
 DECODER = RequestDecoder("web1", 0, keep_query=False, calls=True)
@@ -23,11 +23,11 @@ def worker_entry(in_request: int, request: bytes) -> bytes:
 
 
 def test_a_worker_between_requests_has_nothing_under_way():
-    assert in_flight(worker_entry(0, record()), 9_000_011) is None
+    assert unfinished_request(worker_entry(0, record()), 9_000_011) is None
 
 
 def test_a_request_under_way_when_tracing_ends_is_cut_off_at_that_moment():
-    under_way = in_flight(worker_entry(1, record(script=b"/a.php", uri=b"/b")), 9_000_011)
+    under_way = unfinished_request(worker_entry(1, record(script=b"/a.php", uri=b"/b")), 9_000_011)
 
     assert under_way is not None
     found = DECODER.request(under_way, "www")
@@ -40,7 +40,7 @@ def test_a_request_under_way_when_tracing_ends_is_cut_off_at_that_moment():
 def test_a_worker_entry_of_any_bytes_is_looked_at(content):
     entry = (content * (WORKER_BYTES // len(content) + 1))[:WORKER_BYTES]
 
-    under_way = in_flight(entry, 1)
+    under_way = unfinished_request(entry, 1)
 
     (in_request,) = struct.unpack_from("<I", entry, 8)
     assert (under_way is not None) == bool(in_request)

@@ -11,7 +11,7 @@ import pytest
 from phps import executable, php_elf, running
 
 from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
-from tracer.backends.records.worker_table import Roster
+from tracer.backends.records.worker_table import WorkerTable
 from tracer.facts import Worker
 from tracer.targets import php as php_binary
 from tracer.targets.elf import open_image
@@ -33,18 +33,18 @@ def target(tmp_path: Path) -> Iterator[Target]:
 
 
 @pytest.fixture
-def roster(target: Target) -> Roster:
+def roster(target: Target) -> WorkerTable:
     """With a master, and one worker that was there already."""
-    made = Roster(CLOCK_OFFSET_NS)
+    made = WorkerTable(CLOCK_OFFSET_NS)
     made.masters[MASTER.pid] = target
     made.add(WORKER, target)
     return made
 
 
 @pytest.fixture
-def of_shop(target: Target) -> Roster:
+def of_shop(target: Target) -> WorkerTable:
     """Of which only the pool `shop` was asked for."""
-    made = Roster(CLOCK_OFFSET_NS)
+    made = WorkerTable(CLOCK_OFFSET_NS)
     made.masters[MASTER.pid] = dataclasses.replace(target, pools=frozenset({"shop"}))
     return made
 
@@ -54,7 +54,7 @@ def event(kind: EventKind, pid: int = 4007, parent: int = 4001, exit_code: int =
 
 
 def test_a_worker_that_was_there_already_has_no_birth(target):
-    fact = Roster(CLOCK_OFFSET_NS).add(WORKER, target)
+    fact = WorkerTable(CLOCK_OFFSET_NS).add(WORKER, target)
 
     assert fact == Worker(4003, 11, "www", "8.2.36", None, None, None)
 
@@ -121,11 +121,11 @@ def test_the_title_of_a_worker_nobody_knows_is_nothing(roster):
 def test_a_worker_whose_birth_was_lost_is_found_by_its_master(target, tmp_path):
     path = executable(tmp_path / "php", php_elf())
     with running(path, "php-fpm: master process (x)", ("php-fpm: pool www",)) as master:
-        roster = Roster(CLOCK_OFFSET_NS)
+        roster = WorkerTable(CLOCK_OFFSET_NS)
         roster.masters[master.pid] = target
         [worker] = children(master)
 
-        watched = roster.stranger(worker.pid)
+        watched = roster.adopt_unknown(worker.pid)
 
     assert watched is not None
     assert (watched.fact.pid, watched.fact.pool, watched.wanted) == (worker.pid, "www", True)
@@ -133,12 +133,12 @@ def test_a_worker_whose_birth_was_lost_is_found_by_its_master(target, tmp_path):
 
 
 def test_a_stranger_of_no_master_is_none(roster):
-    assert roster.stranger(os.getpid()) is None
-    assert roster.stranger(NO_PID) is None
+    assert roster.adopt_unknown(os.getpid()) is None
+    assert roster.adopt_unknown(NO_PID) is None
 
 
 def test_a_worker_that_is_no_longer_there_is_missing_at_the_second_look(target):
-    roster = Roster(CLOCK_OFFSET_NS)
+    roster = WorkerTable(CLOCK_OFFSET_NS)
     roster.add(dataclasses.replace(WORKER, pid=os.getpid()), target)
     roster.add(dataclasses.replace(WORKER, pid=NO_PID), target)
 
@@ -147,7 +147,7 @@ def test_a_worker_that_is_no_longer_there_is_missing_at_the_second_look(target):
 
 
 def test_of_a_worker_that_vanished_only_when_it_was_missed_is_known(roster):
-    fact = roster.vanished(4003, 1_700_000_000_000_000_019)
+    fact = roster.mark_gone(4003, 1_700_000_000_000_000_019)
 
     assert fact == Worker(4003, 11, "www", "8.2.36", None, 1_700_000_000_000_000_019, "unknown")
-    assert roster.vanished(4003, 0) is None
+    assert roster.mark_gone(4003, 0) is None
