@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tracer.backends import StackOptions
 from tracer.backends.bpf import self_check
@@ -69,8 +69,13 @@ class BpfBackend:
         stacks: StackOptions | None = None,
         calls_by_tracepoint: bool = False,
         simulated_cpus: int | None = None,
+        compiled: Callable[..., Programs] = Programs,
     ) -> None:
-        """`calls_by_tracepoint` counts mmap and brk as if libc were unknown; `simulated_cpus` is for benchmarks."""
+        """`calls_by_tracepoint` counts mmap and brk as if libc were unknown; `simulated_cpus` is for benchmarks.
+
+        `compiled` makes Programs of a source file and its defines; tests pass one that compiles a file once.
+        """
+        self._compiled = compiled
         self._keep_query = keep_query
         self._stack_options = stacks
         self._stacks: GrowthProbes | None = None
@@ -210,7 +215,7 @@ class BpfBackend:
     def _load(self, workers_max: int) -> None:
         """Compiles the programs, fills in the kernel's offsets, and proves them on this process."""
         cpus = self._simulated_cpus or kernel.possible_cpus()
-        self._programs = Programs("request.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus)
+        self._programs = self._compiled("request.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus)
         self._undo.callback(self._programs.close)
         self._tracepoints = self._undo.enter_context(contextlib.ExitStack())
         self._undo.callback(self._close_uprobes)
@@ -223,7 +228,9 @@ class BpfBackend:
             self_check.fill_layout(self._map, kernel.kernel_layout(), cpus, simulated=simulated)
         if self._stack_options is not None:
             shared = self._map("workers").fd
-            self._stacks = GrowthProbes(self._stack_options, shared, workers_max=workers_max, cpus=cpus)
+            self._stacks = GrowthProbes(
+                self._stack_options, shared, workers_max=workers_max, cpus=cpus, compiled=self._compiled
+            )
             self._undo.callback(self._stacks.close)
 
     def _binary_index(self, target: Target) -> int:

@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tracer.backends import StackOptions
 from tracer.backends.bpf import rss_caveats
@@ -42,9 +42,18 @@ _ENOUGH_UNREADABLE = 20
 class GrowthProbes:
     """The programs of growth.bpf.c on workers that another module of programs watches. close() takes them off."""
 
-    def __init__(self, options: StackOptions, workers: int, *, workers_max: int, cpus: int) -> None:
+    def __init__(
+        self,
+        options: StackOptions,
+        workers: int,
+        *,
+        workers_max: int,
+        cpus: int,
+        compiled: Callable[..., Programs] = Programs,
+    ) -> None:
         """`workers` is the descriptor of the map `workers`, which is shared. UnsupportedError if nothing loads."""
         self._options = options
+        self._compiled = compiled
         self._undo = contextlib.ExitStack()
         self._growth_decoder = GrowthDecoder()
         self._calls: list[int] = []
@@ -77,7 +86,7 @@ class GrowthProbes:
         """The programs with the greatest depth, up to that asked for, that the kernel's verifier follows."""
         depth = self._options.max_depth
         while True:
-            programs = Programs("growth.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus, DEPTH_MAX=depth)
+            programs = self._compiled("growth.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus, DEPTH_MAX=depth)
             programs.share("workers", workers)
             try:
                 with _stderr_silenced():
