@@ -17,27 +17,6 @@ from typing import Any, Generic, TypeVar
 
 from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Metric
 
-TABLES = {
-    "frame": """CREATE TABLE frame (
-  id INTEGER PRIMARY KEY,
-  kind TEXT NOT NULL,
-  name TEXT NOT NULL,
-  file TEXT,
-  line INTEGER
-) STRICT""",
-    "stack": """CREATE TABLE stack (
-  id INTEGER PRIMARY KEY,
-  parent INTEGER,
-  frame INTEGER NOT NULL
-) STRICT""",
-    "growth": """CREATE TABLE growth (
-  request INTEGER NOT NULL,
-  stack INTEGER NOT NULL,
-  weight TEXT NOT NULL,
-  bytes INTEGER NOT NULL,
-  samples INTEGER NOT NULL
-) STRICT""",
-}
 # Distinct frames, and stacks, that are recorded: a script may make up function names without end.
 _MOST = 500_000
 # Of those, how many numbers a writer has in memory, and of how many frames whole stacks, all twice: some 25 MB.
@@ -212,8 +191,9 @@ def _raw(text: str | None) -> bytes | None:
 class StackReader:
     """Reads the tables again. ValueError for what no Writer wrote."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, schema: int) -> None:
         self._connection = connection
+        self._metric = "weight" if schema == 2 else "metric"
         self._frames = {row[0]: Frame._make(row[1:]) for row in connection.execute("SELECT * FROM frame")}
         self._stacks = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT * FROM stack")}
         if any(frame.kind not in _KINDS for frame in self._frames.values()):
@@ -222,9 +202,9 @@ class StackReader:
         self._known_frames = 0
 
     def growths(self, metric: Metric) -> Iterator[tuple[int, list[tuple[Stack, int, int]]]]:
-        """(request id, [(stack, bytes, samples)]) of every request that grew by that weight, in their order."""
+        """(request id, [(stack, bytes, samples)]) of every request that grew by that metric, in their order."""
         rows = self._connection.execute(
-            "SELECT request, stack, bytes, samples FROM growth WHERE weight = ? ORDER BY request, rowid",
+            f"SELECT request, stack, bytes, samples FROM growth WHERE {self._metric} = ? ORDER BY request, rowid",
             (metric.value,),
         )
         for request, grown in groupby(rows, key=itemgetter(0)):
