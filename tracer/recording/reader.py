@@ -26,11 +26,11 @@ from tracer.recording.stack_tables import Stack, StackReader
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Totals:
-    """How much a recording holds, and how much of what happened it does not."""
+    """What a recording holds, and what it lacks."""
 
     requests: int
-    incomplete: int  # requests of which only a part was seen
-    lost: int
+    incomplete: int  # requests whose start or end was not seen
+    lost: int  # facts that could not be delivered
     workers: int
     workers_died: int  # killed by a signal
 
@@ -39,7 +39,10 @@ class Reader:
     """One recording, opened for reading. Use as a context manager."""
 
     def __init__(self, path: str) -> None:
-        """RecordingError if it is no recording, is of a newer schema, is damaged, or cannot be read."""
+        """Open the recording.
+
+        Raises RecordingError if it is not a recording, has a newer schema, is damaged, or cannot be read.
+        """
         self.path = path
         head = _head(path)
         if not head:
@@ -52,7 +55,7 @@ class Reader:
                 f"{path} has schema {schema}; this phptrace reads up to {SCHEMA}. Read it with a newer phptrace."
             )
         page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
-        # With a journal beside it, the rest may be there: a disk that is full, or a writer at work.
+        # With a journal beside it, the rest may be there: the disk is full, or the writer is still running.
         if not os.path.exists(path + "-wal") and os.path.getsize(path) < (65536 if page == 1 else page) * pages:
             raise RecordingError(f"{path} is damaged or cut short")
         self._connection = self._open(path, in_wal_mode=head[18] == 2)
@@ -63,14 +66,14 @@ class Reader:
             raise
 
     def _checked(self) -> dict[str, Any]:
-        """The entries of `meta`, when the file has been found to be what it says."""
+        """Check that the file is what it claims to be and return the entries of `meta`."""
         with self.reading():
             found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
             if found != SCHEMAS.get(self._schema):
                 raise RecordingError(
                     f"{self.path} is not a phptrace recording: its tables are not those of schema {self._schema}"
                 )
-            # STRICT holds for who writes through SQLite; a forged file may have any type in any column.
+            # STRICT binds only what is written through SQLite; a crafted file may have any type in any column.
             (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise RecordingError(f"{self.path} is damaged: {verdict}")
@@ -81,7 +84,10 @@ class Reader:
             return {name: json.loads(value) for name, value in self._connection.execute("SELECT name, value FROM meta")}
 
     def requests(self, columns: Iterable[str] = Request._fields) -> Iterator[Request]:
-        """Every request, in the order they ended; fields not in `columns` are None, which reads faster."""
+        """Yield every request in the order of their ends. Fields not in `columns` are None, which reads faster.
+
+        Raises RecordingError if the file turns out to be damaged.
+        """
         make = Request._make
         with self.reading():
             for row in self._connection.execute(f"SELECT {self._selected(columns)} FROM request ORDER BY id"):
@@ -93,11 +99,11 @@ class Reader:
 
     @property
     def has_stacks(self) -> bool:
-        """Whether it was recorded with call stacks; those may have been none."""
+        """True if call stacks were recorded, even if there were none."""
         return "stacks" in self.meta
 
     def grown(self, metric: Metric, columns: Iterable[str]) -> Iterator[tuple[Request, list[tuple[Stack, int, int]]]]:
-        """Every request, as requests() has it, with what it grew by: (stack, bytes, samples)."""
+        """Yield every request, as requests() does, with its growth by call stack: [(stack, bytes, samples)]."""
         with self.reading():
             growths = StackReader(self._connection, self._schema).growths(metric) if self._schema >= 2 else iter(())
             due = next(growths, None)
@@ -113,16 +119,19 @@ class Reader:
                 raise ValueError("growth of a request that is not there")
 
     def workers(self) -> list[Worker]:
+        """The last known state of every worker."""
         with self.reading():
             return [
                 Worker._make(row) for row in self._connection.execute(f"SELECT {', '.join(Worker._fields)} FROM worker")
             ]
 
     def losses(self) -> list[Loss]:
+        """Every loss, in the order they were noticed."""
         with self.reading():
             return [Loss._make(row) for row in self._connection.execute("SELECT at_ns, lost, why FROM loss")]
 
     def totals(self) -> Totals:
+        """Count what the recording holds and lacks."""
         with self.reading():
             one = self._connection.execute
             requests, incomplete = one(
@@ -134,10 +143,11 @@ class Reader:
 
     @property
     def ended(self) -> bool:
-        """Whether the recording came to its end: otherwise phptrace was killed, or its disk full, or it is at work."""
+        """True if the recording was closed; False if phptrace was killed, ran out of disk, or is still writing."""
         return "ended" in self.meta
 
     def close(self) -> None:
+        """Close the file."""
         self._connection.close()
 
     def __enter__(self) -> Reader:
@@ -150,21 +160,21 @@ class Reader:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Turns what SQLite finds wrong with the file into a RecordingError."""
+        """Turn what SQLite finds wrong with the file into a RecordingError."""
         try:
             yield
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as exc:
             if os.path.exists(self.path + "-wal") and "unable to open" in str(exc):
                 raise RecordingError(
-                    f"{self.path} was not ended, and SQLite has to make a file beside it to read its journal:"
-                    f" copy it and {self.path}-wal to a folder of your own"
+                    f"cannot read {self.path}: it was not closed, and SQLite has to create a file beside it to read its"
+                    f" journal. Copy it and {self.path}-wal to a directory of your own."
                 ) from exc
             raise RecordingError(f"{self.path} is damaged or cut short: {exc}") from exc
 
     def _open(self, path: str, *, in_wal_mode: bool) -> sqlite3.Connection:
         with self.reading():
             uri = f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(path)))}?mode=ro"
-            # SQLite would make files beside one in WAL mode; where it may not, there can be no writer of ours.
+            # SQLite creates files beside a file in WAL mode. Where it may not, no writer of ours can be running.
             may_write = os.access(os.path.dirname(path) or ".", os.W_OK)
             if in_wal_mode and not may_write and not os.path.exists(path + "-wal"):
                 uri += "&immutable=1"
@@ -177,10 +187,10 @@ class Reader:
 
 
 def _head(path: str) -> bytes:
-    """The file's first 100 bytes: SQLite's header."""
+    """The first 100 bytes of the file: SQLite's header. Raises RecordingError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise RecordingError(f"there is no recording {path}: that is not a file")
+            raise RecordingError(f"there is no recording {path}: it is not a regular file")
         with open(path, "rb") as file:
             return file.read(100)
     except FileNotFoundError as exc:

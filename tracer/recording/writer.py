@@ -36,10 +36,10 @@ class Writer:
     """Appends facts to a new recording. Use as a context manager; flush() now and then."""
 
     def __init__(self, path: str, meta: dict[str, Any], *, force: bool = False) -> None:
-        """Creates the file, mode 0600, never through a symlink; nor does SQLite open its journals through one.
+        """Create the file, mode 0600, never through a symlink; SQLite opens no journal through one either.
 
-        UsageError if it exists and `force` is not given, or cannot be created. Under sudo it belongs
-        to the user who called it, who will want to read it.
+        Raises UsageError if it exists and `force` is not given, or if it cannot be created. Under sudo the file
+        belongs to the user who called sudo.
         """
         self.path = path
         self._requests = RequestWriter()
@@ -49,10 +49,10 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         inode = _create(path, force=force)
         with _writing(path):
-            # Absolute, since to SQLite some names, as `:memory:`, are no files.
+            # Absolute, since SQLite does not take some names, such as `:memory:`, for files.
             connection = sqlite3.connect(os.path.abspath(path), isolation_level=None, timeout=5.0)
             self._connection = connection
-            # Between creating and opening, somebody who owns the directory could have changed the name.
+            # The owner of the directory could have replaced the file between its creation and this.
             if os.stat(path, follow_symlinks=False).st_ino != inode:
                 raise UsageError(f"{path} was replaced while it was being created")
             # Safe against a killed process; a crash of the machine may cost the last seconds.
@@ -65,18 +65,21 @@ class Writer:
             rows = [(name, json.dumps(value)) for name, value in {"schema": SCHEMA, **meta}.items()]
             connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             connection.execute("COMMIT")
-            # Only now: so the file by itself says what it is, whenever this process is killed.
+            # Not earlier: without its journal the file is already a recording, whenever this process is killed.
             connection.execute("PRAGMA journal_mode = WAL")
 
     def add(self, facts: Iterable[Fact]) -> None:
-        """Takes the facts; they are on disk after the next flush(), or when there are many."""
+        """Take the facts. They are on disk after the next flush(), or earlier when there are many.
+
+        Raises ValueError if a Growth does not follow its Request; IncompleteError as flush() does.
+        """
         for fact in facts:
             if isinstance(fact, Request):
                 self._requests.add(fact)
                 self._last = fact.pid, fact.nth
             elif isinstance(fact, Growth):
                 if self._last != (fact.pid, fact.nth):
-                    raise ValueError("growth that does not follow its request")
+                    raise ValueError("growth does not follow its request")
                 self._stacks.add(self._requests.count, fact)
             else:
                 self._others.append(fact)
@@ -84,14 +87,14 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was added. IncompleteError if that fails; what is on disk stays readable."""
+        """Write what was added. Raises IncompleteError if that fails; what is on disk stays readable."""
         if self._connection is None:
             return
         if self._stacks.refused:
-            why = "call stacks: more different ones than a recording holds; what they grew by is under [stack lost]"
+            why = "call stacks: too many distinct ones for a recording; their growth is under [stack lost]"
             self._others.append(Loss(time.time_ns(), self._stacks.refused, why))
             self._stacks.refused = 0
-        # In small steps, so that what fits on a disk that fills up is there.
+        # In small steps: on a disk that fills up, all that fits is written.
         while self._requests.pending or self._others or self._stacks.pending:
             with _writing(self.path), self._transaction(self._connection) as connection:
                 for fact in self._others:
@@ -116,13 +119,16 @@ class Writer:
             raise
 
     def note(self, name: str, value: Any) -> None:
-        """Sets an entry of `meta`."""
+        """Set an entry of `meta`. Raises IncompleteError if that fails."""
         if self._connection is not None:
             with _writing(self.path):
                 self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
     def close(self, *, ended: bool = True) -> None:
-        """Writes what is left and folds the journal into the file; `ended` says that this is all there was."""
+        """Write what is left and fold the journal into the file. Idempotent.
+
+        `ended` marks the recording as complete. Raises IncompleteError as flush() does; the file is closed anyway.
+        """
         connection = self._connection
         if connection is None:
             return
@@ -134,7 +140,7 @@ class Writer:
                 try:
                     connection.execute("PRAGMA journal_mode = DELETE")
                 except sqlite3.OperationalError:
-                    # Somebody has the file open to read it. The journal stays, but nothing is in it alone.
+                    # A reader has the file open. The journal stays, and the file holds all that is in it.
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             self._connection = None
@@ -154,7 +160,7 @@ class Writer:
 
 
 def check_output(path: str, *, force: bool) -> None:
-    """UsageError if a Writer could not be made there, as far as can be told without touching anything."""
+    """Raise UsageError if a Writer could not create that file, as far as can be known without touching anything."""
     directory = os.path.dirname(path) or "."
     if not path or not os.path.isdir(directory):
         raise UsageError(f"cannot write {path!r}: there is no directory {directory}")
@@ -171,7 +177,7 @@ def check_output(path: str, *, force: bool) -> None:
 
 
 def _create(path: str, *, force: bool) -> int:
-    """A new, empty file of that name; returns its inode."""
+    """Create a new, empty file of that name and return its inode."""
     check_output(path, force=force)
     for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
         try:
