@@ -26,6 +26,7 @@ from tracer.targets import libc, processes
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image
 from tracer.targets.libc import Libc
+from tracer.targets.php import Php
 from tracer.targets.processes import Process
 from tracer.targets.resolve import Target
 
@@ -57,14 +58,14 @@ class Attachment:
         decoder: RequestDecoder,
         growth_probes: GrowthProbes | None,
         *,
-        take: Callable[[], list[Fact]],
+        read: Callable[[], list[Fact]],
         lacking: list[str],
         calls_by_tracepoint: bool,
     ) -> None:
         """Prepare to attach; nothing is set up yet.
 
         `tracepoints` gets the raw tracepoints, which the caller detaches by closing it. `growth_probes` is None where
-        no stacks were asked for. `take` reads the ring, as poll() does. `lacking` gets a sentence for each figure that
+        no stacks were asked for. `read` returns the facts in the ring. `lacking` gets a sentence for each figure that
         cannot be measured. `calls_by_tracepoint` counts mmap and brk as if libc were unknown.
         """
         self._programs = programs
@@ -72,15 +73,16 @@ class Attachment:
         self._table = table
         self._decoder = decoder
         self._growth_probes = growth_probes
-        self._take = take
+        self._read = read
         self._lacking = lacking
         self._force_tracepoint = calls_by_tracepoint
         self._binaries: dict[tuple[int, int], int] = {}
         self._hooked: set[tuple[int, int]] = set()
         self._libraries: dict[tuple[int, int], Libc | None] = {}
         self._calls_in_kernel = False
+        self._images: list[Image] = []  # opened here, so closed here
         self.uprobes: list[int] = []  # descriptors; whoever closes one takes it out
-        self.pending: list[Fact] = []  # found here, to be given out with what is read from the ring next
+        self._pending: list[Fact] = []  # found here, and not yet given out
 
     def attach(self, targets: Sequence[Target]) -> None:
         """Watch the targets' workers and those their masters fork from now on.
@@ -111,7 +113,7 @@ class Attachment:
         if master.executable == target.master.executable:
             return
         try:
-            php = php_binary.inspect(processes.open_executable(pid))
+            php = self._inspected(processes.open_executable(pid))
             changed = dataclasses.replace(target, php=php, master=master, workers=())
             # The master first: from then on its forks are entered with the new binary; then those before.
             self._enter(pid, Role.MASTER, changed, replace=True)
@@ -121,19 +123,35 @@ class Attachment:
                 known |= {child.pid for child in fresh}
                 for child in fresh:
                     self._enter(child.pid, Role.WORKER, changed, titled=False, replace=True)
-                    self.pending.append(self._table.add(child, changed))
+                    self._pending.append(self._table.add(child, changed))
             self._hook(changed)
         except (OSError, PhptraceError) as exc:
-            self.pending.append(
+            self._pending.append(
                 Loss(time.time_ns(), 1, f"workers: the new PHP of master {pid} cannot be traced: {exc}")
             )
 
+    def take_pending(self) -> list[Fact]:
+        """Return and forget the facts that were found here, by attach() or follow(), and not by reading the ring."""
+        facts, self._pending = self._pending, []
+        return facts
+
     def close(self) -> None:
-        """Close the descriptors that are still in `uprobes`."""
+        """Take the probes off that are still in `uprobes`, and close the files that were opened here. Idempotent."""
         while self.uprobes:
             os.close(self.uprobes.pop())
+        while self._images:
+            self._images.pop().close()
 
     # Processes
+
+    def _inspected(self, image: Image) -> Php:
+        """What a PHP binary is, whose file close() then closes; if it cannot be traced, it is closed at once."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(image.close)
+            php = php_binary.inspect(image)
+            undo.pop_all()
+        self._images.append(image)
+        return php
 
     def _enter(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
         """Enters a process; one that the kernel has entered meanwhile stays as it is, unless `replace`."""
@@ -147,7 +165,7 @@ class Attachment:
             else:
                 workers.add(pid, entry)
         except MapFullError:
-            self.pending.append(Loss(time.time_ns(), 1, WHY_LOST[Lost.WORKERS]))
+            self._pending.append(Loss(time.time_ns(), 1, WHY_LOST[Lost.WORKERS]))
 
     def _binary_index(self, target: Target) -> int:
         """The index of the target's binary in the map `php_binaries`, which gets an entry if it is new."""
@@ -186,7 +204,7 @@ class Attachment:
             inherited = worker.pid in self._table.workers and worker.pid not in unsampled
             if self._growth_probes is not None and not inherited:
                 self._growth_probes.watch(worker.pid)
-            self.pending.append(self._table.add(worker, target))
+            self._pending.append(self._table.add(worker, target))
 
     def _sample_births(self, master: int, growth_probes: GrowthProbes) -> set[int]:
         """Samples a master and all that it forks from now on; returns the workers whose birth was seen before.
@@ -208,7 +226,8 @@ class Attachment:
     def _take_births(self, master: int) -> None:
         """Takes the births up to now, including that of a worker which is only half forked when this is called."""
         wait_until_idle(master)
-        self.pending = self._take()
+        facts = self._read()  # which may call follow(), which adds to what is pending
+        self._pending += facts
 
     # Probes
 
@@ -246,7 +265,9 @@ class Attachment:
             witness = target.master or target.workers[0]
             try:
                 image = None if self._force_tracepoint else processes.open_libc(witness.pid)
-                self._libraries[key] = None if image is None else libc.inspect(image)
+                if image is not None:
+                    self._images.append(image)
+                    self._libraries[key] = libc.inspect(image)
             except (OSError, UnsupportedError) as exc:
                 log.info("no C library found in process %d: %s", witness.pid, exc)
         return self._libraries[key]

@@ -163,7 +163,7 @@ class BpfBackend:
             self._table,
             self._decoder,
             self._growth_probes,
-            take=self._take,
+            read=self._read,
             lacking=self._lacking,
             calls_by_tracepoint=self._calls_by_tracepoint,
         )
@@ -176,12 +176,16 @@ class BpfBackend:
             died=self._died,
         )
 
-    def _take(self) -> list[Fact]:
-        """The facts of the records in the ring, and those found while attaching and following."""
-        facts, self._attachment.pending = self._attachment.pending, []
+    def _read(self) -> list[Fact]:
+        """The facts of the records in the ring. A master's reload among them is followed, which finds more."""
         records = self._ring.records(_BATCH)
         self._taken = len(records)
-        return facts + self._event_decoder.facts(records)
+        return self._event_decoder.facts(records)
+
+    def _take(self) -> list[Fact]:
+        """All facts that are there: a worker that was found while a reload was followed, before its requests."""
+        facts = self._read()
+        return self._attachment.take_pending() + facts
 
     def _detach(self) -> list[Fact]:
         """Takes the probes off and goes on reading meanwhile.
