@@ -129,7 +129,7 @@ struct growth_slot {
 	__u32 samples;
 };
 
-/* What stands for the opline of the innermost frame in the hash, where the opline in memory misleads. */
+/* Replaces the opline of the innermost frame in the hash, if the opline in memory misleads. */
 struct top_frame {
 	__u64 instead; /* its line, or the address of an internal function's name */
 	__u64 known; /* 0 = use the opline in memory */

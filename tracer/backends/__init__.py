@@ -63,4 +63,4 @@ class Backend(Protocol):
 
     @property
     def lacking(self) -> Sequence[str]:
-        """What cannot be measured on these targets, one sentence each, for the user; complete after attach()."""
+        """Sentences, for the user, on what cannot be measured on these targets; complete after attach()."""

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 WHY_LOST = {
     Lost.REQUESTS: "requests: the ring buffer was full",
     Lost.PROCESS_EVENTS: "births or deaths of workers: the ring buffer was full",
-    Lost.WORKERS: "workers: more than the table holds were born",
+    Lost.WORKERS: "workers not traced: worker table is full",
 }
 # In the order in which they are set. The start comes last: a request whose start is seen is seen whole.
 UPROBES_ON_PHP = ("on_teardown", "on_script_end", "on_exit_call", "on_end", "on_startup")
@@ -48,7 +48,7 @@ _ATTEMPTS = 20
 
 
 class Attachment:
-    """What is set up for the processes under watch. close() takes the probes off."""
+    """The map entries and probes of the processes under watch. The owner calls close(), which takes the probes off."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Attachment:
         self._libraries: dict[tuple[int, int], Libc | None] = {}
         self._calls_in_kernel = False
         self._images: list[Image] = []  # opened here, so closed here
-        self.uprobes: list[int] = []  # descriptors; whoever closes one takes it out
+        self.uprobes: list[int] = []  # descriptors; the code that closes one removes it here
         self._pending: list[Fact] = []  # found here, and not yet given out
 
     def attach(self, targets: Sequence[Target]) -> None:
@@ -103,9 +103,9 @@ class Attachment:
                 self._hook(target)
 
     def follow(self, pid: int) -> None:
-        """Watch a master on after it replaced itself: a graceful reload runs the same file, an upgrade another.
+        """Keep watching a master that replaced itself: a graceful reload runs the same file, an upgrade another.
 
-        If the new PHP cannot be traced, a Loss says so.
+        If the new PHP cannot be traced, a Loss says so. What is found is returned by take_pending().
         """
         master, target = processes.process(pid), self._table.masters.get(pid)
         if master is None or target is None or target.master is None:
@@ -127,7 +127,7 @@ class Attachment:
             self._hook(changed)
         except (OSError, PhptraceError) as exc:
             self._pending.append(
-                Loss(time.time_ns(), 1, f"workers: the new PHP of master {pid} cannot be traced: {exc}")
+                Loss(time.time_ns(), 1, f"workers not traced: cannot trace the new PHP of master {pid}: {exc}")
             )
 
     def take_pending(self) -> list[Fact]:
@@ -145,7 +145,7 @@ class Attachment:
     # Processes
 
     def _inspected(self, image: Image) -> Php:
-        """What a PHP binary is, whose file close() then closes; if it cannot be traced, it is closed at once."""
+        """The description of a PHP, whose file close() closes later; at once if it cannot be traced."""
         with contextlib.ExitStack() as undo:
             undo.callback(image.close)
             php = php_binary.inspect(image)
@@ -174,7 +174,9 @@ class Attachment:
             return self._binaries[php.image.identity]
         index = len(self._binaries)
         if index >= PHP_BINARIES_MAX:
-            raise UnsupportedError(f"more than {PHP_BINARIES_MAX} different PHP binaries")
+            raise UnsupportedError(
+                f"cannot trace more than {PHP_BINARIES_MAX} different PHP binaries at a time. Name fewer targets."
+            )
         self._programs.map("php_binaries")[index] = php_binary_entry(php, fastcgi=target.speaks_fastcgi)
         self._binaries[php.image.identity] = index
         self._lacking += php.lacking
@@ -203,7 +205,7 @@ class Attachment:
             self._enter(worker.pid, Role.WORKER, target)
             inherited = worker.pid in self._table.workers and worker.pid not in unsampled
             if self._growth_probes is not None and not inherited:
-                self._growth_probes.watch(worker.pid)
+                self._growth_probes.start_sampling(worker.pid)
             self._pending.append(self._table.add(worker, target))
 
     def _sample_births(self, master: int, growth_probes: GrowthProbes) -> set[int]:
@@ -214,13 +216,13 @@ class Attachment:
         for _ in range(_ATTEMPTS):
             self._take_births(master)
             before = set(self._table.workers)
-            growth_probes.watch(master)
+            growth_probes.start_sampling(master)
             self._take_births(master)
             if before.issuperset(self._table.workers):
                 return before
-            growth_probes.unwatch(master)
-        growth_probes.watch(master)
-        self._lacking.append(f"stacks: master {master} forks all the time: some workers may not be sampled")
+            growth_probes.stop_sampling(master)
+        growth_probes.start_sampling(master)
+        self._lacking.append(f"stacks: master {master} keeps forking; some workers may not be sampled")
         return set(self._table.workers)
 
     def _take_births(self, master: int) -> None:
@@ -246,7 +248,7 @@ class Attachment:
             if hook is None:
                 continue
             if not hook["emulated"]:
-                self._lacking.append(f"speed: {function} sits on an instruction the kernel single-steps (12 us a hit)")
+                log.info("%s of %s is on an instruction that is single-stepped: 12 µs a hit", function, php.image.shown)
             at_return = function == "on_end" and php.hooks.end_is_return
             self._uprobe(function, php.image, hook["file_offset"], at_return=at_return)
         if self._growth_probes is not None:
@@ -291,7 +293,9 @@ class Attachment:
             self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
         except UnsupportedError as exc:
             self._decoder.calls = False
-            self._lacking.append(f"mmap and brk calls: neither this C library nor this kernel shows them ({exc})")
+            self._lacking.append(
+                f"not measured: mmap and brk calls: neither this C library nor this kernel shows them ({exc})"
+            )
             return
         if self._growth_probes is not None:
             try:
@@ -299,8 +303,8 @@ class Attachment:
             except UnsupportedError as exc:
                 self._lacking.append(f"not measured: call stacks of mmap and brk: {exc}")
         self._lacking.append(
-            "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this host pays"
-            " some 0.03 us a system call, since this C library's wrappers have an unknown form"
+            "speed: every process on this host pays about 0.03 µs per system call, since mmap and brk are counted by a"
+            " tracepoint: this C library's wrappers have an unknown form"
         )
 
     def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:

@@ -33,7 +33,7 @@ _HOUSEKEEPING_S = 1.0
 
 
 class BpfBackend:
-    """See the Backend protocol. One instance, one attach."""
+    """See the Backend protocol."""
 
     name = "bpf"
     needs_symbols = True
@@ -47,9 +47,12 @@ class BpfBackend:
         simulated_cpus: int | None = None,
         compiled: Callable[..., Programs] = Programs,
     ) -> None:
-        """`calls_by_tracepoint` counts mmap and brk as if libc were unknown; `simulated_cpus` is for benchmarks.
+        """Prepare; nothing is loaded before attach().
 
-        `compiled` makes Programs of a source file and its defines; tests pass one that compiles a file once.
+        `keep_query` keeps the query string of the URI. `stacks` is None for no call stacks. `calls_by_tracepoint`
+        counts mmap and brk as if libc were unknown. `simulated_cpus` is for benchmarks: it costs what so many CPUs
+        cost, and measures nonsense. `compiled` makes Programs of a source file and its defines; tests pass one that
+        compiles a file once.
         """
         self._compiled = compiled
         self._keep_query = keep_query
@@ -177,7 +180,7 @@ class BpfBackend:
         )
 
     def _read(self) -> list[Fact]:
-        """The facts of the records in the ring. A master's reload among them is followed, which finds more."""
+        """The facts of the records in the ring. If a master's reload is among them, follow() may find more."""
         records = self._ring.records(_BATCH)
         self._taken = len(records)
         return self._event_decoder.facts(records)
@@ -225,20 +228,20 @@ class BpfBackend:
 
     def _died(self, pid: int) -> None:
         if self._growth_probes is not None:
-            self._growth_probes.gone(pid)
+            self._growth_probes.process_died(pid)
 
     def _housekeep(self) -> list[Fact]:
         losses = self._losses()
         if self._growth_probes is not None:
             losses += self._growth_probes.losses()
-        missing = self._table.missing()
+        missing = self._table.missing_pids()
         gone = [self._table.mark_gone(pid, time.time_ns()) for pid in missing]
         for pid in missing:
             self._died(pid)
         return [*losses, *(fact for fact in gone if fact is not None)]
 
     def _losses(self) -> list[Fact]:
-        """What the kernel has counted as lost since the last look."""
+        """A Loss for each kind that the kernel has counted since the last call."""
         found: list[Fact] = []
         for what in Lost:
             total = int.from_bytes(self._programs.map("lost")[what], "little")

@@ -1,4 +1,4 @@
-"""What is set up for the processes under watch, on real processes; the kernel's side is kept in memory."""
+"""Attaching to real processes; the kernel's maps and probes are kept in memory."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_an_upgrade_to_what_cannot_be_traced_is_a_loss_and_leaves_no_file_open(k
         made.close()
 
     assert isinstance(loss, Loss)
-    assert "cannot be traced" in loss.why
+    assert "cannot trace the new PHP" in loss.why
     assert during == 0
 
 

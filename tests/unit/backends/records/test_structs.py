@@ -116,7 +116,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
             lines.append(f'P("{name}.{field}-", (__typeof__({member}))-1 < 0);')
     plain = (*DEFINES, "TITLE_MAX", "HASHES_RESERVED", *(name for c_enum in ENUMS for name in names_of(c_enum)))
     lines += [f'P("{name}", {name});' for name in plain]
-    directory = tmp_path_factory.mktemp("wire")
+    directory = tmp_path_factory.mktemp("structs")
     (directory / "print.c").write_text(
         "#include <linux/types.h>\n#include <stdio.h>\n"
         + f"#define DEPTH_MAX {DEPTH}\n"
