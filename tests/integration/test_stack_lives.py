@@ -101,7 +101,7 @@ def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_ou
     client = _in_mid_request(fpm, tmp_path)
 
     # Detaching closes all probes at once, in whatever order; here that of the stacks is first.
-    os.close(tracer.backend._uprobes.pop())  # type: ignore[attr-defined]
+    os.close(tracer.backend._attachment.uprobes.pop())  # type: ignore[attr-defined]
     (fpm.folder / "go").touch()
     client.join()
     tracer.close()
@@ -115,14 +115,14 @@ def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fpm = start_fpm(www="pm = ondemand\npm.max_children = 1")
-    watch = GrowthProbes.watch
+    start_sampling = GrowthProbes.start_sampling
 
-    def fork_and_watch(probes: GrowthProbes, pid: int, **options: bool) -> None:
+    def fork_and_sample(probes: GrowthProbes, pid: int) -> None:
         if not fpm.workers():
             fpm.get("hello.php")
-        watch(probes, pid, **options)
+        start_sampling(probes, pid)
 
-    monkeypatch.setattr(GrowthProbes, "watch", fork_and_watch)
+    monkeypatch.setattr(GrowthProbes, "start_sampling", fork_and_sample)
     tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
     (worker,) = fpm.workers()
     fpm.get("leak.php", QUERY_STRING=str(LEAKED))
