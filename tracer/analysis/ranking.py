@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from tracer.facts import Request
+from tracer.analysis.workers import WorkerKey, WorkerNames
+from tracer.facts import Request, Worker
 
-# What of a Request is needed here: a recording reads faster if it need not fetch the rest.
-COLUMNS = (
+_COLUMNS = (
     "pid", "pool", "uri", "script", "ending", "duration_ns",
     "anon_before", "anon_end", "anon_after", "anon_peak", "zend_peak", "zend_real_before", "zend_real_end",
 )  # fmt: skip
 
 
 class GroupBy(enum.Enum):
+    """What the requests of one group have in common."""
+
     SCRIPT = "script"
     URI = "uri"
     WORKER = "worker"
@@ -33,6 +35,11 @@ class Sort(enum.Enum):
     REQUESTS = "requests"
     DURATION = "duration"
     KEY = "key"
+
+
+def columns_of(by: GroupBy) -> tuple[str, ...]:
+    """Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others."""
+    return (*_COLUMNS, "host", "started_ns") if by is GroupBy.WORKER else _COLUMNS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,12 +75,25 @@ class Ranking:
     def __init__(self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None) -> None:
         self.by = by
         self.overflow = 0
-        self._key = _KEYS[by]
+        self._workers = WorkerNames()
+        self._key: Callable[[Request], str | WorkerKey | None] = (
+            self._workers.key if by is GroupBy.WORKER else _KEYS[by]
+        )
         self._window = window
         self._max_groups = max_groups
-        self._groups: dict[str | None, _Accumulator] = {}
+        self._groups: dict[str | WorkerKey | None, _Accumulator] = {}
+
+    def begin_recording(self, workers: Iterable[Worker]) -> None:
+        """Take the workers of the recording whose requests are added next; only a ranking by worker needs them.
+
+        They tell workers apart that had the same pid one after the other. Such workers are one group
+        if this is not called, if their start_ticks are unknown, or if neither the death of the earlier
+        nor the birth of the later was seen.
+        """
+        self._workers.begin_recording(workers)
 
     def add(self, request: Request) -> None:
+        """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
         key = self._key(request)
         group = self._groups.get(key)
         if group is None:
@@ -85,7 +105,11 @@ class Ranking:
 
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all or the first `top`. Ties go by growth, then by key."""
-        found = [accumulator.group(key) for key, accumulator in self._groups.items()]
+        names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
+        found = [
+            accumulator.group(names[key] if isinstance(key, WorkerKey) else key)
+            for key, accumulator in self._groups.items()
+        ]
         found.sort(key=lambda group: (group.key is None, group.key or ""))
         if sort is not Sort.KEY:
             value = _SORT_VALUES[sort]
@@ -100,7 +124,6 @@ def _order(value: int | None) -> tuple[bool, int]:
 _KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,
     GroupBy.URI: lambda request: request.uri,
-    GroupBy.WORKER: lambda request: f"{request.pool}/{request.pid}" if request.pool else str(request.pid),
     GroupBy.POOL: lambda request: request.pool,
 }
 _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {

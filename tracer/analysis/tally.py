@@ -19,7 +19,7 @@ class Tally:
         self.lost = 0
         self.unended = 0  # recordings that came to no end: what is missing is not known
         self.losses: dict[str, int] = {}
-        self._workers: set[tuple[int, int | None]] = set()
+        self._workers: set[tuple[str | None, int, int | None]] = set()
         self.born = 0
         self.died = 0
 
@@ -28,11 +28,13 @@ class Tally:
         """Different workers seen."""
         return len(self._workers)
 
-    def add_all(self, facts: Iterable[Fact]) -> None:
+    def add_all(self, facts: Iterable[Fact], host: str | None = None) -> None:
+        """Count the facts, as add() does."""
         for fact in facts:
-            self.add(fact)
+            self.add(fact, host)
 
-    def add(self, fact: Fact) -> None:
+    def add(self, fact: Fact, host: str | None = None) -> None:
+        """Count a fact. `host` is that of a Worker, which does not name it; None: all are of one host."""
         if isinstance(fact, Request):
             self.requests += 1
             if fact.anon_before is None or fact.anon_after is None:
@@ -43,7 +45,7 @@ class Tally:
                 self.killed += fact.ending.startswith(Ending.KILLED.value)
                 self.fatal += fact.ending == Ending.FATAL.value
         elif isinstance(fact, Worker):
-            key = fact.pid, fact.start_ticks
+            key = host, fact.pid, fact.start_ticks
             if key not in self._workers:
                 self._workers.add(key)
                 self.born += fact.born_ns is not None

@@ -24,7 +24,6 @@ def workers_of(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, in
     }
 
 
-@pytest.mark.xfail(reason="the report tells workers apart by pool and pid alone")
 def test_recordings_of_two_hosts_share_no_worker(capsys, tmp_path):
     paths = [
         recording(tmp_path / host, [WORKER, request(pid=77, host=host), request(pid=77, host=host)], {"host": host})
@@ -40,7 +39,6 @@ def test_two_recordings_of_one_host_share_a_worker(capsys, tmp_path):
     assert workers_of(capsys, *paths) == {"www/77": 2}
 
 
-@pytest.mark.xfail(reason="the report tells workers apart by pool and pid alone")
 def test_a_pid_that_was_used_twice_is_two_workers(capsys, tmp_path):
     first, second = WORKER._replace(died_ns=100), WORKER._replace(start_ticks=7927, born_ns=200)
     path = recording(tmp_path / "r", [first, request(pid=77, started_ns=50), second, request(pid=77, started_ns=300)])
@@ -48,13 +46,7 @@ def test_a_pid_that_was_used_twice_is_two_workers(capsys, tmp_path):
     assert workers_of(capsys, path) == {"www/77 #1": 1, "www/77 #2": 1}
 
 
-@pytest.mark.parametrize(
-    ("hosts", "shown"),
-    [
-        pytest.param(("web1", "web2"), "2 workers", marks=pytest.mark.xfail(reason="hosts are not told apart")),
-        (("web1", "web1"), "1 workers"),
-    ],
-)
+@pytest.mark.parametrize(("hosts", "shown"), [(("web1", "web2"), "2 workers"), (("web1", "web1"), "1 workers")])
 def test_workers_are_counted_by_host(capsys, tmp_path, hosts, shown):
     paths = [recording(tmp_path / str(n), [WORKER], {"host": host}) for n, host in enumerate(hosts)]
 
