@@ -239,7 +239,6 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.xfail(reason="the files of targets that are dropped stay open")
 def test_the_files_of_masters_without_the_pool_are_closed(php, master):
     with running(php, "php-fpm: master process (x)", ("php-fpm: pool elsewhere",)):
         before = descriptors()
@@ -249,7 +248,6 @@ def test_the_files_of_masters_without_the_pool_are_closed(php, master):
         assert descriptors() == before
 
 
-@pytest.mark.xfail(reason="the files of targets that are dropped stay open")
 def test_the_files_of_all_masters_are_closed_if_none_has_the_pool(master):
     before = descriptors()
     with pytest.raises(NoTargetError), found(["php-fpm:nobody"]):
@@ -258,7 +256,6 @@ def test_the_files_of_all_masters_are_closed_if_none_has_the_pool(master):
     assert descriptors() == before
 
 
-@pytest.mark.xfail(reason="the files of targets that are dropped stay open")
 @pytest.mark.parametrize(
     "order", [("master", "master"), ("master", "worker"), ("worker", "worker"), ("worker", "master")]
 )
@@ -273,7 +270,6 @@ def test_the_file_of_a_target_that_is_merged_into_another_is_closed(master, orde
     assert descriptors() == before
 
 
-@pytest.mark.xfail(reason="the files of targets that are dropped stay open")
 def test_the_files_of_targets_found_before_a_name_that_means_nothing_are_closed(master):
     before = descriptors()
     with pytest.raises(NoTargetError):
