@@ -140,6 +140,8 @@ class Frame(NamedTuple):
     line: int | None  # the line it had come to; None: the same, or not known
 
 
+Stack = tuple[Frame, ...]  # a call stack, the outermost frame first
+
 # Of a stack that is not one of PHP.
 NO_PHP = Frame(FrameKind.MARK.value, "[no php]", None, None)  # PHP was at work, but ran no script
 THREAD = Frame(FrameKind.MARK.value, "[another thread]", None, None)
@@ -155,7 +157,7 @@ class Growth(NamedTuple):
     pid: int
     nth: int  # the request's
     metric: str  # a Weight's value
-    stack: tuple[Frame, ...]  # the outermost first
+    stack: Stack
     bytes: int  # negative: given back
     samples: int  # how many events: faults, calls, looks
 

@@ -21,10 +21,10 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import IncompleteError, RecordingError, UsageError
-from tracer.facts import Fact, Growth, Loss, Metric, Request, Worker
+from tracer.facts import Fact, Growth, Loss, Metric, Request, Stack, Worker
 from tracer.output_file import create
 from tracer.recording.stack_tables import TABLES as STACK_TABLES
-from tracer.recording.stack_tables import Stack, StackReader, StackWriter
+from tracer.recording.stack_tables import StackReader, StackWriter
 
 SCHEMA = 2
 SUFFIX = ".phptrace"

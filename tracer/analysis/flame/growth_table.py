@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tracer.analysis.routes import route_of
-from tracer.facts import Frame, Request
+from tracer.facts import Request, Stack
 
-Stack = tuple[Frame, ...]
 Grown = Sequence[tuple[Stack, int, int]]  # (stack, bytes, samples)
 
 # Stacks of routes, each counted once a route, some 150 bytes each: what uris without end may take.
