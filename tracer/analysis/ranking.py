@@ -1,4 +1,4 @@
-"""Requests grouped by script, uri, worker or pool, and sorted by what they did to memory."""
+"""Groups requests by script, uri, worker or pool, and sorts the groups by what they did to memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GroupBy(enum.Enum):
 
 
 class Sort(enum.Enum):
-    """By what the groups are sorted; all but KEY with the most first."""
+    """The figure by which groups are sorted: the largest first, but KEY ascending."""
 
     NATIVE = "native"
     GROWTH = "growth"
@@ -44,11 +44,11 @@ def columns_of(by: GroupBy) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """What the requests of one key did, in bytes and nanoseconds. None: measured on none of them.
+    """Figures of the requests with one key, in bytes and nanoseconds. None: measured on none of them.
 
-    `growth_*` is all anonymous memory kept, Zend's chunk cache included: what one request takes,
-    another may give back. `native_growth_*` is Request.native_growth: what stays. Quantiles are of
-    the nearest rank: values that occurred.
+    `growth_*` is all anonymous memory kept, Zend's chunk cache included: memory that one request
+    takes, another may free. `native_growth_*` is Request.native_growth: memory that stays.
+    Quantiles are by nearest rank: values that occurred.
     """
 
     key: str | None
@@ -66,10 +66,11 @@ class Group:
 
 
 class Ranking:
-    """Takes requests one by one; groups() may be asked at any time.
+    """Takes requests one by one; groups() may be called at any time.
 
-    Runs for hours if need be: with `window`, quantiles are of a group's last so many requests, and
-    with `max_groups`, requests of further keys are counted in `overflow` and not ranked.
+    To run for hours in bounded memory, give `window`, so that quantiles cover only that many last
+    requests of a group, and `max_groups`, so that requests of further keys are not ranked but
+    counted in `overflow`.
     """
 
     def __init__(self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None) -> None:
@@ -84,9 +85,9 @@ class Ranking:
         self._groups: dict[str | WorkerKey | None, _Accumulator] = {}
 
     def begin_recording(self, workers: Iterable[Worker]) -> None:
-        """Take the workers of the recording whose requests are added next; only a ranking by worker needs them.
+        """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
 
-        They tell workers apart that had the same pid one after the other. Such workers are one group
+        They tell apart workers that had the same pid one after the other. Such workers are one group
         if this is not called, if their start_ticks are unknown, or if neither the death of the earlier
         nor the birth of the later was seen.
         """
@@ -104,7 +105,7 @@ class Ranking:
         group.add(request)
 
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
-        """The groups in order, all or the first `top`. Ties go by growth, then by key."""
+        """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
         names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
         found = [
             accumulator.group(names[key] if isinstance(key, WorkerKey) else key)
@@ -137,7 +138,7 @@ _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
 
 
 class _Values:
-    """Integers of which the sum is wanted of all, and quantiles of the last `window`."""
+    """The sum of all integers added, and quantiles of the last `window` of them (None: of all)."""
 
     __slots__ = ("_last", "_window", "count", "total")
 
@@ -159,7 +160,7 @@ class _Values:
         if not self._last:
             return [None for _ in shares]
         ordered = sorted(self._last)
-        # Nearest rank: the smallest value that at least that share of the values does not exceed.
+        # Nearest rank: the smallest value such that at least that share of the values is not larger.
         return [ordered[max(0, -int(-share * len(ordered) // 1) - 1)] for share in shares]
 
 

@@ -1,4 +1,4 @@
-"""How much was seen, how much of it only in part, and how much was lost."""
+"""Counts what was seen, what was seen only in part, and what was lost."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tracer.facts import Ending, Fact, Loss, Request, Worker
 
 
 class Tally:
-    """Counts facts as they come. Every output shows these next to its findings."""
+    """Counts facts as they come. Every output shows these counts next to its findings."""
 
     def __init__(self) -> None:
         self.requests = 0
-        self.incomplete = 0  # requests of which only a part was seen
-        self.killed = 0  # of those, by a signal that hit the worker
+        self.incomplete = 0  # requests seen only in part
+        self.killed = 0  # requests ended by a signal that killed the worker
         self.fatal = 0
         self.uri_unknown = 0
         self.lost = 0
-        self.unended = 0  # recordings that came to no end: what is missing is not known
+        self.unended = 0  # recordings that were not closed: how much is missing is unknown
         self.losses: dict[str, int] = {}
         self._workers: set[tuple[str | None, int, int | None]] = set()
         self.born = 0
@@ -25,7 +25,7 @@ class Tally:
 
     @property
     def workers(self) -> int:
-        """Different workers seen."""
+        """Number of different workers seen."""
         return len(self._workers)
 
     def add_all(self, facts: Iterable[Fact], host: str | None = None) -> None:
@@ -34,7 +34,7 @@ class Tally:
             self.add(fact, host)
 
     def add(self, fact: Fact, host: str | None = None) -> None:
-        """Count a fact. `host` is that of a Worker, which does not name it; None: all are of one host."""
+        """Count a fact. `host` is the host of a Worker, which does not name it; None if all are of one host."""
         if isinstance(fact, Request):
             self.requests += 1
             if fact.anon_before is None or fact.anon_after is None:

@@ -22,7 +22,7 @@ class WorkerKey(NamedTuple):
 
 
 class WorkerNames:
-    """Finds the worker of a request, and a name for each worker."""
+    """Finds the worker of each request, and gives each worker a name."""
 
     def __init__(self) -> None:
         self._hosts: set[str] = set()
@@ -60,7 +60,7 @@ class WorkerNames:
         return WorkerKey(request.host, request.pool, request.pid, start_ticks)
 
     def names(self, keys: Iterable[WorkerKey]) -> dict[WorkerKey, str]:
-        """`www/77`; `web1 www/77` if there are several hosts; `www/77 #2` of the second worker with that pid."""
+        """A name for each worker: `www/77`; `web1 www/77` if hosts differ; `www/77 #2` for the second with that pid."""
         namesakes: dict[str, list[WorkerKey]] = {}
         for key in keys:
             name = f"{key.pool}/{key.pid}" if key.pool else str(key.pid)
