@@ -6,6 +6,7 @@ workers that would be traced.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -211,8 +212,8 @@ def _calls_check(target: Target) -> Check:
         image = processes.open_libc(witness.pid)
         if image is None:
             return Check("mmap and brk", False, "no C library of a known name is mapped", mend, needed=False)
-        library = libc.inspect(image)
-        image.close()
+        with contextlib.closing(image):
+            library = libc.inspect(image)
     except (OSError, UnsupportedError) as exc:
         return Check("mmap and brk", False, str(exc), mend, needed=False)
     if library.missing:

@@ -141,6 +141,8 @@ class Frame(NamedTuple):
     line: int | None  # the line it had come to; None: the same, or not known
 
 
+Stack = tuple[Frame, ...]  # a call stack, the outermost frame first
+
 # Of a stack that is not one of PHP.
 NO_PHP = Frame(FrameKind.MARK.value, "[no php]", None, None)  # PHP was running, but no script was
 THREAD = Frame(FrameKind.MARK.value, "[another thread]", None, None)
@@ -156,7 +158,7 @@ class Growth(NamedTuple):
     pid: int
     nth: int  # the request's
     metric: str  # a Weight's value
-    stack: tuple[Frame, ...]  # the outermost first
+    stack: Stack
     bytes: int  # negative: given back
     samples: int  # how many events: faults, calls, looks
 

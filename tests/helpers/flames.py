@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tracer.analysis.flame.builder import FlameBuilder
-from tracer.analysis.flame.growth_table import Grown
+from tracer.analysis.flame.growth_table import GrowthByStack
 from tracer.analysis.flame.node import Flame, Kind, Node
 from tracer.facts import Metric, Request
 
@@ -28,7 +28,9 @@ def flame(*children: Node, remarks: tuple[str, ...] = (), title: str = "rss: pag
     )  # fmt: skip
 
 
-def built(*requests: tuple[Request, Grown], metric: Metric = Metric.RSS, retained: bool = False) -> FlameBuilder:
+def built(
+    *requests: tuple[Request, GrowthByStack], metric: Metric = Metric.RSS, retained: bool = False
+) -> FlameBuilder:
     builder = FlameBuilder(metric, retained=retained)
     for one, grown in requests:
         builder.add(one, grown)
@@ -51,7 +53,7 @@ def sizes(root: Node) -> dict[str, int]:
 
 
 def difference(
-    before: list[tuple[Request, Grown]], after: list[tuple[Request, Grown]], *, retained: bool = False
+    before: list[tuple[Request, GrowthByStack]], after: list[tuple[Request, GrowthByStack]], *, retained: bool = False
 ) -> FlameBuilder:
     builder = FlameBuilder(Metric.RSS, retained=retained, difference=True)
     for one, grown in after:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,55 +40,55 @@ def test_the_demo_puts_the_planted_leaker_on_top(tmp_path: Path) -> None:
     assert running == ""
 
 
-def test_a_wheel_brings_the_bpf_programs_along(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    subprocess.run(
-        [
-            "cp",
-            "-r",
-            *(str(CHECKOUT / name) for name in ("tracer", "bpf", "pyproject.toml", "README.md")),
-            str(tmp_path),
-        ],
-        check=True,
-    )
+def test_a_wheel_in_an_empty_venv_has_every_module_and_every_bpf_source(tmp_path: Path) -> None:
+    source, wheels, venv = tmp_path / "source", tmp_path / "wheels", tmp_path / "venv"
     source.mkdir()
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-index",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            str(source),
-            ".",
-        ],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = source.glob("phptrace-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "installed")
+    parts = [CHECKOUT / name for name in ("tracer", "bpf", "pyproject.toml", "README.md")]
+    subprocess.run(["cp", "-r", *parts, source], check=True)
+    quietly = ["-q", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    _run(sys.executable, "-m", "pip", "wheel", *quietly, "--no-build-isolation", "-w", wheels, source)
+    (wheel,) = wheels.glob("phptrace-*.whl")
+    _run(sys.executable, "-m", "venv", "--system-site-packages", venv)
+    _run(venv / "bin/python", "-m", "pip", "install", *quietly, "--no-build-isolation", wheel)
 
-    assert {
-        "tracer/bpf_source/request.bpf.c",
-        "tracer/bpf_source/request_events.h",
-        "tracer/bpf_source/kernel/include/linux/ptrace.h",
-    } <= names
-    answer = subprocess.run(
-        [sys.executable, "-c", "from tracer.backends.bpf.programs import bpf_sources; print(bpf_sources())"],
-        cwd=tmp_path / "installed",
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert answer.stdout.strip() == str(tmp_path / "installed/tracer/bpf_source")
+    found = json.loads(_run(venv / "bin/python", "-I", "-c", _EVERY_MODULE, cwd=tmp_path))
+
+    (installed,) = venv.glob("lib/python3*/site-packages/tracer")
+    assert found["tracer"] == str(installed / "__init__.py")
+    assert found["modules"] == _modules_of(CHECKOUT / "tracer") != []
+    assert found["bpf_sources"] == str(installed / "bpf_source")
+    assert _files_of(installed / "bpf_source") == _files_of(CHECKOUT / "bpf") != {}
+    for name in ("flame.css", "flame.js"):
+        assert (installed / "reporters/flame" / name).is_file()
+    assert _run(venv / "bin/phptrace", "--version", cwd=tmp_path).startswith("phptrace")
+
+
+# Imports every module of the installed package, and says which those were.
+_EVERY_MODULE = """
+import importlib, json, pkgutil, tracer
+from tracer.backends.bpf.programs import bpf_sources
+modules = sorted(module.name for module in pkgutil.walk_packages(tracer.__path__, "tracer."))
+for name in modules:
+    importlib.import_module(name)
+print(json.dumps({"tracer": tracer.__file__, "modules": modules, "bpf_sources": str(bpf_sources())}))
+"""
+
+
+def _run(*command: str | Path, cwd: Path | None = None) -> str:
+    """The program's stdout; what it printed to stderr is in the error if it fails."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _modules_of(package: Path) -> list[str]:
+    paths = (path.relative_to(package.parent).with_suffix("") for path in package.rglob("*.py"))
+    names = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    return sorted(names - {package.name})
+
+
+def _files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_as_many_requests_are_recorded_as_the_load_generator_sent(

@@ -1,22 +1,24 @@
-"""Requests grouped by script, uri, worker or pool, and sorted by what they did to memory."""
+"""Groups requests by script, uri, worker or pool, and sorts the groups by what they did to memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from tracer.facts import Request
+from tracer.analysis.workers import WorkerKey, WorkerNames
+from tracer.facts import Request, Worker
 
-# What of a Request is needed here: a recording reads faster if it need not fetch the rest.
-COLUMNS = (
+_COLUMNS = (
     "pid", "pool", "uri", "script", "ending", "duration_ns",
     "anon_before", "anon_end", "anon_after", "anon_peak", "zend_peak", "zend_real_before", "zend_real_end",
 )  # fmt: skip
 
 
 class GroupBy(enum.Enum):
+    """What the requests of one group have in common."""
+
     SCRIPT = "script"
     URI = "uri"
     WORKER = "worker"
@@ -24,7 +26,7 @@ class GroupBy(enum.Enum):
 
 
 class Sort(enum.Enum):
-    """By what the groups are sorted; all but KEY with the most first."""
+    """The figure by which groups are sorted: the largest first, but KEY ascending."""
 
     NATIVE = "native"
     GROWTH = "growth"
@@ -35,13 +37,18 @@ class Sort(enum.Enum):
     KEY = "key"
 
 
+def columns_of(by: GroupBy) -> tuple[str, ...]:
+    """Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others."""
+    return (*_COLUMNS, "host", "started_ns") if by is GroupBy.WORKER else _COLUMNS
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """What the requests of one key did, in bytes and nanoseconds. None: measured on none of them.
+    """Figures of the requests with one key, in bytes and nanoseconds. None: measured on none of them.
 
-    `growth_*` is all anonymous memory kept, Zend's chunk cache included: what one request takes,
-    another may give back. `native_growth_*` is Request.native_growth: what stays. Quantiles are of
-    the nearest rank: values that occurred.
+    `growth_*` is all anonymous memory kept, Zend's chunk cache included: memory that one request
+    takes, another may free. `native_growth_*` is Request.native_growth: memory that stays.
+    Quantiles are by nearest rank: values that occurred.
     """
 
     key: str | None
@@ -59,21 +66,35 @@ class Group:
 
 
 class Ranking:
-    """Takes requests one by one; groups() may be asked at any time.
+    """Takes requests one by one; groups() may be called at any time.
 
-    Runs for hours if need be: with `window`, quantiles are of a group's last so many requests, and
-    with `max_groups`, requests of further keys are counted in `overflow` and not ranked.
+    To run for hours in bounded memory, give `window`, so that quantiles cover only that many last
+    requests of a group, and `max_groups`, so that requests of further keys are not ranked but
+    counted in `overflow`.
     """
 
     def __init__(self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None) -> None:
         self.by = by
         self.overflow = 0
-        self._key = _KEYS[by]
+        self._workers = WorkerNames()
+        self._key: Callable[[Request], str | WorkerKey | None] = (
+            self._workers.key if by is GroupBy.WORKER else _KEYS[by]
+        )
         self._window = window
         self._max_groups = max_groups
-        self._groups: dict[str | None, _Accumulator] = {}
+        self._groups: dict[str | WorkerKey | None, _Accumulator] = {}
+
+    def begin_recording(self, workers: Iterable[Worker]) -> None:
+        """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
+
+        They tell apart workers that had the same pid one after the other. Such workers are one group
+        if this is not called, if their start_ticks are unknown, or if neither the death of the earlier
+        nor the birth of the later was seen.
+        """
+        self._workers.begin_recording(workers)
 
     def add(self, request: Request) -> None:
+        """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
         key = self._key(request)
         group = self._groups.get(key)
         if group is None:
@@ -84,8 +105,12 @@ class Ranking:
         group.add(request)
 
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
-        """The groups in order, all or the first `top`. Ties go by growth, then by key."""
-        found = [accumulator.group(key) for key, accumulator in self._groups.items()]
+        """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
+        names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
+        found = [
+            accumulator.group(names[key] if isinstance(key, WorkerKey) else key)
+            for key, accumulator in self._groups.items()
+        ]
         found.sort(key=lambda group: (group.key is None, group.key or ""))
         if sort is not Sort.KEY:
             value = _SORT_VALUES[sort]
@@ -100,7 +125,6 @@ def _order(value: int | None) -> tuple[bool, int]:
 _KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,
     GroupBy.URI: lambda request: request.uri,
-    GroupBy.WORKER: lambda request: f"{request.pool}/{request.pid}" if request.pool else str(request.pid),
     GroupBy.POOL: lambda request: request.pool,
 }
 _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
@@ -114,7 +138,7 @@ _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
 
 
 class _Values:
-    """Integers of which the sum is wanted of all, and quantiles of the last `window`."""
+    """The sum of all integers added, and quantiles of the last `window` of them (None: of all)."""
 
     __slots__ = ("_last", "_window", "count", "total")
 
@@ -136,7 +160,7 @@ class _Values:
         if not self._last:
             return [None for _ in shares]
         ordered = sorted(self._last)
-        # Nearest rank: the smallest value that at least that share of the values does not exceed.
+        # Nearest rank: the smallest value such that at least that share of the values is not larger.
         return [ordered[max(0, -int(-share * len(ordered) // 1) - 1)] for share in shares]
 
 

@@ -1,4 +1,4 @@
-"""A uri with its variable parts folded, so that requests for the same thing fall together."""
+"""Folds the variable parts of a uri, so that requests for the same page are one route."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ _HEX = re.compile(r"(?=.*\d)[0-9a-f]{12,}", re.IGNORECASE)
 
 
 def route_of(uri: str) -> str:
-    """`/user/{n}/edit` of `/user/123/edit?tab=2`: numbers, UUIDs and long hexadecimal parts become `{n}`, `{uuid}`
-    and `{hex}`; the query string is left out.
+    """Return `/user/{n}/edit` for `/user/123/edit?tab=2`.
+
+    Numbers, UUIDs and long hexadecimal parts become `{n}`, `{uuid}` and `{hex}`; the query string is dropped.
     """
     path = uri.split("?", 1)[0]
     return "/".join([_folded(part) for part in path.split("/")])

@@ -1,4 +1,4 @@
-"""How much was seen, how much of it only in part, and how much was lost."""
+"""Counts what was seen, what was seen only in part, and what was lost."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from tracer.facts import Ending, Fact, Loss, Request, Worker
 
 
 class Tally:
-    """Counts facts as they come. Every output shows these next to its findings."""
+    """Counts facts as they come. Every output shows these counts next to its findings."""
 
     def __init__(self) -> None:
         self.requests = 0
-        self.incomplete = 0  # requests of which only a part was seen
-        self.killed = 0  # of those, by a signal that hit the worker
+        self.incomplete = 0  # requests seen only in part
+        self.killed = 0  # requests ended by a signal that killed the worker
         self.fatal = 0
         self.uri_unknown = 0
         self.lost = 0
-        self.unended = 0  # recordings that came to no end: what is missing is not known
+        self.unended = 0  # recordings that were not closed: how much is missing is unknown
         self.losses: dict[str, int] = {}
-        self._workers: set[tuple[int, int | None]] = set()
+        self._workers: set[tuple[str | None, int, int | None]] = set()
         self.born = 0
         self.died = 0
 
     @property
     def workers(self) -> int:
-        """Different workers seen."""
+        """Number of different workers seen."""
         return len(self._workers)
 
-    def add_all(self, facts: Iterable[Fact]) -> None:
+    def add_all(self, facts: Iterable[Fact], host: str | None = None) -> None:
+        """Count the facts, as add() does."""
         for fact in facts:
-            self.add(fact)
+            self.add(fact, host)
 
-    def add(self, fact: Fact) -> None:
+    def add(self, fact: Fact, host: str | None = None) -> None:
+        """Count a fact. `host` is the host of a Worker, which does not name it; None if all are of one host."""
         if isinstance(fact, Request):
             self.requests += 1
             if fact.anon_before is None or fact.anon_after is None:
@@ -43,7 +45,7 @@ class Tally:
                 self.killed += fact.ending.startswith(Ending.KILLED.value)
                 self.fatal += fact.ending == Ending.FATAL.value
         elif isinstance(fact, Worker):
-            key = fact.pid, fact.start_ticks
+            key = host, fact.pid, fact.start_ticks
             if key not in self._workers:
                 self._workers.add(key)
                 self.born += fact.born_ns is not None

@@ -56,7 +56,7 @@ def add_recording(
         if not recording.has_stacks:
             raise UsageError(f"{path} has no call stacks: they are recorded by `phptrace record --stacks`")
         tally.unended += not recording.ended
-        tally.add_all(recording.workers())
+        tally.add_all(recording.workers(), host=str(recording.meta.get("host")))
         tally.add_all(recording.losses())
         said.add(recording.meta)
         for request, grown in recording.grown(builder.metric, COLUMNS):

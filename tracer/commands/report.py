@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
-from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
+from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.analysis.tally import Tally
 from tracer.commands.flame_input import add_recording, flame_builder, remarks
 from tracer.commands.options import ranking, refuse_alone, stack_metric
@@ -42,9 +42,11 @@ def report(
     for path in files:
         with Reader(path) as recording:
             tally.unended += not recording.ended
-            tally.add_all(recording.workers())
+            workers = recording.workers()
+            tally.add_all(workers, host=str(recording.meta.get("host")))
+            rows.begin_recording(workers)
             tally.add_all(recording.losses())
-            for request in recording.requests(COLUMNS):
+            for request in recording.requests(columns_of(rows.by)):
                 tally.add(request)
                 try:
                     rows.add(request)
@@ -72,4 +74,4 @@ def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int)
         add_recording(path, builder, tally, said)
     builder.finish()
     title, lines = remarks(metric, builder, said, tally, retained=retained, diff=False)
-    return heaviest_stacks(builder.places, title, lines, top)
+    return heaviest_stacks(builder.growth, title, lines, top)

@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import RecordingError
-from tracer.facts import Loss, Metric, Request, Worker
+from tracer.facts import Loss, Metric, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
-from tracer.recording.stack_tables import Stack, StackReader
+from tracer.recording.stack_tables import StackReader
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
-from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Metric
+from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Metric, Stack
 
 # Distinct frames, and stacks, that are recorded: a script may make up function names without end.
 _MOST = 500_000
@@ -29,7 +29,6 @@ _MOST_KNOWN = 4_000_000  # frames of stacks that are kept together, when read
 _PAIR = struct.Struct(">qq")  # in the order of the parents
 _KINDS = frozenset(kind.value for kind in FrameKind)
 
-Stack = tuple[Frame, ...]
 _Key = TypeVar("_Key")
 
 

@@ -45,7 +45,10 @@ _BROKEN = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Image:
-    """An open executable file, as the kernel knows it: a path may be stale, this is not."""
+    """An open executable file, as the kernel knows it: a path may be stale, this is not.
+
+    The function that calls open_image() owns it and closes it once; Elf, Php and Libc only refer to it.
+    """
 
     fd: int
     device: int
@@ -62,15 +65,20 @@ class Image:
         return self.device, self.inode
 
     def close(self) -> None:
+        """Close the file. Call it once: a second time would close the descriptor of another file."""
         os.close(self.fd)
 
 
 def open_image(path: str, shown: str | None = None) -> Image:
-    """The file behind `path`, typically /proc/PID/exe; OSError if it cannot be opened."""
+    """The file behind `path`, typically /proc/PID/exe. The caller closes it. OSError if it cannot be opened."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    stat = os.fstat(fd)
-    if shown is None:
-        shown = os.readlink(path) if os.path.islink(path) else path
+    try:
+        stat = os.fstat(fd)
+        if shown is None:
+            shown = os.readlink(path) if os.path.islink(path) else path
+    except BaseException:
+        os.close(fd)
+        raise
     shown = ascii(shown)[1:-1]  # a stranger chose the name, and it will be printed
     return Image(fd, stat.st_dev, stat.st_ino, shown)
 

@@ -14,7 +14,10 @@ _WRAPPER_BYTES = 160
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Libc:
-    """File offsets of the conditional jump behind each `syscall`; `missing` are those not recognised."""
+    """File offsets of the conditional jump behind each `syscall`; `missing` are those not recognised.
+
+    Whoever opened `image` closes it, when no more probes are to be set there.
+    """
 
     image: Image
     sites: dict[str, int]
@@ -22,7 +25,10 @@ class Libc:
 
 
 def inspect(image: Image) -> Libc:
-    """What is recognised of that C library; UnsupportedError if it is no ELF file."""
+    """What is recognised of that C library. UnsupportedError if it is not an ELF file.
+
+    The caller closes `image`, also if this raises.
+    """
     elf = Elf(image)
     sites = {}
     for name, number in SYSCALLS.items():

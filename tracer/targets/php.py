@@ -93,7 +93,10 @@ def without_symbols(image: Image, why: str) -> Php | None:
 
 
 def inspect(image: Image) -> Php:
-    """What that binary is; UnsupportedError naming what is missing if requests cannot be followed."""
+    """What that binary is. UnsupportedError, naming what is missing, if requests cannot be followed.
+
+    The caller closes `image`, also if this raises.
+    """
     elf = Elf(image)
     version = _version(elf)
     where = image.shown + (f" (PHP {'.'.join(map(str, version))})" if version else "")

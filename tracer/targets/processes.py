@@ -88,7 +88,10 @@ def children(parent: Process) -> list[Process]:
 
 
 def open_executable(pid: int) -> Image:
-    """The file the process runs, even if it was deleted or lies in another mount namespace."""
+    """The file the process runs, even if it was deleted or lies in another mount namespace. The caller closes it.
+
+    OSError if it cannot be opened.
+    """
     return open_image(f"/proc/{pid}/exe")
 
 
@@ -130,7 +133,10 @@ def is_libc(path: str) -> bool:
 
 
 def open_libc(pid: int) -> Image | None:
-    """The C library the process has mapped, by the mapping itself; None if it has none (static, musl)."""
+    """The C library the process has mapped, by the mapping itself; None if it has none (static, musl).
+
+    The caller closes it. OSError if it cannot be opened, or the process is gone.
+    """
     for mapping in file_mappings(pid):
         if mapping.executable and is_libc(mapping.path):
             return open_image(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping.path)

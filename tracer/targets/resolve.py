@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tracer.errors import NoTargetError, NotPermittedError, PhptraceError, TargetGoneError, UnsupportedError
 from tracer.targets import php as php_binary
@@ -40,43 +40,65 @@ class Target:
         return self.workers if self.master is None else (self.master, *self.workers)
 
     def wants(self, pool: str | None) -> bool:
+        """True if workers of that pool are to be traced."""
         return self.pools is None or pool in self.pools
+
+    def close(self) -> None:
+        """Close the PHP binary's file. Call it once."""
+        self.php.image.close()
 
 
 def targets(names: Sequence[str], *, symbols: bool = True) -> list[Target]:
-    """What the names mean, each worker once. Without `symbols`, also a PHP whose functions cannot be found.
+    """The targets that the names mean, each worker in one of them. The caller closes each target.
 
-    NoTargetError if a name means nothing here, TargetGoneError for a PID that does not exist,
-    NotPermittedError or UnsupportedError for a process that cannot be traced.
+    Without `symbols`, also a PHP whose functions cannot be found. Raises NoTargetError if a name
+    means nothing here, TargetGoneError for a PID that does not exist, NotPermittedError or
+    UnsupportedError for a process that cannot be traced; then nothing is left open.
     """
     found: list[Target] = []
-    for name in names:
-        kind, colon, pool = name.partition(":")
-        if re.fullmatch(r"[0-9]+", name):
-            _add(found, _by_pid(int(name[:4000]), symbols=symbols))
-        elif kind == FPM and (pool or not colon):
-            for target in _by_title(name, pool or None, symbols=symbols):
+    try:
+        for name in names:
+            for target in _named(name, symbols=symbols):
                 _add(found, target)
-        else:
-            raise NoTargetError(
-                f"{name!a} names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID."
-            )
+    except BaseException:
+        for target in found:
+            target.close()
+        raise
     return found
 
 
+def _named(name: str, *, symbols: bool) -> list[Target]:
+    kind, colon, pool = name.partition(":")
+    if re.fullmatch(r"[0-9]+", name):
+        return [_by_pid(int(name[:4000]), symbols=symbols)]
+    if kind == FPM and (pool or not colon):
+        return _by_title(name, pool or None, symbols=symbols)
+    raise NoTargetError(f"{name!a} names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID.")
+
+
 def _add(found: list[Target], new: Target) -> None:
-    """Appends it, or widens the target of the same master that is there already. Each worker stays in one."""
-    if new.master is not None:
-        theirs = {p.pid for p in new.workers}
-        found[:] = [old for old in found if old.master is not None or not {p.pid for p in old.workers} <= theirs]
+    """Add a target, or merge it with those that are there, so that each worker is in one target only.
+
+    With 12 a worker of master 10: `12 10` and `10 12` are the target 10, and `php-fpm:www php-fpm:shop` is one
+    target with two pools. Whichever target is dropped, its file is closed.
+    """
+    pids = {p.pid for p in new.workers}
+    if new.master is None:
+        if any(pids <= {p.pid for p in old.workers} for old in found):
+            new.close()
+        else:
+            found.append(new)
+        return
+    for index in reversed(range(len(found))):
+        if found[index].master is None and {p.pid for p in found[index].workers} <= pids:
+            found.pop(index).close()
     for index, old in enumerate(found):
-        known = {p.pid for p in old.workers}
-        if new.master is None and known >= {p.pid for p in new.workers}:
-            return
-        if new.master is not None and old.master is not None and new.master.pid == old.master.pid:
+        if old.master is not None and old.master.pid == new.master.pid:
+            known = {p.pid for p in old.workers}
             pools = None if old.pools is None or new.pools is None else old.pools | new.pools
             workers = old.workers + tuple(p for p in new.workers if p.pid not in known)
             found[index] = dataclasses.replace(old, pools=pools, workers=workers)
+            new.close()
             return
     found.append(new)
 
@@ -94,7 +116,39 @@ def _by_pid(pid: int, *, symbols: bool) -> Target:
 
 
 def _by_title(name: str, pool: str | None, *, symbols: bool) -> list[Target]:
-    masters: list[tuple[Target, set[str]]] = []
+    """One target a master; with `pool`, only masters that have it."""
+    found: list[Target] = []
+    every_pool: set[str] = set()
+    masters = 0
+    asked_for = None if pool is None else frozenset((pool,))
+    with contextlib.ExitStack() as undo:
+        for master, php in _masters(symbols=symbols):
+            with contextlib.ExitStack() as closing:
+                closing.callback(php.image.close)
+                masters += 1
+                workers = processes.children(master)
+                pools = fpm_pools(master) | {p.pool for p in workers if p.pool}
+                every_pool |= pools
+                if pool is None or pool in pools:
+                    sapi = processes.sapi_name(master.pid, php)
+                    mine = tuple(p for p in workers if pool is None or p.pool == pool)
+                    found.append(Target(name, php, sapi, master, mine, asked_for))
+                    undo.enter_context(closing.pop_all())
+        if not found:
+            names = ascii(", ".join(sorted(every_pool)) or "none")[1:-1]
+            raise NoTargetError(
+                f"none of the {masters} php-fpm master(s) here has a pool {pool!r}. Pools found: {names}."
+            )
+        undo.pop_all()
+    return found
+
+
+def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php]]:
+    """Every php-fpm master that can be traced; the caller closes each PHP.
+
+    Raises why the first one cannot be traced if none can, and NoTargetError if there is none.
+    """
+    some = False
     refused: list[PhptraceError] = []
     for process in processes.processes():
         if not process.title.startswith(MASTER_TITLE):
@@ -106,31 +160,16 @@ def _by_title(name: str, pool: str | None, *, symbols: bool) -> list[Target]:
         except (UnsupportedError, NotPermittedError) as exc:
             refused.append(exc)
             continue
-        workers = processes.children(process)
-        pools = fpm_pools(process) | {p.pool for p in workers if p.pool}
-        if pool is None:
-            masters.append((Target(name, php, None, process, tuple(workers), None), pools))
-        else:
-            mine = tuple(p for p in workers if p.pool == pool)
-            masters.append((Target(name, php, None, process, mine, frozenset((pool,))), pools))
-    if not masters and refused:
+        some = True
+        yield process, php
+    if some:
+        return
+    if refused:
         raise refused[0]
-    if not masters:
-        raise NoTargetError(
-            f"no php-fpm master is running here: none of the processes in /proc is titled {MASTER_TITLE!r}"
-            " and has PHP's request functions in its executable. Start php-fpm, or name a PID."
-        )
-    known = set().union(*(pools for _, pools in masters))
-    if pool is not None and pool not in known:
-        names = ascii(", ".join(sorted(known)) or "none")[1:-1]
-        raise NoTargetError(
-            f"none of the {len(masters)} php-fpm master(s) here has a pool {pool!r}. Pools found: {names}."
-        )
-    return [
-        dataclasses.replace(target, sapi=processes.sapi_name(target.master.pid, target.php))
-        for target, pools in masters
-        if target.master is not None and (pool is None or pool in pools)
-    ]
+    raise NoTargetError(
+        f"no php-fpm master is running here: none of the processes in /proc is titled {MASTER_TITLE!r}"
+        " and has PHP's request functions in its executable. Start php-fpm, or name a PID."
+    )
 
 
 def _php_of(process: Process, *, symbols: bool) -> Php:

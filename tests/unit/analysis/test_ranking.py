@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import COMPLETE, PROPERTY, request
 
-from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
-from tracer.facts import Request
+from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
+from tracer.facts import Request, Worker
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
 
@@ -65,6 +65,96 @@ def test_requests_are_grouped_by_what_is_asked_for(by, keys):
     )
 
     assert [group.key for group in ranking.groups(Sort.KEY)] == keys
+
+
+# Two workers of pid 77: the first was there before tracing began and died at 100, the second was born at 200.
+FIRST_77 = Worker(77, 7919, "www", "8.2.36", None, 100, "exited:0")
+SECOND_77 = Worker(77, 7927, "www", "8.2.36", 200, None, None)
+
+
+def of_77(started_ns: int | None = 50, **changed: object) -> Request:
+    """A request of a worker with the pid 77."""
+    return request(**{"pid": 77, "started_ns": started_ns, **changed})
+
+
+def by_worker(*recordings: tuple[list[Worker], list[Request]], **options: int) -> Ranking:
+    """A ranking by worker of these recordings."""
+    ranking = Ranking(GroupBy.WORKER, **options)
+    for workers, requests in recordings:
+        ranking.begin_recording(workers)
+        for one in requests:
+            ranking.add(one)
+    return ranking
+
+
+def requests_by_key(ranking: Ranking) -> dict[str | None, int]:
+    found = [(group.key, group.requests) for group in ranking.groups(Sort.KEY)]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def test_equal_pids_of_two_hosts_are_two_workers():
+    ranking = by_worker(
+        ([], [of_77(host="web1"), of_77(host="web1")]), ([], [of_77(host="web2"), of_77(host="web2", pool=None)])
+    )
+
+    assert requests_by_key(ranking) == {"web1 www/77": 2, "web2 www/77": 1, "web2 pid 77": 1}
+
+
+def test_the_workers_of_one_host_are_named_without_it():
+    ranking = by_worker(([], [of_77(), of_77(pool=None)]), ([], [of_77()]))
+
+    assert requests_by_key(ranking) == {"www/77": 2, "77": 1}
+
+
+def test_a_host_whose_requests_found_no_room_counts_as_another_host():
+    ranking = by_worker(([], [of_77(host="web1"), of_77(host="web2")]), max_groups=1)
+
+    assert requests_by_key(ranking) == {"web1 www/77": 1}
+
+
+def test_two_workers_that_had_the_same_pid_are_numbered_in_the_order_they_started():
+    ranking = by_worker(([SECOND_77, FIRST_77], [of_77(50), of_77(99), of_77(201), of_77(300), of_77(400)]))
+
+    assert requests_by_key(ranking) == {"www/77 #1": 2, "www/77 #2": 3}
+
+
+def test_a_worker_whose_namesake_served_no_request_is_not_numbered():
+    ranking = by_worker(([FIRST_77, SECOND_77], [of_77(201), of_77(300)]))
+
+    assert requests_by_key(ranking) == {"www/77": 2}
+
+
+def test_a_worker_whose_birth_was_not_seen_begins_where_the_one_before_it_died():
+    ranking = by_worker(([FIRST_77, SECOND_77._replace(born_ns=None)], [of_77(100), of_77(101)]))
+
+    assert requests_by_key(ranking) == {"www/77 #1": 1, "www/77 #2": 1}
+
+
+def test_workers_between_which_no_time_is_known_are_not_told_apart():
+    ranking = by_worker(([FIRST_77._replace(died_ns=None), SECOND_77._replace(born_ns=None)], [of_77(50), of_77(300)]))
+
+    assert requests_by_key(ranking) == {"www/77": 2}
+
+
+def test_a_request_whose_start_was_not_seen_is_of_the_first_worker_of_its_pid():
+    ranking = by_worker(([FIRST_77, SECOND_77], [of_77(None), of_77(50), of_77(300)]))
+
+    assert requests_by_key(ranking) == {"www/77 #1": 2, "www/77 #2": 1}
+
+
+def test_a_worker_that_two_recordings_saw_is_one():
+    seen_later = FIRST_77._replace(died_ns=None, exit=None)
+
+    ranking = by_worker(([seen_later], [of_77(50)]), ([FIRST_77], [of_77(90)]), ([SECOND_77], [of_77(250)]))
+
+    assert requests_by_key(ranking) == {"www/77 #1": 2, "www/77 #2": 1}
+
+
+def test_a_worker_whose_start_is_unknown_is_told_apart_by_its_pid_alone():
+    ranking = by_worker(([SECOND_77._replace(start_ticks=None)], [of_77(50), of_77(300)]))
+
+    assert requests_by_key(ranking) == {"www/77": 2}
 
 
 def test_requests_without_a_key_are_a_group_of_their_own():
@@ -218,7 +308,7 @@ def test_the_order_does_not_depend_on_the_order_of_requests(pairs):
 
 
 def test_the_columns_that_are_read_for_it_are_all_that_it_needs():
-    part = Request(**{name: getattr(COMPLETE, name) if name in COLUMNS else None for name in Request._fields})
-
     for by in GroupBy:
+        columns = columns_of(by)
+        part = Request(**{name: getattr(COMPLETE, name) if name in columns else None for name in Request._fields})
         assert ranked(part, by=by).groups() == ranked(COMPLETE, by=by).groups()

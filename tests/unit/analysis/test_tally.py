@@ -65,6 +65,14 @@ def test_a_worker_of_the_same_pid_born_later_is_another():
     assert tally.workers == 3
 
 
+def test_workers_of_two_hosts_are_two_though_pid_and_start_are_alike():
+    tally = Tally()
+    for host in ("web1", "web2", "web1"):
+        tally.add_all([WORKER], host=host)
+
+    assert tally.workers == 2
+
+
 def test_births_and_deaths_are_counted():
     born = WORKER._replace(pid=3, born_ns=BORN_NS)
 

@@ -235,11 +235,54 @@ def test_what_a_refusal_shows_of_a_strangers_pools_is_safe_to_print(tmp_path, ph
     assert str(refusal.value).isprintable()
 
 
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_the_files_of_masters_without_the_pool_are_closed(php, master):
+    with running(php, "php-fpm: master process (x)", ("php-fpm: pool elsewhere",)):
+        before = descriptors()
+        with found([f"php-fpm:{POOL}"]) as resolved:
+            assert descriptors() == before + len(resolved)
+
+        assert descriptors() == before
+
+
+def test_the_files_of_all_masters_are_closed_if_none_has_the_pool(master):
+    before = descriptors()
+    with pytest.raises(NoTargetError), found(["php-fpm:nobody"]):
+        pass
+
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "order", [("master", "master"), ("master", "worker"), ("worker", "worker"), ("worker", "master")]
+)
+def test_the_file_of_a_target_that_is_merged_into_another_is_closed(master, order):
+    with found([str(master.pid)]) as [all_of_them]:
+        pids = {"master": master.pid, "worker": all_of_them.workers[0].pid}
+    before = descriptors()
+
+    with found([str(pids[name]) for name in order]) as resolved:
+        assert descriptors() == before + len(resolved) == before + 1
+
+    assert descriptors() == before
+
+
+def test_the_files_of_targets_found_before_a_name_that_means_nothing_are_closed(master):
+    before = descriptors()
+    with pytest.raises(NoTargetError):
+        targets([str(master.pid), "nonsense"])
+
+    assert descriptors() == before
+
+
 def test_a_php_that_is_refused_is_closed(tmp_path):
     path = executable(tmp_path / "php-zts", php_elf(data=php_data(api="API20220829,TS")))
     with running(path, "php") as process:
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         with pytest.raises(UnsupportedError):
             targets([str(process.pid)])
 
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before

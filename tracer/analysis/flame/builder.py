@@ -1,16 +1,16 @@
-"""Requests with what they grew by in, a flame out: weighed, compared, and with the many small routes as one."""
+"""Builds a flame graph from requests and their growth: retained growth, differences, small routes as one tower."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from tracer.analysis.flame.file_matching import FileMapping
-from tracer.analysis.flame.growth_table import Grown, GrowthTable, Stack, is_small
+from tracer.analysis.flame.growth_table import GrowthByStack, GrowthTable, is_small
 from tracer.analysis.flame.node import Kind, Node
 from tracer.analysis.flame.tree import FileMatchingTree, Tree
-from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Request
+from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Request, Stack
 
-# What of a Request is needed here.
+# Fields of Request that a FlameBuilder needs.
 COLUMNS = (
     "uri", "script", "ending", "anon_before", "anon_end", "anon_after", "zend_real_before", "zend_real_end",
     "zend_used_end",
@@ -18,113 +18,123 @@ COLUMNS = (
 
 NOT_SAMPLED = Frame(FrameKind.MARK.value, "[not sampled]", None, None)
 _NOT_SAMPLED = (NOT_SAMPLED,)
-_FEW = 10  # so many small routes are shown one by one
+_FEW = 10  # up to this many small routes have a tower each
 
 
 class FlameBuilder:
-    """Takes requests with what they grew by; finish() makes the tree of them. One builder, one tree.
+    """Takes requests and their growth by stack; finish() makes the tree of them. One builder makes one tree.
 
-    Routes with less than a fiftieth of the whole are one tower, if there are more than a few of them:
-    where every product has a page of its own, a tower for each could not be seen, and what all of
-    them have in common would be in none.
+    If more than a few routes have less than a fiftieth of the whole, they are one tower: on a site with
+    a page for every product, a tower for each would be too narrow to see, and no tower would show
+    what they have in common.
     """
 
     def __init__(self, metric: Metric, *, retained: bool = False, difference: bool = False) -> None:
-        """With `retained`, each request's growth is scaled to what its worker natively kept of it.
+        """With `retained`, the growth of each request is scaled to its native growth: what its worker kept.
 
-        A `difference` is with what add_before() is given, be it nothing.
+        With `difference`, the tree compares what add() was given with what add_before() was given, if only nothing.
         """
         self._difference = difference
         self.metric = metric
         self._retained = retained
-        self.places = GrowthTable()
-        self._before = GrowthTable()
+        self.growth = GrowthTable()
+        self._growth_before = GrowthTable()
         self.requests = 0
-        self.requests_kept = 0  # that left something behind
+        self.requests_kept = 0  # requests with a positive native growth; 0 without `retained`
         self.requests_before = 0
         self.unsampled = 0  # bytes without a stack: no event fell into them
         self.unreadable = 0  # bytes whose stack could not be read to its end, or was lost
         self.others = 0  # routes that are one tower
-        self.others_bytes = 0  # its width
-        self.moved: tuple[str, str] | None = None  # the folder of before that is taken for one of after
+        self.others_bytes = 0  # the width of that tower
+        self.moved: tuple[str, str] | None = None  # a folder before, and the folder after that it is taken for
 
     @property
     def given_back(self) -> int:
-        """Bytes: what stacks gave back beyond what they added in the same request."""
-        return self.places.given_back
+        """Bytes that stacks freed beyond what they added in the same request."""
+        return self.growth.given_back
 
-    def add(self, request: Request, grown: Grown) -> None:
+    def add(self, request: Request, grown: GrowthByStack) -> None:
+        """Add a request and its growth."""
         self.requests += 1
         self.requests_kept += self._retained and (request.native_growth or 0) > 0
-        self.places.add(request, self._weighed(request, grown))
+        self.growth.add(request, self._attributed(request, grown))
 
-    def add_before(self, request: Request, grown: Grown) -> None:
-        """The same of the recording that is compared with."""
+    def add_before(self, request: Request, grown: GrowthByStack) -> None:
+        """Add a request of the recording to compare with."""
         self.requests_before += 1
-        self._before.add(request, self._weighed(request, grown))
+        self._growth_before.add(request, self._attributed(request, grown))
 
     def finish(self) -> Node:
-        """The tree's root. In a difference, what was before is scaled to as many requests as there are now."""
+        """The root of the tree; sets the counters that describe it: unsampled, unreadable, others, moved.
+
+        In a difference, bytes before are scaled to as many requests as there are now.
+        """
         scale = self.requests / self.requests_before if self.requests_before and self.requests else 1.0
-        root = self._matched(scale) if self._difference else self._tree()
-        for node in _upwards(root):
-            node.bytes = node.own + sum(child.bytes for child in node.children.values())
-            node.samples = node.own_samples + sum(child.samples for child in node.children.values())
-            if self._difference:
-                own = round(node.own_before * scale)
-                node.before = own + sum(child.before or 0 for child in node.children.values())
-            if node.label == NOT_SAMPLED.name and node.kind is Kind.MARK:
-                self.unsampled += node.own
-            if node.children:
-                node.children = {
-                    name: child
-                    for name, child in sorted(node.children.items(), key=lambda item: (-item[1].bytes, item[0]))
-                    if child.bytes or child.before
-                }
+        root = self._difference_tree(scale) if self._difference else self._single_tree()
+        for node in _children_first(root):
+            self._sum_up(node, scale)
         self.unreadable = _unreadable(root)
         return root
 
-    def _tree(self) -> Node:
+    def _sum_up(self, node: Node, scale: float) -> None:
+        """Set the inclusive figures of a node from those of its children; drop and sort the children."""
+        node.bytes = node.own + sum(child.bytes for child in node.children.values())
+        node.samples = node.own_samples + sum(child.samples for child in node.children.values())
+        if self._difference:
+            own = round(node.own_before * scale)
+            node.before = own + sum(child.before or 0 for child in node.children.values())
+        if node.label == NOT_SAMPLED.name and node.kind is Kind.MARK:
+            self.unsampled += node.own
+        if node.children:
+            node.children = {
+                name: child
+                for name, child in sorted(node.children.items(), key=lambda item: (-item[1].bytes, item[0]))
+                if child.bytes or child.before
+            }
+
+    def _single_tree(self) -> Node:
         tree = Tree()
-        for route, script, stack, size, samples in self.places.renamed(self._others(self.places.sizes())):
+        for route, script, stack, size, samples in self.growth.named_rows(
+            self._tower_names(self.growth.bytes_by_route())
+        ):
             leaf = tree.leaf(route, script, stack)
             leaf.own += size
             leaf.own_samples += samples
         return tree.root
 
-    def _matched(self, scale: float) -> Node:
-        sizes = self.places.sizes()
-        for route, size in self._before.sizes().items():
+    def _difference_tree(self, scale: float) -> Node:
+        sizes = self.growth.bytes_by_route()
+        for route, size in self._growth_before.bytes_by_route().items():
             sizes[route] = max(sizes.get(route, 0), round(size * scale))
-        others = self._others(sizes)
-        moved = FileMapping(self._before.files(), self.places.files())
-        self.moved = moved.folders
-        tree = FileMatchingTree(moved)
-        for route, script, stack, size, samples in self.places.renamed(others):
+        names = self._tower_names(sizes)
+        mapping = FileMapping(self._growth_before.files(), self.growth.files())
+        self.moved = mapping.folders
+        tree = FileMatchingTree(mapping)
+        for route, script, stack, size, samples in self.growth.named_rows(names):
             leaf = tree.leaf(route, script, stack, before=False)
             leaf.own += size
             leaf.own_samples += samples
-        for route, script, stack, size, _ in self._before.renamed(others):
+        for route, script, stack, size, _ in self._growth_before.named_rows(names):
             tree.leaf(route, script, stack, before=True).own_before += size
-        tree.name_lines()
+        tree.add_line_numbers()
         return tree.root
 
-    def _others(self, sizes: dict[str | None, int]) -> dict[str | None, str]:
-        """The name of the tower of each route that has none of its own."""
+    def _tower_names(self, sizes: dict[str | None, int]) -> dict[str | None, str]:
+        """The name of the common tower, by route, for the routes that have no tower of their own."""
         whole = sum(sizes.values())
         grown = {route for route, size in sizes.items() if route is not None and size}
         small = {route for route in grown if is_small(sizes[route], whole)}
-        together = self.places.together | self._before.together
+        merged = self.growth.merged_routes | self._growth_before.merged_routes
         if len(small) <= _FEW and None not in sizes:
             return {}
-        together -= {hash(route) for route in grown - small}
-        self.others = len(together | {hash(route) for route in small})
+        merged -= {hash(route) for route in grown - small}
+        self.others = len(merged | {hash(route) for route in small})
         self.others_bytes = sum(sizes[route] for route in small) + sizes.get(None, 0)
         return dict.fromkeys((*small, None), f"({self.others:,} other routes)")
 
-    def _weighed(self, request: Request, grown: Grown) -> Iterable[tuple[Stack, int, int]]:
+    def _attributed(self, request: Request, grown: GrowthByStack) -> Iterable[tuple[Stack, int, int]]:
         if self._retained:
-            return _scaled(request, grown)
+            return _scaled_to_native_growth(request, grown)
         if self.metric is Metric.ZEND and request.zend_used_end is not None:
             rest = request.zend_used_end - sum(size for _, size, _ in grown)
             if rest:
@@ -132,8 +142,8 @@ class FlameBuilder:
         return grown
 
 
-def _scaled(request: Request, grown: Grown) -> Iterator[tuple[Stack, int, int]]:
-    """Shares of what the request kept, in proportion to what was added; their sum is exact."""
+def _scaled_to_native_growth(request: Request, grown: GrowthByStack) -> Iterator[tuple[Stack, int, int]]:
+    """Shares of the request's native growth, in proportion to what each stack added; their sum is exact."""
     kept = request.native_growth
     if kept is None or kept <= 0:
         return
@@ -142,16 +152,16 @@ def _scaled(request: Request, grown: Grown) -> Iterator[tuple[Stack, int, int]]:
     if not total:
         yield _NOT_SAMPLED, kept, 0
         return
-    so_far = given = 0
+    so_far = shared_out = 0
     for stack, size, samples in added:
         so_far += size
-        share = kept * so_far // total - given
-        given += share
+        share = kept * so_far // total - shared_out
+        shared_out += share
         yield stack, share, samples
 
 
 def _unreadable(root: Node) -> int:
-    """Bytes below marks that say so, those within another once; in a difference the greater of both sides."""
+    """Bytes below the marks [unreadable] and [stack lost], nested ones once; in a difference, of the larger side."""
     total, pending = 0, [root]
     while pending:
         node = pending.pop()
@@ -162,8 +172,8 @@ def _unreadable(root: Node) -> int:
     return total
 
 
-def _upwards(root: Node) -> list[Node]:
-    """All nodes, each behind what is below it. No recursion: stacks may be deeper than Python's."""
+def _children_first(root: Node) -> list[Node]:
+    """All nodes, each after its children. Not recursive: a PHP stack may be deeper than Python's."""
     found, pending = [], [root]
     while pending:
         node = pending.pop()

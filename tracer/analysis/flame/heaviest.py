@@ -1,46 +1,46 @@
-"""The call stacks at which most was added, one by one: for terminals and tickets."""
+"""The call stacks that added most memory, one by one: for terminals and tickets."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
-from tracer.analysis.flame.growth_table import GrowthTable, Place
+from tracer.analysis.flame.growth_table import GrowthRow, GrowthTable
 from tracer.analysis.flame.tree import detail_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HeavyStack:
-    """A stack of one script, whatever the routes that led there. Texts are not escaped."""
+    """A stack of one script, over all routes that led to it. Texts are not escaped."""
 
     script: str
     frames: tuple[str, ...]  # the innermost first
-    routes: tuple[str, ...]  # those with most bytes first
+    routes: tuple[str, ...]  # most bytes first
     bytes: int
     samples: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heaviest:
-    """The stacks with most bytes, in order; `total` is of all."""
+    """The stacks with most bytes, in order; `total` is the bytes of all stacks, hidden ones included."""
 
     title: str
     total: int
     stacks: tuple[HeavyStack, ...]
-    hidden: int  # how many more there are
+    hidden: int  # how many stacks are not in `stacks`
     remarks: tuple[str, ...]
 
 
-def heaviest_stacks(places: GrowthTable, title: str, remarks: Sequence[str], top: int) -> Heaviest:
-    """The `top` heaviest of all that was added; 0: all."""
-    found: dict[tuple[str, int], list[Place]] = {}
-    for place in places:
-        if place.bytes:
-            found.setdefault((place.script, place.stack), []).append(place)
+def heaviest_stacks(growth: GrowthTable, title: str, remarks: Sequence[str], top: int) -> Heaviest:
+    """The `top` stacks with most bytes; all if `top` is 0."""
+    found: dict[tuple[str, int], list[GrowthRow]] = {}
+    for row in growth.rows():
+        if row.bytes:
+            found.setdefault((row.script, row.stack), []).append(row)
     frames: dict[int, tuple[str, ...]] = {}
     for _, number in found:
         if number not in frames:
-            frames[number] = tuple(detail_of(frame) for frame in reversed(places.stacks[number]))
+            frames[number] = tuple(detail_of(frame) for frame in reversed(growth.stacks[number]))
     stacks = [
         HeavyStack(
             script=script,
@@ -57,5 +57,5 @@ def heaviest_stacks(places: GrowthTable, title: str, remarks: Sequence[str], top
     return Heaviest(title, total, tuple(shown), len(stacks) - len(shown), tuple(remarks))
 
 
-def _route(place: Place) -> str:
-    return "(other routes)" if place.route is None else place.route
+def _route(row: GrowthRow) -> str:
+    return "(other routes)" if row.route is None else row.route

@@ -1,4 +1,4 @@
-"""What a flame is: a tree of route, script, PHP call stack; each node as wide as the bytes that went through it."""
+"""A flame graph: a tree of route, script and PHP call stack; a node is as wide as the bytes added in and below it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import enum
 
 
 class Kind(enum.Enum):
-    """What a node of a flame is."""
+    """The kind of a node."""
 
     ROOT = "root"
     ROUTE = "route"
@@ -19,11 +19,11 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass(slots=True)
 class Node:
-    """A function in one place of the tree, with what was added in it and in what it called.
+    """A function at one place of the tree, with the bytes that it and its callees added.
 
-    `label` and `detail` come from strangers and are not escaped. `bytes` is inclusive and never
-    negative; so is `before`, which a flame of a difference has besides: the same in the other
-    recording. `samples` is how many events were seen, inclusive, too.
+    `label` and `detail` are untrusted and not escaped. `bytes` is inclusive and never negative; so is
+    `before`, the bytes in the recording to compare with, which only a difference has. `samples` is
+    the number of events, inclusive.
     """
 
     label: str  # `Repo::hydrate repo.php:88`
@@ -32,16 +32,16 @@ class Node:
     bytes: int = 0
     samples: int = 0
     before: int | None = None
-    children: dict[str, Node] = dataclasses.field(default_factory=dict)  # by detail; in a difference by less
-    own: int = 0  # of bytes, what was added right here
+    children: dict[str, Node] = dataclasses.field(default_factory=dict)  # by detail; in a difference, by name and file
+    own: int = 0  # the part of `bytes` that the node itself added
     own_before: int = 0
     own_samples: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flame:
-    """A tree and what has to be said about it."""
+    """A tree, and the texts to show with it."""
 
     root: Node
     title: str  # `rss: page faults of the workers, every 16 pages`
-    remarks: tuple[str, ...]  # what the weight does not see, what was lost; a line each
+    remarks: tuple[str, ...]  # what the metric does not see, what was lost; one line each

@@ -1,4 +1,4 @@
-"""Makes the nodes of a flame: each function once in each place, under a name that tells it from its neighbours."""
+"""Makes the nodes of a flame graph: a function is one node at each place, and its siblings have other names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 from typing import NamedTuple
 
 from tracer.analysis.flame.file_matching import FileMapping, without_line
-from tracer.analysis.flame.growth_table import Stack
 from tracer.analysis.flame.node import Kind, Node
-from tracer.facts import Frame
+from tracer.facts import Frame, Stack
 
-_MOST_LINES = 3  # of a function in a difference, that are named
+_MAX_LINES = 3  # line numbers shown of one function in a difference
 
 
 class _Texts(NamedTuple):
@@ -21,19 +20,19 @@ class _Texts(NamedTuple):
 
 
 class Tree:
-    """Nodes of one recording, or of several alike: a function at two lines is two nodes."""
+    """Nodes of recordings that are added up: a function at two lines is two nodes."""
 
     def __init__(self) -> None:
         self.root = Node("all", Kind.ROOT, "all")
         self._texts: dict[Frame, _Texts] = {}
 
     def leaf(self, route: str, script: str, stack: Stack) -> Node:
-        """The node at the end of the stack."""
+        """The node at the end of the stack; new nodes on the way are added."""
         node = child(child(self.root, Kind.ROUTE, route, route), Kind.SCRIPT, script, script)
         for frame in stack:
             texts = self._texts.get(frame)
             if texts is None:
-                label, detail = texts_of(frame, _line(frame))
+                label, detail = label_and_detail(frame, _line(frame))
                 texts = self._texts[frame] = _Texts(detail, label, detail, Kind(frame.kind))
             found = node.children.get(texts.key)
             if found is None:
@@ -43,24 +42,31 @@ class Tree:
 
 
 class FileMatchingTree:
-    """Nodes of two recordings: a function is one, wherever its file and in whichever line. What came after first."""
+    """Nodes of two recordings: a function is one node, even if its file was moved or its line is another.
 
-    def __init__(self, moved: FileMapping) -> None:
+    Add the stacks of the recording after first: nodes have its names.
+    """
+
+    def __init__(self, mapping: FileMapping) -> None:
         self.root = Node("all", Kind.ROOT, "all")
-        self._moved = moved
+        self._mapping = mapping
         self._keys: tuple[dict[Frame, str], dict[Frame, str]] = {}, {}  # after, before
-        self._seen: dict[int, tuple[Node, bool, Frame, set[int]]] = {}  # by id() of the node; whether of before; lines
+        # By id() of the node: the node, True if only the recording before has it, its first frame, its lines.
+        self._seen: dict[int, tuple[Node, bool, Frame, set[int]]] = {}
 
     def leaf(self, route: str, script: str, stack: Stack, *, before: bool) -> Node:
-        """The node at the end of the stack. Files have the names of after, or, where they are gone, of before."""
-        key = self._moved.file(script) if before else script
+        """The node at the end of the stack; new nodes on the way are added.
+
+        A file has its name in the recording after, or in the one before if it is gone.
+        """
+        key = self._mapping.new_name(script) if before else script
         node = child(child(self.root, Kind.ROUTE, route, route), Kind.SCRIPT, script, key)
         keys = self._keys[before]
         for frame in stack:
             key = keys.get(frame) or keys.setdefault(frame, self._key(frame, before=before))
             found = node.children.get(key)
             if found is None:
-                label, detail = texts_of(frame, "")
+                label, detail = label_and_detail(frame, "")
                 found = node.children[key] = Node(label, Kind(frame.kind), detail)
                 self._seen[id(found)] = found, before, frame, set()
             node = found
@@ -69,37 +75,37 @@ class FileMatchingTree:
                 lines.add(frame.line)
         return node
 
-    def name_lines(self) -> None:
-        """Puts the lines into the texts, when all is there; of functions that are not gone, those of after."""
+    def add_line_numbers(self) -> None:
+        """Put line numbers into the labels, after the last leaf(): those of after, or of before if it is gone."""
         for node, _, frame, lines in self._seen.values():
             if lines:
-                named = ",".join(map(str, sorted(lines)[:_MOST_LINES])) + (",…" if len(lines) > _MOST_LINES else "")
-                node.label, node.detail = texts_of(frame, f":{named}")
+                named = ",".join(map(str, sorted(lines)[:_MAX_LINES])) + (",…" if len(lines) > _MAX_LINES else "")
+                node.label, node.detail = label_and_detail(frame, f":{named}")
 
     def _key(self, frame: Frame, *, before: bool) -> str:
         if frame.file is None:
             return frame.name
-        return f"{frame.name} {self._moved.file(frame.file) if before else without_line(frame.file)}"
+        return f"{frame.name} {self._mapping.new_name(frame.file) if before else without_line(frame.file)}"
 
 
 def child(node: Node, kind: Kind, text: str, key: str) -> Node:
-    """The node on it of that key, a new one if there is none."""
+    """The child of a node with that key; a new one with that text if there is none."""
     found = node.children.get(key)
     if found is None:
         found = node.children[key] = Node(text, kind, text)
     return found
 
 
-def texts_of(frame: Frame, line: str) -> tuple[str, str]:
-    """A label and a detail: with the file's name, and with its path."""
+def label_and_detail(frame: Frame, line: str) -> tuple[str, str]:
+    """The label of a frame, with the base name of its file, and its detail, with the whole path."""
     if frame.file is None:
         return frame.name, frame.name
     return f"{frame.name} {os.path.basename(frame.file)}{line}", f"{frame.name} {frame.file}{line}"
 
 
 def detail_of(frame: Frame) -> str:
-    """`Repo::hydrate /srv/app/repo.php:88`"""
-    return texts_of(frame, _line(frame))[1]
+    """The detail of a frame with its line: `Repo::hydrate /srv/app/repo.php:88`."""
+    return label_and_detail(frame, _line(frame))[1]
 
 
 def _line(frame: Frame) -> str:

@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 from tracer.backends.records.ranges import Ranges
 from tracer.backends.records.stack_structs import Call
-from tracer.facts import GIVEN_BACK, Frame
-
-Stack = tuple[Frame, ...]
+from tracer.facts import GIVEN_BACK, Stack
 
 
 class MemoryCall(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tracer.backends.records.address_space import AddressSpace, MemoryCall, Stack
+from tracer.backends.records.address_space import AddressSpace, MemoryCall
 from tracer.backends.records.request_structs import HEAD
 from tracer.backends.records.stack_structs import (
     FRAME,
@@ -29,7 +29,7 @@ from tracer.backends.records.stack_structs import (
     StackEventKind,
     StackFlag,
 )
-from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, FrameKind, Growth, Metric
+from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, FrameKind, Growth, Metric, Stack
 
 _METRICS = {MetricKind.RSS: Metric.RSS, MetricKind.MAPPED: Metric.MAPPED, MetricKind.ZEND: Metric.ZEND}
 _NAMES_MAX = 100_000

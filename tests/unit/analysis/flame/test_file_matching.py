@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from samples import MAIN, PROPERTY, QUERY, request
 
 from tracer.analysis.flame.file_matching import FileMapping
-from tracer.analysis.flame.growth_table import Grown
+from tracer.analysis.flame.growth_table import GrowthByStack
 from tracer.analysis.flame.node import Node
 from tracer.facts import Frame, Request
 
 LOADER = Frame("user", "Loader::load", "/usr/share/php/Loader.php", 7)
 
 
-def released(root: str, added_lines: int = 0) -> tuple[Request, Grown]:
+def released(root: str, added_lines: int = 0) -> tuple[Request, GrowthByStack]:
     """A request to a release in that folder, with so many lines added at the top of each file."""
     main = Frame("user", "<main>", f"{root}/public/index.php", 3 + added_lines)
     find = Frame("user", "Repo::find", f"{root}/src/Repo.php", 89 + added_lines)
@@ -76,7 +76,7 @@ def test_the_folders_that_were_taken_for_each_other_are_known():
 
 
 def test_a_function_at_several_lines_is_one_with_the_lines_after():
-    def at(*lines: int) -> list[tuple[Request, Grown]]:
+    def at(*lines: int) -> list[tuple[Request, GrowthByStack]]:
         return [(request(), [((MAIN._replace(line=line), QUERY), 7, 1) for line in lines])]
 
     few = difference(at(1, 2), at(9, 3)).finish()
@@ -87,7 +87,7 @@ def test_a_function_at_several_lines_is_one_with_the_lines_after():
 
 
 def test_files_of_one_name_in_two_folders_stay_apart():
-    def both(root: str) -> list[tuple[Request, Grown]]:
+    def both(root: str) -> list[tuple[Request, GrowthByStack]]:
         frames = [Frame("user", "run", f"{root}/{part}/Controller.php", 5) for part in ("cart", "shop")]
         return [(request(), [((frame,), size, 1) for frame, size in zip(frames, (3, 7), strict=True)])]
 
@@ -98,7 +98,7 @@ def test_files_of_one_name_in_two_folders_stay_apart():
 
 
 def test_evaluated_code_is_the_same_wherever_its_file_has_it():
-    def evaluated(root: str, line: int) -> list[tuple[Request, Grown]]:
+    def evaluated(root: str, line: int) -> list[tuple[Request, GrowthByStack]]:
         return [(request(), [((Frame("user", "eval", f"{root}/a.php({line}) : eval()'d code", 1),), 7, 1)])]
 
     root = difference(evaluated("/srv/1", 12), evaluated("/srv/2", 17)).finish()
@@ -130,7 +130,7 @@ def test_thousands_of_files_of_one_name_are_compared_in_no_time():
     moved = FileMapping([f"/srv/1/{name}" for name in names], [f"/srv/2/{name}" for name in names])
 
     assert moved.folders == ("/srv/1", "/srv/2")
-    assert moved.file("/srv/1/part5002/index.php") == "/srv/2/part5002/index.php"
+    assert moved.new_name("/srv/1/part5002/index.php") == "/srv/2/part5002/index.php"
 
 
 @PROPERTY

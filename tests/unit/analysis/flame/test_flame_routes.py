@@ -94,30 +94,30 @@ def test_a_route_that_was_heavy_before_is_a_tower_of_its_own():
 
 
 def test_where_there_are_too_many_places_the_routes_with_least_are_put_together_at_once(monkeypatch):
-    monkeypatch.setattr(growth_table, "_MOST", 100)
+    monkeypatch.setattr(growth_table, "_MAX_ROWS", 100)
     leak = request(uri="/leak"), [((MAIN, QUERY), 101, 1)]
 
     builder = built(*(one for slug in SLUGS for one in (slug, leak)))
 
-    assert len(list(builder.places)) <= 102
+    assert len(list(builder.growth.rows())) <= 102
     found = sizes(builder.finish())
     assert (found["/leak"], found["(2,003 other routes)"], builder.others) == (2003 * 101, 2003 * 7, 2003)
 
 
 def test_routes_that_added_nothing_are_not_counted_when_they_are_put_together(monkeypatch):
-    monkeypatch.setattr(growth_table, "_MOST", 7)
+    monkeypatch.setattr(growth_table, "_MAX_ROWS", 7)
     nothing = [(request(uri=f"/{at}x"), [((MAIN,), 0, 1), ((FIND,), -3, 1)]) for at in range(23)]
     gone = [(request(uri=f"/{at}y"), [((MAIN,), -5, 1)]) for at in range(1009)]
 
     builder = built(*nothing, *gone, (request(uri="/leak"), [((MAIN, QUERY), 101, 1)]))
 
-    assert len(list(builder.places)) <= 7
+    assert len(list(builder.growth.rows())) <= 7
     assert list(sizes(builder.finish()).values()) == [101] * 4
     assert (builder.others, builder.given_back) == (0, 23 * 3 + 1009 * 5)
 
 
 def test_routes_that_need_more_room_than_there_is_and_are_not_small_stay_exact(monkeypatch):
-    monkeypatch.setattr(growth_table, "_MOST", 7)
+    monkeypatch.setattr(growth_table, "_MAX_ROWS", 7)
     stacks = [(MAIN, FIND._replace(line=line)) for line in range(23)]
     requests = [(request(uri=f"/{name}"), [(stack, 3, 1)]) for stack in stacks for name in "abc"]
 
@@ -128,7 +128,7 @@ def test_routes_that_need_more_room_than_there_is_and_are_not_small_stay_exact(m
 
 
 def test_a_route_that_was_put_together_and_grows_later_is_a_tower_of_its_own(monkeypatch):
-    monkeypatch.setattr(growth_table, "_MOST", 100)
+    monkeypatch.setattr(growth_table, "_MAX_ROWS", 100)
     late = request(uri=SLUGS[0][0].uri), [((MAIN,), 10_007, 1)]
 
     builder = built(*SLUGS, late)
@@ -147,10 +147,10 @@ def test_a_route_that_was_put_together_and_grows_later_is_a_tower_of_its_own(mon
 def test_however_routes_are_put_together_no_byte_is_missing(grown, most):
     requests = [(request(uri=f"/r{at}"), [((MAIN, FIND._replace(line=line)), size, 1)]) for at, line, size in grown]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(growth_table, "_MOST", most)
+        patched.setattr(growth_table, "_MAX_ROWS", most)
         builder = built(*requests)
 
     root = builder.finish()
 
-    assert root.bytes == sum(size for _, _, size in grown) == sum(place.bytes for place in builder.places)
+    assert root.bytes == sum(size for _, _, size in grown) == sum(row.bytes for row in builder.growth.rows())
     assert root.samples == len(grown)

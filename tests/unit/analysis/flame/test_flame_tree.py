@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import FIND, MAIN, PROPERTY, QUERY, request
 
-from tracer.analysis.flame.growth_table import Grown
+from tracer.analysis.flame.growth_table import GrowthByStack
 from tracer.analysis.flame.node import Kind
 from tracer.facts import GIVEN_BACK, NO_PHP, STACK_LOST, TRUNCATED, UNREADABLE, Frame, Metric, Request
 
@@ -29,7 +29,7 @@ def keeps(kept: int, **changed: object) -> Request:
     )  # fmt: skip
 
 
-def tree(*requests: tuple[Request, Grown], metric: Metric = Metric.RSS, kept: bool = False) -> dict[str, int]:
+def tree(*requests: tuple[Request, GrowthByStack], metric: Metric = Metric.RSS, kept: bool = False) -> dict[str, int]:
     """Bytes of each node, by the labels of the path to it."""
     return sizes(built(*requests, metric=metric, retained=kept).finish())
 

@@ -9,7 +9,7 @@ from typing import Any
 from samples import FIND, MAIN, QUERY, request
 
 from tracer.analysis.flame.builder import FlameBuilder
-from tracer.analysis.flame.growth_table import Grown
+from tracer.analysis.flame.growth_table import GrowthByStack
 from tracer.analysis.flame.heaviest import Heaviest, HeavyStack, heaviest_stacks
 from tracer.analysis.tally import Tally
 from tracer.facts import NO_PHP, Metric, Request
@@ -18,11 +18,11 @@ from tracer.reporters import json_report, stack_text
 SCRIPT = "/srv/www/index.php"
 
 
-def heaviest(*requests: tuple[Request, Grown], top: int = 0) -> Heaviest:
+def heaviest(*requests: tuple[Request, GrowthByStack], top: int = 0) -> Heaviest:
     builder = FlameBuilder(Metric.RSS)
     for one, grown in requests:
         builder.add(one, grown)
-    return heaviest_stacks(builder.places, "rss: page faults", ("what is not seen", "LOST 3 x"), top)
+    return heaviest_stacks(builder.growth, "rss: page faults", ("what is not seen", "LOST 3 x"), top)
 
 
 def text(of: Heaviest) -> str:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import FIND, MAIN, PROPERTY, QUERY
 
-from tracer.backends.records.address_space import AddressSpace, MemoryCall, Stack
+from tracer.backends.records.address_space import AddressSpace, MemoryCall
 from tracer.backends.records.stack_structs import Call
-from tracer.facts import GIVEN_BACK
+from tracer.facts import GIVEN_BACK, Stack
 
 PAGE = 4096
 MIB = 1 << 20

@@ -1,0 +1,56 @@
+"""The report by worker, over recordings of several hosts and of pids that were used twice."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from samples import recording, request
+
+from tracer.cli import main
+from tracer.facts import Worker
+
+WORKER = Worker(77, 7919, "www", "8.2.36", None, None, None)
+
+
+def workers_of(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, int]:
+    """How many requests the report shows of each worker."""
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--group-by", "worker", "--sort", "key", "--format", "tsv", *map(str, paths)])
+    assert ended.value.code == 0
+    return {
+        row["key"]: int(row["requests"]) for row in csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t")
+    }
+
+
+def test_recordings_of_two_hosts_share_no_worker(capsys, tmp_path):
+    paths = [
+        recording(tmp_path / host, [WORKER, request(pid=77, host=host), request(pid=77, host=host)], {"host": host})
+        for host in ("web1", "web2")
+    ]
+
+    assert workers_of(capsys, *paths) == {"web1 www/77": 2, "web2 www/77": 2}
+
+
+def test_two_recordings_of_one_host_share_a_worker(capsys, tmp_path):
+    paths = [recording(tmp_path / name, [WORKER, request(pid=77)], {"host": "web1"}) for name in ("before", "after")]
+
+    assert workers_of(capsys, *paths) == {"www/77": 2}
+
+
+def test_a_pid_that_was_used_twice_is_two_workers(capsys, tmp_path):
+    first, second = WORKER._replace(died_ns=100), WORKER._replace(start_ticks=7927, born_ns=200)
+    path = recording(tmp_path / "r", [first, request(pid=77, started_ns=50), second, request(pid=77, started_ns=300)])
+
+    assert workers_of(capsys, path) == {"www/77 #1": 1, "www/77 #2": 1}
+
+
+@pytest.mark.parametrize(("hosts", "shown"), [(("web1", "web2"), "2 workers"), (("web1", "web1"), "1 workers")])
+def test_workers_are_counted_by_host(capsys, tmp_path, hosts, shown):
+    paths = [recording(tmp_path / str(n), [WORKER], {"host": host}) for n, host in enumerate(hosts)]
+
+    with pytest.raises(SystemExit):
+        main(["report", *map(str, paths)])
+
+    assert f"0 requests · {shown} ·" in capsys.readouterr().out
