@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Fpm, Tracer
+from fpm import TWO_WORKERS, Fpm
+from tracing import Tracer
 
 from tracer.analysis.ranking import GroupBy, Ranking, Sort
 
@@ -27,7 +28,7 @@ def _logged(path: Path) -> dict[str, int]:
 
 
 def test_a_logger_inside_php_agrees_per_script(start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 2\nphp_admin_value[auto_prepend_file] = {folder}/logger.inc")
+    fpm = start_fpm(www=f"{TWO_WORKERS}\nphp_admin_value[auto_prepend_file] = {{folder}}/logger.inc")
     log = fpm.folder / "log"
     log.touch()
     log.chmod(0o666)

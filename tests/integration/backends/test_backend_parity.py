@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import Fpm, Tracer
+from backend_kinds import BPF, BREAKPOINTS, CANNOT_SEE, PTRACE_PARAMS, UNTRUE, make_backend
+from fpm import ONE_WORKER, Fpm
+from tracing import Tracer
 
-from tracer.backends.bpf.backend import BpfBackend
-from tracer.backends.ptrace.backend import PtraceBackend
-
+pytestmark = pytest.mark.needs_bpf
 KIB = 1024
 # (script, query string): each is run on a worker that has seen it before.
 WORKLOAD = (
@@ -31,18 +31,14 @@ EQUAL = ("uri", "script", "method", "status", "ending", "map_bytes", "map_calls"
          "brk_bytes", "brk_calls", "zend_real_before", "zend_real_after", "zend_real_peak", "nth", "pool")  # fmt: skip
 
 
-# Breakpoints see no system calls.
-CALLS = {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"}
-
-
-@pytest.mark.parametrize("mode", ["syscalls", "boundaries"])
-def test_both_backends_say_the_same_of_the_same_requests(start_fpm: Callable[..., Fpm], mode: str) -> None:
+@pytest.mark.parametrize("backend", PTRACE_PARAMS)
+def test_both_backends_say_the_same_of_the_same_requests(start_fpm: Callable[..., Fpm], backend: str) -> None:
     """Both at once on one worker: another worker's heap begins at another place, and grows by another page."""
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     for script, query in WORKLOAD:
         fpm.get(script, QUERY_STRING=query)
-    ptrace = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=mode == "boundaries"))
-    bpf = Tracer(str(fpm.master), backend=BpfBackend())
+    ptrace = Tracer(make_backend(backend), str(fpm.master))
+    bpf = Tracer(make_backend(BPF), str(fpm.master))
     for script, query in WORKLOAD:
         fpm.get(script, QUERY_STRING=query, REQUEST_URI=f"/{script}?{query}")
     pairs = list(zip(bpf.next(len(WORKLOAD)), ptrace.next(len(WORKLOAD)), strict=True))
@@ -53,7 +49,7 @@ def test_both_backends_say_the_same_of_the_same_requests(start_fpm: Callable[...
     assert all(request.complete for pair in pairs for request in pair)
     differing = {}
     for ours, theirs in pairs:
-        for field in EQUAL if mode == "syscalls" else sorted(set(EQUAL) - CALLS):
+        for field in sorted(set(EQUAL) - CANNOT_SEE[backend] - UNTRUE[backend]):
             if getattr(ours, field) != getattr(theirs, field):
                 differing[ours.uri, ours.nth, field] = getattr(ours, field), getattr(theirs, field)
         for field in ("growth", "native_growth"):
@@ -61,3 +57,14 @@ def test_both_backends_say_the_same_of_the_same_requests(start_fpm: Callable[...
             if one is None or other is None or abs(one - other) > 8 * KIB:
                 differing[ours.uri, ours.nth, field] = one, other
     assert differing == {}
+
+
+@pytest.mark.needs_ptrace
+@pytest.mark.xfail(reason="breakpoints report brk_bytes as 0, though they cannot see it")
+def test_breakpoints_leave_brk_bytes_empty(fpm: Fpm) -> None:
+    tracer = Tracer(make_backend(BREAKPOINTS), str(fpm.master))
+    fpm.get("brk.php")
+    (request,) = tracer.next()
+    tracer.close()
+
+    assert request.brk_bytes is None

@@ -1,14 +1,16 @@
-"""REQUEST_URI, method and script: what PHP sees is what is recorded, whatever a stranger sends."""
+"""REQUEST_URI, method and script: what PHP sees is what is recorded, whatever a client sends."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 
-import pytest
-from conftest import Fpm, Tracer
+from backend_kinds import BPF, NOTES, notes
+from fpm import ONE_WORKER, Fpm
+from tracing import Tracer
 
 from tracer.backends.records.request_structs import URI_MAX
+from tracer.facts import Note
 
 _COUNT = 5000
 
@@ -39,12 +41,11 @@ def _colliding_headers(rng: random.Random, count: int) -> dict[str, str]:
     return found
 
 
-@pytest.fixture
-def keeping(fpm: Fpm, trace: Callable[..., Tracer]) -> Tracer:
-    return trace(str(fpm.master), keep_query=True)
-
-
-def test_five_thousand_uris_of_all_shapes_come_back_equal(fpm: Fpm, keeping: Tracer) -> None:
+def test_five_thousand_uris_of_all_shapes_come_back_equal(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], backend: str
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    keeping = trace(str(fpm.master), keep_query=True)
     rng = random.Random(20261123)
     sent = _uris(rng)
     seen_by_php = []
@@ -62,7 +63,7 @@ def test_five_thousand_uris_of_all_shapes_come_back_equal(fpm: Fpm, keeping: Tra
         assert _as_bytes(request.uri) == uri[:URI_MAX]
         assert request.method == method
         assert request.script == f"{fpm.folder}/uri.php"
-        assert request.notes == ("uri_cut" if len(uri) > URI_MAX else None)
+        assert notes(request) == NOTES[backend] | ({Note.URI_CUT.value} if len(uri) > URI_MAX else set())
     assert keeping.lost == 0
 
 
@@ -74,26 +75,35 @@ def test_the_query_is_not_kept_unless_asked_for(fpm: Fpm, traced: Tracer) -> Non
     assert "hunter2" not in repr(request)
 
 
-def test_a_chain_built_to_hide_the_uri_leads_to_a_flagged_fallback(fpm: Fpm, traced: Tracer) -> None:
+def test_a_hash_chain_built_to_hide_the_uri_hides_it_from_bpf_alone_which_notes_it(
+    fpm: Fpm, traced: Tracer, backend: str
+) -> None:
     decoys = _colliding_headers(random.Random(7), 40)
     fpm.get("hello.php", REQUEST_URI="/hidden", **decoys)
     (request,) = traced.next()
 
-    # PHP puts new names at the head of a chain: REQUEST_URI, sent before them, is out of reach.
-    assert request.uri == "/hello.php"
-    assert request.notes == "uri_is_script_name"
+    if backend == BPF:
+        # PHP puts new names at the head of a chain: REQUEST_URI, sent before them, is out of reach.
+        assert request.uri == "/hello.php"
+        assert notes(request) == {Note.URI_IS_SCRIPT_NAME.value}
+    else:
+        # The others read what the web server sends.
+        assert request.uri == "/hidden"
+        assert notes(request) == NOTES[backend]
 
 
-def test_without_request_uri_the_script_name_stands_in_and_says_so(fpm: Fpm, traced: Tracer) -> None:
+def test_without_request_uri_the_script_name_stands_in_and_a_note_says_so(
+    fpm: Fpm, traced: Tracer, backend: str
+) -> None:
     fpm.get("hello.php", REQUEST_URI=None)
     (request,) = traced.next()
 
     assert request.uri == "/hello.php"
-    assert request.notes == "uri_is_script_name"
+    assert notes(request) == NOTES[backend] | {Note.URI_IS_SCRIPT_NAME.value}
 
 
-def test_an_empty_request_uri_is_empty_and_not_unknown(fpm: Fpm, traced: Tracer) -> None:
+def test_an_empty_request_uri_is_empty_and_not_unknown(fpm: Fpm, traced: Tracer, backend: str) -> None:
     fpm.get("hello.php", REQUEST_URI="")
     (request,) = traced.next()
 
-    assert (request.uri, request.notes) == ("", None)
+    assert (request.uri, notes(request)) == ("", NOTES[backend])

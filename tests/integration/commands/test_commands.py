@@ -12,22 +12,25 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Fpm, attached_to, finish, phptrace, wait_for
+from command import CHECKOUT, attached_to, finish, phptrace, run, run_as_nobody
+from fpm import ONE_WORKER, Fpm
+from waiting import wait_for
 
 from tracer.facts import Request
+from tracer.recording.reader import Reader
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.needs_bpf
 
 
 @pytest.fixture(scope="module")
 def recording(start_fpm: Callable[..., Fpm], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Made by `phptrace record`: a leaker, a harmless script and a hostile URI."""
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     path = tmp_path_factory.mktemp("recording") / "r.phptrace"
     process = phptrace("record", "-o", str(path), str(fpm.master))
     attached_to(process)
@@ -49,14 +52,8 @@ def _rows(path: Path) -> int:
         return int(connection.execute("SELECT count(*) FROM request").fetchone()[0])
 
 
-def _run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tracer", *arguments]
-    settings: dict[str, object] = {"capture_output": True, "text": True, "timeout": 60, "cwd": CHECKOUT, **options}
-    return subprocess.run(command, **settings)  # type: ignore[call-overload, no-any-return]
-
-
 def test_the_leaker_stands_on_top_of_the_report(recording: Path) -> None:
-    answer = _run("report", str(recording))
+    answer = run("report", str(recording))
 
     assert answer.returncode == 0
     first = answer.stdout.splitlines()[1]
@@ -66,7 +63,7 @@ def test_the_leaker_stands_on_top_of_the_report(recording: Path) -> None:
 
 
 def test_json_has_the_agreed_fields_and_exact_figures(recording: Path) -> None:
-    document = json.loads(_run("report", "--format", "json", str(recording)).stdout)
+    document = json.loads(run("report", "--format", "json", str(recording)).stdout)
 
     assert {"schema", "requests", "lost", "incomplete", "workers", "groups"} <= set(document)
     assert (document["schema"], document["requests"], document["lost"], document["workers"]) == (1, 25, 0, 1)
@@ -77,25 +74,27 @@ def test_json_has_the_agreed_fields_and_exact_figures(recording: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["uri", "worker", "pool"])
-def test_groups_other_than_scripts(recording: Path, by: str) -> None:
-    answer = _run("report", "--group-by", by, "--format", "json", str(recording))
+def test_report_groups_by_what_it_is_asked_for(recording: Path, by: str) -> None:
+    answer = run("report", "--group-by", by, "--format", "json", str(recording))
 
-    keys = {group["key"] for group in json.loads(answer.stdout)["groups"]}
-    assert {"uri": "/leak.php", "pool": "www"}.get(by, next(iter(keys))) in keys
-    assert sum(group["requests"] for group in json.loads(answer.stdout)["groups"]) == 25
+    with Reader(str(recording)) as file:
+        truth = Counter(str(getattr(request, {"worker": "pid"}.get(by, by))) for request in file.requests())
+    found = {str(group["key"]): group["requests"] for group in json.loads(answer.stdout)["groups"]}
+    assert len(truth) == {"uri": 3, "worker": 1, "pool": 1}[by]
+    assert found == truth
 
 
 def test_nothing_hostile_reaches_a_terminal_or_a_spreadsheet_raw(recording: Path) -> None:
     for arguments in (["report", "--group-by", "uri"], ["export", "--format", "tsv"], ["export", "--format", "csv"]):
-        out = _run(*arguments, str(recording)).stdout
+        out = run(*arguments, str(recording)).stdout
         assert "\x1b" not in out
         assert "secret" not in out
         assert r"/=1+1\x1b[2J\n\xff" in out.replace('""', '"')
 
 
 def test_export_gives_every_column_of_every_request(recording: Path) -> None:
-    rows = [json.loads(line) for line in _run("export", "--format", "ndjson", str(recording)).stdout.splitlines()]
-    table = list(csv.DictReader(io.StringIO(_run("export", "--format", "csv", str(recording)).stdout)))
+    rows = [json.loads(line) for line in run("export", "--format", "ndjson", str(recording)).stdout.splitlines()]
+    table = list(csv.DictReader(io.StringIO(run("export", "--format", "csv", str(recording)).stdout)))
 
     assert len(rows) == len(table) == 25
     assert list(rows[0])[: len(Request._fields)] == list(Request._fields)
@@ -106,7 +105,7 @@ def test_the_one_liner_of_the_readme_ranks_by_growth(recording: Path) -> None:
     readme = (CHECKOUT / "README.md").read_text()
     match = re.search(r"export --format tsv demo\.phptrace (\| awk.*)", readme)
     assert match is not None
-    tsv = _run("export", "--format", "tsv", str(recording)).stdout
+    tsv = run("export", "--format", "tsv", str(recording)).stdout
     answer = subprocess.run(f"cat {match[1]}", shell=True, input=tsv, capture_output=True, text=True, check=True)  # noqa: S602 - the README's own line
 
     growth, script = answer.stdout.splitlines()[0].split(maxsplit=1)
@@ -115,9 +114,9 @@ def test_the_one_liner_of_the_readme_ranks_by_growth(recording: Path) -> None:
 
 
 def test_filters_keep_only_what_was_asked_for(recording: Path) -> None:
-    grown = _run("export", "--min-growth", "500K", str(recording)).stdout.splitlines()
-    scripts = _run("export", "--script", "*/hello.php", str(recording)).stdout.splitlines()
-    slow = _run("export", "--slow", "3s", str(recording)).stdout.splitlines()
+    grown = run("export", "--min-growth", "500K", str(recording)).stdout.splitlines()
+    scripts = run("export", "--script", "*/hello.php", str(recording)).stdout.splitlines()
+    slow = run("export", "--slow", "3s", str(recording)).stdout.splitlines()
 
     assert len(grown) == 12
     assert len(scripts) == 13
@@ -138,13 +137,13 @@ def test_a_recording_that_was_open_elsewhere_when_it_ended_can_be_read_by_others
 
     assert code == 0, said
     copy = _published(path, public)
-    answer = _as_nobody("report", "--format", "json", str(copy))
+    answer = run_as_nobody("report", "--format", "json", str(copy))
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["requests"] == 1
 
 
 def test_report_needs_neither_root_nor_bcc(recording: Path, public: Path) -> None:
-    answer = _as_nobody("report", "--format", "json", str(_published(recording, public)))
+    answer = run_as_nobody("report", "--format", "json", str(_published(recording, public)))
 
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["requests"] == 25
@@ -164,26 +163,6 @@ def _published(path: Path, folder: Path) -> Path:
     copy.write_bytes(path.read_bytes())
     copy.chmod(0o444)
     return copy
-
-
-# The checkout may lie where others may not look: the package comes through a pipe.
-_FROM_PIPE = (
-    "import sys, io, zipfile, tempfile; sys.modules['bcc'] = None; folder = tempfile.TemporaryDirectory();"
-    "zipfile.ZipFile(io.BytesIO(sys.stdin.buffer.read())).extractall(folder.name); sys.path.insert(0, folder.name);"
-    "from tracer.cli import main; main(sys.argv[1:])"
-)
-
-
-def _as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As an ordinary user without any capability, in a Python in which there is no bcc."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for source in (CHECKOUT / "tracer").rglob("*.py"):
-            archive.write(source, source.relative_to(CHECKOUT))
-    rights = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    command = [*rights, "/usr/bin/python3", "-c", _FROM_PIPE, *arguments]
-    answer = subprocess.run(command, cwd="/", input=packed.getvalue(), capture_output=True)
-    return subprocess.CompletedProcess(command, answer.returncode, answer.stdout.decode(), answer.stderr.decode())
 
 
 def test_a_recording_is_0600_and_belongs_to_who_called_sudo(fpm: Fpm, tmp_path: Path) -> None:
@@ -233,7 +212,7 @@ def test_attach_fits_a_terminal_of_100_by_30(fpm: Fpm, tmp_path: Path) -> None:
 
 
 def test_nothing_seen_for_five_seconds_is_said_with_what_to_do(fpm: Fpm, tmp_path: Path) -> None:
-    answer = _run("record", "-d", "7s", "-o", str(tmp_path / "r.phptrace"), str(fpm.master))
+    answer = run("record", "-d", "7s", "-o", str(tmp_path / "r.phptrace"), str(fpm.master))
 
     assert answer.returncode == 0
     assert "no request seen yet" in answer.stderr
@@ -256,7 +235,7 @@ def test_count_and_filters_work_over_all_workers(start_fpm: Callable[..., Fpm], 
 
 
 def test_a_target_that_ends_leaves_its_recording_and_exit_code_6(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     path = tmp_path / "r.phptrace"
     process = phptrace("record", "-o", str(path), str(fpm.master))
     attached_to(process)
@@ -282,7 +261,7 @@ def test_a_full_disk_is_said_at_once_and_what_is_written_can_be_read(fpm: Fpm, t
             fpm.get("hello.php", REQUEST_URI="/" + "x" * 500)
             sent += 1
         _, said = process.communicate(timeout=30)
-        answer = _run("report", "--format", "json", str(path))
+        answer = run("report", "--format", "json", str(path))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -294,14 +273,14 @@ def test_a_full_disk_is_said_at_once_and_what_is_written_can_be_read(fpm: Fpm, t
 
 
 def test_an_unwritable_folder_is_said_before_anything_is_attached(fpm: Fpm) -> None:
-    answer = _run("record", "-d", "1s", "-o", "/proc/r.phptrace", str(fpm.master))
+    answer = run("record", "-d", "1s", "-o", "/proc/r.phptrace", str(fpm.master))
 
     assert answer.returncode == 2
     assert "cannot write /proc/r.phptrace" in answer.stderr
 
 
 def test_without_rights_the_missing_capabilities_are_named() -> None:
-    answer = _as_nobody("attach", "php-fpm")
+    answer = run_as_nobody("attach", "php-fpm")
 
     assert answer.returncode == 4
     assert "CAP_BPF, CAP_PERFMON" in answer.stderr
@@ -312,17 +291,17 @@ def test_pypis_namesake_of_bcc_is_recognised(fpm: Fpm, tmp_path: Path) -> None:
     (tmp_path / "bcc").mkdir()
     (tmp_path / "bcc" / "__init__.py").write_text("'''N-dimensional body-centred cubic lattices'''\n")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{CHECKOUT}"}
-    answer = _run("attach", "--backend", "bpf", str(fpm.master), env=env)
+    answer = run("attach", "--backend", "bpf", str(fpm.master), env=env)
 
     assert answer.returncode == 5
     assert "PyPI" in answer.stderr
     assert "apt install python3-bpfcc" in answer.stderr
 
 
-def test_a_bcc_that_cannot_be_imported_is_named_with_the_mend(fpm: Fpm, tmp_path: Path) -> None:
+def test_a_bcc_that_cannot_be_imported_is_named_with_the_fix(fpm: Fpm, tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("raise ImportError('libbcc.so.0: cannot open shared object file')\n")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{CHECKOUT}"}
-    answer = _run("attach", "--backend", "bpf", str(fpm.master), env=env)
+    answer = run("attach", "--backend", "bpf", str(fpm.master), env=env)
 
     assert answer.returncode == 5
     assert "libbcc.so.0" in answer.stderr
@@ -333,15 +312,15 @@ def test_a_bcc_that_cannot_be_imported_is_named_with_the_mend(fpm: Fpm, tmp_path
     ("arguments", "code"),
     [(["attach", "4194303"], 6), (["attach", str(os.getpid())], 5), (["attach", "apache2"], 3), (["attach"], 2)],
 )
-def test_targets_that_are_none(arguments: list[str], code: int) -> None:
-    answer = _run(*arguments)
+def test_a_target_that_cannot_be_traced_has_its_exit_code(arguments: list[str], code: int) -> None:
+    answer = run(*arguments)
 
     assert answer.returncode == code
     assert answer.stderr.startswith("phptrace: ")
 
 
 def test_doctor_finds_everything_in_order_here(fpm: Fpm) -> None:
-    answer = _run("doctor", "--json", str(fpm.master))
+    answer = run("doctor", "--json", str(fpm.master))
 
     document = json.loads(answer.stdout)
     assert answer.returncode == 0
@@ -349,10 +328,10 @@ def test_doctor_finds_everything_in_order_here(fpm: Fpm) -> None:
     assert {"rights", "BTF", "bcc", "request hooks", "REQUEST_URI"} <= {check["name"] for check in document["checks"]}
 
 
-def test_doctor_names_what_is_missing_and_the_mend(fpm: Fpm, tmp_path: Path) -> None:
+def test_doctor_names_what_is_missing_and_the_fix(fpm: Fpm, tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("raise ImportError('none here')\n")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{CHECKOUT}"}
-    answer = _run("doctor", str(fpm.master), env=env)
+    answer = run("doctor", str(fpm.master), env=env)
 
     assert answer.returncode == 0
     assert "Can trace, with backend ptrace, which slows requests down" in answer.stdout
@@ -384,15 +363,3 @@ def test_a_recording_to_stdout_is_a_recording(fpm: Fpm, tmp_path: Path) -> None:
 
     assert process.returncode == 0
     assert _rows(tmp_path / "r.phptrace") == 2
-
-
-def test_the_vagrantfile_is_valid(tmp_path: Path) -> None:
-    env = {**os.environ, "VAGRANT_HOME": str(tmp_path), "VAGRANT_CWD": str(CHECKOUT / "vagrant")}
-    env["VAGRANT_DOTFILE_PATH"] = str(tmp_path / "dotfiles")
-    # VirtualBox is not in Debian: its part is checked as far as that goes without it.
-    for provider, options in (("libvirt", []), ("virtualbox", ["--ignore-provider"])):
-        command = ["vagrant", "validate", *options]
-        env["VAGRANT_DEFAULT_PROVIDER"] = provider
-        answer = subprocess.run(command, env=env, capture_output=True, text=True)
-
-        assert answer.returncode == 0, answer.stdout + answer.stderr

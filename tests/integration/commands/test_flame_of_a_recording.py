@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browser import Browser, available
-from conftest import Fpm, attached_to, finish, lacking, phptrace
+from browser import chromium, press
+from command import attached_to, finish, phptrace
+from fpm import ONE_WORKER, Fpm
 
+pytestmark = pytest.mark.needs_bpf
 LEAK = "<main> {folder}/leak.php:5;memset"
 
 
 @pytest.fixture(scope="module")
 def recorded(start_fpm: Callable[..., Fpm], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fpm]:
     """A leak of a million bytes a request among requests that take more and give it back."""
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     path = tmp_path_factory.mktemp("recorded") / "s.phptrace"
     process = phptrace("record", "--stacks", "-c", "60", "-o", str(path), str(fpm.master))
     attached_to(process, "recording to")
@@ -136,23 +138,23 @@ def test_a_difference_shows_what_grew(recorded: tuple[Path, Fpm], tmp_path: Path
 
 
 def test_the_picture_of_a_recording_zooms_and_is_searched(recorded: tuple[Path, Fpm], tmp_path: Path) -> None:
-    if not available():
-        lacking("there is no chromium with its chromedriver: apt-get install chromium chromium-driver")
     path, _ = recorded
     picture = tmp_path / "kept.svg"
     assert flame(str(path), "--retained", "-o", str(picture)).returncode == 0
 
-    with Browser(width=1220) as browser:
-        browser.open(picture.as_uri())
+    with chromium(width=1220) as browser:
+        browser.get(picture.as_uri())
         leaker = 'return [...document.querySelectorAll(".frame")].find((f) => f.textContent.includes("leak.php:5"))'
         width = f"{leaker}.getBoundingClientRect().width"
-        before = browser.execute(width)
-        browser.execute(f"{leaker.removeprefix('return ')}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
-        zoomed = browser.execute(width)
-        browser.press("/")
-        browser.press(*"memset")
-        matches = browser.execute('return document.querySelectorAll(".match").length')
-        shown = browser.execute("return document.documentElement.textContent")
+        before = browser.execute_script(width)
+        browser.execute_script(
+            f"{leaker.removeprefix('return ')}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))"
+        )
+        zoomed = browser.execute_script(width)
+        press(browser, "/")
+        press(browser, *"memset")
+        matches = browser.execute_script('return document.querySelectorAll(".match").length')
+        shown = browser.execute_script("return document.documentElement.textContent")
 
     assert before < zoomed == 1200
     assert matches >= 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from conftest import Fpm, Tracer
+from fpm import Fpm
+from tracing import Tracer
 
 
 def test_calls_counted_in_the_kernel_agree_with_the_address_space(fpm: Fpm, trace: Callable[..., Tracer]) -> None:

@@ -1,81 +1,37 @@
-"""What the ptrace backend says of requests that are not plain ones, and of workers that are not idle."""
+"""What ptrace does to workers that are not idle, and to what they had set up themselves."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import signal
-import socket
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import fastcgi
 import pytest
-from conftest import Fpm, Tracer, attached_to, phptrace, wait_for
-from test_ptrace_safety import MODES, catches_traps, state
+from backend_kinds import BREAKPOINTS, make_backend
+from command import CHECKOUT, attached_to, phptrace
+from fpm import ONE_WORKER, Fpm
+from machine import require
+from proc_status import catches_traps, is_asleep, state
+from tracing import Tracer
+from visits import KeptConnection, Visit
+from waiting import wait_for
 
-from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.errors import UnsupportedError
-from tracer.facts import Loss, Request
 
-ONE_WORKER = "pm = static\npm.max_children = 1"
-_SLEEPING = (
-    "230",
-    "219",
-)  # clock_nanosleep, and restart_syscall when it was interrupted: arch/x86/entry/syscalls/syscall_64.tbl
+pytestmark = pytest.mark.needs_ptrace
 
 
-class Visit:
-    """A request under way in a thread."""
-
-    def __init__(self, fpm: Fpm, script: str, **params: str) -> None:
-        self.answer: fastcgi.Response | None = None
-        self._thread = threading.Thread(target=self._run, args=(fpm, script, params))
-        self._thread.start()
-
-    def _run(self, fpm: Fpm, script: str, params: dict[str, str]) -> None:
-        self.answer = fpm.get(script, **params)
-
-    def text(self) -> str:
-        self._thread.join()
-        assert self.answer is not None
-        return self.answer.text
-
-
-class KeptConnection:
-    """One connection to a worker, which waits on it for the next request."""
-
-    def __init__(self, fpm: Fpm, pool: str | None = None) -> None:
-        self._fpm = fpm
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(fpm.socket(pool)))
-
-    def get(self, uri: str, script: str = "pid.php") -> int:
-        """The pid of who answered."""
-        params = {"SCRIPT_FILENAME": f"{self._fpm.folder}/{script}", "REQUEST_METHOD": "GET", "REQUEST_URI": uri}
-        self._socket.sendall(fastcgi.message(params, keep=True))
-        return int(fastcgi.receive(self._socket).text)
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)  # a process that traces has inherited a copy
-        self._socket.close()
-
-
-def is_asleep(pid: int) -> bool:
-    return Path(f"/proc/{pid}/syscall").read_text().split()[0] in _SLEEPING
-
-
-@MODES
 def test_a_sleeping_script_sleeps_on_through_attaching_and_detaching(
-    start_fpm: Callable[..., Fpm], boundaries: bool
+    start_fpm: Callable[..., Fpm], backend: str
 ) -> None:
     fpm = start_fpm(www=ONE_WORKER)
     [worker] = fpm.workers()
     visit = Visit(fpm, "sleep.php")
     wait_for(lambda: is_asleep(worker), "the script to sleep")
-    Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries)).close()
+    Tracer(make_backend(backend), str(fpm.master)).close()
     assert is_asleep(worker)
 
     assert visit.text() == "0"
@@ -85,7 +41,7 @@ def test_a_sleeping_script_sleeps_on_through_attaching_and_detaching(
 def test_a_worker_that_was_armed_and_sleeps_is_let_go_asleep(start_fpm: Callable[..., Fpm]) -> None:
     fpm = start_fpm(www=ONE_WORKER)
     [worker] = fpm.workers()
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=True))
+    tracer = Tracer(make_backend(BREAKPOINTS), str(fpm.master))
     visit = Visit(fpm, "sleep.php")
     wait_for(lambda: is_asleep(worker), "the script to sleep")
     tracer.close()
@@ -96,19 +52,18 @@ def test_a_worker_that_was_armed_and_sleeps_is_let_go_asleep(start_fpm: Callable
     assert visit.text() == "0"
     # What was left in it does nothing, and the next to come takes it away.
     assert catches_traps(worker)
-    Tracer(str(fpm.master), backend=PtraceBackend(boundaries=True)).close()
+    Tracer(make_backend(BREAKPOINTS), str(fpm.master)).close()
     assert not catches_traps(worker)
 
 
-@MODES
-def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
+def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[..., Fpm], backend: str) -> None:
     flag = Path(f"/tmp/phptrace-busy.{os.getpid()}")
     fpm = start_fpm(www=ONE_WORKER)
     [worker] = fpm.workers()
     flag.write_bytes(bytes(mmap.PAGESIZE))
     flag.chmod(0o644)
     try:
-        tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+        tracer = Tracer(make_backend(backend), str(fpm.master))
         visit = Visit(fpm, "busy.php", QUERY_STRING=str(flag))
         wait_for(lambda: flag.name in Path(f"/proc/{worker}/maps").read_text(), "the script to compute")
         tracer.close()
@@ -122,32 +77,13 @@ def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[
         flag.unlink()
 
 
-@MODES
-def test_an_idle_worker_with_a_kept_connection_is_in_no_request(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], boundaries: bool
-) -> None:
-    fpm = start_fpm(www=ONE_WORKER)
-    connection = KeptConnection(fpm)
-    connection.get("/before")
-    wait_for(lambda: state(fpm.workers()[0])[0] == "S", "the worker to wait")
-    tracer = trace(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
-    connection.get("/after")
-    (request,) = tracer.next()
-    connection.close()
-    tracer.close()
-
-    assert len(tracer.requests) == 1
-    assert (request.uri, request.complete) == ("/after", True)
-
-
-@MODES
 def test_workers_of_other_pools_are_not_touched(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], boundaries: bool
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], backend: str
 ) -> None:
     fpm = start_fpm(asked=ONE_WORKER, spared=f"{ONE_WORKER}\npm.max_requests = 2")
     connection = KeptConnection(fpm, "spared")
-    spared = connection.get("/spared")
-    tracer = trace("php-fpm:asked", backend=PtraceBackend(boundaries=boundaries))
+    spared = int(connection.get("/spared"))
+    tracer = trace("php-fpm:asked")
 
     assert state(spared)[1] == 0
     connection.get("/spared")
@@ -164,41 +100,12 @@ def test_workers_of_other_pools_are_not_touched(
     assert not any(catches_traps(pid) for pid in fpm.workers())
 
 
-def test_a_script_that_accepts_connections_is_one_request(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
-) -> None:
-    fpm = start_fpm(www=ONE_WORKER)
-    tracer = trace(str(fpm.master), backend=PtraceBackend())
-    for number in range(3):
-        answer = fpm.get("accept.php", QUERY_STRING="1000003", REQUEST_URI=f"/{number}")
-        assert answer.text == "hello\n"
-    requests = tracer.next(3)
-    tracer.close()
-
-    assert [request.uri for request in tracer.requests] == ["/0", "/1", "/2"]
-    assert all(request.complete for request in requests)
-    assert requests[2].native_growth is not None
-    assert abs(requests[2].native_growth - 1_000_003) <= 8 * 1024
-
-
-@MODES
-def test_a_fatal_error_after_the_answer_is_told(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], boundaries: bool
-) -> None:
-    fpm = start_fpm(www=ONE_WORKER)
-    tracer = trace(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
-    assert fpm.get("late_fatal.php").text == "answered"
-    fpm.get("hello.php")
-
-    assert [request.ending for request in tracer.next(2)] == ["fatal", "finished"]
-
-
 def test_what_the_processor_was_set_to_is_not_changed(start_fpm: Callable[..., Fpm]) -> None:
     fpm = start_fpm(www=ONE_WORKER)
     upwards = "2048"  # FE_UPWARD
     assert fpm.get("rounding.php", QUERY_STRING=upwards).text == upwards
     assert fpm.get("rounding.php").text == upwards
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=True))
+    tracer = Tracer(make_backend(BREAKPOINTS), str(fpm.master))
     while_traced = fpm.get("rounding.php").text
     tracer.next()
     tracer.close()
@@ -206,14 +113,14 @@ def test_what_the_processor_was_set_to_is_not_changed(start_fpm: Callable[..., F
     assert (while_traced, fpm.get("rounding.php").text) == (upwards, upwards)
 
 
-def test_more_workers_than_there_are_descriptors_are_let_be_and_told(
+def test_phptrace_leaves_workers_alone_and_reports_it_where_descriptors_run_out(
     start_fpm: Callable[..., Fpm], tmp_path: Path
 ) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 30")
     process = subprocess.Popen(
         ["prlimit", "--nofile=72:72", "/usr/bin/python3", "-m", "tracer", "record", "--backend", "ptrace",
          "-o", str(tmp_path / "r.phptrace"), str(fpm.master)],
-        stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE, text=True, cwd=CHECKOUT,
     )  # fmt: skip
     attached_to(process)
     answers = [fpm.get("hello.php").text for _ in range(60)]
@@ -226,7 +133,7 @@ def test_more_workers_than_there_are_descriptors_are_let_be_and_told(
     assert {state(pid)[1] for pid in fpm.workers()} == {0}
 
 
-def test_few_descriptors_are_made_more_where_that_is_permitted(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
+def test_phptrace_raises_its_limit_of_descriptors_where_it_may(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 30")
     process = phptrace("record", "--backend", "ptrace", "-o", str(tmp_path / "r.phptrace"), str(fpm.master),
                        preexec_fn=lambda: __import__("resource").setrlimit(7, (72, 4096)))  # fmt: skip
@@ -238,33 +145,15 @@ def test_few_descriptors_are_made_more_where_that_is_permitted(start_fpm: Callab
     assert process.returncode == 0
 
 
-@MODES
-def test_php_that_speaks_no_fastcgi_is_refused(boundaries: bool) -> None:
+def test_php_that_speaks_no_fastcgi_is_refused(backend: str) -> None:
+    require("/usr/bin/php8.2")
     process = subprocess.Popen(["/usr/bin/php8.2", "-r", "echo 'x'; fgets(STDIN);"], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE)  # fmt: skip
     try:
         assert process.stdout is not None
         process.stdout.read(1)
         with pytest.raises(UnsupportedError, match=r"is PHP's cli: .*FastCGI.*--backend bpf"):
-            Tracer(str(process.pid), backend=PtraceBackend(boundaries=boundaries))
+            Tracer(make_backend(backend), str(process.pid))
     finally:
         process.kill()
         process.communicate()
-
-
-@MODES
-def test_each_request_of_recycled_workers_is_complete(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1\npm.max_requests = 4")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
-    for _ in range(12):
-        fpm.get("leak.php", QUERY_STRING="1000003")
-    requests: list[Request] = tracer.next(12)
-    tracer.close()
-
-    assert [request.ending for request in requests] == ["finished"] * 12
-    assert {request.status for request in requests} == {200}
-    assert all(request.complete for request in requests)
-    last = [request.native_growth or 0 for request in requests if request.nth == 4]
-    assert len(last) == 3
-    assert all(abs(growth - 1_000_003) <= 8 * 1024 for growth in last)
-    assert [fact for fact in tracer.facts if isinstance(fact, Loss)] == []

@@ -1,4 +1,4 @@
-"""Who may trace with ptrace: root, CAP_SYS_PTRACE alone, php-fpm's own user; and what the others are told."""
+"""Root, CAP_SYS_PTRACE alone and php-fpm's own user may trace with ptrace; others learn what grants it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from pathlib import Path
 
 import fastcgi
 import pytest
-from conftest import PHP_FPM, SCRIPTS, Fpm, lacking, wait_for
+from backend_kinds import SYSCALLS, make_backend
+from command import CHECKOUT
+from fpm import ONE_WORKER, SCRIPTS, Fpm
+from machine import require
+from tracing import Tracer
+from waiting import wait_for
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
+from tracer.errors import UnsupportedError
+from tracer.targets import php as php_binary
+from tracer.targets.resolve import targets
+
+pytestmark = pytest.mark.needs_ptrace
+
 ONE_CAPABILITY = (
     "--reuid=65534", "--regid=65534", "--clear-groups",
     "--bounding-set=-all,+sys_ptrace", "--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace",
@@ -25,8 +35,7 @@ ROOT_WITHOUT_CAPABILITIES = ("--bounding-set=-all", "--inh-caps=-all")
 @pytest.fixture(scope="module")
 def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program where everybody may read it, as one that is installed."""
-    if shutil.which("setpriv") is None:
-        lacking("there is no setpriv: apt-get install util-linux")
+    require("setpriv")
     folder = Path("/tmp") / f"phptrace-installed.{os.getpid()}"
     shutil.copytree(CHECKOUT / "tracer", folder / "tracer")
     folder.chmod(0o755)
@@ -59,7 +68,7 @@ def lines_of(process: subprocess.Popen[str], request: Callable[[], object], time
 
 
 def test_one_capability_is_enough(start_fpm: Callable[..., Fpm], readable: Path) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     process, said = traced_by(ONE_CAPABILITY, readable, fpm.master, "--backend", "ptrace", "-c", "3")
 
     seen = lines_of(process, lambda: fpm.get("leak.php", QUERY_STRING="1000003"), 3)
@@ -71,7 +80,7 @@ def test_one_capability_is_enough(start_fpm: Callable[..., Fpm], readable: Path)
 def test_without_the_rights_for_bpf_auto_falls_back_and_says_why_and_what_it_costs(
     start_fpm: Callable[..., Fpm], readable: Path
 ) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     process, said = traced_by(ONE_CAPABILITY, readable, fpm.master, "-c", "1")
 
     seen = lines_of(process, lambda: fpm.get("hello.php"), 1)
@@ -80,7 +89,7 @@ def test_without_the_rights_for_bpf_auto_falls_back_and_says_why_and_what_it_cos
     assert seen.count("\t/hello.php\t") == 1
 
 
-def test_php_fpms_own_user_needs_no_capability(readable: Path, tmp_path: Path) -> None:
+def test_php_fpms_own_user_needs_no_capability(php_fpm: str, readable: Path) -> None:
     folder = Path("/tmp") / f"phptrace-own.{os.getpid()}"
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
@@ -91,7 +100,7 @@ def test_php_fpms_own_user_needs_no_capability(readable: Path, tmp_path: Path) -
             f"[global]\nerror_log = {folder}/error.log\n[own]\nlisten = {folder}/own.sock\n"
             "pm = static\npm.max_children = 1\n"
         )
-        command = ["setpriv", *PHP_FPMS_USER, "--", PHP_FPM, "-F", "-y", f"{folder}/fpm.conf"]
+        command = ["setpriv", *PHP_FPMS_USER, "--", php_fpm, "-F", "-y", f"{folder}/fpm.conf"]
         master = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_for((folder / "own.sock").exists, "php-fpm to listen")
@@ -111,10 +120,10 @@ def test_php_fpms_own_user_needs_no_capability(readable: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("who", [PHP_FPMS_USER, ROOT_WITHOUT_CAPABILITIES])
-def test_who_lacks_the_rights_is_told_what_grants_them(
+def test_a_user_without_the_rights_learns_what_grants_them(
     start_fpm: Callable[..., Fpm], readable: Path, who: tuple[str, ...]
 ) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     process, said = traced_by(who, readable, fpm.workers()[0], "--backend", "ptrace", "-c", "1")
     process.communicate()
 
@@ -124,8 +133,10 @@ def test_who_lacks_the_rights_is_told_what_grants_them(
     assert "process.dumpable = yes" in said
 
 
-def test_somebody_elses_tracee_is_refused_with_exit_code_5(start_fpm: Callable[..., Fpm], readable: Path) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+def test_a_worker_that_is_already_traced_is_refused_with_exit_code_5(
+    start_fpm: Callable[..., Fpm], readable: Path
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
     first, _ = traced_by((), readable, fpm.master, "--backend", "ptrace")
     second, said = traced_by((), readable, fpm.master, "--backend", "ptrace")
     second.communicate()
@@ -139,21 +150,14 @@ def test_somebody_elses_tracee_is_refused_with_exit_code_5(start_fpm: Callable[.
 def test_a_php_without_symbols_is_traced_all_the_same(
     start_fpm: Callable[..., Fpm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conftest import Tracer
-
-    from tracer.backends.ptrace.backend import PtraceBackend
-    from tracer.errors import UnsupportedError
-    from tracer.targets import php as php_binary
-    from tracer.targets.resolve import targets
-
     def refused(image: object) -> None:
         raise UnsupportedError("it is a static build without dynamic symbols")
 
     monkeypatch.setattr(php_binary, "inspect", refused)
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     with pytest.raises(UnsupportedError):
         targets([str(fpm.master)])
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(), symbols=False)
+    tracer = Tracer(make_backend(SYSCALLS), str(fpm.master), symbols=False)
     for _ in range(5):
         fpm.get("leak.php", QUERY_STRING="1000003", REQUEST_URI="/static")
     *_, request = tracer.next(5)

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from conftest import Fpm, Tracer, wait_for
+from fpm import Fpm
+from tracing import Tracer
+from waiting import wait_for
 
 from tracer.backends import StackOptions
 from tracer.facts import STACK_LOST, Loss, Metric

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Fpm, Tracer, wait_for
+from altered_programs import Altered, Noting, disable
+from backend_kinds import BPF, PROGRAMS, make_backend
+from fpm import ONE_WORKER, TWO_WORKERS, Fpm
+from tracing import Tracer
+from waiting import wait_for
 
 from tracer.backends import StackOptions
-from tracer.backends.bpf.growth_probes import GrowthProbes
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.backends.bpf.programs import Programs
 from tracer.errors import UnsupportedError
 from tracer.facts import Growth, Metric, Request
 
 LEAKED = 3_000_017
+GROWTH = "growth.bpf.c"
+_MEMORY_CALLS = ("mmap", "munmap", "mremap", "brk")  # the hooks in libc
+_OF_STACKS_ALONE = ("on_fault", "on_clock", "on_exit")
 
 
 def leaks(tracer: Tracer) -> dict[tuple[int, int], int]:
@@ -31,7 +41,7 @@ def leaks(tracer: Tracer) -> dict[tuple[int, int], int]:
 @pytest.mark.parametrize(
     "manager",
     [
-        "pm = static\npm.max_children = 2\npm.max_requests = 1",
+        f"{TWO_WORKERS}\npm.max_requests = 1",
         "pm = ondemand\npm.max_children = 3\npm.max_requests = 1",
     ],
 )
@@ -65,7 +75,7 @@ def _in_mid_request(fpm: Fpm, tmp_path: Path) -> threading.Thread:
 def test_growth_of_a_request_whose_worker_is_killed_is_kept(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], tmp_path: Path
 ) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    fpm = start_fpm(www=ONE_WORKER)
     tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
     client = _in_mid_request(fpm, tmp_path)
 
@@ -80,8 +90,8 @@ def test_growth_of_a_request_whose_worker_is_killed_is_kept(
 def test_growth_of_a_request_in_mid_course_when_tracing_ends_is_given_out(
     start_fpm: Callable[..., Fpm], tmp_path: Path
 ) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
-    tracer = Tracer(str(fpm.master), stacks=StackOptions(every=1))
+    fpm = start_fpm(www=ONE_WORKER)
+    tracer = Tracer(make_backend(BPF, stacks=StackOptions(every=1)), str(fpm.master))
     client = _in_mid_request(fpm, tmp_path)
 
     tracer.close()
@@ -96,12 +106,19 @@ def test_growth_of_a_request_in_mid_course_when_tracing_ends_is_given_out(
 def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_out(
     start_fpm: Callable[..., Fpm], tmp_path: Path
 ) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 1")
-    tracer = Tracer(str(fpm.master), stacks=StackOptions(every=1))
+    fpm = start_fpm(www=ONE_WORKER)
+    ends: list[int] = []  # the probe of the stacks on the end of requests
+
+    def compiled(source: str, **defines: int) -> Programs:
+        programs = PROGRAMS(source, **defines)
+        return Noting(programs, "on_end", ends) if source == GROWTH else programs
+
+    tracer = Tracer(make_backend(BPF, stacks=StackOptions(every=1), compiled=compiled), str(fpm.master))
     client = _in_mid_request(fpm, tmp_path)
 
     # Detaching closes all probes at once, in whatever order; here that of the stacks is first.
-    os.close(tracer.backend._uprobes.pop())  # type: ignore[attr-defined]
+    (end,) = ends
+    disable(end)
     (fpm.folder / "go").touch()
     client.join()
     tracer.close()
@@ -112,19 +129,25 @@ def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_ou
 
 
 def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
 ) -> None:
     fpm = start_fpm(www="pm = ondemand\npm.max_children = 1")
-    watch = GrowthProbes.watch
+    forked: list[int] = []
 
-    def fork_and_watch(probes: GrowthProbes, pid: int, **options: bool) -> None:
-        if not fpm.workers():
-            fpm.get("hello.php")
-        watch(probes, pid, **options)
+    class Forking(Altered):
+        def on_software_event(self, function: str, event: int, period: int, tid: int) -> int:
+            """Has the master fork its worker just before the first event is set on the master."""
+            if not forked:
+                fpm.get("hello.php")
+                forked.extend(fpm.workers())
+            return self.programs.on_software_event(function, event, period, tid)
 
-    monkeypatch.setattr(GrowthProbes, "watch", fork_and_watch)
-    tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
-    (worker,) = fpm.workers()
+    def compiled(source: str, **defines: int) -> Programs:
+        programs = PROGRAMS(source, **defines)
+        return Forking(programs) if source == GROWTH else programs
+
+    tracer = trace(str(fpm.master), stacks=StackOptions(every=1), compiled=compiled)
+    (worker,) = forked
     fpm.get("leak.php", QUERY_STRING=str(LEAKED))
     (request,) = tracer.next()
 
@@ -135,14 +158,14 @@ def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
 def test_workers_after_a_graceful_reload_are_sampled_once(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
 ) -> None:
-    fpm = start_fpm(www="pm = static\npm.max_children = 2")
+    fpm = start_fpm(www=TWO_WORKERS)
     tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
     fpm.get("leak.php", QUERY_STRING=str(LEAKED))
     tracer.next()
     old = set(fpm.workers())
     os.kill(fpm.master, signal.SIGUSR2)
     wait_for(lambda: tracer.poll() or (len(fpm.workers()) == 2 and not old & set(fpm.workers())), "the new workers")
-    wait_for(lambda: _answers(fpm), "the pool to answer again")
+    wait_for(fpm.answers, "the pool to answer again")
     fpm.get("leak.php", QUERY_STRING=str(LEAKED), REQUEST_URI="/after-reload")
     wait_for(lambda: tracer.poll() or any(r.uri == "/after-reload" for r in tracer.requests), "the request")
     tracer.close()
@@ -152,13 +175,6 @@ def test_workers_after_a_graceful_reload_are_sampled_once(
     found = leaks(tracer)
     assert len(found) == 2
     assert all(abs(size - LEAKED) <= 3 * 4096 for size in found.values()), found
-
-
-def _answers(fpm: Fpm) -> bool:
-    try:
-        return fpm.get("hello.php").ended
-    except OSError:
-        return False
 
 
 def test_growth_comes_right_behind_its_request(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
@@ -179,19 +195,29 @@ def test_growth_comes_right_behind_its_request(fpm: Fpm, trace: Callable[..., Tr
     assert {growth.nth % 2 for growth in tracer.growths if growth.stack[-1].name == "memset"} == {1}
 
 
-@pytest.mark.parametrize("stacks", [None, StackOptions()])
-def test_only_where_stacks_are_asked_for_does_anything_of_them_run(
-    fpm: Fpm, trace: Callable[..., Tracer], stacks: StackOptions | None
-) -> None:
-    tracer = trace(str(fpm.master), stacks=stacks)
+def test_only_where_stacks_are_asked_for_does_anything_of_them_run(fpm: Fpm) -> None:
+    ours: dict[bool, Counter[str]] = {}
+    for stacks in (None, StackOptions()):
+        before = _kernel_objects()
+        # Programs that are cached would be there before and after.
+        tracer = Tracer(BpfBackend(stacks=stacks, compiled=Programs), str(fpm.master))
+        ours[stacks is not None] = _kernel_objects() - before
+        tracer.close()
 
+        assert _kernel_objects() == before
+
+    without, with_stacks = ours[False], ours[True]
+    sampled = 2 * 2  # page faults and the CPU clock, of a master and its worker
+    hooked = 1 + len(_MEMORY_CALLS)  # the end of requests, and memory calls
+    assert with_stacks["perf_event"] - without["perf_event"] == sampled + hooked
+    assert with_stacks["bpf-prog"] - without["bpf-prog"] == hooked + len(_OF_STACKS_ALONE)
+    assert without["bpf-prog"] > 0
+
+
+def _kernel_objects() -> Counter[str]:
+    """The BPF programs and perf events that this process has descriptors of."""
     links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    events = sum("perf_event" in link for link in links)
-    programs = sum("bpf-prog" in link for link in links)
-    # Five probes on PHP, four on libc; with stacks one and four more, and two events each for master and worker.
-    assert events == (9 if stacks is None else 18)
-    assert programs == (13 if stacks is None else 21)
-    tracer.close()
+    return Counter(kind for link in links for kind in ("perf_event", "bpf-prog") if kind in link)
 
 
 def test_memory_calls_seen_by_the_kernel_alone_have_their_stacks_too(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
@@ -207,13 +233,19 @@ def test_memory_calls_seen_by_the_kernel_alone_have_their_stacks_too(fpm: Fpm, t
 
 
 def test_columns_are_there_where_only_the_stacks_program_of_memory_calls_is_refused(
-    fpm: Fpm, trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
+    fpm: Fpm, trace: Callable[..., Tracer]
 ) -> None:
-    def refused(_: GrowthProbes) -> None:
-        raise UnsupportedError("the kernel refused the BPF program on_syscall_exit: too large")
+    class Refused(Altered):
+        def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
+            if function == "on_syscall_exit":
+                raise UnsupportedError("the kernel refused the BPF program on_syscall_exit: too large")
+            self.programs.on_raw_tracepoint(tracepoint, function, until)
 
-    monkeypatch.setattr(GrowthProbes, "hook_calls_in_kernel", refused)
-    tracer = trace(str(fpm.master), stacks=StackOptions(), calls_by_tracepoint=True)
+    def compiled(source: str, **defines: int) -> Programs:
+        programs = PROGRAMS(source, **defines)
+        return Refused(programs) if source == GROWTH else programs
+
+    tracer = trace(str(fpm.master), stacks=StackOptions(), calls_by_tracepoint=True, compiled=compiled)
     fpm.get("brk.php")
     (request,) = tracer.next()
 

@@ -8,15 +8,15 @@ import mmap
 from collections.abc import Callable
 
 import pytest
-from conftest import Fpm, Tracer
-from test_stack_truth import SITUATIONS, expected
+from backtraces import SITUATIONS, expected
+from fpm import ONE_WORKER, Fpm
+from tracing import Tracer
 
 from tracer.backends import StackOptions
+from tracer.backends.bpf.programs import Programs
 from tracer.facts import UNREADABLE, FrameKind, Growth, Loss, Metric
 from tracer.targets import php as php_binary
 from tracer.targets.layouts import StackLayout
-
-ONE_WORKER = "pm = static\npm.max_children = 1"
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_stack_deeper_than_asked_for_is_marked_and_keeps_its_innermost(
 
 
 def test_a_depth_the_verifier_refuses_is_halved_and_told(uncached: Fpm, trace: Callable[..., Tracer]) -> None:
-    tracer = trace(str(uncached.master), stacks=StackOptions(max_depth=1024))
+    tracer = trace(str(uncached.master), stacks=StackOptions(max_depth=1024), compiled=Programs)
     uncached.get("stacks.php")
     tracer.next()
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Fpm, Tracer
+from fpm import Fpm
+from tracing import Tracer
 
 from tracer.backends import StackOptions
 from tracer.facts import THREAD, Metric
