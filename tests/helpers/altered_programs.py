@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Callable
 from typing import Any
 
 from tracer.backends.bpf.programs import Programs
@@ -11,15 +12,14 @@ from tracer.targets.elf import Image
 _PERF_EVENT_IOC_DISABLE = 0x2401  # _IO('$', 1), include/uapi/linux/perf_event.h, Linux 6.18
 
 
-class Altered(Programs):
-    """Programs that are others but for what a subclass changes."""
+class Altered:
+    """Behaves as these programs do, but for what a subclass changes."""
 
     def __init__(self, programs: Programs) -> None:
         self.programs = programs
 
-    def __getattribute__(self, name: str) -> Any:
-        changed = any(name in each.__dict__ for each in type(self).__mro__ if each not in (Programs, object))
-        return object.__getattribute__(self, name) if changed or name == "programs" else getattr(self.programs, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.programs, name)
 
 
 class Noting(Altered):
@@ -27,14 +27,24 @@ class Noting(Altered):
 
     def __init__(self, programs: Programs, function: str, noted: list[int]) -> None:
         super().__init__(programs)
-        self.function = function
-        self.noted = noted
+        self._function = function
+        self._noted = noted
 
     def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
         fd = self.programs.on_uprobe(function, image, offset, at_return=at_return)
-        if function == self.function:
-            self.noted.append(fd)
+        if function == self._function:
+            self._noted.append(fd)
         return fd
+
+
+def altering(source: str, alter: Callable[[Programs], Altered], make: Callable[..., Programs]) -> Callable[..., Any]:
+    """A factory, to be passed as `compiled`: the programs of that source altered, all others as `make` makes them."""
+
+    def compiled(of: str, **defines: int) -> object:
+        programs = make(of, **defines)
+        return alter(programs) if of == source else programs
+
+    return compiled
 
 
 def disable(event: int) -> None:

@@ -35,7 +35,7 @@ def chromium(width: int = 1280, height: int = 900, *, scripts: bool = True) -> I
     except ImportError:
         lacking("there is no selenium. Run vagrant/provision.sh --tests.")
     with tempfile.TemporaryDirectory(prefix="phptrace-chromium.", ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
+        options: Any = webdriver.ChromeOptions()
         options.binary_location = _CHROMIUM
         for flag in (*_FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
             options.add_argument(flag)
@@ -82,6 +82,7 @@ def alert(driver: Chrome) -> str | None:
 
 
 def _actions(driver: Chrome) -> Any:
-    from selenium.webdriver import ActionChains
+    from selenium import webdriver
 
-    return ActionChains(driver, duration=0)
+    chains: Any = webdriver.ActionChains
+    return chains(driver, duration=0)

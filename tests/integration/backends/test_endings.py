@@ -151,6 +151,7 @@ def test_a_request_in_flight_when_tracing_begins_is_counted_as_cut(
         tracer = trace(str(fpm.master))
         flag.touch()
         assert fastcgi.receive(connection).body == b"waited"
+        connection.shutdown(socket.SHUT_RDWR)  # a process that traces has inherited a copy
     fpm.get("hello.php")
     cut, whole = tracer.next(2)
 

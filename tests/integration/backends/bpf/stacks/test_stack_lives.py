@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from altered_programs import Altered, Noting, disable
+from altered_programs import Altered, Noting, altering, disable
 from backend_kinds import BPF, PROGRAMS, make_backend
 from fpm import ONE_WORKER, TWO_WORKERS, Fpm
 from tracing import Tracer
@@ -109,10 +109,7 @@ def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_ou
     fpm = start_fpm(www=ONE_WORKER)
     ends: list[int] = []  # the probe of the stacks on the end of requests
 
-    def compiled(source: str, **defines: int) -> Programs:
-        programs = PROGRAMS(source, **defines)
-        return Noting(programs, "on_end", ends) if source == GROWTH else programs
-
+    compiled = altering(GROWTH, lambda programs: Noting(programs, "on_end", ends), PROGRAMS)
     tracer = Tracer(make_backend(BPF, stacks=StackOptions(every=1), compiled=compiled), str(fpm.master))
     client = _in_mid_request(fpm, tmp_path)
 
@@ -142,10 +139,7 @@ def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
                 forked.extend(fpm.workers())
             return self.programs.on_software_event(function, event, period, tid)
 
-    def compiled(source: str, **defines: int) -> Programs:
-        programs = PROGRAMS(source, **defines)
-        return Forking(programs) if source == GROWTH else programs
-
+    compiled = altering(GROWTH, Forking, PROGRAMS)
     tracer = trace(str(fpm.master), stacks=StackOptions(every=1), compiled=compiled)
     (worker,) = forked
     fpm.get("leak.php", QUERY_STRING=str(LEAKED))
@@ -241,10 +235,7 @@ def test_columns_are_there_where_only_the_stacks_program_of_memory_calls_is_refu
                 raise UnsupportedError("the kernel refused the BPF program on_syscall_exit: too large")
             self.programs.on_raw_tracepoint(tracepoint, function, until)
 
-    def compiled(source: str, **defines: int) -> Programs:
-        programs = PROGRAMS(source, **defines)
-        return Refused(programs) if source == GROWTH else programs
-
+    compiled = altering(GROWTH, Refused, PROGRAMS)
     tracer = trace(str(fpm.master), stacks=StackOptions(), calls_by_tracepoint=True, compiled=compiled)
     fpm.get("brk.php")
     (request,) = tracer.next()
