@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
+import os
 from collections.abc import Callable
 from typing import Any
 
 from tracer.backends.bpf.programs import Programs
 from tracer.targets.elf import Image
-
-_PERF_EVENT_IOC_DISABLE = 0x2401  # _IO('$', 1), include/uapi/linux/perf_event.h, Linux 6.18
 
 
 class Altered:
@@ -47,6 +45,11 @@ def altering(source: str, alter: Callable[[Programs], Altered], make: Callable[.
     return compiled
 
 
-def disable(event: int) -> None:
-    """Stop a probe from firing; its descriptor stays, for its owner to close."""
-    fcntl.ioctl(event, _PERF_EVENT_IOC_DISABLE)
+def remove(probe: int) -> None:
+    """Take a probe off; its descriptor stays open, for its owner to close.
+
+    PERF_EVENT_IOC_DISABLE would not do: a uprobe runs its BPF program until the event is closed.
+    """
+    sink = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(sink, probe, inheritable=False)
+    os.close(sink)

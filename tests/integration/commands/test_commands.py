@@ -73,15 +73,27 @@ def test_json_has_the_agreed_fields_and_exact_figures(recording: Path) -> None:
     assert {"growth_bytes", "growth_p95", "anon_peak_max", "zend_peak_max", "duration_p95_ns"} <= set(leaker)
 
 
-@pytest.mark.parametrize("by", ["uri", "worker", "pool"])
-def test_report_groups_by_what_it_is_asked_for(recording: Path, by: str) -> None:
+def _pool_and_pid(request: Request) -> str:
+    return f"{request.pool}/{request.pid}"
+
+
+@pytest.mark.parametrize(
+    ("by", "key", "groups"),
+    [("uri", lambda request: request.uri, 3), ("worker", _pool_and_pid, 1), ("pool", lambda request: request.pool, 1)],
+    ids=["uri", "worker", "pool"],
+)
+def test_report_groups_by_what_it_is_asked_for(
+    recording: Path, by: str, key: Callable[[Request], str], groups: int
+) -> None:
     answer = run("report", "--group-by", by, "--format", "json", str(recording))
 
     with Reader(str(recording)) as file:
-        truth = Counter(str(getattr(request, {"worker": "pid"}.get(by, by))) for request in file.requests())
-    found = {str(group["key"]): group["requests"] for group in json.loads(answer.stdout)["groups"]}
-    assert len(truth) == {"uri": 3, "worker": 1, "pool": 1}[by]
-    assert found == truth
+        # Bytes that are not UTF-8 are U+FFFD in JSON.
+        truth = Counter(
+            key(request).encode(errors="surrogateescape").decode(errors="replace") for request in file.requests()
+        )
+    assert {group["key"]: group["requests"] for group in json.loads(answer.stdout)["groups"]} == truth
+    assert len(truth) == groups
 
 
 def test_nothing_hostile_reaches_a_terminal_or_a_spreadsheet_raw(recording: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from altered_programs import Noting, altering, disable
+from altered_programs import Noting, altering, remove
 from backend_kinds import PROGRAMS
 from fpm import Fpm
 from tracing import Tracer
@@ -15,7 +15,7 @@ def test_a_request_whose_end_is_missed_is_reported_when_the_next_begins(fpm: Fpm
     compiled = altering("request.bpf.c", lambda programs: Noting(programs, "on_end", ends), PROGRAMS)
     tracer = trace(str(fpm.master), compiled=compiled)
     (end,) = ends
-    disable(end)
+    remove(end)
     fpm.get("hello.php", REQUEST_URI="/first")
     fpm.get("hello.php", REQUEST_URI="/second")
     (first,) = tracer.next()

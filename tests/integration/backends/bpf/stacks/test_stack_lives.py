@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from altered_programs import Altered, Noting, altering, disable
+from altered_programs import Altered, Noting, altering, remove
 from backend_kinds import BPF, PROGRAMS, make_backend
 from fpm import ONE_WORKER, TWO_WORKERS, Fpm
 from tracing import Tracer
@@ -115,7 +115,7 @@ def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_ou
 
     # Detaching closes all probes at once, in whatever order; here that of the stacks is first.
     (end,) = ends
-    disable(end)
+    remove(end)
     (fpm.folder / "go").touch()
     client.join()
     tracer.close()

@@ -135,7 +135,7 @@ def test_a_stack_deeper_than_asked_for_is_marked_and_keeps_its_innermost(
     assert {(stack[0].name, len(stack)) for stack in deep} == {("[truncated]", 6)}
 
 
-def test_a_depth_the_verifier_refuses_is_halved_and_told(uncached: Fpm, trace: Callable[..., Tracer]) -> None:
+def test_a_depth_the_verifier_refuses_is_halved_and_reported(uncached: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(uncached.master), stacks=StackOptions(max_depth=1024), compiled=Programs)
     uncached.get("stacks.php")
     tracer.next()
