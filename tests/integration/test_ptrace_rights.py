@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,33 @@ def test_without_the_rights_for_bpf_auto_falls_back_and_says_why_and_what_it_cos
 
     assert "backend ptrace (since BPF cannot be used: tracing with BPF needs CAP_" in said
     assert seen.count("\t/hello.php\t") == 1
+
+
+@pytest.mark.xfail(strict=True, raises=subprocess.TimeoutExpired, reason="/proc/PID/fd may not be read")
+def test_one_capability_is_enough_for_requests_on_a_connection_that_was_kept_from_before(
+    start_fpm: Callable[..., Fpm], readable: Path
+) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 1")
+    params = {"SCRIPT_FILENAME": f"{fpm.folder}/pid.php", "REQUEST_METHOD": "GET", "REQUEST_URI": "/kept"}
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(fpm.socket()))
+
+        def request() -> str:
+            connection.sendall(fastcgi.message(params, keep=True))
+            return fastcgi.receive(connection).text
+
+        answers = {request()}
+        process, _ = traced_by(ONE_CAPABILITY, readable, fpm.master, "--backend", "ptrace", "-c", "2")
+        try:
+            answers |= {request(), request()}
+            out, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
+            process.communicate()
+
+    assert answers == {str(fpm.workers()[0])}
+    assert process.returncode == 0, err
+    assert out.count("\t/kept\t") == 2
 
 
 def test_php_fpms_own_user_needs_no_capability(readable: Path, tmp_path: Path) -> None:
