@@ -81,7 +81,6 @@ def test_without_the_rights_for_bpf_auto_falls_back_and_says_why_and_what_it_cos
     assert seen.count("\t/hello.php\t") == 1
 
 
-@pytest.mark.xfail(strict=True, raises=subprocess.TimeoutExpired, reason="/proc/PID/fd may not be read")
 def test_one_capability_is_enough_for_requests_on_a_connection_that_was_kept_from_before(
     start_fpm: Callable[..., Fpm], readable: Path
 ) -> None:

@@ -190,9 +190,17 @@ class PtraceBackend:
         """Forks the process that traces. It inherits what is known of the targets, and nothing that runs."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
-        # Until it has a handler of its own: with the one it inherits, it would go on.
+        # Until the child has a handler of its own: with the one it inherits, it would not end.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(reading)
+            os.close(writing)
+            raise UnsupportedError(
+                f"cannot start the tracing process: {exc.strerror}. Raise the limit on processes, or stop some."
+            ) from exc
         if pid == 0:
             code = 1
             try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params
+from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, begins_request
 from tracer.backends.ptrace.open_request import OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
@@ -91,7 +91,7 @@ class SyscallTracer:
         self._listening: int | None = None
         self._keep = False
         self._connections: dict[int, _Connection] = {}
-        self._strange: set[int] = set()  # descriptors that were there before, and are no connections
+        self._not_connections: set[int] = set()  # descriptors from before tracing that are no sockets
         self._entry: Entry | None = None
         self._break: int | None = None
         self._vm_at_brk = 0
@@ -127,10 +127,10 @@ class SyscallTracer:
             self._read(arguments[0], arguments[1], arguments[2], made.result)
         elif number in _ACCEPTING and arguments[0] == self._listening:
             self._connections[made.result] = _Connection()
-            self._strange.discard(made.result)
+            self._not_connections.discard(made.result)
         elif number == _CLOSE:
             self._connections.pop(arguments[0], None)
-            self._strange.discard(arguments[0])
+            self._not_connections.discard(arguments[0])
         elif number in _MAPPING:
             self._memory_call(_MAPPING[number], arguments, made.result)
 
@@ -160,12 +160,15 @@ class SyscallTracer:
         return descriptor == self._listening
 
     def _read(self, descriptor: int, address: int, wanted: int, size: int) -> None:
-        connection = self._connection(descriptor, wanted)
-        if connection is None or not size:
+        may_be_adopted = wanted == _HEADER_BYTES and not (self.accepts or self.requests)
+        if not size or not (descriptor in self._connections or may_be_adopted):
             return
         try:
             data = read_memory(self.pid, address, min(size, _READ_MOST))
         except OSError:
+            return
+        connection = self._connections.get(descriptor) or self._adopt_connection(descriptor, data)
+        if connection is None:
             return
         known = connection.reader.given_up
         for event in connection.reader.feed(data):
@@ -177,21 +180,25 @@ class SyscallTracer:
         if descriptor in self._connections:
             self.given_up += connection.reader.given_up - known
 
-    def _connection(self, descriptor: int, wanted: int) -> _Connection | None:
-        """The connection of that descriptor; one that was there before tracing began may be one, too.
+    def _adopt_connection(self, descriptor: int, data: bytes) -> _Connection | None:
+        """A connection that the worker accepted before tracing began; None if the descriptor is no socket.
 
-        Of such a one the first bytes have to be those of a header, for which php asks alone.
+        `data` are the first bytes read of it, as many as a header has: php asks for those alone.
         """
-        known = self._connections.get(descriptor)
-        unknown = known is None and descriptor not in self._strange and wanted == _HEADER_BYTES
-        if not unknown or self.accepts or self.requests:
-            return known
+        if descriptor in self._not_connections:
+            return None
         try:
             is_socket = os.readlink(f"/proc/{self.pid}/fd/{descriptor}").startswith("socket:")
+        except PermissionError:
+            # Another user's, and CAP_SYS_PTRACE alone (proc_fd_permission(), fs/proc/fd.c, Linux 6.18): go by the
+            # bytes. In the middle of a request they are another header, and the next request may still come.
+            if not begins_request(data):
+                return None
+            is_socket = True
         except OSError:
             is_socket = False
         if not is_socket:
-            self._strange.add(descriptor)
+            self._not_connections.add(descriptor)
             return None
         self._connections[descriptor] = _Connection()
         return self._connections[descriptor]

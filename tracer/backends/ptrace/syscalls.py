@@ -34,6 +34,7 @@ O_EXEC = 1 << 4
 EVENT_FORK, EVENT_EXEC, EVENT_STOP = 1, 4, 128
 WALL = 0x4000_0000  # waitpid(2): __WALL
 _ENTRY, _EXIT = 1, 2
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h, Linux 6.18
 
 
 class _Iovec(ctypes.Structure):
@@ -81,6 +82,14 @@ _message = ctypes.c_ulong()
 _local, _remote = _Iovec(), _Iovec()
 _local_at, _remote_at = ctypes.byref(_local), ctypes.byref(_remote)
 _U64 = (1 << 64) - 1
+
+
+def die_with_parent(signal: int) -> None:
+    """Has the kernel send this process that signal when its parent dies.
+
+    A parent that died before the call sends none: the caller compares os.getppid() afterwards.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0)
 
 
 def _call(request: int, pid: int, address: int = 0, value: int = 0) -> int:

@@ -8,7 +8,6 @@ is a stop at a system call, which by O_SYSGOOD is no signal.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -30,7 +29,6 @@ from tracer.backends.records.request_structs import REPLACED, EventKind
 from tracer.targets.resolve import Target
 
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
-_PR_SET_PDEATHSIG = 1
 _FLUSH_S = 20.0
 # A signal that comes just before waitpid() is heeded when that returns: at the latest with the next tick. A worker
 # that computes, and makes no system call, is let go with its handler a tick after tracing has ended.
@@ -64,7 +62,7 @@ class TracingLoop:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        syscalls.die_with_parent(signal.SIGTERM)
         if os.getppid() != self._parent:
             return
         with contextlib.suppress(OSError):

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from subprocesses import ROOT, as_nobody
 
 from tracer.backends.ptrace.permissions import obstacle, refusal
@@ -35,7 +34,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.xfail(strict=True, reason="/proc/PID is looked at unguarded")
 def test_a_process_that_ends_while_its_rights_are_looked_at_is_not_refused():
     def ended_process_is_not_refused() -> bool:
         process = subprocess.Popen(["sleep", "600"])
@@ -56,7 +54,6 @@ def test_a_process_that_ends_while_its_rights_are_looked_at_is_not_refused():
     assert as_nobody(ended_process_is_not_refused) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the child waits for a kill that does not come")
 def test_the_child_that_is_traced_to_try_ptrace_ends_with_a_phptrace_that_is_killed():
     with subprocess.Popen(
         [sys.executable, "-c", KILLED_BEFORE_IT_KILLS],
@@ -78,7 +75,6 @@ def test_the_child_that_is_traced_to_try_ptrace_ends_with_a_phptrace_that_is_kil
             os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.xfail(strict=True, reason="the error of fork() is not caught")
 def test_where_no_process_can_be_started_ptrace_cannot_be_tried(monkeypatch):
     def refused() -> int:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

@@ -1,4 +1,4 @@
-"""WorkerFiles, read for this process and, where figures are compared over time, for a process that does nothing else."""
+"""WorkerFiles, read for this process and, where time passes between readings, for one that does nothing else."""
 
 from __future__ import annotations
 

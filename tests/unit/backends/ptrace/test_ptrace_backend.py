@@ -13,7 +13,6 @@ from tracer.backends.ptrace.permissions import obstacle
 from tracer.errors import UnsupportedError
 
 
-@pytest.mark.xfail(strict=True, reason="nothing is undone when fork() fails")
 def test_a_tracing_process_that_cannot_be_started_leaves_no_signal_blocked_and_no_file_open(monkeypatch):
     if obstacle() is not None:
         pytest.skip("ptrace is refused here")
