@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from conftest import Fpm, Tracer
 
+from tracer.backends import PtraceMode
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.backends.ptrace.backend import PtraceBackend
 
@@ -35,13 +36,13 @@ EQUAL = ("uri", "script", "method", "status", "ending", "map_bytes", "map_calls"
 CALLS = {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"}
 
 
-@pytest.mark.parametrize("mode", ["syscalls", "boundaries"])
+@pytest.mark.parametrize("mode", ["syscalls", "breakpoints"])
 def test_both_backends_say_the_same_of_the_same_requests(start_fpm: Callable[..., Fpm], mode: str) -> None:
     """Both at once on one worker: another worker's heap begins at another place, and grows by another page."""
     fpm = start_fpm(www="pm = static\npm.max_children = 1")
     for script, query in WORKLOAD:
         fpm.get(script, QUERY_STRING=query)
-    ptrace = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=mode == "boundaries"))
+    ptrace = Tracer(str(fpm.master), backend=PtraceBackend(mode=PtraceMode(mode)))
     bpf = Tracer(str(fpm.master), backend=BpfBackend())
     for script, query in WORKLOAD:
         fpm.get(script, QUERY_STRING=query, REQUEST_URI=f"/{script}?{query}")

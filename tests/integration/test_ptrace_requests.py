@@ -17,6 +17,7 @@ import pytest
 from conftest import Fpm, Tracer, attached_to, phptrace, wait_for
 from test_ptrace_safety import MODES, catches_traps, state
 
+from tracer.backends import PtraceMode
 from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.errors import UnsupportedError
 from tracer.facts import Loss, Request
@@ -90,13 +91,13 @@ def sleep_through(fpm: Fpm, worker: int, before: Callable[[], None], while_aslee
 
 @MODES
 def test_a_sleeping_script_sleeps_on_through_attaching_and_detaching(
-    start_fpm: Callable[..., Fpm], boundaries: bool
+    start_fpm: Callable[..., Fpm], mode: PtraceMode
 ) -> None:
     fpm = start_fpm(www=ONE_WORKER)
     [worker] = fpm.workers()
 
     def attach_and_detach() -> None:
-        Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries)).close()
+        Tracer(str(fpm.master), backend=PtraceBackend(mode=mode)).close()
         assert state(worker)[1] == 0
 
     assert sleep_through(fpm, worker, lambda: None, attach_and_detach) == "0"
@@ -108,7 +109,7 @@ def test_a_worker_that_was_armed_and_sleeps_is_let_go_asleep(start_fpm: Callable
     tracers: list[Tracer] = []
 
     def attach() -> None:
-        tracers.append(Tracer(str(fpm.master), backend=PtraceBackend(boundaries=True)))
+        tracers.append(Tracer(str(fpm.master), backend=PtraceBackend(mode=PtraceMode.BREAKPOINTS)))
 
     def detach() -> None:
         tracers[-1].close()
@@ -127,14 +128,14 @@ def test_a_worker_that_was_armed_and_sleeps_is_let_go_asleep(start_fpm: Callable
 
 
 @MODES
-def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
+def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[..., Fpm], mode: PtraceMode) -> None:
     flag = Path(f"/tmp/phptrace-busy.{os.getpid()}")
     fpm = start_fpm(www=ONE_WORKER)
     [worker] = fpm.workers()
     flag.write_bytes(bytes(mmap.PAGESIZE))
     flag.chmod(0o644)
     try:
-        tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+        tracer = Tracer(str(fpm.master), backend=PtraceBackend(mode=mode))
         visit = Visit(fpm, "busy.php", QUERY_STRING=str(flag))
         wait_for(lambda: flag.name in Path(f"/proc/{worker}/maps").read_text(), "the script to compute")
         tracer.close()
@@ -150,13 +151,13 @@ def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[
 
 @MODES
 def test_an_idle_worker_with_a_kept_connection_is_in_no_request(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], boundaries: bool
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], mode: PtraceMode
 ) -> None:
     fpm = start_fpm(www=ONE_WORKER)
     connection = KeptConnection(fpm)
     connection.get("/before")
     wait_for(lambda: state(fpm.workers()[0])[0] == "S", "the worker to wait")
-    tracer = trace(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = trace(str(fpm.master), backend=PtraceBackend(mode=mode))
     connection.get("/after")
     (request,) = tracer.next()
     connection.close()
@@ -168,12 +169,12 @@ def test_an_idle_worker_with_a_kept_connection_is_in_no_request(
 
 @MODES
 def test_workers_of_other_pools_are_not_touched(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], boundaries: bool
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], mode: PtraceMode
 ) -> None:
     fpm = start_fpm(asked=ONE_WORKER, spared=f"{ONE_WORKER}\npm.max_requests = 2")
     connection = KeptConnection(fpm, "spared")
     spared = connection.get("/spared")
-    tracer = trace("php-fpm:asked", backend=PtraceBackend(boundaries=boundaries))
+    tracer = trace("php-fpm:asked", backend=PtraceBackend(mode=mode))
 
     assert state(spared)[1] == 0
     connection.get("/spared")
@@ -209,10 +210,10 @@ def test_a_script_that_accepts_connections_is_one_request(
 
 @MODES
 def test_a_fatal_error_after_the_answer_is_told(
-    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], boundaries: bool
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], mode: PtraceMode
 ) -> None:
     fpm = start_fpm(www=ONE_WORKER)
-    tracer = trace(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = trace(str(fpm.master), backend=PtraceBackend(mode=mode))
     assert fpm.get("late_fatal.php").text == "answered"
     fpm.get("hello.php")
 
@@ -224,7 +225,7 @@ def test_what_the_processor_was_set_to_is_not_changed(start_fpm: Callable[..., F
     upwards = "2048"  # FE_UPWARD
     assert fpm.get("rounding.php", QUERY_STRING=upwards).text == upwards
     assert fpm.get("rounding.php").text == upwards
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=True))
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(mode=PtraceMode.BREAKPOINTS))
     while_traced = fpm.get("rounding.php").text
     tracer.next()
     tracer.close()
@@ -248,7 +249,7 @@ def test_more_workers_than_there_are_descriptors_are_let_be_and_told(
 
     assert answers == ["hello"] * 60
     assert process.returncode == 8
-    assert "workers: watched no longer, since OSError: [Errno 24] Too many open files" in said
+    assert "workers no longer traced: OSError: [Errno 24] Too many open files" in said
     assert {state(pid)[1] for pid in fpm.workers()} == {0}
 
 
@@ -265,23 +266,23 @@ def test_few_descriptors_are_made_more_where_that_is_permitted(start_fpm: Callab
 
 
 @MODES
-def test_php_that_speaks_no_fastcgi_is_refused(boundaries: bool) -> None:
+def test_php_that_speaks_no_fastcgi_is_refused(mode: PtraceMode) -> None:
     process = subprocess.Popen(["/usr/bin/php8.2", "-r", "echo 'x'; fgets(STDIN);"], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE)  # fmt: skip
     try:
         assert process.stdout is not None
         process.stdout.read(1)
         with pytest.raises(UnsupportedError, match=r"is PHP's cli: .*FastCGI.*--backend bpf"):
-            Tracer(str(process.pid), backend=PtraceBackend(boundaries=boundaries))
+            Tracer(str(process.pid), backend=PtraceBackend(mode=mode))
     finally:
         process.kill()
         process.communicate()
 
 
 @MODES
-def test_each_request_of_recycled_workers_is_complete(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
+def test_each_request_of_recycled_workers_is_complete(start_fpm: Callable[..., Fpm], mode: PtraceMode) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 1\npm.max_requests = 4")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(mode=mode))
     for _ in range(12):
         fpm.get("leak.php", QUERY_STRING="1000003")
     requests: list[Request] = tracer.next(12)

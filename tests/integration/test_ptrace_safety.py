@@ -13,6 +13,7 @@ import pytest
 from conftest import Fpm, Tracer, attached_to, finish, phptrace, wait_for
 from test_safety import Load
 
+from tracer.backends import PtraceMode
 from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.errors import IncompleteError, UnsupportedError
 from tracer.facts import Worker
@@ -37,7 +38,7 @@ def tracing_process(backend: PtraceBackend) -> int:
     return backend._tracer
 
 
-MODES = pytest.mark.parametrize("boundaries", [False, True], ids=["syscalls", "boundaries"])
+MODES = pytest.mark.parametrize("mode", list(PtraceMode), ids=[mode.value for mode in PtraceMode])
 
 
 def catches_traps(pid: int) -> bool:
@@ -53,18 +54,18 @@ def wait_for_another(load: Load) -> None:
 
 
 def attach_and_detach(pool: Fpm) -> bool:
-    Tracer(str(pool.master), backend=PtraceBackend(boundaries=True)).close()
+    Tracer(str(pool.master), backend=PtraceBackend(mode=PtraceMode.BREAKPOINTS)).close()
     return True
 
 
 @MODES
-def test_sigkill_of_the_tracer_200_times_under_load_harms_no_worker_and_no_request(pool: Fpm, boundaries: bool) -> None:
+def test_sigkill_of_the_tracer_200_times_under_load_harms_no_worker_and_no_request(pool: Fpm, mode: PtraceMode) -> None:
     workers = pool.workers()
     rng = random.Random(7)
 
     with Load(pool) as load:
         for _ in range(KILLS):
-            tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
+            tracer = Tracer(str(pool.master), backend=PtraceBackend(mode=mode))
             time.sleep(rng.uniform(0.0, 0.012))
             os.kill(tracing_process(tracer.backend), signal.SIGKILL)
             tracer.close()
@@ -77,13 +78,13 @@ def test_sigkill_of_the_tracer_200_times_under_load_harms_no_worker_and_no_reque
 
 @MODES
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_clean_end_100_times_under_load_fails_no_request(pool: Fpm, number: signal.Signals, boundaries: bool) -> None:
+def test_a_clean_end_100_times_under_load_fails_no_request(pool: Fpm, number: signal.Signals, mode: PtraceMode) -> None:
     workers = pool.workers()
     rng = random.Random(11)
 
     with Load(pool) as load:
         for _ in range(KILLS // 2):
-            tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
+            tracer = Tracer(str(pool.master), backend=PtraceBackend(mode=mode))
             time.sleep(rng.uniform(0.0, 0.012))
             os.kill(tracing_process(tracer.backend), number)  # SIGINT is for its parent: it goes on
             tracer.close()
@@ -92,7 +93,9 @@ def test_a_clean_end_100_times_under_load_fails_no_request(pool: Fpm, number: si
     assert load.failed == 0
     assert pool.workers() == workers
     wait_for(lambda: {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}, "everybody to be idle")
-    if boundaries:  # left where detaching took long; taken away by the next tracer, that of an idle pool
+    if (
+        mode is PtraceMode.BREAKPOINTS
+    ):  # a slow detach leaves one; the next tracer takes it away
         wait_for(lambda: attach_and_detach(pool) and not any(map(catches_traps, workers)), "no handler to be left")
 
 
@@ -114,7 +117,7 @@ def test_a_signal_ends_a_recording_cleanly(pool: Fpm, tmp_path: Path, number: si
         assert recording.totals().lost == 0
 
 
-@pytest.mark.parametrize("mode", ["syscalls", "boundaries"])
+@pytest.mark.parametrize("mode", ["syscalls", "breakpoints"])
 def test_the_death_of_the_recorder_lets_the_workers_go(pool: Fpm, tmp_path: Path, mode: str) -> None:
     process = phptrace(
         "record", "--backend", "ptrace", "--ptrace-mode", mode, "-o", str(tmp_path / "r.phptrace"), str(pool.master)
@@ -154,9 +157,9 @@ def test_a_second_tracer_is_refused_and_told_who_the_first_is(pool: Fpm) -> None
 
 
 @MODES
-def test_a_stopped_worker_stays_stopped_and_then_goes_on(pool: Fpm, boundaries: bool) -> None:
+def test_a_stopped_worker_stays_stopped_and_then_goes_on(pool: Fpm, mode: PtraceMode) -> None:
     worker = min(pool.workers())
-    tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = Tracer(str(pool.master), backend=PtraceBackend(mode=mode))
     os.kill(worker, signal.SIGSTOP)
     wait_for(lambda: state(worker)[0] in "tT", "the worker to stop")
     answered = {pool.get("pid.php").text for _ in range(20)}
@@ -170,9 +173,9 @@ def test_a_stopped_worker_stays_stopped_and_then_goes_on(pool: Fpm, boundaries: 
 
 
 @MODES
-def test_a_worker_stopped_when_tracing_ends_is_still_stopped(pool: Fpm, boundaries: bool) -> None:
+def test_a_worker_stopped_when_tracing_ends_is_still_stopped(pool: Fpm, mode: PtraceMode) -> None:
     worker = min(pool.workers())
-    tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = Tracer(str(pool.master), backend=PtraceBackend(mode=mode))
     os.kill(worker, signal.SIGSTOP)
     wait_for(lambda: state(worker)[0] in "tT", "the worker to stop")
     try:
@@ -184,9 +187,9 @@ def test_a_worker_stopped_when_tracing_ends_is_still_stopped(pool: Fpm, boundari
 
 
 @MODES
-def test_workers_recycled_every_third_request_lose_nothing(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
+def test_workers_recycled_every_third_request_lose_nothing(start_fpm: Callable[..., Fpm], mode: PtraceMode) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 2\npm.max_requests = 3")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(mode=mode))
     answers = [fpm.get("hello.php", REQUEST_URI=f"/{number}") for number in range(60)]
     requests = tracer.next(60)
     tracer.close()
@@ -203,9 +206,9 @@ def test_workers_recycled_every_third_request_lose_nothing(start_fpm: Callable[.
 
 
 @MODES
-def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
+def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm], mode: PtraceMode) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 2")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(mode=mode))
     fpm.get("hello.php", REQUEST_URI="/before")
     requests = tracer.next(1)  # answered is not over: a reload would kill its worker in mid-shutdown
     before = set(fpm.workers())
@@ -227,9 +230,9 @@ def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm], boundaries
 
 
 @MODES
-def test_a_request_cut_by_its_workers_death_is_told(start_fpm: Callable[..., Fpm], boundaries: bool) -> None:
+def test_a_request_cut_by_its_workers_death_is_told(start_fpm: Callable[..., Fpm], mode: PtraceMode) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 1\nrequest_terminate_timeout = 1s")
-    tracer = Tracer(str(fpm.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = Tracer(str(fpm.master), backend=PtraceBackend(mode=mode))
     fpm.get("segfault.php")
     fpm.get("wait.php", QUERY_STRING="/nonexistent")
     crashed, terminated = tracer.next(2)
@@ -241,12 +244,12 @@ def test_a_request_cut_by_its_workers_death_is_told(start_fpm: Callable[..., Fpm
 
 
 @MODES
-def test_a_keep_alive_connections_requests_are_told_apart(pool: Fpm, boundaries: bool) -> None:
+def test_a_keep_alive_connections_requests_are_told_apart(pool: Fpm, mode: PtraceMode) -> None:
     import socket
 
     import fastcgi
 
-    tracer = Tracer(str(pool.master), backend=PtraceBackend(boundaries=boundaries))
+    tracer = Tracer(str(pool.master), backend=PtraceBackend(mode=mode))
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(pool.socket()))
         for number in range(7):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,7 +65,13 @@ class Choice:
 
 
 BACKENDS = ("bpf", "ptrace")
-PTRACE_MODES = ("syscalls", "boundaries")
+
+
+class PtraceMode(enum.Enum):
+    """Where ptrace stops a worker."""
+
+    SYSCALLS = "syscalls"  # at entry and exit of each system call
+    BREAKPOINTS = "breakpoints"  # by hardware breakpoints at a request's start, Zend's teardown and its end
 
 
 def choose(
@@ -72,12 +79,12 @@ def choose(
     *,
     keep_query: bool = False,
     stacks: StackOptions | None = None,
-    ptrace_mode: str = "syscalls",
+    ptrace_mode: PtraceMode = PtraceMode.SYSCALLS,
     refused: PhptraceError | None = None,
 ) -> Choice:
     """The backend asked for, or with `auto` the first that works here; the error says why it does not.
 
-    `ptrace_mode` is one of PTRACE_MODES; `refused` is what BPF was found not to work for, when it was tried.
+    `ptrace_mode` matters to ptrace alone; `refused` is what BPF was found not to work for, when it was tried.
     """
     from tracer.backends.bpf.requirements import unmet_requirements
 
@@ -95,4 +102,4 @@ def choose(
 
     obstacle = refused or (found[0] if found else None)
     why = "asked for" if obstacle is None else f"since BPF cannot be used: {obstacle}"
-    return Choice(PtraceBackend(keep_query=keep_query, stacks=stacks, boundaries=ptrace_mode == "boundaries"), why)
+    return Choice(PtraceBackend(keep_query=keep_query, stacks=stacks, mode=ptrace_mode), why)

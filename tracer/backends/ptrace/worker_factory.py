@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from tracer.backends import StackOptions
+from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.php_stack import Walker
@@ -32,14 +32,13 @@ class WorkerFactory:
         emit: Callable[[Callable[[], bytes]], None],
         send_stack: Callable[[bytes], None],
         stacks: StackOptions | None,
-        *,
-        boundaries: bool,
+        mode: PtraceMode,
     ) -> None:
         """`emit` takes what makes a request's record, `send_stack` records of stacks, where those are wanted."""
         self._emit = emit
         self._send_stack = send_stack
         self._stacks = stacks
-        self._boundaries = boundaries
+        self._mode = mode
         self._biases: dict[int, int | None] = {}
 
     def bias(self, pid: int, target: Target, *, born: bool) -> int | None:
@@ -65,7 +64,7 @@ class WorkerFactory:
         if bias is None:
             php, bias = _opaque(php), 0
         memory = PhpMemory(pid, php, bias)
-        if self._boundaries:
+        if self._mode is PtraceMode.BREAKPOINTS:
             if php.hooks is None:
                 raise UnsupportedError("they run another PHP than their master did when tracing began")
             return BreakpointTracer(pid, WorkerFiles(pid), memory, php.hooks, bias, self._emit)
