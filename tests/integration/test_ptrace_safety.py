@@ -93,9 +93,7 @@ def test_a_clean_end_100_times_under_load_fails_no_request(pool: Fpm, number: si
     assert load.failed == 0
     assert pool.workers() == workers
     wait_for(lambda: {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}, "everybody to be idle")
-    if (
-        mode is PtraceMode.BREAKPOINTS
-    ):  # a slow detach leaves one; the next tracer takes it away
+    if mode is PtraceMode.BREAKPOINTS:  # a slow detach leaves one; the next tracer takes it away
         wait_for(lambda: attach_and_detach(pool) and not any(map(catches_traps, workers)), "no handler to be left")
 
 

@@ -28,6 +28,7 @@ from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss, Request
+from tracer.targets import arch
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import Target
@@ -50,9 +51,7 @@ _SLOWLOG = (
     "php-fpm's slowlog (request_slowlog_timeout) stays empty while workers are traced with ptrace: its master would"
     " have to trace them itself, and logs that it cannot"
 )
-_COST_OF_BREAKPOINTS = (
-    "each request stops three times, 0.2 to 0.8 ms in all; workers have a SIGTRAP handler meanwhile"
-)
+_COST_OF_BREAKPOINTS = "each request stops three times, 0.2 to 0.8 ms in all; workers have a SIGTRAP handler meanwhile"
 _NO_CALLS = "not measured: mmap and brk calls, since breakpoints see no system calls"
 _MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cannot sample page faults or Zend's heap"
 _ABANDONED = "workers no longer traced: "
@@ -179,7 +178,7 @@ class PtraceBackend:
     def _check_breakpoints(self, target: Target) -> None:
         """UnsupportedError if there is no place for the breakpoints."""
         hooks = target.php.hooks
-        if platform.machine() != "x86_64":
+        if platform.machine() != arch.MACHINE:
             raise UnsupportedError(
                 f"--ptrace-mode breakpoints works on x86-64 only, not on {platform.machine()}: elsewhere a worker whose"
                 " tracer was killed would hit a breakpoint again and again. Use --ptrace-mode syscalls."

@@ -22,15 +22,16 @@ from tracer.backends.ptrace.syscalls import Entry, Exit, read_memory
 from tracer.backends.records.address_space import whole_pages
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.backends.records.stack_structs import Call
+from tracer.targets import arch
 
-# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
-_READ, _WRITE, _CLOSE = 0, 1, 3
-_MMAP, _MUNMAP, _BRK, _MREMAP = 9, 11, 12, 25
-_ACCEPT, _ACCEPT4 = 43, 288
-_SENDTO = 44
-_ACCEPTING = (_ACCEPT, _ACCEPT4)
-_WRITING = (_WRITE, _SENDTO)
-_MAPPING = {_MMAP: Call.MMAP, _MUNMAP: Call.MUNMAP, _MREMAP: Call.MREMAP, _BRK: Call.BRK}
+_ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
+_WRITING = (arch.SYS_WRITE, arch.SYS_SENDTO)
+_MEMORY_CALLS = {
+    arch.SYS_MMAP: Call.MMAP,
+    arch.SYS_MUNMAP: Call.MUNMAP,
+    arch.SYS_MREMAP: Call.MREMAP,
+    arch.SYS_BRK: Call.BRK,
+}
 _WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
 _READ_MOST = 64 << 10  # of one call: php reads a request's bodies in larger pieces, which are only skipped
 _END_REQUEST_BYTES = 16
@@ -98,7 +99,7 @@ class SyscallTracer:
 
     def at_entry(self, entry: Entry) -> None:
         self._entry = entry
-        if entry.number == _BRK and self._break is None:
+        if entry.number == arch.SYS_BRK and self._break is None:
             self._vm_at_brk = self._files.vm()
         number, request = entry.number, self._request
         if request is not None and not request.script_found and not self._answered and request.layout_known:
@@ -109,7 +110,7 @@ class SyscallTracer:
         elif request is None:
             return
         elif self._answered:
-            kept = self._keep and number == _READ and entry.arguments[0] in self._connections
+            kept = self._keep and number == arch.SYS_READ and entry.arguments[0] in self._connections
             if kept or (self._heap_tells and not self._memory.in_request()):
                 self._end()
             else:
@@ -123,16 +124,16 @@ class SyscallTracer:
             return
         number, arguments = entry
         # Not recvfrom(): fcgi_close() drains with it what nobody is to read (main/fastcgi.c, PHP 8.2).
-        if number == _READ:
+        if number == arch.SYS_READ:
             self._read(arguments[0], arguments[1], arguments[2], made.result)
         elif number in _ACCEPTING and arguments[0] == self._listening:
             self._connections[made.result] = _Connection()
             self._not_connections.discard(made.result)
-        elif number == _CLOSE:
+        elif number == arch.SYS_CLOSE:
             self._connections.pop(arguments[0], None)
             self._not_connections.discard(arguments[0])
-        elif number in _MAPPING:
-            self._memory_call(_MAPPING[number], arguments, made.result)
+        elif number in _MEMORY_CALLS:
+            self._memory_call(_MEMORY_CALLS[number], arguments, made.result)
 
     def left(self, exit_code: int) -> None:
         """It died, or became another program, of which `exit_code` tells."""

@@ -14,14 +14,13 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tracer.targets import arch
+
 # include/uapi/linux/ptrace.h, Linux 6.18
 _POKEUSER = 6
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
 _NT_PRSTATUS, _NT_PRFPREG = 1, 2
-_FLOAT_BYTES = 512
-_DEBUGREG = 848  # offset of u_debugreg in struct user: arch/x86/include/asm/user_64.h
-_CONTROL = 7  # the debug register that enables the others
 _SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
 _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 
@@ -134,13 +133,7 @@ def resume_to_syscall(pid: int, signal: int = 0) -> None:
 class Registers(ctypes.Structure):
     """struct user_regs_struct, x86-64."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
-            "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
-        )
-    )  # fmt: skip
+    _fields_ = tuple((name, ctypes.c_uint64) for name in arch.USER_REGISTERS)
 
 
 def registers(pid: int) -> Registers:
@@ -157,8 +150,8 @@ def set_registers(pid: int, wanted: Registers) -> None:
 
 def float_registers(pid: int) -> bytes:
     """struct user_fpregs_struct, x86-64: an FXSAVE image, with the control words that a script may have set."""
-    found = ctypes.create_string_buffer(_FLOAT_BYTES)
-    iovec = _Iovec(ctypes.addressof(found), _FLOAT_BYTES)
+    found = ctypes.create_string_buffer(arch.FLOAT_BYTES)
+    iovec = _Iovec(ctypes.addressof(found), arch.FLOAT_BYTES)
     _call(_GETREGSET, pid, _NT_PRFPREG, ctypes.addressof(iovec))
     return found.raw
 
@@ -168,11 +161,12 @@ def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
 
     By its debug registers, which stay as they are when the tracer dies: clear them before it is let go.
     """
-    _call(_POKEUSER, pid, _DEBUGREG + 8 * _CONTROL, 0)
+    control = arch.debug_register_offset(arch.DEBUG_CONTROL)
+    _call(_POKEUSER, pid, control, 0)
     for number, address in enumerate(addresses):
-        _call(_POKEUSER, pid, _DEBUGREG + 8 * number, address)
+        _call(_POKEUSER, pid, arch.debug_register_offset(number), address)
     if addresses:
-        _call(_POKEUSER, pid, _DEBUGREG + 8 * _CONTROL, sum(1 << 2 * number for number in range(len(addresses))))
+        _call(_POKEUSER, pid, control, arch.debug_control(len(addresses)))
 
 
 def detach(pid: int, signal: int = 0) -> None:

@@ -14,13 +14,13 @@ from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.stack_records import StackSender
 from tracer.backends.ptrace.syscall_tracer import SyscallTracer
 from tracer.errors import UnsupportedError
-from tracer.targets import processes
+from tracer.targets import arch, processes
 from tracer.targets.php import Php
 from tracer.targets.resolve import Target
 
-# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
-_ACCEPTING = ("43", "288")  # accept, accept4
-_READ = "0"
+# As /proc/PID/syscall has them.
+_ACCEPTING = (str(arch.SYS_ACCEPT), str(arch.SYS_ACCEPT4))
+_READ = str(arch.SYS_READ)
 _HEADER_BYTES = "0x8"  # of a FastCGI record, for which php asks alone
 
 
