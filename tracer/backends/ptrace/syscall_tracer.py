@@ -8,6 +8,7 @@ Zend's heap is not known, when the worker accepts or reads the next.
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 import time
@@ -52,6 +53,32 @@ class MemoryCallMade(NamedTuple):
     script_ended: bool
 
 
+class Phase(enum.Enum):
+    """Where a worker is in its request.
+
+                              Params                       END_REQUEST written, and
+    IDLE ------------------------------------------> RUNNING -------------------------+
+    START_NOT_SEEN --------------------------------> RUNNING     a script runs |      | none runs
+      |    Params; its end is sent first                                       v      v
+      |                                                               ANSWERED ---> TEARDOWN
+      |                                        a memory call, and no script runs any more
+      | accept, Begun, Params
+      v
+    IDLE <--- RUNNING, ANSWERED, TEARDOWN: accept on the listening socket, Begun, Params (of the next request)
+         <--- ANSWERED, TEARDOWN: a read on a kept connection; or Zend's heap, if it tells, has been reset
+         <--- RUNNING, ANSWERED, TEARDOWN: the worker left, or tracing ends; the request is cut off
+    """
+
+    IDLE = "idle"
+    START_NOT_SEEN = "start not seen"  # it was in a request when tracing began
+    RUNNING = "running"
+    ANSWERED = "answered"  # fastcgi_finish_request(): the script goes on
+    TEARDOWN = "teardown"  # the script is over, the request is not
+
+
+_AFTER_ANSWER = (Phase.ANSWERED, Phase.TEARDOWN)
+
+
 class _Connection:
     __slots__ = ("keep", "reader")
 
@@ -84,10 +111,8 @@ class SyscallTracer:
         self._memory = memory
         self._emit = emit
         self._on_call = on_call
-        self._busy = busy
+        self.phase = Phase.START_NOT_SEEN if busy else Phase.IDLE
         self._request: OpenRequest | None = None
-        self._answered = False
-        self._script_ended = False
         self._heap_tells = False  # of the end of this request: not with USE_ZEND_ALLOC=0
         self._listening: int | None = None
         self._keep = False
@@ -102,14 +127,14 @@ class SyscallTracer:
         if entry.number == arch.SYS_BRK and self._break is None:
             self._vm_at_brk = self._files.vm()
         number, request = entry.number, self._request
-        if request is not None and not request.script_found and not self._answered and request.layout_known:
+        if request is not None and self.phase is Phase.RUNNING:
             self._look_for_script(request)
         if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
             self.accepts = True
             self._end()
         elif request is None:
             return
-        elif self._answered:
+        elif self.phase in _AFTER_ANSWER:
             kept = self._keep and number == arch.SYS_READ and entry.arguments[0] in self._connections
             if kept or (self._heap_tells and not self._memory.in_request()):
                 self._end()
@@ -139,6 +164,7 @@ class SyscallTracer:
         """It died, or became another program, of which `exit_code` tells."""
         if self._request is not None:
             request, self._request = self._request, None
+            self.phase = Phase.IDLE
             request.leave(_now(), exit_code)
             self._emit(request.record)
 
@@ -146,6 +172,7 @@ class SyscallTracer:
         """Tracing ends, and the worker goes on."""
         if self._request is not None:
             request, self._request = self._request, None
+            self.phase = Phase.IDLE
             request.leave(_now(), 0, detached=True)
             self._emit(request.record)
 
@@ -210,7 +237,6 @@ class SyscallTracer:
         prefix = _PROXY.match(script.text) if script else None
         proxied = prefix.end() if prefix else 0
         self.requests += 1
-        self._busy = self._answered = self._script_ended = False
         self._keep = keep
         heap = self._memory.heap()
         before = self._files.memory()
@@ -230,6 +256,7 @@ class SyscallTracer:
             anon_peak=before.anon,
             layout_known=self._memory.knows_globals,
         )
+        self.phase = Phase.RUNNING
 
     def _is_end(self, arguments: tuple[int, ...]) -> bool:
         """Whether what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
@@ -244,8 +271,7 @@ class SyscallTracer:
 
     def _answer(self, request: OpenRequest) -> None:
         """The answer is complete. fastcgi_finish_request() answers, and the script goes on."""
-        self._answered = True
-        self._script_ended = not self._memory.runs_script()
+        self.phase = Phase.ANSWERED if self._memory.runs_script() else Phase.TEARDOWN
         self._heap_tells = bool(self._memory.in_request())
         request.status = self._memory.status()
         if not request.script_found and request.layout_known:
@@ -254,6 +280,8 @@ class SyscallTracer:
 
     def _look_for_script(self, request: OpenRequest) -> None:
         """What PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
+        if request.script_found or not request.layout_known:
+            return
         found = self._memory.script(SCRIPT_MAX)
         if found is not None:
             request.script, request.script_bytes, request.script_found = found, len(found), True
@@ -266,10 +294,10 @@ class SyscallTracer:
             request.fatal = request.script_found and self._memory.ended_by_error()
 
     def _end(self) -> None:
+        before, self.phase = self.phase, Phase.IDLE
+        if before is Phase.START_NOT_SEEN:
+            self._emit_end_alone()
         if self._request is None:
-            if self._busy:
-                self._busy = False
-                self._emit_end_alone()
             return
         request, self._request = self._request, None
         request.end(_now(), self._files, self._memory.heap())
@@ -311,9 +339,10 @@ class SyscallTracer:
             address, size, to = before, 0, result
         request.sample(self._files.anon())
         if self._on_call is not None:
-            if self._answered and not self._script_ended:
-                self._script_ended = not self._memory.runs_script()
-            self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, self._script_ended))
+            if self.phase is Phase.ANSWERED and not self._memory.runs_script():
+                self.phase = Phase.TEARDOWN
+            script_ended = self.phase is Phase.TEARDOWN
+            self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, script_ended))
 
 
 def _now() -> int:
