@@ -13,6 +13,7 @@ from tracer.backends.ptrace.php_stack import Walker
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.stack_records import StackSender
 from tracer.backends.ptrace.syscall_tracer import SyscallTracer
+from tracer.backends.ptrace.tracee import Tracee
 from tracer.errors import UnsupportedError
 from tracer.targets import arch, processes
 from tracer.targets.php import Php
@@ -58,7 +59,7 @@ class WorkerFactory:
         """It became another program: what it forks now has other addresses."""
         self._biases.pop(master, None)
 
-    def worker(self, pid: int, target: Target, *, born: bool) -> SyscallTracer | BreakpointTracer:
+    def worker(self, pid: int, target: Target, *, born: bool) -> Tracee:
         """OSError if it is gone; UnsupportedError if breakpoints are wanted and there is no place for them."""
         php, bias = target.php, self.bias(pid, target, born=born)
         if bias is None:
