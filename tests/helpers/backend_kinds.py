@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from program_cache import ProgramCache
 
-from tracer.backends import Backend
+from tracer.backends import Backend, PtraceMode
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.facts import Note, Request
@@ -45,7 +45,7 @@ def make_backend(name: str, **options: Any) -> Backend:
     """A backend by its name in the tests; the options are those of its class."""
     if name == BPF:
         return BpfBackend(**{"compiled": PROGRAMS, **options})
-    return PtraceBackend(boundaries=name == BREAKPOINTS, **options)
+    return PtraceBackend(mode=PtraceMode(name), **options)
 
 
 def notes(request: Request) -> set[str]:

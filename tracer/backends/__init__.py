@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,13 @@ class StackOptions:
     max_depth: int = 128  # frames, from the innermost
     every: int = 16  # page faults per sample
     hz: int = 999  # Zend heap samples per second of CPU time
+
+
+class PtraceMode(enum.Enum):
+    """Where ptrace stops a worker."""
+
+    SYSCALLS = "syscalls"  # at entry and exit of each system call
+    BREAKPOINTS = "breakpoints"  # by hardware breakpoints at a request's start, Zend's teardown and its end
 
 
 class Backend(Protocol):

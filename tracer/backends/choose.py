@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from tracer.backends import Backend, StackOptions
+from tracer.backends import Backend, PtraceMode, StackOptions
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
-
-PTRACE_MODES = ("syscalls", "boundaries")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,7 +15,7 @@ class BackendOptions:
 
     keep_query: bool = False  # False: cut the query string off the URI
     stacks: StackOptions | None = None  # None: no call stacks
-    ptrace_mode: str = "syscalls"  # one of PTRACE_MODES; BPF ignores it
+    ptrace_mode: PtraceMode = PtraceMode.SYSCALLS  # BPF ignores it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,8 +57,7 @@ def _ptrace_unmet() -> list[PhptraceError]:
 def _ptrace(options: BackendOptions) -> Backend:
     from tracer.backends.ptrace.backend import PtraceBackend
 
-    boundaries = options.ptrace_mode == "boundaries"
-    return PtraceBackend(keep_query=options.keep_query, stacks=options.stacks, boundaries=boundaries)
+    return PtraceBackend(keep_query=options.keep_query, stacks=options.stacks, mode=options.ptrace_mode)
 
 
 # By name, the preferred first; `auto` takes the last where nothing else works, and its attach() says what it lacks.
@@ -72,12 +69,12 @@ def choose(
     *,
     keep_query: bool = False,
     stacks: StackOptions | None = None,
-    ptrace_mode: str = "syscalls",
+    ptrace_mode: PtraceMode = PtraceMode.SYSCALLS,
     refused: PhptraceError | None = None,
 ) -> Choice:
     """Return the backend that was asked for; with `auto`, the first that works on this host.
 
-    `ptrace_mode` is one of PTRACE_MODES. `refused` is the error of a BPF backend that was tried, for the reason
+    `refused` is the error of a BPF backend that was tried, for the reason
     given. Raises UnsupportedError if there is no backend of that name; with `bpf`, the first of its unmet
     requirements.
     """

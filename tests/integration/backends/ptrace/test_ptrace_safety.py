@@ -18,7 +18,7 @@ from proc_status import catches_traps, state
 from tracing import Tracer
 from waiting import wait_for
 
-from tracer.backends import PTRACE_MODES, Backend
+from tracer.backends import Backend, PtraceMode
 from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.errors import IncompleteError, UnsupportedError
 
@@ -73,7 +73,7 @@ def test_a_clean_end_under_load_fails_no_request_and_leaves_no_handler(
     assert not any(catches_traps(pid) for pid in pool.workers())
 
 
-@pytest.mark.parametrize("mode", PTRACE_MODES)
+@pytest.mark.parametrize("mode", [mode.value for mode in PtraceMode])
 def test_the_death_of_the_recorder_lets_the_workers_go(pool: Fpm, tmp_path: Path, mode: str) -> None:
     process = phptrace(
         "record", "--backend", "ptrace", "--ptrace-mode", mode, "-o", str(tmp_path / "r.phptrace"), str(pool.master)
