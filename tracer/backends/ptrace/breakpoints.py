@@ -63,6 +63,7 @@ class Breakpoints:
         self._families.pop(family, None)
 
     def forget(self, pid: int) -> None:
+        """Drop what is kept of a worker that ended or was let go."""
         self._handlers.pop(pid, None)
 
 

@@ -52,6 +52,7 @@ class OpenRequest:
     detached: bool = False
 
     def sample(self, anon: int) -> None:
+        """Raise the peak of anonymous memory, in bytes, if this is more."""
         self.anon_peak = max(self.anon_peak, anon)
 
     def at_teardown(self, heap: HeapFigures | None, anon: int) -> None:

@@ -38,6 +38,7 @@ class PhpMemory:
         self._heap_at = 0
 
     def heap(self) -> HeapFigures | None:
+        """Zend's heap figures; None if its place is not known, or it cannot be read (yet)."""
         offsets = self._php.heap
         if offsets is None:
             return None

@@ -46,6 +46,7 @@ class PipeWriter:
 
     @property
     def waiting(self) -> bool:
+        """True if some records are not written yet."""
         return bool(self._waiting)
 
     def put(self, channel: Channel, record: bytes) -> None:

@@ -64,6 +64,7 @@ class WorkerFiles:
         return int(self._read("schedstat").split()[0])
 
     def close(self) -> None:
+        """Close the files; idempotent."""
         while self._files:
             os.close(self._files.popitem()[1])
 

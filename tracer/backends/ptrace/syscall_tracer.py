@@ -123,6 +123,7 @@ class SyscallTracer:
         self._vm_at_brk = 0
 
     def at_entry(self, entry: Entry) -> None:
+        """Follow a system call that the worker is about to make."""
         self._entry = entry
         if entry.number == arch.SYS_BRK and self._break is None:
             self._vm_at_brk = self._files.vm()
@@ -144,6 +145,7 @@ class SyscallTracer:
             self._answer(request)
 
     def at_exit(self, made: Exit) -> None:
+        """Follow the system call whose entry came last, with its result."""
         entry, self._entry = self._entry, None
         if entry is None or made.result < 0:
             return
@@ -177,6 +179,7 @@ class SyscallTracer:
             self._emit(request.record)
 
     def close(self) -> None:
+        """Close the worker's /proc files."""
         self._files.close()
 
     # Requests

@@ -47,12 +47,15 @@ class Tracees:
         self._new: set[int] = set()  # children of masters of which it is not yet known what they are
 
     def __contains__(self, pid: int) -> bool:
+        """True if it is a master or a worker that is traced."""
         return pid in self.masters or pid in self.workers
 
     def pids(self) -> tuple[int, ...]:
+        """Pids of all masters and workers that are traced."""
         return (*self.masters, *self.workers)
 
     def is_new(self, pid: int) -> bool:
+        """True if it is a child of a master that has not shown yet that it is a worker."""
         return pid in self._new
 
     def family(self, pid: int) -> int:
