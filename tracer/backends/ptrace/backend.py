@@ -294,7 +294,7 @@ class PtraceBackend:
             os.kill(self._tracer, number)
 
     def _reap(self, options: int) -> None:
-        """Whether it has ended, and how."""
+        """Note how it ended, if it has."""
         if self._tracer is not None and self._status is None:
             pid, status = os.waitpid(self._tracer, options)
             self._status = status if pid else None

@@ -86,6 +86,7 @@ class FastCgiReader:
     """
 
     def __init__(self, wanted: Collection[bytes], *, value_limit: int = 4096) -> None:
+        """`wanted`: names of the parameters to keep; `value_limit`: bytes kept of each value."""
         self.given_up = 0  # how often the stream made no sense, and was ignored until the next BEGIN_REQUEST
         self._wanted: dict[int, list[bytes]] = {}  # by length
         for name in dict.fromkeys(wanted):
@@ -266,7 +267,7 @@ class _Pairs:
 
     @property
     def whole(self) -> bool:
-        """Whether no pair is cut."""
+        """True if no pair is cut."""
         return not (self._lengths or self._name_left or self._value_left)
 
     def feed(self, content: bytes) -> None:

@@ -57,7 +57,7 @@ def obstacle() -> str | None:
 
 
 def has_capability() -> bool:
-    """Whether this process has CAP_SYS_PTRACE."""
+    """True if this process has CAP_SYS_PTRACE."""
     return bool(int(_status(os.getpid())["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
 
 

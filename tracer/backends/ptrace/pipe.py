@@ -35,6 +35,7 @@ class PipeWriter:
     """The end that must not wait: a worker may be stopped meanwhile."""
 
     def __init__(self, fd: int) -> None:
+        """`fd` is made non-blocking; the caller closes it."""
         self._fd = fd
         os.set_blocking(fd, False)
         # More than an unprivileged user may have: then it stays at 64 KiB.
@@ -85,6 +86,7 @@ class PipeReader:
     """The other end."""
 
     def __init__(self, fd: int) -> None:
+        """`fd` is made non-blocking; the caller closes it."""
         self._fd = fd
         os.set_blocking(fd, False)
         self._rest = b""

@@ -28,6 +28,7 @@ class WorkerFiles:
     """The open files of one process; OSError if it is gone. close() closes them."""
 
     def __init__(self, pid: int) -> None:
+        """Open the files of `pid`. Raises OSError if it is gone."""
         self._files: dict[str, int] = {}
         try:
             for name in _FILES:

@@ -185,7 +185,7 @@ class SyscallTracer:
     # Requests
 
     def _is_listening(self, descriptor: int) -> bool:
-        """Whether that is where requests come in: a script may accept connections, too, as ext/ftp does."""
+        """True if that is where requests come in: a script may accept connections, too, as ext/ftp does."""
         if self._listening is None and not self._memory.in_request():
             self._listening = descriptor
         return descriptor == self._listening
@@ -262,7 +262,7 @@ class SyscallTracer:
         self.phase = Phase.RUNNING
 
     def _is_end(self, arguments: tuple[int, ...]) -> bool:
-        """Whether what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
+        """True if what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
         _, address, size, *_ = arguments
         if size < _END_REQUEST_BYTES:
             return False

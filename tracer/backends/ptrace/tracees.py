@@ -95,11 +95,11 @@ class Tracees:
         self.forget(pid)
 
     def is_doubtful(self, pid: int) -> bool:
-        """Whether it is new, and may be of a pool that nobody asked for."""
+        """True if it is new, and may be of a pool that nobody asked for."""
         return pid in self._new and self._of[pid].pools is not None
 
     def has_title(self, pid: int) -> bool:
-        """Whether it has said of which pool it is, so that settle() can tell."""
+        """True if its title names its pool, so that settle() can tell."""
         process = processes.process(pid)
         return process is None or process.pool is not None
 
@@ -163,7 +163,7 @@ class Tracees:
         return []
 
     def _add(self, pid: int, target: Target, *, born: bool) -> bool:
-        """Whether it can be watched; if not, it is let go at its stop, and that is told."""
+        """True if it can be traced; if not, it is let go at its stop, and that is reported."""
         try:
             worker = self._factory.worker(pid, target, born=born)
         except (ProcessLookupError, FileNotFoundError):

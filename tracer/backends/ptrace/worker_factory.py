@@ -91,7 +91,7 @@ def _opaque(php: Php) -> Php:
 
 
 def _is_busy(pid: int, memory: PhpMemory) -> bool:
-    """Whether it is in a request. Where Zend's heap is not known, whether it does anything but wait for a connection,
+    """True if it is in a request. Where Zend's heap is not known, whether it does anything but wait for a connection,
     or for a request on one; False if that may not be seen.
     """
     in_request = memory.in_request()
