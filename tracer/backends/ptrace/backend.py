@@ -99,7 +99,7 @@ class PtraceBackend:
 
     @property
     def lacking(self) -> Sequence[str]:
-        """What cannot be measured with this mode on these targets, and what tracing costs, in words."""
+        """Sentences on what this mode cannot measure on these targets, and what tracing costs."""
         breakpoints = self._mode is PtraceMode.BREAKPOINTS
         of_mode = [_NO_CALLS, f"cost: {_COST_OF_BREAKPOINTS}"] if breakpoints else [f"cost: {COST}"]
         return tuple(dict.fromkeys([*self._lacking, *_LACKING, *of_mode]))

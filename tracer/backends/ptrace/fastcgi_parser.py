@@ -78,7 +78,7 @@ def _matches_begin(header: bytes) -> bool:
 
 
 class FastCgiReader:
-    """What one connection's bytes say: where requests begin, and their parameters. Never raises on content; memory
+    """Reads one connection's bytes: where requests begin, and their parameters. Never raises on content; memory
     is bounded.
 
     Of parameters that are not `wanted`, neither name nor value is ever stored. Of the wanted ones, `value_limit`
@@ -109,7 +109,7 @@ class FastCgiReader:
         return len(self._held) + len(self._begin) + (self._pairs.buffered if self._pairs else 0)
 
     def feed(self, data: bytes) -> list[Event]:
-        """What these bytes completed, in order. Bytes are those of one system call, for finding the way back."""
+        """Events that these bytes completed, in order. Bytes are those of one system call, for finding the way back."""
         events: list[Event] = []
         if not data:
             return events

@@ -15,7 +15,7 @@ _METHOD_BYTES = 15
 
 @dataclasses.dataclass(slots=True)
 class OpenRequest:
-    """What is known of it so far. Times are CLOCK_MONOTONIC nanoseconds."""
+    """Facts of the request known so far. Times are CLOCK_MONOTONIC nanoseconds."""
 
     pid: int
     nth: int

@@ -1,4 +1,4 @@
-"""What a stopped worker's own memory says of its PHP. It may say anything: every read is bounded."""
+"""PHP's state, read in a stopped worker's memory. Anything may stand there: every read is bounded."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _IS_OBJECT = 8
 
 
 class Key(NamedTuple):
-    """What tells a function from the others of its request."""
+    """Identity of a function: tells it from the others of its request."""
 
     body: int
     name: int

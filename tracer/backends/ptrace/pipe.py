@@ -19,7 +19,7 @@ _READ = 1 << 20
 
 
 class Channel(enum.IntEnum):
-    """What a record is."""
+    """Kind of a record."""
 
     REQUESTS = 0  # a record of bpf/request_events.h, as BPF's ring has them
     STACKS = 1  # a record of bpf/growth_events.h
@@ -93,7 +93,7 @@ class PipeReader:
         self.ended = False  # the writer is gone
 
     def records(self, timeout_s: float) -> list[tuple[Channel, bytes]]:
-        """What is there, waiting up to that long for something."""
+        """Records that are there, waiting up to that long for something."""
         if not self.ended and timeout_s > 0:
             _ready(self._fd, select.POLLIN, timeout_s)
         pieces = [self._rest]

@@ -125,7 +125,7 @@ class SigtrapHandler:
         return (handler, flags, restorer, mask), held
 
     def _frame(self, regs: syscalls.Registers, floats: int, blocked: int) -> bytes:
-        """What the worker comes back to: where it is; or before the system call that it has to make once more."""
+        """The signal frame of what the worker comes back to: where it is, or before a system call to make again."""
         values = {name: getattr(regs, name) for name in _GENERAL}
         if arch.syscall_result(regs.rax) in arch.RESTARTS:
             values["rax"] = regs.orig_rax

@@ -282,7 +282,7 @@ class SyscallTracer:
         self._look_at_teardown(request)
 
     def _look_for_script(self, request: OpenRequest) -> None:
-        """What PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
+        """Read what PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
         if request.script_found or not request.layout_known:
             return
         found = self._memory.script(SCRIPT_MAX)

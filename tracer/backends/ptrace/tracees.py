@@ -1,4 +1,4 @@
-"""Who is held by the tracing process: masters, and their workers from birth, or from attaching, to their end."""
+"""The processes that are traced: masters, and their workers from birth, or from attaching, to their end."""
 
 from __future__ import annotations
 

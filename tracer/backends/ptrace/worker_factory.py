@@ -75,7 +75,7 @@ class WorkerFactory:
         return SyscallTracer(pid, WorkerFiles(pid), memory, self._emit, on_call, busy=busy)
 
     def _sender(self, pid: int, php: Php, bias: int) -> StackSender | None:
-        """Who sends the stacks of its memory calls, where they are asked for and can be had."""
+        """The sender of the stacks of its memory calls; None if not asked for, or not available."""
         if self._stacks is None or php.stack is None or php.executor_globals is None:
             return None
         current = bias + php.executor_globals + php.stack.eg_current_execute_data
