@@ -29,6 +29,7 @@ from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss, Request
 from tracer.targets.fpm_config import has_slowlog
+from tracer.targets.php import EXIT_NOT_SEEN
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import Target
 
@@ -120,7 +121,7 @@ class PtraceBackend:
                 self._lacking.append(_MAPPED_ONLY)
                 if target.php.stack is None:
                     self._lacking.append(f"not measured: call stacks: {target.php.stack_lacking}")
-            self._lacking += [lack for lack in target.php.lacking if not lack.startswith("not told from")]
+            self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
