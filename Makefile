@@ -3,13 +3,16 @@ PHPTRACE_VENV ?= /opt/phptrace/venv
 VENV := $(PHPTRACE_VENV)
 export PHPTRACE_VENV
 
-.PHONY: demo test check bench format
+.PHONY: demo test slow check bench format
 
 demo:
 	vagrant/demo/run
 
 test:
 	tests/run
+
+slow:
+	tests/run -m slow
 
 check: $(VENV)/bin/ruff
 	$(VENV)/bin/ruff check .

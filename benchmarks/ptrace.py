@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from benchmarks.figures import Figure
 from benchmarks.pools import pools
 from benchmarks.single import Client
+from tracer.backends import PtraceMode
 from tracer.backends.ptrace.backend import PtraceBackend
 from tracer.targets.resolve import targets
 
@@ -19,10 +20,10 @@ _SCRIPTS = (("noop.php", "no-op", 50), ("work.php", "~10 ms", 10), ("files.php",
 
 
 def figures(rounds: int) -> Iterator[Figure]:
-    with pools("plain", "syscalls", "boundaries", workers=1) as found, contextlib.ExitStack() as attached:
+    with pools("plain", "syscalls", "breakpoints", workers=1) as found, contextlib.ExitStack() as attached:
         backends = []
-        for name in ("syscalls", "boundaries"):
-            backends.append(PtraceBackend(boundaries=name == "boundaries"))
+        for name in ("syscalls", "breakpoints"):
+            backends.append(PtraceBackend(mode=PtraceMode(name)))
             backends[-1].attach(targets([str(found[name].master)]))
             attached.callback(backends[-1].close)
         for script, label, requests in _SCRIPTS:
@@ -39,7 +40,7 @@ def figures(rounds: int) -> Iterator[Figure]:
             for client in clients.values():
                 client.close()
             yield Figure(f"{label}: time of a request, untraced", tuple(spent["plain"]), "us/req")
-            for name in ("syscalls", "boundaries"):
+            for name in ("syscalls", "breakpoints"):
                 pairs = tuple(zip(spent[name], spent["plain"], strict=True))
                 yield Figure(f"{label}: time added, ptrace {name}", tuple(a - b for a, b in pairs), "us/req")
                 yield Figure(f"{label}: time, ptrace {name} / untraced", tuple(a / b for a, b in pairs), "")

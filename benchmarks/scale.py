@@ -13,7 +13,7 @@ from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.facts import Request
-from tracer.recording.reader import Writer
+from tracer.recording.writer import Writer
 from tracer.targets.kernel import possible_cpus
 from tracer.targets.resolve import targets
 

@@ -1,4 +1,4 @@
-"""What a backend says happened: Request, Growth, Worker, Loss. Imports nothing of ours.
+"""What a backend reports: Request, Growth, Worker, Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.
@@ -21,7 +21,7 @@ class Ending(enum.Enum):
 
 
 class Note(enum.Enum):
-    """Why a request has less, or something else, than one would expect. Stored joined by commas."""
+    """Why a field of a request is absent or unusual. Stored joined by commas."""
 
     START_NOT_SEEN = "start_not_seen"  # it was running when tracing began
     END_NOT_SEEN = "end_not_seen"  # it was running when tracing ended, or its worker left
@@ -45,8 +45,8 @@ class Note(enum.Enum):
 class Request(NamedTuple):
     """One request of one worker. Bytes unless the name says else; None = not measured, see notes.
 
-    The fields are the public schema in SQL, JSON and CSV, in this order. `uri`, `script` and `pool`
-    come from strangers: bytes that are not UTF-8 are lone surrogates (PEP 383), nothing is escaped.
+    The fields are the public schema in SQL, JSON and CSV, in this order. `uri`, `script` and `pool` come from clients
+    and scripts and are untrusted: bytes that are not UTF-8 are lone surrogates (PEP 383), nothing is escaped.
     """
 
     host: str
@@ -90,7 +90,7 @@ class Request(NamedTuple):
 
     @property
     def growth(self) -> int | None:
-        """Bytes of anonymous memory the worker kept (negative: gave back); None if not measured."""
+        """Bytes of anonymous memory the worker kept (negative: returned); None if not measured."""
         if self.anon_after is None or self.anon_before is None:
             return None
         return self.anon_after - self.anon_before
@@ -99,10 +99,9 @@ class Request(NamedTuple):
     def native_growth(self) -> int | None:
         """Growth that Zend's heap cannot explain: malloc in extensions, libraries, PHP's core.
 
-        Taken before Zend trims its chunk cache, so that no request is charged, or credited, with
-        chunks that others filled. Where the request took chunks that are still there, growth up to
-        their size is put down to Zend: then this is a lower bound. First touches of pages in chunks
-        that were there before do count, once a worker. None if the heap or the end was not seen.
+        Taken before Zend trims its chunk cache, so that a request is not blamed for chunks that others filled. If the
+        request took chunks that are still there, growth up to their size is attributed to Zend: then this is a lower
+        bound. First touches of pages in older chunks count as well. None if the heap or the end was not seen.
         """
         end, before = self.anon_end, self.anon_before
         real_end, real_before = self.zend_real_end, self.zend_real_before
@@ -113,26 +112,28 @@ class Request(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Both ends were seen."""
+        """True if both ends were seen."""
         return self.anon_before is not None and self.anon_after is not None
 
 
 class Metric(enum.Enum):
-    """By what growth is put down to a call stack."""
+    """How the growth of a call stack is measured."""
 
     RSS = "rss"  # page faults: memory the worker got; what it gave back is not seen
-    MAPPED = "mapped"  # address space added by mmap, mremap and brk, less what was given back
-    ZEND = "zend"  # change of Zend's heap between two looks at it
+    MAPPED = "mapped"  # address space added by mmap, mremap and brk, minus what was unmapped
+    ZEND = "zend"  # change of Zend's heap between two samples
 
 
 class FrameKind(enum.Enum):
+    """What a frame of a call stack is."""
+
     USER = "user"  # PHP code
     INTERNAL = "internal"  # a function of PHP or of an extension
-    MARK = "mark"  # no function, but why there is none, in brackets: `[no php]`
+    MARK = "mark"  # not a function: in brackets, why there is none, such as `[no php]`
 
 
 class Frame(NamedTuple):
-    """A function that was being run. Texts come from strangers, as those of a Request."""
+    """A function that was running. Its texts are untrusted, as those of a Request."""
 
     kind: str  # a FrameKind's value
     name: str  # `Repo::hydrate`; `<main>`, `require` and `eval` are a file's own code
@@ -143,16 +144,16 @@ class Frame(NamedTuple):
 Stack = tuple[Frame, ...]  # a call stack, the outermost frame first
 
 # Of a stack that is not one of PHP.
-NO_PHP = Frame(FrameKind.MARK.value, "[no php]", None, None)  # PHP was at work, but ran no script
+NO_PHP = Frame(FrameKind.MARK.value, "[no php]", None, None)  # PHP was running, but no script was
 THREAD = Frame(FrameKind.MARK.value, "[another thread]", None, None)
 STACK_LOST = Frame(FrameKind.MARK.value, "[stack lost]", None, None)
 GIVEN_BACK = Frame(FrameKind.MARK.value, "[given back]", None, None)  # of earlier requests, or at the end
 TRUNCATED = Frame(FrameKind.MARK.value, "[truncated]", None, None)  # callers beyond --max-depth
-UNREADABLE = Frame(FrameKind.MARK.value, "[unreadable]", None, None)  # callers that made no sense
+UNREADABLE = Frame(FrameKind.MARK.value, "[unreadable]", None, None)  # callers that could not be parsed
 
 
 class Growth(NamedTuple):
-    """What one request grew by in one place. Comes right after its Request."""
+    """Growth of one request in one call stack. Comes right after its Request."""
 
     pid: int
     nth: int  # the request's

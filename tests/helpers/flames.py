@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tracer.analysis.flame.builder import FlameBuilder
 from tracer.analysis.flame.growth_table import GrowthByStack
 from tracer.analysis.flame.node import Flame, Kind, Node
@@ -14,7 +16,9 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def node(label: str, size: int, *children: Node, kind: Kind = Kind.USER, before: int | None = None, **more) -> Node:
+def node(
+    label: str, size: int, *children: Node, kind: Kind = Kind.USER, before: int | None = None, **more: Any
+) -> Node:
     return Node(label, kind, bytes=size, before=before, children={c.detail or c.label: c for c in children}, **more)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 from tracer.facts import Fact, Frame, Growth, Metric, Request
-from tracer.recording.reader import Writer
+from tracer.recording.writer import Writer
 
 # One run is as another, and no examples are kept: the checkout may be read-only.
 PROPERTY = settings(

@@ -17,7 +17,7 @@ def in_subprocess(program: str, path: Path) -> subprocess.CompletedProcess[str]:
     """A process of its own that runs it with `path` and the imports it needs."""
     head = (
         f"import os, resource, signal\nfrom tracer.errors import *\nfrom tracer.facts import *\n"
-        f"from tracer.recording.reader import *\npath = {str(path)!r}\n"
+        f"from tracer.recording.reader import *\nfrom tracer.recording.writer import *\npath = {str(path)!r}\n"
         f"request = Request._make({tuple(COMPLETE)!r})\n"
     )
     return subprocess.run(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from samples import COMPLETE, FIND, MAIN, growth, request
 
 from tracer import capture as loop
+from tracer.backends import Backend
 from tracer.capture import Filter, Progress, Stop, Why, capture
 from tracer.facts import Fact, Loss, Request, Worker
 from tracer.targets.resolve import Target
@@ -35,6 +37,7 @@ class Playback:
     """
 
     name = "playback"
+    needs_symbols = False
     lacking: Sequence[str] = ()
 
     def __init__(
@@ -88,7 +91,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Capture:
     """What came of a capture."""
 
-    def __init__(self, backend: Playback, stop: Stop | None = None, **options: object) -> None:
+    def __init__(self, playback: Playback, stop: Stop | None = None, **options: Any) -> None:
+        backend: Backend = playback  # so that mypy sees when Playback is a Backend no more
         self.facts: list[Fact] = []
         self.ticks: list[tuple[float, int, float, bool]] = []
         options.setdefault("tick", self._tick)
@@ -332,7 +336,8 @@ def test_a_filter_keeps_what_meets_all_that_is_asked(keep, kept):
     assert keep.keeps(COMPLETE) is kept
 
 
-UNKNOWN = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
+_NOTHING: dict[str, Any] = dict.fromkeys(Request._fields)
+UNKNOWN = Request(**{**_NOTHING, "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tracer.capture import Progress, Stop, capture
 from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, notice
 from tracer.commands.options import ranking, tracing
 from tracer.facts import Fact, Request
-from tracer.recording.reader import Writer, check_output
+from tracer.recording.writer import Writer, check_output
 from tracer.reporters.live import LiveView, Status
 from tracer.reporters.request_lines import Lines
 from tracer.reporters.table import summary

@@ -14,7 +14,8 @@ import click
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
-from tracer.backends import Choice, StackOptions, choose
+from tracer.backends import PtraceMode, StackOptions
+from tracer.backends.choose import Choice, choose
 from tracer.capture import Filter, Progress, Why
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError, UsageError
 from tracer.targets.resolve import Target, targets
@@ -37,7 +38,7 @@ class Plan:
     keep_query: bool
     force: bool
     stacks: StackOptions | None = None
-    ptrace_mode: str = "syscalls"
+    ptrace_mode: PtraceMode = PtraceMode.SYSCALLS
 
     @classmethod
     def of(
@@ -54,7 +55,7 @@ class Plan:
         min_growth: int | None,
         query: str,
         force: bool,
-        ptrace_mode: str = "syscalls",
+        ptrace_mode: PtraceMode = PtraceMode.SYSCALLS,
         stacks: bool = False,
         max_depth: int = 0,
         every: int = 0,
@@ -64,8 +65,8 @@ class Plan:
         names = (*targets, *map(str, pids))
         if not names:
             raise UsageError("name a target: php-fpm (every master on this host), php-fpm:POOL, or a PID")
-        if backend == "bpf" and ptrace_mode != "syscalls":
-            raise UsageError("--ptrace-mode is about --backend ptrace, or auto where that falls back to it")
+        if backend == "bpf" and ptrace_mode is not PtraceMode.SYSCALLS:
+            raise UsageError("--ptrace-mode cannot be used with --backend bpf")
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
         options = StackOptions(max_depth, every, hz) if stacks else None

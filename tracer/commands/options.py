@@ -10,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from tracer.analysis.ranking import GroupBy, Sort
-from tracer.backends import BACKENDS, PTRACE_MODES, StackOptions
+from tracer.backends import PtraceMode, StackOptions
+from tracer.backends.choose import BACKENDS
 from tracer.errors import UsageError
 from tracer.facts import Metric
 from tracer.units import parse_duration, parse_size
@@ -67,8 +68,23 @@ class _Size(click.ParamType):
             self.fail(str(exc), param, ctx)
 
 
+class _PtraceMode(click.Choice):
+    """A PtraceMode by its value. `boundaries`, the former name of breakpoints, still works and is shown nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__([mode.value for mode in PtraceMode])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PtraceMode:
+        if isinstance(value, PtraceMode):
+            return value
+        if value == "boundaries":
+            return PtraceMode.BREAKPOINTS
+        return PtraceMode(super().convert(value, param, ctx))
+
+
 DURATION = _Duration()
 SIZE = _Size()
+PTRACE_MODE = _PtraceMode()
 
 
 def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -102,10 +118,11 @@ def tracing(command: Command) -> Command:
         ),
         click.option(
             "--ptrace-mode",
-            type=click.Choice(PTRACE_MODES),
-            default="syscalls",
+            type=PTRACE_MODE,
+            default=PtraceMode.SYSCALLS.value,
             show_default=True,
-            help="Where ptrace stops a worker: at its system calls, or by breakpoints at a request's boundaries.",
+            help="How ptrace observes workers: system calls (complete, slow) or hardware breakpoints (fast, no mmap/brk"
+            " counts).",
         ),
         click.option("--uri", metavar="GLOB", help="Keep only requests whose URI matches."),
         click.option("--script", metavar="GLOB", help="Keep only requests whose script matches."),

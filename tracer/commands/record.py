@@ -20,7 +20,8 @@ from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, notic
 from tracer.commands.options import refuse_alone, stacks, tracing
 from tracer.errors import UsageError
 from tracer.facts import Fact
-from tracer.recording.reader import SUFFIX, Writer, check_output
+from tracer.recording.schema import SUFFIX
+from tracer.recording.writer import Writer, check_output
 from tracer.reporters.table import summary
 
 

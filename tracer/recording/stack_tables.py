@@ -17,35 +17,14 @@ from typing import Any, Generic, TypeVar
 
 from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Metric, Stack
 
-TABLES = {
-    "frame": """CREATE TABLE frame (
-  id INTEGER PRIMARY KEY,
-  kind TEXT NOT NULL,
-  name TEXT NOT NULL,
-  file TEXT,
-  line INTEGER
-) STRICT""",
-    "stack": """CREATE TABLE stack (
-  id INTEGER PRIMARY KEY,
-  parent INTEGER,
-  frame INTEGER NOT NULL
-) STRICT""",
-    "growth": """CREATE TABLE growth (
-  request INTEGER NOT NULL,
-  stack INTEGER NOT NULL,
-  weight TEXT NOT NULL,
-  bytes INTEGER NOT NULL,
-  samples INTEGER NOT NULL
-) STRICT""",
-}
 # Distinct frames, and stacks, that are recorded: a script may make up function names without end.
 _MOST = 500_000
-# Of those, how many numbers a writer has in memory, and of how many frames whole stacks, all twice: some 25 MB.
+# Of those, how many numbers a writer has in memory, and of how many frames whole stacks, each twice: some 25 MB.
 _MOST_STACK_NUMBERS = 25_000
 _MOST_FRAME_NUMBERS = 10_000
 _MOST_STACKED = 250_000
 _TEMPORARY = ""  # SQLite: a file that has no name any more when it is open, in $SQLITE_TMPDIR, $TMPDIR or /var/tmp
-_MOST_FRAMES = 1025  # of one stack, when read, one mark included: a forged file may have a cycle
+_MOST_FRAMES = 1025  # of one stack, when read, one mark included: a crafted file may have a cycle
 _MOST_KNOWN = 4_000_000  # frames of stacks that are kept together, when read
 _PAIR = struct.Struct(">qq")  # in the order of the parents
 _KINDS = frozenset(kind.value for kind in FrameKind)
@@ -54,12 +33,12 @@ _Key = TypeVar("_Key")
 
 
 class StackWriter:
-    """Gives each frame and stack its number, and keeps the rows until they are written."""
+    """Gives each frame and each stack its number and keeps the rows until they are written."""
 
     def __init__(self) -> None:
         self._frames: _Numbers[Frame] = _Numbers(_MOST_FRAME_NUMBERS, _digest)
         self._stacks: _Numbers[tuple[int, int]] = _Numbers(_MOST_STACK_NUMBERS, _pair)  # (parent or 0, frame)
-        self._ids: dict[Stack, int] = {}  # those asked for of late
+        self._ids: dict[Stack, int] = {}  # those used recently
         self._older_ids: dict[Stack, int] = {}
         self._stacked = 0  # the room that _ids takes, in frames
         self._new_frames: list[tuple[Any, ...]] = []
@@ -69,10 +48,11 @@ class StackWriter:
 
     @property
     def pending(self) -> bool:
+        """True if some growth is not written yet."""
         return bool(self._growths)
 
     def add(self, request: int, growth: Growth) -> None:
-        """`request` is the id of the row the growth belongs to; ids never decrease."""
+        """Take the growth of the request with that id. Ids never decrease."""
         stack = self._id(growth.stack)
         if stack is None:
             self.refused += 1
@@ -81,7 +61,7 @@ class StackWriter:
             self._growths.append((request, stack, growth.metric, growth.bytes, growth.samples))
 
     def write(self, connection: sqlite3.Connection, up_to: int) -> None:
-        """Writes what is new, as far as it belongs to requests up to that id. Call in a transaction."""
+        """Write what is new, for requests up to that id. Call in a transaction."""
         frames = "INSERT INTO frame VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
         connection.executemany(frames, self._new_frames)
         connection.executemany("INSERT INTO stack VALUES (?, ?, ?)", self._new_stacks)
@@ -90,7 +70,7 @@ class StackWriter:
         self._written = due
 
     def written(self) -> None:
-        """What write() wrote has been committed."""
+        """Forget the rows of the last write(), which have been committed."""
         self._new_frames.clear()
         self._new_stacks.clear()
         del self._growths[: self._written]
@@ -134,10 +114,10 @@ class StackWriter:
 
 
 class _Numbers(Generic[_Key]):
-    """Numbers from 1. Of those asked for of late it knows by heart, the others are in a temporary file.
+    """Numbers from 1. Those used recently are in memory, the others in a temporary file.
 
-    Where there can be no such file, they are forgotten: then a thing has a second number, which readers
-    do not mind, and there is room for fewer things.
+    Where that file cannot be created, they are forgotten. A key then gets a second number, which readers
+    do not mind, and there is room for fewer keys.
     """
 
     def __init__(self, most: int, raw: Callable[[_Key], bytes]) -> None:
@@ -209,10 +189,11 @@ def _raw(text: str | None) -> bytes | None:
 
 
 class StackReader:
-    """Reads the tables again. ValueError for what no Writer wrote."""
+    """Reads the tables again. Its methods raise ValueError for what no Writer wrote."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, schema: int) -> None:
         self._connection = connection
+        self._metric = "weight" if schema == 2 else "metric"
         self._frames = {row[0]: Frame._make(row[1:]) for row in connection.execute("SELECT * FROM frame")}
         self._stacks = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT * FROM stack")}
         if any(frame.kind not in _KINDS for frame in self._frames.values()):
@@ -221,9 +202,9 @@ class StackReader:
         self._known_frames = 0
 
     def growths(self, metric: Metric) -> Iterator[tuple[int, list[tuple[Stack, int, int]]]]:
-        """(request id, [(stack, bytes, samples)]) of every request that grew by that weight, in their order."""
+        """Yield (request id, [(stack, bytes, samples)]) for every request that grew by that metric, in their order."""
         rows = self._connection.execute(
-            "SELECT request, stack, bytes, samples FROM growth WHERE weight = ? ORDER BY request, rowid",
+            f"SELECT request, stack, bytes, samples FROM growth WHERE {self._metric} = ? ORDER BY request, rowid",
             (metric.value,),
         )
         for request, grown in groupby(rows, key=itemgetter(0)):

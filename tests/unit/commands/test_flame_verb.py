@@ -15,7 +15,7 @@ from samples import COMPLETE, FIND, MAIN, QUERY, WITH_STACKS, growth, recording,
 
 from tracer.cli import main
 from tracer.facts import STACK_LOST, Frame, Growth, Loss, Metric, Request
-from tracer.recording.reader import Writer
+from tracer.recording.writer import Writer
 
 Run = Callable[..., tuple[int, str, str]]
 

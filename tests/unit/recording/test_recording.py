@@ -13,7 +13,9 @@ from samples import COMPLETE, PROPERTY, recording, request
 
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.facts import Loss, Request, Worker
-from tracer.recording.reader import SCHEMA, Reader, Totals, Writer
+from tracer.recording.reader import Reader, Totals
+from tracer.recording.schema import SCHEMA
+from tracer.recording.writer import Writer
 
 NOTHING_MEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)

@@ -15,7 +15,8 @@ from subprocesses import as_nobody, in_subprocess
 
 from tracer.errors import UsageError
 from tracer.facts import Request
-from tracer.recording.reader import Reader, Writer
+from tracer.recording.reader import Reader
+from tracer.recording.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[3]
 OTHER = request(nth=7, uri=None)

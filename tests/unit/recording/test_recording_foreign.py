@@ -18,6 +18,7 @@ from samples import COMPLETE, PROPERTY, altered, recording
 from tracer.errors import RecordingError
 from tracer.facts import Loss, Worker
 from tracer.recording.reader import Reader
+from tracer.recording.schema import SCHEMA
 
 FACTS = [
     *(COMPLETE._replace(nth=nth, uri="/" + "u" * (nth * 37 % 997)) for nth in range(101)),
@@ -86,28 +87,30 @@ def test_a_database_of_another_program_is_refused(path):
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(path):
-    altered(recording(path, [COMPLETE]), "PRAGMA user_version = 3")
+    altered(recording(path, [COMPLETE]), "PRAGMA user_version = 4")
 
-    refused(path, "has schema 3; this phptrace reads up to 2. Read it with a newer phptrace")
+    refused(path, "has schema 4; this phptrace reads up to 3. Read it with a newer phptrace")
 
 
 @pytest.mark.parametrize(
     "statement",
     [
         "CREATE TABLE extra (x)",
-        "CREATE INDEX by_uri ON request (uri)",
+        "CREATE INDEX by_uri ON page (uri)",
         "CREATE VIEW v AS SELECT 1",
         "CREATE TRIGGER t AFTER INSERT ON loss BEGIN SELECT 1; END",
         "DROP TABLE loss",
         "ALTER TABLE worker RENAME TO workers",
-        "ALTER TABLE request ADD COLUMN extra INTEGER",
-        "ALTER TABLE request DROP COLUMN notes",
+        "ALTER TABLE request_row ADD COLUMN extra INTEGER",
+        "ALTER TABLE page ADD COLUMN extra INTEGER",
+        "ALTER TABLE request_row ADD COLUMN notes TEXT",
+        "DROP VIEW request",
     ],
 )
 def test_tables_that_are_not_ours_to_the_letter_are_refused(path, statement):
     altered(recording(path, [COMPLETE]), statement)
 
-    refused(path, "its tables are not those of schema 2")
+    refused(path, f"its tables are not those of schema {SCHEMA}")
 
 
 def test_a_view_in_place_of_a_table_is_refused(path):
@@ -115,7 +118,7 @@ def test_a_view_in_place_of_a_table_is_refused(path):
         recording(path, [COMPLETE]), "DROP TABLE loss", "CREATE VIEW loss AS SELECT 1 AS at_ns, 2 AS lost, 'x' AS why"
     )
 
-    refused(path, "its tables are not those of schema 2")
+    refused(path, f"its tables are not those of schema {SCHEMA}")
 
 
 def cut_short(path: Path, whole: bytes, length: int) -> None:
@@ -158,6 +161,25 @@ def test_a_recording_that_is_damaged_anywhere_is_read_or_refused(path, whole, da
     read_everything(path)
 
 
+@pytest.mark.parametrize(
+    ("statement", "part"),
+    [
+        ("UPDATE request_row SET page = 102 WHERE id = 7", "page"),
+        ("UPDATE request_row SET process = 0", "process"),
+        ("UPDATE request_row SET heap = -1 WHERE id = 101", "heap"),
+        ("DELETE FROM calls", "calls"),
+        ("DELETE FROM page WHERE id = 13", "page"),
+        ("UPDATE outcome SET id = 2", "outcome"),
+        ("UPDATE page SET script = 2 WHERE id = 3", "script"),
+        ("DELETE FROM script", "script"),
+    ],
+)
+def test_a_request_that_names_a_part_that_is_not_there_is_refused(path, statement, part):
+    altered(recording(path, FACTS), statement)
+
+    refused(path, f"is damaged or cut short: a request refers to a {part} that is not there")
+
+
 @pytest.mark.parametrize("value", ["", "{", "nonsense", '"unfinished', "\x1b"])
 def test_meta_data_that_is_no_json_is_refused(path, value):
     altered(recording(path), "INSERT INTO meta VALUES ('x', ?)", values=(value,))
@@ -184,13 +206,22 @@ def test_meta_data_of_another_type_is_refused(path):
 
 
 @pytest.mark.parametrize(
-    ("column", "value"),
-    [("anon_before", "text"), ("duration_ns", 0.5), ("script", 7), ("script", b"\0"), ("ending", None)],
+    ("table", "column", "value"),
+    [
+        ("request_row", "anon_before", "text"),
+        ("request_row", "duration_ns", 0.5),
+        ("request_row", "page", "1"),
+        ("script", "name", 7),
+        ("script", "name", b"\0"),
+        ("page", "uri", 7),
+        ("outcome", "ending", None),
+        ("heap", "zend_real_end", 0.5),
+    ],
 )
-def test_a_column_of_another_type_is_refused(path, column, value):
-    row = {"host": "h", "pid": 2, "nth": 1, "ending": "finished", column: value}
+def test_a_column_of_another_type_is_refused(path, table, column, value):
+    row = {column: value}
     names, marks = ", ".join(row), ", ".join("?" * len(row))
-    retyped(recording(path), "request", f"INSERT INTO request ({names}) VALUES ({marks})", *row.values())
+    retyped(recording(path), table, f"INSERT INTO {table} ({names}) VALUES ({marks})", *row.values())
 
     refused(path, "damaged")
 

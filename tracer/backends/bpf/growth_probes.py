@@ -1,7 +1,7 @@
-"""The part of the BPF backend that says which PHP call stack grew a worker; there only if asked for.
+"""The part of the BPF backend that tells which PHP call stack grew a worker; loaded only if stacks are asked for.
 
-Data flow: page faults, looks at Zend's heap and memory calls are put down to a stack in the kernel
-(bpf/growth.bpf.c), and come through a ring of their own; the book makes Growth facts of them.
+Data flow: page faults, samples of Zend's heap and memory calls are attributed to a stack in the kernel
+(bpf/growth.bpf.c), and come through a ring of their own; GrowthDecoder makes Growth facts of them.
 """
 
 from __future__ import annotations
@@ -32,15 +32,19 @@ log = logging.getLogger(__name__)
 _BATCH = 65536
 _LEAST_DEPTH = 4
 _WHY_LOST = {
-    LostStacks.GROWTH: "growth events: their ring buffer or the table of workers was full",
-    LostStacks.STACKS: "call stacks: their ring buffer was full; what they grew by is under [stack lost]",
+    LostStacks.GROWTH: "growth events: their ring buffer or the worker table was full",
+    LostStacks.STACKS: "call stacks: their ring buffer was full; their growth is under [stack lost]",
 }
-# So many stacks, and none that could be read: the layout is not this PHP's.
+# If none of this many stacks can be read, the layout is not this PHP's.
 _ENOUGH_UNREADABLE = 20
 
 
 class GrowthProbes:
-    """The programs of growth.bpf.c on workers that another module of programs watches. close() takes them off."""
+    """The programs of growth.bpf.c, on the workers that the programs of request.bpf.c trace.
+
+    The owner calls close(), which takes them off. `depth` is how many frames of a stack are kept; `lacking` says, for
+    the user, what cannot be measured.
+    """
 
     def __init__(
         self,
@@ -51,18 +55,25 @@ class GrowthProbes:
         cpus: int,
         compiled: Callable[..., Programs] = Programs,
     ) -> None:
-        """`workers` is the descriptor of the map `workers`, which is shared. UnsupportedError if nothing loads."""
+        """Load the programs and attach those that need no process.
+
+        `workers` is the descriptor of request.bpf.c's map `workers`, which is shared and stays the caller's; it has
+        `workers_max` entries. `cpus` is the number of possible CPUs. `compiled` makes Programs of a source file and
+        its defines. Raises UnsupportedError if the programs do not load at any depth.
+        """
         self._options = options
         self._compiled = compiled
         self._undo = contextlib.ExitStack()
         self._growth_decoder = GrowthDecoder()
         self._calls: list[int] = []
-        self._held: list[Fact] = []
-        self._leaving: list[int] = []  # pids of the dead whose last facts are being held,
-        self._left: list[int] = []  # and of those whose are out
+        self._facts_awaiting_growth: list[Fact] = []
+        # A dead worker's last facts wait for their growth for one call of with_growth(), so that its stacks may only
+        # be forgotten one call after its death.
+        self._dying_pids: list[int] = []  # their last facts are waiting
+        self._dead_pids: list[int] = []  # their last facts were given out
         self._lost_before = dict.fromkeys(LostStacks, 0)
         self._distrusted = False
-        self.lacking = rss_caveats.caveats()
+        self.lacking = rss_caveats.rss_caveats()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._programs, self.depth = self._loaded(workers, workers_max, cpus)
@@ -83,7 +94,7 @@ class GrowthProbes:
             undo.pop_all()
 
     def _loaded(self, workers: int, workers_max: int, cpus: int) -> tuple[Programs, int]:
-        """The programs with the greatest depth, up to that asked for, that the kernel's verifier follows."""
+        """The programs, and their depth: the greatest, up to what was asked for, that the kernel's verifier accepts."""
         depth = self._options.max_depth
         while True:
             programs = self._compiled("growth.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus, DEPTH_MAX=depth)
@@ -105,13 +116,13 @@ class GrowthProbes:
                 return programs, depth
 
     def enter_php_binary(self, index: int, php: Php) -> None:
-        """What is known of a binary, under its index in the map `builds`."""
+        """Write where that PHP keeps its stack into the map `stack_layouts`; `lacking` says so if that is unknown."""
         layout = php.stack
         if layout is None or php.executor_globals is None or php.heap is None:
             why = php.stack_lacking or "Zend's heap could not be found"
             self.lacking.append(f"not measured: call stacks: {why}")
             return
-        self._programs.map("layouts")[index] = STACK_LAYOUT.pack(
+        self._programs.map("stack_layouts")[index] = STACK_LAYOUT.pack(
             php.executor_globals + layout.eg_current_execute_data,
             php.heap.size,
             layout.filename,
@@ -122,86 +133,94 @@ class GrowthProbes:
         )
 
     def hook_calls(self, library: Libc) -> None:
-        """Sets probes on the memory calls of a C library."""
+        """Set probes on the memory calls of a C library. Raises UnsupportedError if that cannot be done."""
         for name, offset in library.sites.items():
             self._calls.append(self._programs.on_uprobe(f"on_{name}", library.image, offset))
 
     def hook_calls_in_kernel(self) -> None:
-        """UnsupportedError if this kernel does not show system calls."""
+        """Trace memory calls at the kernel's side, for libraries of an unknown form.
+
+        Raises UnsupportedError if this kernel does not show system calls.
+        """
         self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._calls_in_kernel)
 
     def hook_end(self, php: Php) -> int:
-        """A probe on the end of requests; its descriptor."""
+        """Set a probe on the end of requests and return its descriptor, which the caller closes.
+
+        Raises UnsupportedError if PHP's functions are not known, or the probe cannot be set.
+        """
         hooks = php.hooks
         if hooks is None:
             raise UnsupportedError(f"{php.image.shown}: its functions cannot be found")
         return self._programs.on_uprobe("on_end", php.image, hooks.end.file_offset, at_return=hooks.end_is_return)
 
-    def watch(self, pid: int) -> None:
-        """Samples that process and those it forks from now on. One that has ended is left out."""
+    def start_sampling(self, pid: int) -> None:
+        """Sample that process, and those that it forks from now on. No-op if it has ended."""
         if not self._sampling.start(pid):
-            self.lacking.append(f"stacks: process {pid} starts threads all the time: some may not be sampled")
+            self.lacking.append(f"stacks: process {pid} keeps starting threads; some may not be sampled")
 
-    def unwatch(self, pid: int) -> None:
-        """Takes watch() back: nothing of that process is sampled, nor of those it has forked since."""
+    def stop_sampling(self, pid: int) -> None:
+        """Sample neither that process any more, nor those that it has forked since start_sampling()."""
         self._sampling.stop(pid)
 
-    def gone(self, pid: int) -> None:
-        """That process has ended; what it did is still to be given out."""
+    def process_died(self, pid: int) -> None:
+        """Stop sampling a process that has ended. Its stacks are kept until its last facts are given out."""
         self._sampling.stop(pid)
-        self._leaving.append(pid)
+        self._dying_pids.append(pid)
 
     def with_growth(self, facts: list[Fact]) -> list[Fact]:
-        """The facts of the last call, each Request with its Growth behind it, and what was lost.
+        """Return the facts of the previous call, each Request followed by its Growth, and keep `facts` for the next.
 
-        One call late, so that what the kernel sent of a request's stacks is here when its growth is given out.
+        One call late, so that the stacks of a request have arrived when its growth is given out.
         """
         self._read()
-        found = list(self._expanded(self._held))
-        self._held = facts
-        for pid in self._left:
+        found = list(self._expanded(self._facts_awaiting_growth))
+        self._facts_awaiting_growth = facts
+        for pid in self._dead_pids:
             self._growth_decoder.forget(pid)
-        self._left, self._leaving = self._leaving, []
+        self._dead_pids, self._dying_pids = self._dying_pids, []
         return found
 
     def remaining(self, facts: list[Fact], workers: Iterable[int]) -> list[Fact]:
-        """All that is left, when nothing is traced any more; `workers` are those that are still there.
+        """Return all facts that are left, with their growth and the losses, after stop(); `facts` come last.
 
-        A request may have ended when only the other probe on its end was left: what it grew by is in the table.
+        `workers` are the pids of those still alive. A request may have ended when only the other probe on its end was
+        left: its growth is still in the map `worker_stacks`.
         """
         self._read()
         for pid in workers:
             entry = self._programs.map("worker_stacks").get(pid)
             if entry is not None:
                 self._growth_decoder.take_slots(pid, entry)
-        found = [*self._expanded(self._held), *self._expanded(facts), *self.losses()]
-        self._held = []
+        found = [*self._expanded(self._facts_awaiting_growth), *self._expanded(facts), *self.losses()]
+        self._facts_awaiting_growth = []
         self._tracepoints.close()
         return found
 
     def losses(self) -> list[Loss]:
-        """What the kernel has counted as lost since the last look."""
+        """Return a Loss for each kind the kernel counted since the last call; once, one if no stack is readable."""
         found: list[Loss] = []
         for what in LostStacks:
-            total = int.from_bytes(self._programs.map("stacks_lost")[what], "little")
+            total = int.from_bytes(self._programs.map("lost_stacks")[what], "little")
             if total > self._lost_before[what]:
                 found.append(Loss(time.time_ns(), total - self._lost_before[what], _WHY_LOST[what]))
                 self._lost_before[what] = total
         none_readable = _ENOUGH_UNREADABLE <= self._growth_decoder.unreadable == self._growth_decoder.stacks
         if none_readable and not self._distrusted:
             self._distrusted = True
-            why = "call stacks: none could be read; this PHP's structures are not those of its version"
+            why = "call stacks: none could be read; this PHP's structures differ from those of its version"
             found.append(Loss(time.time_ns(), self._growth_decoder.unreadable, why))
         return found
 
     def stop(self) -> list[int]:
-        """Ends all events but the ends of requests and workers; returns the descriptors that are still to be closed."""
+        """Stop all events but the ends of requests and workers; return the descriptors that the caller has to close."""
         self._sampling.close()
         self._calls_in_kernel.close()
         calls, self._calls = self._calls, []
         return calls
 
     def close(self) -> None:
+        """Take everything off. Idempotent."""
         self._undo.close()
 
     def _read(self) -> None:
@@ -221,14 +240,14 @@ class GrowthProbes:
 
 
 def _allow_many_files() -> None:
-    """Two descriptors a thread: up to what this process may have at most."""
+    """Raises the limit on open files to what this process may have: sampling takes two descriptors a thread."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager
 def _stderr_silenced() -> Iterator[None]:
-    """bcc prints what the verifier says straight to stderr, also of an attempt that is to be made smaller."""
+    """Hides what bcc prints straight to stderr: the verifier's log, also of an attempt that is repeated with less."""
     sys.stderr.flush()
     kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)

@@ -1,4 +1,4 @@
-"""BPF maps with a 32-bit key, as bytes in and bytes out: their layout is wire.py's affair."""
+"""BPF maps with a 32-bit key. Entries are bytes, whose layout backends/records/ knows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ _BPF_NOEXIST = 1
 
 
 class MapFullError(Exception):
-    """No room for another entry."""
+    """The map has no room for another entry."""
 
 
 class Map:
-    """One map of a loaded bcc module."""
+    """One map of a loaded bcc module. `fd` is its descriptor, which stays the module's to close."""
 
     def __init__(self, bpf: Any, name: str) -> None:
+        """`bpf` is a bcc.BPF."""
         from bcc.libbcc import lib
 
         self._lib = lib
@@ -29,27 +30,29 @@ class Map:
         self._size: int = lib.bpf_table_leaf_size(bpf.module, key)
 
     def __setitem__(self, key: int, value: bytes) -> None:
+        """Write an entry. Raises ValueError if it has the wrong size, MapFullError, or UnsupportedError."""
         self._update(key, value, 0)
 
     def __getitem__(self, key: int) -> bytes:
+        """Return an entry. Raises KeyError if there is none."""
         value = self.get(key)
         if value is None:
             raise KeyError(key)
         return value
 
     def get(self, key: int) -> bytes | None:
-        """The entry; None if there is none."""
+        """Return an entry; None if there is none."""
         number, value = ctypes.c_uint32(key), ctypes.create_string_buffer(self._size)
         if self._lib.bpf_lookup_elem(self.fd, ctypes.byref(number), value) < 0:
             return None
         return value.raw
 
     def add(self, key: int, value: bytes) -> None:
-        """Enters it, unless there is one of that key already; MapFullError if there is no room."""
+        """Write an entry, unless there is one with that key already. Raises as __setitem__ does."""
         self._update(key, value, _BPF_NOEXIST)
 
     def remove(self, key: int) -> None:
-        """Takes it out, if it is in."""
+        """Delete an entry, if there is one."""
         self._lib.bpf_delete_elem(self.fd, ctypes.byref(ctypes.c_uint32(key)))
 
     def _update(self, key: int, value: bytes, flags: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
 import importlib
 import mmap
@@ -15,12 +16,15 @@ from tracer.backends.bpf.perf_event import attach_software, attach_uprobe
 from tracer.errors import UnsupportedError
 from tracer.targets import kernel
 from tracer.targets.elf import Image
+from tracer.targets.processes import file_mappings
 
 RING_BYTES = 8 << 20
+_MADV_DONTNEED = 4
+_COMPILER = ("libLLVM", "libclang")
 
 
 class ProgramKind(enum.Enum):
-    """What a BPF program is attached to, by bcc's name for it."""
+    """The kind of event that a BPF program is attached to, by bcc's name for it."""
 
     UPROBE = "KPROBE"
     RAW_TRACEPOINT = "RAW_TRACEPOINT"
@@ -28,12 +32,12 @@ class ProgramKind(enum.Enum):
 
 
 def bpf_sources() -> Path:
-    """The directory of the BPF programs' C sources."""
+    """Return the directory of the BPF programs' C sources."""
     return Path(__file__).resolve().parents[2] / "bpf_source"
 
 
 def bcc_problem() -> UnsupportedError | None:
-    """Why bcc cannot be used; None if it can."""
+    """Return why bcc cannot be used; None if it can."""
     try:
         module = importlib.import_module("bcc")
     except ImportError as exc:
@@ -44,22 +48,25 @@ def bcc_problem() -> UnsupportedError | None:
     if not hasattr(module, "BPF"):
         return UnsupportedError(
             f"the bcc in {os.path.dirname(module.__file__ or '?')} is PyPI's package of that name, which is about"
-            " lattices, not BPF. pip uninstall bcc, and apt install python3-bpfcc."
+            " lattices, not BPF. Run pip uninstall bcc, then apt install python3-bpfcc."
         )
     return None
 
 
 def bcc_version() -> str:
-    """Which bcc there is, and where; only when bcc_problem() has none."""
+    """Return bcc's version and directory, for the user; call it only if bcc_problem() is None."""
     module = importlib.import_module("bcc")
     return f"{getattr(module, '__version__', '?')} in {os.path.dirname(module.__file__ or '?')}"
 
 
 class Programs:
-    """One of the files in bpf/, compiled for this host. close() takes everything back."""
+    """One of the files in bpf/, compiled for this host. The owner calls close()."""
 
     def __init__(self, source: str, **defines: int) -> None:
-        """UnsupportedError if there is no bcc, or it cannot compile the programs."""
+        """Compile the file `source` of bpf/ with these macros. Programs are loaded when they are first asked for.
+
+        Raises UnsupportedError if there is no bcc, or it cannot compile the programs.
+        """
         problem = bcc_problem()
         if problem is not None:
             raise problem
@@ -77,27 +84,35 @@ class Programs:
         self._maps: dict[str, Map] = {}
 
     def map(self, name: str) -> Map:
+        """Return the map of that name in the source file."""
         if name not in self._maps:
             self._maps[name] = Map(self._bpf, name)
         return self._maps[name]
 
     def share(self, name: str, fd: int) -> None:
-        """Puts another module's map in the place of the one of that name, before a program is loaded.
+        """Put another module's map in the place of the one of that name; call it before a program is loaded.
 
-        bcc writes a map's descriptor into the programs when it compiles them, and the kernel looks what it stands
-        for when it loads them. (bcc's own "extern" maps go stale when a process loads programs a second time.)
+        `fd` stays the caller's. bcc writes a map's descriptor into the programs when it compiles them, and the kernel
+        looks up what it stands for when it loads them. (bcc's own "extern" maps go stale when a process loads programs
+        a second time.)
         """
         os.dup2(fd, self.map(name).fd, inheritable=False)
 
     def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE) -> int:
-        """The descriptor of a program, which is loaded when it is first asked for."""
+        """Return the descriptor of a program, which is loaded when it is first asked for, and stays ours to close.
+
+        Raises UnsupportedError if the kernel refuses it.
+        """
         try:
             return int(self._bpf.load_func(function.encode(), getattr(self._bpf, kind.value)).fd)
         except Exception as exc:  # bcc raises nothing more precise
             raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
 
     def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
-        """Runs the program whenever anybody passes that tracepoint, until the stack is unwound."""
+        """Run the program whenever any process passes that tracepoint, until the stack `until` is closed.
+
+        Raises UnsupportedError if the program does not load or the tracepoint does not exist.
+        """
         self.fd(function, ProgramKind.RAW_TRACEPOINT)
         try:
             self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
@@ -106,17 +121,38 @@ class Programs:
         until.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
 
     def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
-        """Runs the program whenever anybody executes that place of that file, until the descriptor is closed."""
+        """Run the program whenever any process executes that place of that file; `offset` is in bytes.
+
+        Returns a descriptor; the caller closes it, which removes the probe. The image may be closed before. Raises
+        UnsupportedError if the program does not load or the kernel cannot probe there, PhptraceError as perf_error().
+        """
         pmu = kernel.uprobe_pmu()
         if pmu is None:
-            raise UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)")
+            raise UnsupportedError("this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y.")
         return attach_uprobe(self.fd(function), pmu, image.path, offset, at_return=at_return)
 
     def on_software_event(self, function: str, event: int, period: int, tid: int) -> int:
-        """Runs the program once in `period` events of that thread, and of what it starts, until the descriptor is
-        closed.
+        """Run the program at every `period`-th event of that thread, and of what it starts: see attach_software().
+
+        Returns a descriptor; the caller closes it, which ends the events. Raises also UnsupportedError if the program
+        does not load.
         """
         return attach_software(self.fd(function, ProgramKind.PERF_EVENT), event, period, tid)
 
     def close(self) -> None:
+        """Detach what is attached, and free programs and maps. Call it once."""
         self._bpf.cleanup()
+
+
+def release_compiler_memory() -> None:
+    """Give back the memory that only compiling needed: LLVM is most of what a bcc process weighs.
+
+    Frees what malloc holds on to, and lets go of the compiler's code. Code pages are clean copies of the file:
+    should anything still run there, they are read again. Only executable mappings, since those that are merely
+    read-only hold relocated pointers.
+    """
+    libc = ctypes.CDLL(None)
+    for mapping in file_mappings(os.getpid()):
+        if mapping.executable and os.path.basename(mapping.path).startswith(_COMPILER):
+            libc.madvise(ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.end - mapping.start), _MADV_DONTNEED)
+    libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""What keeps the BPF backend from working on this host, before anything is tried."""
+"""Requirements of the BPF backend that this host does not meet, checked before anything is tried."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tracer.targets import kernel
 
 
 def unmet_requirements() -> list[PhptraceError]:
-    """Everything that keeps this backend from working here, each with its mend; the gravest first."""
+    """Return what keeps this backend from working here, each with its fix, the gravest first; [] if nothing does."""
     found: list[PhptraceError] = []
     missing = kernel.missing_capabilities()
     if missing:
@@ -18,14 +18,20 @@ def unmet_requirements() -> list[PhptraceError]:
             NotPermittedError(f"tracing with BPF needs {', '.join(missing)}, which this process lacks. Run with sudo.")
         )
     if platform.machine() != "x86_64":
-        found.append(UnsupportedError(f"the BPF backend knows x86-64 only, not {platform.machine()}"))
+        found.append(
+            UnsupportedError(f"the BPF backend supports x86-64 only, not {platform.machine()}. Use --backend ptrace.")
+        )
     problem = bcc_problem()
     if problem is not None:
         found.append(problem)
     if kernel.lockdown() == "confidentiality":
-        found.append(UnsupportedError("kernel lockdown is at confidentiality: BPF may not read memory"))
+        found.append(
+            UnsupportedError(
+                "kernel lockdown is at confidentiality: BPF may not read memory. Boot with lockdown=integrity or none."
+            )
+        )
     if kernel.uprobe_pmu() is None:
-        found.append(UnsupportedError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)"))
+        found.append(UnsupportedError("this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y."))
     if not kernel.in_initial_pid_namespace():
         found.append(
             UnsupportedError(

@@ -1,7 +1,14 @@
 """Reads a BPF ring buffer straight from its pages: a third of the cost of a callback for each record.
 
-Layout and protocol: kernel/bpf/ringbuf.c and Documentation/bpf/ringbuf.rst, Linux 6.18. Nobody is
-ever woken: the reader comes by on a timer.
+Layout and protocol: kernel/bpf/ringbuf.c and Documentation/bpf/ringbuf.rst, Linux 6.18. The kernel
+wakes no reader: ours reads on a timer.
+
+Relies on x86's total store order: loads are not reordered with loads, nor stores with earlier loads or
+stores. So what the producer wrote before it moved its position, or cleared a record's busy bit, is
+seen after either is; and a record's room is given back after the record was copied. On another
+architecture, such as arm64, plain loads and stores from Python do not suffice: load the producer's
+position and each record's length with acquire and store the consumer's position with release, as
+libbpf's ring_buffer.c does.
 """
 
 from __future__ import annotations
@@ -15,9 +22,10 @@ _DISCARDED = 1 << 30
 
 
 class RingBuffer:
-    """The consumer's end of a ring buffer of `size` bytes, a power of two and multiple of the page."""
+    """The consumer's end of a ring buffer. The owner calls close()."""
 
     def __init__(self, map_fd: int, size: int) -> None:
+        """`size` of the map is in bytes, a power of two and multiple of the page; `map_fd` stays the caller's."""
         page = mmap.PAGESIZE
         self._mask = size - 1
         self._consumer = mmap.mmap(map_fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
@@ -30,7 +38,7 @@ class RingBuffer:
         self._page = page
 
     def records(self, limit: int) -> list[bytes]:
-        """Up to `limit` records that are complete, oldest first; their room is given back to the kernel."""
+        """Return up to `limit` complete records, oldest first, without headers; free their room in the ring."""
         consumed, produced = self._consumed[0], self._produced[0]
         data, page, mask, header = self._producer, self._page, self._mask, _HEADER.unpack_from
         found: list[bytes] = []
@@ -47,6 +55,7 @@ class RingBuffer:
         return found
 
     def close(self) -> None:
+        """Unmap the pages. Call it once, and read no more after it."""
         self._consumed.release()
         self._produced.release()
         self._consumer.close()

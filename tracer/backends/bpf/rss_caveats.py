@@ -1,4 +1,4 @@
-"""Whether one page fault is one new page on this host, as the weight `rss` of call stacks takes for granted."""
+"""Detects settings of this host under which a page fault is not exactly one new page, as the metric `rss` assumes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 _HUGE_BYTES = 2 << 20  # where the kernel does not say (x86-64)
 
 
-def caveats(root: Path = Path("/")) -> list[str]:
-    """A sentence for each setting by which it is not; `root` is where sys/ and proc/ are."""
+def rss_caveats(root: Path = Path("/")) -> list[str]:
+    """Return a sentence, for the user, for each such setting; `root` is the directory of sys/ and proc/."""
     found = []
     huge = _always_huge(root / "sys/kernel/mm/transparent_hugepage")
     if huge:
         found.append(
             f"stacks: rss: transparent huge pages are on (always): a page fault may be {_size(huge)} and is counted as"
-            " one page, so that functions seem to have grown by less than they did; mapped and zend are not concerned"
+            " one page, so the growth of functions is shown too small; mapped and zend are not affected"
         )
     balancing = _text(root / "proc/sys/kernel/numa_balancing")
     nodes = _text(root / "sys/devices/system/node/online")
     if balancing not in ("", "0") and not nodes.isdigit():  # such as 0-1, or 0,2
         found.append(
-            "stacks: rss: automatic NUMA balancing is on: a page that is there already may fault again and is counted"
-            " once more, so that functions seem to have grown by more than they did; mapped and zend are not concerned"
+            "stacks: rss: automatic NUMA balancing is on: a page may fault again and is then counted twice, so the"
+            " growth of functions is shown too large; mapped and zend are not affected"
         )
     return found
 
 
 def _always_huge(settings: Path) -> int:
-    """Bytes of the largest page that a fault brings without being asked for; 0 if that is a plain page.
+    """Bytes of the largest page that a fault brings without madvise(); 0 if that is a plain page.
 
     Since Linux 6.8 each size has a setting of its own, which may be to inherit the common one
     (Documentation/admin-guide/mm/transhuge.rst).
@@ -45,7 +45,7 @@ def _always_huge(settings: Path) -> int:
 
 
 def _chosen(path: Path) -> str:
-    """That of `always [madvise] never` which is in brackets."""
+    """The word in brackets of `always [madvise] never`; empty if there is none."""
     found = re.search(r"\[(\w+)\]", _text(path))
     return found.group(1) if found else ""
 

@@ -1,4 +1,4 @@
-"""Fills in the kernel's offsets and proves them on this very process before any worker is looked at.
+"""Fills in the kernel's offsets and proves them on this very process before any worker is measured.
 
 A wrong offset would not fail; it would measure something else. So the programs first measure the
 process they were loaded by, and that has to agree with its /proc/self/status.
@@ -34,19 +34,19 @@ _PR_SET_NAME, _PR_GET_NAME = 15, 16
 TRACEPOINT = "task_rename"
 # This process goes on while it is being measured; a wrong offset is off by far more.
 _TOLERANCE_BYTES = 1 << 20
-_TOUCHED, _BESIDES = 13, 8  # pages; what Python may touch besides
+_TOUCHED, _OTHERS = 13, 8  # pages: what the check touches, and at most what Python touches meanwhile
 TEXT_OF = ("percpu_counter_set", "__percpu_counter_sum")
 
 
 def fill_layout(maps: Callable[[str], Map], layout: KernelLayout, cpus: int, *, simulated: bool = False) -> None:
-    """Writes the map `layout`; UnsupportedError if what comes of it is not what /proc says.
+    """Write the map `kernel_layout` and check it: what the programs then measure has to be what /proc shows.
 
-    The program on_rename has to be attached to the raw tracepoint TRACEPOINT meanwhile. `simulated`
-    repeats the real CPUs' areas up to `cpus`, which costs what so many CPUs cost and measures
-    nonsense: for benchmarks.
+    `maps` returns a map by name. The program on_rename has to be attached to the raw tracepoint TRACEPOINT meanwhile.
+    `simulated` repeats the real CPUs' areas up to `cpus`, which costs what so many CPUs cost and measures nonsense:
+    for benchmarks. Raises UnsupportedError if a symbol is hidden or a figure differs.
     """
     if cpus > CPUS_MAX:
-        raise UnsupportedError(f"this host may have {cpus} CPUs; phptrace knows up to {CPUS_MAX}")
+        raise UnsupportedError(f"this host may have {cpus} CPUs; phptrace supports up to {CPUS_MAX}")
     offsets: list[int] = []
     if layout.rss_kind is RssKind.PERCPU:
         offsets = _percpu_offsets(maps, layout, kernel.possible_cpus())
@@ -62,11 +62,11 @@ def _write(maps: Callable[[str], Map], layout: KernelLayout, percpu: list[int]) 
     known = dataclasses.asdict(layout)
     values = [int(known.get(name, 0)) for name, _ in KERNEL_FIELDS[:-2]]
     padded = percpu + [0] * (CPUS_MAX - len(percpu))
-    maps("layout")[0] = KERNEL.pack(*values, mmap.PAGESIZE, *padded)
+    maps("kernel_layout")[0] = KERNEL.pack(*values, mmap.PAGESIZE, *padded)
 
 
 def _look(maps: Callable[[str], Map], text_from: int = 0) -> dict[str, Any]:
-    """Has the program look at this process, and copy kernel text if asked."""
+    """The fields of `struct self_check`, measured of this process now; `text` is copied from `text_from`, if not 0."""
     maps("self_check")[0] = SELF_CHECK.pack(text_from, os.getpid(), 0, 0, 0, 0, 0, b"")
     _rename_to_same()
     fields = (name for name, _ in SELF_CHECK_FIELDS)
@@ -107,7 +107,7 @@ def _compare(seen: dict[str, Any]) -> None:
     if not seen["seen"]:
         raise UnsupportedError(
             "the BPF programs did not recognise this process: either phptrace runs in a PID namespace of its own"
-            " (then run it on the host), or the kernel's type information does not fit the kernel"
+            " (then run it on the host), or the kernel's type information is another kernel's"
         )
     # Not /proc/self/status: before 6.2 it lacks up to 64 pages a thread, and from 6.2 until 6.16 (and its
     # backports) up to max(32, 2 * CPUs) pages a CPU. The page tables, which smaps_rollup walks, are exact.
@@ -122,14 +122,14 @@ def _compare(seen: dict[str, Any]) -> None:
         if abs(ours - real[name]) > _TOLERANCE_BYTES:
             raise UnsupportedError(
                 f"the kernel's counters cannot be read on this kernel: {name} of this process is {real[name]} bytes,"
-                f" and phptrace's look at it says {ours}. Please report this with `uname -r`."
+                f" but phptrace reads {ours}. Please report this with `uname -r`."
             )
 
 
 def _compare_growth(maps: Callable[[str], Map]) -> None:
-    """A few pages more have to show as a few pages more.
+    """Checks that a few pages more show as a few pages more.
 
-    The absolute figure cannot tell: without the per-CPU parts it is off by some 32 pages a CPU at most.
+    The absolute figure is no proof: without the per-CPU parts it is off by some 32 pages a CPU at most.
     """
     for _ in range(3):
         with mmap.mmap(-1, 64 * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
@@ -137,9 +137,9 @@ def _compare_growth(maps: Callable[[str], Map]) -> None:
             for page in range(_TOUCHED):
                 memory[page * mmap.PAGESIZE] = 1
             grown = (_look(maps)["anon"] - before) // mmap.PAGESIZE
-        if not _TOUCHED <= grown <= _TOUCHED + _BESIDES:
+        if not _TOUCHED <= grown <= _TOUCHED + _OTHERS:
             raise UnsupportedError(
-                f"RSS is not exact on this kernel: {_TOUCHED} pages touched showed as {grown}."
+                f"RSS is not exact on this kernel: {_TOUCHED} touched pages show as {grown}."
                 " Please report this with `uname -r`."
             )
 

@@ -1,7 +1,7 @@
 """Page faults and the CPU clock of processes, sampled by perf's software events, each with a BPF program.
 
-An event is a thread's and, by inheritance, that of what it starts from then on: threads, and processes, of which
-the programs heed those in the map `workers`.
+An event belongs to a thread, and is inherited by the threads and processes that it starts from then on. The programs
+ignore processes that are not in the map `workers`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _IDLE_S, _LOOK_S = 1.0, 0.0005
 
 
 class ThreadSampling:
-    """The events of all processes that are sampled: two descriptors a thread. close() takes them off."""
+    """The events of all processes that are sampled: two descriptors a thread. The owner calls close()."""
 
     def __init__(self, programs: Programs, *, every: int, hz: int) -> None:
+        """Sample every `every`-th page fault, and the clock `hz` times a second of CPU time."""
         self._programs = programs
         self._kinds = (
             ("on_fault", PERF_COUNT_SW_PAGE_FAULTS, every),
@@ -31,26 +32,28 @@ class ThreadSampling:
         self._events: dict[int, list[int]] = {}
 
     def start(self, pid: int) -> bool:
-        """Samples that process, and what it starts from now on. One that has ended is left out.
+        """Start sampling every thread of `pid`; children and new threads inherit it. No-op if the process has ended.
 
-        False if it starts threads all the time, so that some of them may not be sampled.
+        Returns False if it keeps starting threads, so that some may not be sampled. Raises UnsupportedError or
+        PhptraceError if an event cannot be opened: see perf_error().
         """
         for _ in range(_ATTEMPTS):
             self.stop(pid)
             threads = _threads(pid)
             for tid in threads:
                 self._open(pid, tid)
-            # Of a thread that is new nobody knows whether it was started before or after its parent was sampled.
+            # A thread that is new may have been started before its parent was sampled, or after.
             if _threads(pid) <= threads:
                 return True
         return False
 
     def stop(self, pid: int) -> None:
-        """No more of that process, nor of what has inherited its sampling."""
+        """Stop sampling that process, and what has inherited its events. No-op if it is not sampled."""
         for fd in self._events.pop(pid, ()):
             os.close(fd)
 
     def close(self) -> None:
+        """Stop sampling all processes. Idempotent."""
         for pid in list(self._events):
             self.stop(pid)
 
@@ -64,9 +67,9 @@ class ThreadSampling:
 
 
 def wait_until_idle(pid: int) -> None:
-    """Until that process has slept, so that a fork it was in the middle of is over; for at most a second.
+    """Wait until that process sleeps, so that a fork it was in the middle of is over; for at most a second.
 
-    A fork runs, or sleeps uninterruptibly: kernel_clone(), kernel/fork.c, Linux 6.18.
+    Returns at once if it has ended. A fork runs, or sleeps uninterruptibly: kernel_clone(), kernel/fork.c, Linux 6.18.
     """
     deadline = time.monotonic() + _IDLE_S
     while _state(pid) in ("R", "D") and time.monotonic() < deadline:
@@ -74,7 +77,7 @@ def wait_until_idle(pid: int) -> None:
 
 
 def _state(pid: int) -> str:
-    """The letter in /proc/PID/stat; none if there is no such process."""
+    """The letter in /proc/PID/stat; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):

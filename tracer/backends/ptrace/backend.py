@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tracer.backends import StackOptions
+from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace.permissions import obstacle, refusal
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace.tracer import TracingLoop
@@ -28,6 +28,7 @@ from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss, Request
+from tracer.targets import arch
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.php import EXIT_NOT_SEEN
 from tracer.targets.processes import GRANTS
@@ -40,24 +41,22 @@ _CLOSE_S = 20.0
 _POLL_S = 0.05
 _WHY_LOST = {
     Channel.LOST: "records: the recorder did not keep up with the tracer",
-    Channel.UNARMED: "workers: they have a handler of their own for SIGTRAP, so that breakpoints would disturb them",
-    Channel.GIVEN_UP: "requests, perhaps: what a connection sent made no sense until its next request",
+    Channel.UNARMED: "workers skipped: they install their own SIGTRAP handler",
+    Channel.GIVEN_UP: "possibly requests: malformed FastCGI data skipped on a connection",
 }
 COST = (
-    "each system call of a worker stops it twice: a request of 10 ms takes about twice as long. Where that is too"
+    "each system call of a worker stops it twice, so a request of 10 ms takes about twice as long. If that is too"
     " much, use BPF (see `phptrace doctor`)"
 )
 _SLOWLOG = (
     "php-fpm's slowlog (request_slowlog_timeout) stays empty while workers are traced with ptrace: its master would"
     " have to trace them itself, and logs that it cannot"
 )
-_COST_OF_BOUNDARIES = "a request stops three times: 0.2 to 0.8 ms, whatever it does. SIGTRAP has a handler meanwhile"
-_NO_CALLS = "not measured: mmap and brk calls: with breakpoints, no system call is seen"
-_MAPPED_ONLY = (
-    "stacks: of mmap, mremap and brk alone (--metric mapped): page faults and Zend's heap cannot be sampled with ptrace"
-)
-_ABANDONED = "workers: watched no longer, since "
-_UNEXPLAINED = "workers: something else was tracing them when tracing began (php-fpm's slowlog, another tracer)"
+_COST_OF_BREAKPOINTS = "each request stops three times, 0.2 to 0.8 ms in all; workers have a SIGTRAP handler meanwhile"
+_NO_CALLS = "not measured: mmap and brk calls, since breakpoints see no system calls"
+_MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cannot sample page faults or Zend's heap"
+_ABANDONED = "workers no longer traced: "
+_UNEXPLAINED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
 _LACKING = (
     "not measured: zend_used_end, memory_limit: with ptrace, the end of the script is not seen",
     "not told from a plain end: exit(): with ptrace, no call inside PHP is seen",
@@ -71,10 +70,14 @@ class PtraceBackend:
     needs_symbols = False
 
     def __init__(
-        self, *, keep_query: bool = False, stacks: StackOptions | None = None, boundaries: bool = False
+        self,
+        *,
+        keep_query: bool = False,
+        stacks: StackOptions | None = None,
+        mode: PtraceMode = PtraceMode.SYSCALLS,
     ) -> None:
-        """With `boundaries`, breakpoints at a request's boundaries instead of stops at its system calls."""
-        self._boundaries = boundaries
+        """`stacks`: also record the stacks of memory calls, which needs PtraceMode.SYSCALLS; None for no stacks."""
+        self._mode = mode
         self._keep_query = keep_query
         self._stack_options = stacks
         self._tracer: int | None = None  # the pid of the process that traces
@@ -95,8 +98,9 @@ class PtraceBackend:
 
     @property
     def lacking(self) -> Sequence[str]:
-        told = [_NO_CALLS, f"cost: {_COST_OF_BOUNDARIES}"] if self._boundaries else [f"cost: {COST}"]
-        return tuple(dict.fromkeys([*self._lacking, *_LACKING, *told]))
+        breakpoints = self._mode is PtraceMode.BREAKPOINTS
+        of_mode = [_NO_CALLS, f"cost: {_COST_OF_BREAKPOINTS}"] if breakpoints else [f"cost: {COST}"]
+        return tuple(dict.fromkeys([*self._lacking, *_LACKING, *of_mode]))
 
     def attach(self, targets: Sequence[Target]) -> None:
         stopped = obstacle()
@@ -108,8 +112,8 @@ class PtraceBackend:
                     f"{target.named} is PHP's {ascii(target.sapi)[1:-1]}: with ptrace, requests are found by FastCGI,"
                     " which php-fpm and php-cgi speak. Use --backend bpf"
                 )
-            if self._boundaries:
-                self._check_boundaries(target)
+            if self._mode is PtraceMode.BREAKPOINTS:
+                self._check_breakpoints(target)
             for process in target.processes:
                 refused = refusal(process.pid)
                 if refused is not None:
@@ -127,7 +131,7 @@ class PtraceBackend:
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             self._table = WorkerTable(offset)
             decoder = RequestDecoder(
-                os.uname().nodename, offset, keep_query=self._keep_query, calls=not self._boundaries
+                os.uname().nodename, offset, keep_query=self._keep_query, calls=self._mode is PtraceMode.SYSCALLS
             )
             self._event_decoder = EventDecoder(self._table, decoder, died=self._growth_decoder.forget)
             self._start(list(targets))
@@ -172,34 +176,46 @@ class PtraceBackend:
         self._undo.close()
         return facts
 
-    def _check_boundaries(self, target: Target) -> None:
+    def _check_breakpoints(self, target: Target) -> None:
         """UnsupportedError if there is no place for the breakpoints."""
         hooks = target.php.hooks
-        if platform.machine() != "x86_64":
+        if platform.machine() != arch.MACHINE:
             raise UnsupportedError(
-                f"--ptrace-mode boundaries knows x86-64 only, not {platform.machine()}: elsewhere a breakpoint that is"
-                " hit without a tracer is hit for ever. Use --ptrace-mode syscalls"
+                f"--ptrace-mode breakpoints works on x86-64 only, not on {platform.machine()}: elsewhere a worker whose"
+                " tracer was killed would hit a breakpoint again and again. Use --ptrace-mode syscalls."
             )
         if hooks is None or hooks.end_is_return:
             raise UnsupportedError(
-                f"{target.php.image.shown} has no place to break at the end of a request. Use --ptrace-mode syscalls"
+                f"{target.php.image.shown} has no instruction at the end of a request that can have a breakpoint."
+                " Use --ptrace-mode syscalls."
             )
         if self._stack_options is not None:
-            raise UnsupportedError("--ptrace-mode boundaries sees no memory calls, and so no stacks: take syscalls")
+            raise UnsupportedError(
+                "--stacks cannot be used with --ptrace-mode breakpoints, which sees no memory calls."
+                " Use --ptrace-mode syscalls."
+            )
 
     def _start(self, targets: list[Target]) -> None:
         """Forks the process that traces. It inherits what is known of the targets, and nothing that runs."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
-        # Until it has a handler of its own: with the one it inherits, it would go on.
+        # Until the child has a handler of its own: with the one it inherits, it would not end.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(reading)
+            os.close(writing)
+            raise UnsupportedError(
+                f"cannot start the tracing process: {exc.strerror}. Raise the limit on processes, or stop some."
+            ) from exc
         if pid == 0:
             code = 1
             try:
                 os.close(reading)
                 out = PipeWriter(writing)
-                TracingLoop(targets, out, parent, self._stack_options, boundaries=self._boundaries).run()
+                TracingLoop(targets, out, parent, self._stack_options, self._mode).run()
                 code = 0
             finally:
                 os._exit(code)

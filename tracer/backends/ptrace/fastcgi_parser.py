@@ -67,6 +67,16 @@ _PAIR_LIMIT_BYTES = 0xFFFF
 _LENGTHS_MAX_BYTES = 8
 
 
+def begins_request(data: bytes) -> bool:
+    """True if the bytes start with the header of a BEGIN_REQUEST record."""
+    return len(data) >= _HEADER.size and _matches_begin(data[: _HEADER.size])
+
+
+def _matches_begin(header: bytes) -> bool:
+    """True if a header, which may be cut, is a BEGIN_REQUEST's as far as it goes."""
+    return all(expected in (None, byte) for expected, byte in zip(_BEGIN_PATTERN, header, strict=False))
+
+
 class FastCgiReader:
     """What one connection's bytes say: where requests begin, and their parameters. Never raises on content; memory
     is bounded.
@@ -154,7 +164,7 @@ class FastCgiReader:
         held = self._held + data[: _HEADER.size]
         for start in self._starts:
             header = held[start : start + _HEADER.size]
-            if all(expected in (None, byte) for expected, byte in zip(_BEGIN_PATTERN, header, strict=False)):
+            if _matches_begin(header):
                 if len(header) < _HEADER.size:
                     self._held = header
                     self._starts = [other - start for other in self._starts if other >= start]

@@ -1,5 +1,5 @@
-"""A request that is watched from outside, and its record: that of bpf/request_events.h, so that
-both backends' requests are decoded by the same code.
+"""A request watched from outside. Its record is packed into C's struct request (bpf/request_events.h), sent through the
+pipe, and decoded by the same decoder as BPF's.
 """
 
 from __future__ import annotations

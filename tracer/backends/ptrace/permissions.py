@@ -34,10 +34,16 @@ def obstacle() -> str | None:
     """What keeps this process from tracing even a child of its own, as a seccomp filter or policy would; None if
     nothing does.
     """
-    child = os.fork()
+    parent = os.getpid()
+    try:
+        child = os.fork()
+    except OSError as exc:
+        return f"cannot start a process to try ptrace on: {exc.strerror}. Raise the limit on processes"
     if child == 0:
         try:
-            signal.pause()
+            syscalls.die_with_parent(signal.SIGKILL)
+            if os.getppid() == parent:  # otherwise it died before the line above, and no signal will come
+                signal.pause()
         finally:
             os._exit(0)
     try:
@@ -73,8 +79,12 @@ def _missing(pid: int, status: dict[str, str]) -> str | None:
         return "kernel.yama.ptrace_scope is 2, which asks for CAP_SYS_PTRACE"
     if set(status["Uid"].split()) != {str(os.geteuid())} or set(status["Gid"].split()) != {str(os.getegid())}:
         return "it belongs to another user, and this process lacks CAP_SYS_PTRACE"
-    # Of a process that is not dumpable, everything in /proc/PID belongs to root: fs/proc/base.c
-    if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+    # Everything in /proc/PID of a process that is not dumpable belongs to root: fs/proc/base.c
+    try:
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None  # it has ended since its status was read
+    if owner != os.geteuid():
         return "it is not dumpable (process.dumpable = no), and this process lacks CAP_SYS_PTRACE"
     if scope == 1:
         return "kernel.yama.ptrace_scope is 1, which allows it to ancestors only, and this process lacks CAP_SYS_PTRACE"

@@ -1,6 +1,9 @@
-"""PHP's call stack, read in a stopped worker's memory: the same walk as bpf/frames.h, a page at a time.
+"""PHP's call stack, read in a stopped worker's memory, a page at a time.
 
-33 frames take 43 to 66 us; with a read for each structure it was 490 to 860.
+The same walk as in C, which has to change with it: hash_of() and its helpers in bpf/php_stack.h find the frames,
+send_stack() and fill_frame() in bpf/growth.bpf.c their functions and lines.
+
+33 frames take 43 to 66 µs; with a read for each structure it was 490 to 860.
 """
 
 from __future__ import annotations

@@ -19,26 +19,13 @@ from pathlib import Path
 
 from tracer.backends.ptrace import syscalls
 from tracer.errors import UnsupportedError
-from tracer.targets import processes
+from tracer.targets import arch, processes
 
-# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
-_RT_SIGACTION, _RT_SIGRETURN = 13, 15
-_CALL = b"\x0f\x05\xc3"  # syscall; ret
-_RET = b"\xc3"
-_RESTORER = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"  # mov $15,%rax; syscall: libc's __restore_rt
 _SA_RESTORER, _SA_RESTART = 0x0400_0000, 0x1000_0000
 _ACTION = struct.Struct("<QQQQ")  # struct kernel_sigaction: handler, flags, restorer, mask
 _BELOW = 2048  # bytes below the stack pointer: far beyond the red zone
 _FLOATS_AT, _ACTION_AT, _OLD_AT = 512, 1024, 1056  # from the frame; the first at a multiple of 64
 _TEXT_MOST = 8 << 20
-_NONE = (1 << 64) - 1
-# What a system call that a stop interrupted is about to be answered with: include/linux/errno.h. Those of the first
-# kind are made once more; how much of a sleep is left only the kernel knows, and rt_sigreturn() has it forget that
-# (restore_sigcontext(), arch/x86/kernel/signal_64.c).
-_RESTARTS = (-512, -513, -514)
-_RESTART_BLOCK = -516
-# What a worker would die of if the code it was sent through is not what it seemed.
-_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
 _HOLDS = (signal.SIGTRAP, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 # struct rt_sigframe, from pretcode on: arch/x86/include/asm/sigframe.h and uapi/asm/sigcontext.h. uc_stack
@@ -63,12 +50,12 @@ def may_call(regs: syscalls.Registers) -> bool:
     """Whether a worker with these registers stands in a system call that was made, or interrupted, and can be made
     again: then nothing is in its vector registers, of which a signal frame has only a part.
     """
-    return bool(regs.orig_rax != _NONE) and not is_asleep(regs)
+    return bool(regs.orig_rax != arch.NO_SYSCALL) and not is_asleep(regs)
 
 
 def is_asleep(regs: syscalls.Registers) -> bool:
     """Whether it was interrupted in a system call with a time limit: sleep(), poll() and the like."""
-    return bool(regs.orig_rax != _NONE) and _result(regs) == _RESTART_BLOCK
+    return bool(regs.orig_rax != arch.NO_SYSCALL) and arch.syscall_result(regs.rax) == arch.RESTART_BLOCK
 
 
 class SigtrapHandler:
@@ -77,7 +64,7 @@ class SigtrapHandler:
     def __init__(self, pid: int) -> None:
         """Finds what is needed in the C library of that process; UnsupportedError if it is not there."""
         start, text = _libc_text(pid)
-        places = {code: text.find(code) for code in (_CALL, _RET, _RESTORER)}
+        places = {code: text.find(code) for code in (arch.SYSCALL_RET, arch.RET, arch.RESTORER)}
         if min(places.values()) < 0:
             raise UnsupportedError(f"process {pid}: its C library has not the code that a handler is made of")
         self._places = {code: start + place for code, place in places.items()}
@@ -114,7 +101,7 @@ class SigtrapHandler:
         return _one(pid, held, again)
 
     def _ours(self) -> tuple[int, int, int, int]:
-        return self._places[_RET], _SA_RESTORER | _SA_RESTART, self._places[_RESTORER], 0
+        return self._places[arch.RET], _SA_RESTORER | _SA_RESTART, self._places[arch.RESTORER], 0
 
     def _action(self, pid: int, wanted: tuple[int, int, int, int] | None) -> tuple[tuple[int, int, int, int], int]:
         """Has the worker call rt_sigaction(SIGTRAP); what was in force before, and the signal held meanwhile."""
@@ -125,7 +112,8 @@ class SigtrapHandler:
         content = self._frame(before, frame + _FLOATS_AT, _blocked(pid)).ljust(_FLOATS_AT, b"\0") + floats
         syscalls.write_memory(pid, frame, content + _ACTION.pack(*(wanted or (0, 0, 0, 0))) + bytes(_ACTION.size))
         regs = syscalls.Registers.from_buffer_copy(before)
-        regs.rip, regs.rax, regs.orig_rax, regs.rsp = self._places[_CALL], _RT_SIGACTION, _NONE, frame
+        regs.rip, regs.rsp = self._places[arch.SYSCALL_RET], frame
+        regs.rax, regs.orig_rax = arch.SYS_RT_SIGACTION, arch.NO_SYSCALL
         regs.rdi, regs.rsi, regs.rdx = signal.SIGTRAP, frame + _ACTION_AT if wanted else 0, frame + _OLD_AT
         regs.r10 = 8
         syscalls.set_registers(pid, regs)
@@ -138,17 +126,13 @@ class SigtrapHandler:
     def _frame(self, regs: syscalls.Registers, floats: int, blocked: int) -> bytes:
         """What the worker comes back to: where it is; or before the system call that it has to make once more."""
         values = {name: getattr(regs, name) for name in _GENERAL}
-        if _result(regs) in _RESTARTS:
+        if arch.syscall_result(regs.rax) in arch.RESTARTS:
             values["rax"] = regs.orig_rax
-            values["rip"] = regs.rip - 2  # the length of `syscall`
+            values["rip"] = regs.rip - len(arch.SYSCALL)
         return _FRAME.pack(
-            self._places[_RESTORER], _STRICT_SS, 0, 0, _NO_STACK, 0, 0,
+            self._places[arch.RESTORER], _STRICT_SS, 0, 0, _NO_STACK, 0, 0,
             *values.values(), regs.cs, 0, 0, regs.ss, 0, 0, 0, 0, floats, blocked,
         )  # fmt: skip
-
-
-def _result(regs: syscalls.Registers) -> int:
-    return int(regs.rax - (1 << 64) if regs.rax >> 63 else regs.rax)
 
 
 def _through_calls(pid: int, before: syscalls.Registers) -> tuple[int, int]:
@@ -169,13 +153,13 @@ def _through_calls(pid: int, before: syscalls.Registers) -> tuple[int, int]:
             made = syscalls.syscall_stop(pid)
             if isinstance(made, syscalls.Entry):
                 number = made.number
-            elif isinstance(made, syscalls.Exit) and number == _RT_SIGACTION:
+            elif isinstance(made, syscalls.Exit) and number == arch.SYS_RT_SIGACTION:
                 result = made.result
-            elif isinstance(made, syscalls.Exit) and number == _RT_SIGRETURN:
+            elif isinstance(made, syscalls.Exit) and number == arch.SYS_RT_SIGRETURN:
                 return result, held
         elif event:
             continue
-        elif stopped in _FAULTS:
+        elif stopped in arch.FAULTS:
             syscalls.set_registers(pid, before)
             raise UnsupportedError(f"process {pid} cannot be made to set a handler ({signal.Signals(stopped).name})")
         elif stopped in _HOLDS:

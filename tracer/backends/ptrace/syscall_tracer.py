@@ -8,13 +8,14 @@ Zend's heap is not known, when the worker accepts or reads the next.
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params
+from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, begins_request
 from tracer.backends.ptrace.open_request import OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
@@ -22,15 +23,16 @@ from tracer.backends.ptrace.syscalls import Entry, Exit, read_memory
 from tracer.backends.records.address_space import whole_pages
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.backends.records.stack_structs import Call
+from tracer.targets import arch
 
-# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
-_READ, _WRITE, _CLOSE = 0, 1, 3
-_MMAP, _MUNMAP, _BRK, _MREMAP = 9, 11, 12, 25
-_ACCEPT, _ACCEPT4 = 43, 288
-_SENDTO = 44
-_ACCEPTING = (_ACCEPT, _ACCEPT4)
-_WRITING = (_WRITE, _SENDTO)
-_MAPPING = {_MMAP: Call.MMAP, _MUNMAP: Call.MUNMAP, _MREMAP: Call.MREMAP, _BRK: Call.BRK}
+_ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
+_WRITING = (arch.SYS_WRITE, arch.SYS_SENDTO)
+_MEMORY_CALLS = {
+    arch.SYS_MMAP: Call.MMAP,
+    arch.SYS_MUNMAP: Call.MUNMAP,
+    arch.SYS_MREMAP: Call.MREMAP,
+    arch.SYS_BRK: Call.BRK,
+}
 _WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
 _READ_MOST = 64 << 10  # of one call: php reads a request's bodies in larger pieces, which are only skipped
 _END_REQUEST_BYTES = 16
@@ -49,6 +51,32 @@ class MemoryCallMade(NamedTuple):
     to: int
     to_bytes: int
     script_ended: bool
+
+
+class Phase(enum.Enum):
+    """Where a worker is in its request.
+
+                              Params                       END_REQUEST written, and
+    IDLE ------------------------------------------> RUNNING -------------------------+
+    START_NOT_SEEN --------------------------------> RUNNING     a script runs |      | none runs
+      |    Params; its end is sent first                                       v      v
+      |                                                               ANSWERED ---> TEARDOWN
+      |                                        a memory call, and no script runs any more
+      | accept, Begun, Params
+      v
+    IDLE <--- RUNNING, ANSWERED, TEARDOWN: accept on the listening socket, Begun, Params (of the next request)
+         <--- ANSWERED, TEARDOWN: a read on a kept connection; or Zend's heap, if it tells, has been reset
+         <--- RUNNING, ANSWERED, TEARDOWN: the worker left, or tracing ends; the request is cut off
+    """
+
+    IDLE = "idle"
+    START_NOT_SEEN = "start not seen"  # it was in a request when tracing began
+    RUNNING = "running"
+    ANSWERED = "answered"  # fastcgi_finish_request(): the script goes on
+    TEARDOWN = "teardown"  # the script is over, the request is not
+
+
+_AFTER_ANSWER = (Phase.ANSWERED, Phase.TEARDOWN)
 
 
 class _Connection:
@@ -83,33 +111,31 @@ class SyscallTracer:
         self._memory = memory
         self._emit = emit
         self._on_call = on_call
-        self._busy = busy
+        self.phase = Phase.START_NOT_SEEN if busy else Phase.IDLE
         self._request: OpenRequest | None = None
-        self._answered = False
-        self._script_ended = False
         self._heap_tells = False  # of the end of this request: not with USE_ZEND_ALLOC=0
         self._listening: int | None = None
         self._keep = False
         self._connections: dict[int, _Connection] = {}
-        self._strange: set[int] = set()  # descriptors that were there before, and are no connections
+        self._not_connections: set[int] = set()  # descriptors from before tracing that are no sockets
         self._entry: Entry | None = None
         self._break: int | None = None
         self._vm_at_brk = 0
 
     def at_entry(self, entry: Entry) -> None:
         self._entry = entry
-        if entry.number == _BRK and self._break is None:
+        if entry.number == arch.SYS_BRK and self._break is None:
             self._vm_at_brk = self._files.vm()
         number, request = entry.number, self._request
-        if request is not None and not request.script_found and not self._answered and request.layout_known:
+        if request is not None and self.phase is Phase.RUNNING:
             self._look_for_script(request)
         if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
             self.accepts = True
             self._end()
         elif request is None:
             return
-        elif self._answered:
-            kept = self._keep and number == _READ and entry.arguments[0] in self._connections
+        elif self.phase in _AFTER_ANSWER:
+            kept = self._keep and number == arch.SYS_READ and entry.arguments[0] in self._connections
             if kept or (self._heap_tells and not self._memory.in_request()):
                 self._end()
             else:
@@ -123,21 +149,22 @@ class SyscallTracer:
             return
         number, arguments = entry
         # Not recvfrom(): fcgi_close() drains with it what nobody is to read (main/fastcgi.c, PHP 8.2).
-        if number == _READ:
+        if number == arch.SYS_READ:
             self._read(arguments[0], arguments[1], arguments[2], made.result)
         elif number in _ACCEPTING and arguments[0] == self._listening:
             self._connections[made.result] = _Connection()
-            self._strange.discard(made.result)
-        elif number == _CLOSE:
+            self._not_connections.discard(made.result)
+        elif number == arch.SYS_CLOSE:
             self._connections.pop(arguments[0], None)
-            self._strange.discard(arguments[0])
-        elif number in _MAPPING:
-            self._memory_call(_MAPPING[number], arguments, made.result)
+            self._not_connections.discard(arguments[0])
+        elif number in _MEMORY_CALLS:
+            self._memory_call(_MEMORY_CALLS[number], arguments, made.result)
 
     def left(self, exit_code: int) -> None:
         """It died, or became another program, of which `exit_code` tells."""
         if self._request is not None:
             request, self._request = self._request, None
+            self.phase = Phase.IDLE
             request.leave(_now(), exit_code)
             self._emit(request.record)
 
@@ -145,6 +172,7 @@ class SyscallTracer:
         """Tracing ends, and the worker goes on."""
         if self._request is not None:
             request, self._request = self._request, None
+            self.phase = Phase.IDLE
             request.leave(_now(), 0, detached=True)
             self._emit(request.record)
 
@@ -160,12 +188,15 @@ class SyscallTracer:
         return descriptor == self._listening
 
     def _read(self, descriptor: int, address: int, wanted: int, size: int) -> None:
-        connection = self._connection(descriptor, wanted)
-        if connection is None or not size:
+        may_be_adopted = wanted == _HEADER_BYTES and not (self.accepts or self.requests)
+        if not size or not (descriptor in self._connections or may_be_adopted):
             return
         try:
             data = read_memory(self.pid, address, min(size, _READ_MOST))
         except OSError:
+            return
+        connection = self._connections.get(descriptor) or self._adopt_connection(descriptor, data)
+        if connection is None:
             return
         known = connection.reader.given_up
         for event in connection.reader.feed(data):
@@ -177,21 +208,25 @@ class SyscallTracer:
         if descriptor in self._connections:
             self.given_up += connection.reader.given_up - known
 
-    def _connection(self, descriptor: int, wanted: int) -> _Connection | None:
-        """The connection of that descriptor; one that was there before tracing began may be one, too.
+    def _adopt_connection(self, descriptor: int, data: bytes) -> _Connection | None:
+        """A connection that the worker accepted before tracing began; None if the descriptor is no socket.
 
-        Of such a one the first bytes have to be those of a header, for which php asks alone.
+        `data` are the first bytes read of it, as many as a header has: php asks for those alone.
         """
-        known = self._connections.get(descriptor)
-        unknown = known is None and descriptor not in self._strange and wanted == _HEADER_BYTES
-        if not unknown or self.accepts or self.requests:
-            return known
+        if descriptor in self._not_connections:
+            return None
         try:
             is_socket = os.readlink(f"/proc/{self.pid}/fd/{descriptor}").startswith("socket:")
+        except PermissionError:
+            # Another user's, and CAP_SYS_PTRACE alone (proc_fd_permission(), fs/proc/fd.c, Linux 6.18): go by the
+            # bytes. In the middle of a request they are another header, and the next request may still come.
+            if not begins_request(data):
+                return None
+            is_socket = True
         except OSError:
             is_socket = False
         if not is_socket:
-            self._strange.add(descriptor)
+            self._not_connections.add(descriptor)
             return None
         self._connections[descriptor] = _Connection()
         return self._connections[descriptor]
@@ -202,7 +237,6 @@ class SyscallTracer:
         prefix = _PROXY.match(script.text) if script else None
         proxied = prefix.end() if prefix else 0
         self.requests += 1
-        self._busy = self._answered = self._script_ended = False
         self._keep = keep
         heap = self._memory.heap()
         before = self._files.memory()
@@ -222,6 +256,7 @@ class SyscallTracer:
             anon_peak=before.anon,
             layout_known=self._memory.knows_globals,
         )
+        self.phase = Phase.RUNNING
 
     def _is_end(self, arguments: tuple[int, ...]) -> bool:
         """Whether what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
@@ -236,8 +271,7 @@ class SyscallTracer:
 
     def _answer(self, request: OpenRequest) -> None:
         """The answer is complete. fastcgi_finish_request() answers, and the script goes on."""
-        self._answered = True
-        self._script_ended = not self._memory.runs_script()
+        self.phase = Phase.ANSWERED if self._memory.runs_script() else Phase.TEARDOWN
         self._heap_tells = bool(self._memory.in_request())
         request.status = self._memory.status()
         if not request.script_found and request.layout_known:
@@ -246,6 +280,8 @@ class SyscallTracer:
 
     def _look_for_script(self, request: OpenRequest) -> None:
         """What PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
+        if request.script_found or not request.layout_known:
+            return
         found = self._memory.script(SCRIPT_MAX)
         if found is not None:
             request.script, request.script_bytes, request.script_found = found, len(found), True
@@ -258,10 +294,10 @@ class SyscallTracer:
             request.fatal = request.script_found and self._memory.ended_by_error()
 
     def _end(self) -> None:
+        before, self.phase = self.phase, Phase.IDLE
+        if before is Phase.START_NOT_SEEN:
+            self._emit_end_alone()
         if self._request is None:
-            if self._busy:
-                self._busy = False
-                self._emit_end_alone()
             return
         request, self._request = self._request, None
         request.end(_now(), self._files, self._memory.heap())
@@ -303,9 +339,10 @@ class SyscallTracer:
             address, size, to = before, 0, result
         request.sample(self._files.anon())
         if self._on_call is not None:
-            if self._answered and not self._script_ended:
-                self._script_ended = not self._memory.runs_script()
-            self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, self._script_ended))
+            if self.phase is Phase.ANSWERED and not self._memory.runs_script():
+                self.phase = Phase.TEARDOWN
+            script_ended = self.phase is Phase.TEARDOWN
+            self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, script_ended))
 
 
 def _now() -> int:

@@ -14,14 +14,13 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tracer.targets import arch
+
 # include/uapi/linux/ptrace.h, Linux 6.18
 _POKEUSER = 6
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
 _NT_PRSTATUS, _NT_PRFPREG = 1, 2
-_FLOAT_BYTES = 512
-_DEBUGREG = 848  # offset of u_debugreg in struct user: arch/x86/include/asm/user_64.h
-_CONTROL = 7  # the debug register that enables the others
 _SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
 _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 
@@ -34,6 +33,7 @@ O_EXEC = 1 << 4
 EVENT_FORK, EVENT_EXEC, EVENT_STOP = 1, 4, 128
 WALL = 0x4000_0000  # waitpid(2): __WALL
 _ENTRY, _EXIT = 1, 2
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h, Linux 6.18
 
 
 class _Iovec(ctypes.Structure):
@@ -83,6 +83,14 @@ _local_at, _remote_at = ctypes.byref(_local), ctypes.byref(_remote)
 _U64 = (1 << 64) - 1
 
 
+def die_with_parent(signal: int) -> None:
+    """Has the kernel send this process that signal when its parent dies.
+
+    A parent that died before the call sends none: the caller compares os.getppid() afterwards.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0)
+
+
 def _call(request: int, pid: int, address: int = 0, value: int = 0) -> int:
     ctypes.set_errno(0)
     result = int(_libc.ptrace(request, pid, address, value))
@@ -125,13 +133,7 @@ def resume_to_syscall(pid: int, signal: int = 0) -> None:
 class Registers(ctypes.Structure):
     """struct user_regs_struct, x86-64."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
-            "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
-        )
-    )  # fmt: skip
+    _fields_ = tuple((name, ctypes.c_uint64) for name in arch.USER_REGISTERS)
 
 
 def registers(pid: int) -> Registers:
@@ -148,8 +150,8 @@ def set_registers(pid: int, wanted: Registers) -> None:
 
 def float_registers(pid: int) -> bytes:
     """struct user_fpregs_struct, x86-64: an FXSAVE image, with the control words that a script may have set."""
-    found = ctypes.create_string_buffer(_FLOAT_BYTES)
-    iovec = _Iovec(ctypes.addressof(found), _FLOAT_BYTES)
+    found = ctypes.create_string_buffer(arch.FLOAT_BYTES)
+    iovec = _Iovec(ctypes.addressof(found), arch.FLOAT_BYTES)
     _call(_GETREGSET, pid, _NT_PRFPREG, ctypes.addressof(iovec))
     return found.raw
 
@@ -159,11 +161,12 @@ def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
 
     By its debug registers, which stay as they are when the tracer dies: clear them before it is let go.
     """
-    _call(_POKEUSER, pid, _DEBUGREG + 8 * _CONTROL, 0)
+    control = arch.debug_register_offset(arch.DEBUG_CONTROL)
+    _call(_POKEUSER, pid, control, 0)
     for number, address in enumerate(addresses):
-        _call(_POKEUSER, pid, _DEBUGREG + 8 * number, address)
+        _call(_POKEUSER, pid, arch.debug_register_offset(number), address)
     if addresses:
-        _call(_POKEUSER, pid, _DEBUGREG + 8 * _CONTROL, sum(1 << 2 * number for number in range(len(addresses))))
+        _call(_POKEUSER, pid, control, arch.debug_control(len(addresses)))
 
 
 def detach(pid: int, signal: int = 0) -> None:

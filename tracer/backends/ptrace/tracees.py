@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tracer.backends.ptrace import syscalls
-from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
-from tracer.backends.ptrace.syscall_tracer import SyscallTracer
+from tracer.backends.ptrace.tracee import Tracee
 from tracer.backends.ptrace.worker_factory import WorkerFactory
 from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
 from tracer.errors import PhptraceError
@@ -40,7 +39,7 @@ class Tracees:
     ) -> None:
         """`emit` takes what makes a record of whoever comes and goes; `tell_abandoned` why one cannot be watched."""
         self.masters: dict[int, Target] = {}
-        self.workers: dict[int, SyscallTracer | BreakpointTracer] = {}
+        self.workers: dict[int, Tracee] = {}
         self._factory = factory
         self._emit = emit
         self._tell_abandoned = tell_abandoned

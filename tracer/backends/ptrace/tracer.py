@@ -8,7 +8,6 @@ is a stop at a system call, which by O_SYSGOOD is no signal.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ import struct
 from collections.abc import Callable
 from types import FrameType
 
-from tracer.backends import StackOptions
+from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace import syscalls
 from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
 from tracer.backends.ptrace.breakpoints import Breakpoints, can_call, is_signal
@@ -30,7 +29,6 @@ from tracer.backends.records.request_structs import REPLACED, EventKind
 from tracer.targets.resolve import Target
 
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
-_PR_SET_PDEATHSIG = 1
 _FLUSH_S = 20.0
 # A signal that comes just before waitpid() is heeded when that returns: at the latest with the next tick. A worker
 # that computes, and makes no system call, is let go with its handler a tick after tracing has ended.
@@ -41,15 +39,15 @@ class TracingLoop:
     """Traces the workers of the targets until it is told to stop by SIGTERM, or its parent dies."""
 
     def __init__(
-        self, found: list[Target], out: PipeWriter, parent: int, stacks: StackOptions | None, *, boundaries: bool
+        self, found: list[Target], out: PipeWriter, parent: int, stacks: StackOptions | None, mode: PtraceMode
     ) -> None:
-        """With `boundaries`, breakpoints at a request's boundaries instead of stops at system calls."""
+        """`out` is the pipe to the process `parent`, which polls; `stacks`: None for no stacks."""
         self._targets = found
-        self._boundaries = boundaries
+        self._mode = mode
         self._out = out
         self._parent = parent
         self._deferred: list[Callable[[], bytes]] = []
-        self._factory = WorkerFactory(self._deferred.append, self._send_stack, stacks, boundaries=boundaries)
+        self._factory = WorkerFactory(self._deferred.append, self._send_stack, stacks, mode)
         self._tracees = Tracees(self._factory, self._deferred.append, self._tell_abandoned)
         self._breakpoints = Breakpoints()
         self._stopping = False
@@ -64,7 +62,7 @@ class TracingLoop:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        syscalls.die_with_parent(signal.SIGTERM)
         if os.getppid() != self._parent:
             return
         with contextlib.suppress(OSError):
@@ -184,7 +182,7 @@ class TracingLoop:
         """
         if self._tracees.settle(pid):
             return True
-        if self._boundaries:
+        if self._mode is PtraceMode.BREAKPOINTS:
             syscalls.set_breakpoints(pid, ())
         syscalls.detach(pid)
         self._forget(pid)
@@ -257,7 +255,7 @@ class TracingLoop:
             with contextlib.suppress(*TROUBLE):
                 worker.cut_off()
         with contextlib.suppress(OSError):
-            if self._boundaries:
+            if self._mode is PtraceMode.BREAKPOINTS:
                 syscalls.set_breakpoints(pid, ())
         with contextlib.suppress(OSError):
             syscalls.detach(pid, number if number != signal.SIGTRAP else 0)
@@ -305,7 +303,7 @@ class TracingLoop:
             )
             if delivered is None:
                 return
-        elif self._boundaries:
+        elif self._mode is PtraceMode.BREAKPOINTS:
             syscalls.set_breakpoints(pid, ())  # a daemon's new master was taken for a worker at first
         if worker is not None:
             worker.cut_off()

@@ -6,21 +6,22 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from tracer.backends import StackOptions
+from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.php_stack import Walker
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.stack_records import StackSender
 from tracer.backends.ptrace.syscall_tracer import SyscallTracer
+from tracer.backends.ptrace.tracee import Tracee
 from tracer.errors import UnsupportedError
-from tracer.targets import processes
+from tracer.targets import arch, processes
 from tracer.targets.php import Php
 from tracer.targets.resolve import Target
 
-# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
-_ACCEPTING = ("43", "288")  # accept, accept4
-_READ = "0"
+# As /proc/PID/syscall has them.
+_ACCEPTING = (str(arch.SYS_ACCEPT), str(arch.SYS_ACCEPT4))
+_READ = str(arch.SYS_READ)
 _HEADER_BYTES = "0x8"  # of a FastCGI record, for which php asks alone
 
 
@@ -32,14 +33,13 @@ class WorkerFactory:
         emit: Callable[[Callable[[], bytes]], None],
         send_stack: Callable[[bytes], None],
         stacks: StackOptions | None,
-        *,
-        boundaries: bool,
+        mode: PtraceMode,
     ) -> None:
         """`emit` takes what makes a request's record, `send_stack` records of stacks, where those are wanted."""
         self._emit = emit
         self._send_stack = send_stack
         self._stacks = stacks
-        self._boundaries = boundaries
+        self._mode = mode
         self._biases: dict[int, int | None] = {}
 
     def bias(self, pid: int, target: Target, *, born: bool) -> int | None:
@@ -59,13 +59,13 @@ class WorkerFactory:
         """It became another program: what it forks now has other addresses."""
         self._biases.pop(master, None)
 
-    def worker(self, pid: int, target: Target, *, born: bool) -> SyscallTracer | BreakpointTracer:
+    def worker(self, pid: int, target: Target, *, born: bool) -> Tracee:
         """OSError if it is gone; UnsupportedError if breakpoints are wanted and there is no place for them."""
         php, bias = target.php, self.bias(pid, target, born=born)
         if bias is None:
             php, bias = _opaque(php), 0
         memory = PhpMemory(pid, php, bias)
-        if self._boundaries:
+        if self._mode is PtraceMode.BREAKPOINTS:
             if php.hooks is None:
                 raise UnsupportedError("they run another PHP than their master did when tracing began")
             return BreakpointTracer(pid, WorkerFiles(pid), memory, php.hooks, bias, self._emit)

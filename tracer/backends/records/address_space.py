@@ -1,4 +1,4 @@
-"""From the memory calls of one worker to what each call stack added to its address space."""
+"""From the memory calls of one worker to the bytes that each call stack added to its address space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tracer.facts import GIVEN_BACK, Stack
 
 
 class MemoryCall(NamedTuple):
-    """A call that succeeded: struct memory_call_event."""
+    """A call that succeeded. Fields as in struct memory_call_event: addresses and bytes."""
 
     call: Call
     address: int
@@ -24,24 +24,27 @@ class MemoryCall(NamedTuple):
 
 class _Owner(NamedTuple):
     nth: int  # the request it was mapped in
-    script_ended: bool  # whether that was after the script, while PHP was cleaning up
+    script_ended: bool  # True: after the script, while PHP was cleaning up
     stack: Stack
 
 
 @dataclasses.dataclass(slots=True)
 class AddressSpace:
-    """What one worker has mapped while it was watched.
+    """The memory that one worker has mapped while it was watched, and the stack that mapped it.
 
-    What is unmapped is taken off the stack that mapped it, if that was in the same request and the
-    same part of it: the script, or the cleaning up after it. Otherwise it is `[given back]`: at the
-    end of the request, or of what an earlier one had left.
+    Unmapped memory is taken off the stack that mapped it, if that was in the same request and in the
+    same part of it: the script, or the cleaning up after it. Otherwise it is attributed to
+    `[given back]`: memory that was freed at the end of the request, or left by an earlier request.
     """
 
     _ranges: Ranges[_Owner] = dataclasses.field(default_factory=Ranges)
     _brk: tuple[int, int] = (0, 0)  # the request, and the break after its last call
 
     def changes(self, nth: int, call: MemoryCall, stack: Stack, *, script_ended: bool) -> Iterator[tuple[Stack, int]]:
-        """(stack, signed bytes) that the call changes. Their sum is what the address space changed by."""
+        """Yield (stack, signed bytes) for each change by a call in request `nth`, made by `stack`.
+
+        Their sum is the change of the address space.
+        """
         owner = _Owner(nth, script_ended, stack)
         size, to_size = whole_pages(call.bytes), whole_pages(call.to_bytes)
         if call.call is Call.MMAP:
@@ -60,7 +63,7 @@ class AddressSpace:
                 yield from self._unmap(call.to, before - call.to, owner)
 
     def _map(self, start: int, size: int, owner: _Owner) -> Iterator[tuple[Stack, int]]:
-        """What a fixed mapping replaces was counted when it was mapped: the space grows by the rest only."""
+        """Maps a range. Memory that a fixed mapping replaces was already counted; the space grows by the rest only."""
         replaced = self._ranges.add(start, start + size, owner)
         for begin, end, old in replaced:
             yield _blamed(old, owner), begin - end
@@ -75,7 +78,7 @@ class AddressSpace:
             yield (GIVEN_BACK,), -left
 
     def _remap(self, start: int, size: int, to: int, to_size: int, owner: _Owner) -> Iterator[tuple[Stack, int]]:
-        """What is moved stays with who mapped it; the mover has what it is longer by."""
+        """Moves a range. It stays with the stack that mapped it; the caller's stack gets the bytes it is longer by."""
         moved = self._ranges.take(start, start + size)
         if to != start:
             for begin, end, old in self._ranges.take(to, to + min(size, to_size)):
@@ -95,9 +98,10 @@ class AddressSpace:
 
 
 def _blamed(old: _Owner, now: _Owner) -> Stack:
+    """The stack that memory of `old` is taken off, if a call of `now` unmaps it."""
     return old.stack if (old.nth, old.script_ended) == (now.nth, now.script_ended) else (GIVEN_BACK,)
 
 
 def whole_pages(size: int) -> int:
-    """What the kernel makes of a length."""
+    """Round bytes up to whole pages, as the kernel does."""
     return (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""From records, as the kernel's programs or the tracing process send them, to facts. Both backends' way in."""
+"""From records, as the BPF programs or the ptrace process send them, to facts. Both backends use it."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ from tracer.facts import Fact
 
 
 def _nothing(pid: int) -> None:
-    """For who need not know."""
+    """Default callback: do nothing."""
 
 
 class EventDecoder:
-    """Decodes records, and keeps the roster of workers by what they say."""
+    """Decodes records, and keeps the table of workers up to date with them."""
 
     def __init__(
         self,
-        roster: WorkerTable,
+        table: WorkerTable,
         decoder: RequestDecoder,
         *,
         replaced: Callable[[int], None] = _nothing,
         unwanted: Callable[[int], None] = _nothing,
         died: Callable[[int], None] = _nothing,
     ) -> None:
-        """Called with a pid: `replaced` of a master that ran itself, or another program, anew; `unwanted` of a
-        worker that turned out to be of a pool nobody asked for; `died` of whoever died.
+        """The callbacks get a pid.
+
+        `replaced`: a master executed a program, itself or another. `unwanted`: a worker turned out to be of a pool that
+        was not asked for. `died`: a master or worker ended.
         """
-        self._table = roster
+        self._table = table
         self._decoder = decoder
         self._replaced = replaced
         self._unwanted = unwanted
         self._died = died
 
     def facts(self, records: Iterable[bytes]) -> list[Fact]:
+        """Return the facts of these records, in order, without those of workers that are not wanted."""
         found: list[Fact] = []
         workers, head = self._table.workers, HEAD.unpack_from
         request, add, of_request = self._decoder.request, found.append, int(EventKind.REQUEST)
         for record in records:
             kind, pid = head(record)
             if kind == of_request:
-                watched = workers.get(pid) or self._table.adopt_unknown(pid)
-                if watched is None:
+                tracked = workers.get(pid) or self._table.adopt_unknown(pid)
+                if tracked is None:
                     add(request(record, None))
-                elif watched.wanted:
-                    add(request(record, watched.fact.pool))
+                elif tracked.wanted:
+                    add(request(record, tracked.fact.pool))
             else:
                 fact = self._process_event(record[: PROCESS_EVENT.size])
                 if fact is not None:
@@ -64,7 +67,7 @@ class EventDecoder:
             self._replaced(pid)
             return None
         fact = self._table.titled(record)
-        watched = self._table.workers.get(pid)
-        if watched is not None and not watched.wanted:
+        tracked = self._table.workers.get(pid)
+        if tracked is not None and not tracked.wanted:
             self._unwanted(pid)
         return fact

@@ -1,7 +1,7 @@
-"""From the records of the stacks' ring to Growth facts.
+"""From the records of the ring `stack_events` to Growth facts.
 
-Functions and stacks come before what refers to them, once a request; what one request grew by is kept
-until its Request is there.
+Functions and stacks come before the records that refer to them, once a request. The growth of a request
+is kept until its Request has arrived.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST = (1 << 63) - 1
 
 
 class _Function:
-    """A function by name; its Frame has the line besides."""
+    """A function's name and file; its Frames add the line."""
 
     __slots__ = ("_frames", "file", "kind", "name")
 
@@ -70,7 +70,7 @@ def _text(raw: bytes, *, cut_before: int = 0, cut_behind: int = 0) -> str:
 
 @dataclasses.dataclass(slots=True)
 class _Open:
-    """A request that is under way."""
+    """The functions, stacks and growth of a request that is still running."""
 
     functions: dict[int, _Function] = dataclasses.field(default_factory=dict)
     stacks: dict[int, Stack] = dataclasses.field(
@@ -80,22 +80,27 @@ class _Open:
 
     def add(self, metric: Metric, stack: Stack, size: int, samples: int) -> None:
         both = self.grown.setdefault((metric.value, stack), [0, 0])
-        # Sums of what stands in the worker's own memory: whatever that is, a recording has 64 bits for them.
+        # Read in the worker's own memory, so untrusted, and a recording has 64 bits for the sum.
         both[0] = max(-_MOST, min(both[0] + size, _MOST))
         both[1] += samples
 
 
 class GrowthDecoder:
-    """Keeps what is known of the stacks of the requests under way."""
+    """Keeps the functions, stacks and growth of the running requests, and what each worker has mapped.
+
+    `stacks` counts the stacks that were read, `unreadable` those of them that could not be read to their end.
+    """
 
     def __init__(self) -> None:
+        """Know nothing yet."""
         self._open: dict[int, dict[int, _Open]] = {}  # by pid and nth
         self._spaces: dict[int, AddressSpace] = {}
         self._names: dict[tuple[object, ...], _Function] = {}
-        self.stacks = 0  # read
-        self.unreadable = 0  # of those, not to their end
+        self.stacks = 0
+        self.unreadable = 0
 
     def take(self, record: bytes) -> None:
+        """Decode one record. An unknown kind or metric is ignored."""
         kind, pid = HEAD.unpack_from(record)
         nth = int.from_bytes(record[8:12], "little")
         request = self._request(pid, nth)
@@ -113,11 +118,11 @@ class GrowthDecoder:
             space = self._spaces.setdefault(pid, AddressSpace())
             what = MemoryCall(Call(call), address, size, to, to_size)
             for changed, change in space.changes(nth, what, stack, script_ended=bool(script_ended)):
-                # The call is counted where it was made, or where it takes off what was counted there.
+                # The call counts as a sample where it added memory, not where it took memory off.
                 request.add(Metric.MAPPED, changed, change, int(change > 0))
 
     def take_slots(self, pid: int, entry: bytes) -> None:
-        """What the kernel has not yet sent of a worker's request: its entry in the map `stacked`."""
+        """Add what the kernel has not yet sent of a worker's request; `entry` is its entry in `worker_stacks`."""
         nth = WORKER_STACKS.unpack_from(entry)[0]
         request = self._request(pid, nth)
         for key, size, metric, samples in GROWTH_SLOT.iter_unpack(
@@ -127,7 +132,10 @@ class GrowthDecoder:
                 self._grow(request, metric, key, size, samples)
 
     def growths(self, pid: int, nth: int) -> list[Growth]:
-        """What that request, now over, grew by; it is forgotten, and with it those before it, which were lost."""
+        """Remove and return the growth of a finished request, without stacks whose bytes add up to 0.
+
+        Older open requests of the worker are dropped: their end was lost.
+        """
         requests = self._open.get(pid, {})
         request = requests.pop(nth, None)
         for earlier in [number for number in requests if number < nth]:
@@ -139,7 +147,7 @@ class GrowthDecoder:
         ]
 
     def forget(self, pid: int) -> None:
-        """That worker is gone: another may have its pid."""
+        """Drop all that is known of a worker that has ended: another may get its pid."""
         self._spaces.pop(pid, None)
         self._open.pop(pid, None)
 
@@ -155,7 +163,7 @@ class GrowthDecoder:
             request.add(_METRICS[MetricKind(metric)], request.stacks.get(key, (STACK_LOST,)), size, samples)
 
     def _function(self, record: bytes) -> _Function:
-        """Requests are alike: the same function is the same object, whatever its id and request."""
+        """The function of a record: one object for all records with this content, whatever their id and request."""
         _, _, _, kind, _, flags, line_start, *texts = FUNCTION.unpack_from(record)
         content = kind, flags, line_start, *(text.split(b"\0", 1)[0] for text in texts)
         known = self._names.get(content)

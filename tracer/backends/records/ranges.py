@@ -1,4 +1,4 @@
-"""Who mapped what of a worker's address space, so that what is unmapped is taken off those who mapped it.
+"""The ranges of a worker's address space, each with the owner that mapped it and from whom it is taken when unmapped.
 
 Zend maps a chunk, finds it unaligned, unmaps it, maps more and trims both ends (zend_mm_chunk_alloc_int,
 Zend/zend_alloc.c, 8.2): only what stays mapped is growth.
@@ -16,18 +16,20 @@ class Ranges(Generic[Owner]):
     """Ranges of addresses, each with its owner; they never overlap."""
 
     def __init__(self) -> None:
+        """No ranges."""
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._owners: list[Owner] = []
 
     def __len__(self) -> int:
+        """Return the number of ranges."""
         return len(self._starts)
 
     def add(self, start: int, end: int, owner: Owner) -> list[tuple[int, int, Owner]]:
-        """Enters a range; what was there is replaced, and returned as take() does.
+        """Enter a range from `start` up to, not including, `end`; remove what it replaces, and return that as take().
 
-        It is joined with those of the same owner beside it, as the kernel joins mappings: 120,000 single pages,
-        each below the one before, took 9 s otherwise.
+        It is joined with neighbours of the same owner, as the kernel joins mappings: without that, 120,000 single
+        pages, each below the one before, took 9 s.
         """
         replaced = self.take(start, end)
         if start < end:
@@ -45,7 +47,7 @@ class Ranges(Generic[Owner]):
         return replaced
 
     def take(self, start: int, end: int) -> list[tuple[int, int, Owner]]:
-        """Takes out what is entered between the two, and returns it: (start, end, owner), in order."""
+        """Remove what is entered from `start` up to `end`, and return it as (start, end, owner), in order."""
         if start >= end:
             return []
         first = bisect.bisect_right(self._ends, start)

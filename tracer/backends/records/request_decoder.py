@@ -1,50 +1,129 @@
-"""From a record of the ring to a Request: what is not known becomes None, and its notes say why.
+"""From a record of the ring to a Request: a field that is not known becomes None, and the notes say why.
 
-A record may hold anything a stranger sent; decoding never fails on content.
+A record may hold anything a client sent; decoding never fails on content.
 """
 
 from __future__ import annotations
 
+import enum
+import functools
 import signal
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
-from tracer.backends.records.request_structs import (
-    FIGURES,
-    REPLACED,
-    REQUEST,
-    REQUEST_FIELDS,
-    WORKER,
-    WORKER_FIELDS,
-    Flag,
-)
+from tracer.backends.records.request_structs import REPLACED, REQUEST, REQUEST_FIELDS, WORKER, WORKER_FIELDS, Flag
 from tracer.facts import Ending, Note, Request
 
-_FIGURES_FROM = [name for name, _ in REQUEST_FIELDS].index(FIGURES[0])
-_FIGURES_TO = _FIGURES_FROM + len(FIGURES)
-_VM_BEFORE, _VM_AFTER, _MAP_BYTES, _UNMAP_BYTES, _BRK_BYTES = map(
-    FIGURES.index, ("vm_before", "vm_after", "map_bytes", "unmap_bytes", "brk_bytes")
+_FIELDS = tuple(name for name, _ in REQUEST_FIELDS)
+# What request() works out. Every other field of a Request is the field of that name in the record.
+_WORKED_OUT = (
+    "host", "pool", "started_ns", "duration_ns", "method", "uri", "script", "status", "ending", "notes",
+)  # fmt: skip
+# The fields of a Request, in its order, from those in the record's order and behind them those worked out.
+_IN_ORDER = itemgetter(
+    *(
+        len(_FIELDS) + _WORKED_OUT.index(name) if name in _WORKED_OUT else _FIELDS.index(name)
+        for name in Request._fields
+    )
 )
-# What most requests have: nothing to be said.
-_PLAIN = 0
+_HEAD_OF_RECORD = itemgetter(*map(_FIELDS.index, ("flags", "started_ns", "ended_ns", "status", "method")))
+_STRINGS = itemgetter(*map(_FIELDS.index, ("script_bytes", "uri_bytes", "script_stored", "uri_stored")))
+_ADDRESS_SPACE = itemgetter(*map(_FIELDS.index, ("vm_before", "vm_after", "map_bytes", "unmap_bytes", "brk_bytes")))
+_EXIT_CODE = _FIELDS.index("exit_code")
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
-_NOTES = (
-    (Flag.START_NOT_SEEN, Note.START_NOT_SEEN),
-    (Flag.ZEND_HEAP_UNKNOWN, Note.ZEND_HEAP_UNKNOWN),
-    (Flag.PHP_LAYOUT_UNKNOWN, Note.PHP_LAYOUT_UNKNOWN),
-    (Flag.URI_IS_SCRIPT_NAME, Note.URI_IS_SCRIPT_NAME),
-    (Flag.URI_UNKNOWN, Note.URI_UNKNOWN),
-    (Flag.SCRIPT_IS_PATH_TRANSLATED, Note.SCRIPT_IS_PATH_TRANSLATED),
-    (Flag.NO_SCRIPT, Note.NO_SCRIPT),
-    (Flag.METHOD_FROM_SAPI, Note.METHOD_FROM_SAPI),
-    (Flag.METHOD_UNKNOWN, Note.METHOD_UNKNOWN),
+
+
+class _Found(enum.IntFlag):
+    """What the decoder finds out itself, beside the bits of Flag."""
+
+    KILLED = 1 << 32  # the worker died of a signal in mid-request
+    WORKER_EXITED = 1 << 33  # the worker left in mid-request, and neither was killed nor did tracing end
+    CALLS_NOT_HOOKED = 1 << 34
+    MAPPED_ELSEWHERE = 1 << 35
+    URI_CUT = 1 << 36
+    SCRIPT_CUT = 1 << 37
+
+
+class _Rule(NamedTuple):
+    """What a condition means for a request: which fields are not known, a note, and how it ended."""
+
+    condition: Flag | _Found
+    absent: tuple[str, ...] = ()
+    note: Note | None = None
+    ending: Ending | None = None  # of several, the last in the table
+
+
+_RULES = (
+    _Rule(
+        Flag.ZEND_HEAP_UNKNOWN,
+        ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after"),
+        Note.ZEND_HEAP_UNKNOWN,
+    ),
+    _Rule(Flag.PHP_LAYOUT_UNKNOWN, ("status", "memory_limit"), Note.PHP_LAYOUT_UNKNOWN),
+    _Rule(Flag.URI_IS_SCRIPT_NAME, (), Note.URI_IS_SCRIPT_NAME),
+    _Rule(Flag.URI_UNKNOWN, ("uri",), Note.URI_UNKNOWN),
+    _Rule(Flag.SCRIPT_IS_PATH_TRANSLATED, (), Note.SCRIPT_IS_PATH_TRANSLATED),
+    _Rule(Flag.NO_SCRIPT, ("script",), Note.NO_SCRIPT),
+    _Rule(Flag.METHOD_FROM_SAPI, (), Note.METHOD_FROM_SAPI),
+    _Rule(Flag.METHOD_UNKNOWN, ("method",), Note.METHOD_UNKNOWN),
+    _Rule(Flag.EXITED, ending=Ending.EXITED),
+    _Rule(Flag.FATAL, ending=Ending.FATAL),
+    _Rule(
+        Flag.END_NOT_SEEN,
+        ("anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status"),
+        Note.END_NOT_SEEN,
+        Ending.CUT_OFF,
+    ),
+    _Rule(_Found.KILLED, ending=Ending.KILLED),
+    _Rule(Flag.DETACHED, ("cpu_ns", "minor_faults", "major_faults")),
+    _Rule(_Found.WORKER_EXITED, (), Note.WORKER_EXITED),
+    _Rule(Flag.SCRIPT_END_NOT_SEEN, ("zend_used_end", "memory_limit"), Note.SCRIPT_END_NOT_SEEN),
+    _Rule(
+        Flag.TEARDOWN_NOT_SEEN,
+        ("anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"),
+        Note.TEARDOWN_NOT_SEEN,
+    ),
+    _Rule(
+        _Found.CALLS_NOT_HOOKED,
+        ("map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"),
+        Note.CALLS_NOT_HOOKED,
+    ),
+    _Rule(_Found.MAPPED_ELSEWHERE, (), Note.MAPPED_ELSEWHERE),
+    _Rule(_Found.URI_CUT, (), Note.URI_CUT),
+    _Rule(_Found.SCRIPT_CUT, (), Note.SCRIPT_CUT),
 )
+# Notes that say nothing more once the end of the request was not seen.
+_SAID_BY_THE_MISSING_END = frozenset({Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE})
+_KNOWN_WITHOUT_A_START = frozenset({"host", "pid", "pool", "nth", "ending", "notes"})
+
+
+class _Changes(NamedTuple):
+    """What a set of conditions changes in a request."""
+
+    absent: dict[str, Any]  # None for each field
+    notes: str | None
+    ending: Ending
+
+
+@functools.lru_cache(maxsize=1024)
+def _changes(conditions: int) -> _Changes:
+    """What these bits of Flag and _Found mean together, by _RULES."""
+    if conditions & Flag.START_NOT_SEEN:
+        nothing_else = (name for name in Request._fields if name not in _KNOWN_WITHOUT_A_START)
+        return _Changes(dict.fromkeys(nothing_else), Note.START_NOT_SEEN.value, Ending.CUT_OFF)
+    rules = [rule for rule in _RULES if conditions & rule.condition]
+    silent = _SAID_BY_THE_MISSING_END if conditions & Flag.END_NOT_SEEN else frozenset()
+    notes = [rule.note.value for rule in rules if rule.note and rule.note not in silent]
+    endings = [rule.ending for rule in rules if rule.ending]
+    absent = dict.fromkeys(name for rule in rules for name in rule.absent)
+    return _Changes(absent, ",".join(notes) or None, (Ending.FINISHED, *endings)[-1])
 
 
 class RequestDecoder:
     """Turns a record of the ring into a Request.
 
-    `host` and `clock_offset_ns` (Unix time minus CLOCK_MONOTONIC) are the same for all; `calls`
-    says whether mmap and brk are counted at all.
+    `host` and `clock_offset_ns` (Unix time minus CLOCK_MONOTONIC) are the same for all; `calls` is False where mmap
+    and brk are not counted at all.
     """
 
     def __init__(self, host: str, clock_offset_ns: int, *, keep_query: bool, calls: bool) -> None:
@@ -54,83 +133,56 @@ class RequestDecoder:
         self.calls = calls
 
     def request(self, record: bytes, pool: str | None) -> Request:
+        """Return the Request of a `struct request` and the strings behind it."""
         values = REQUEST.unpack_from(record)
-        _, pid, nth, flags, started, ended, cpu = values[:_FIGURES_FROM]
-        figures = values[_FIGURES_FROM:_FIGURES_TO]
-        status, exit_code, script_bytes, uri_bytes, script_stored, uri_stored, _, method = values[_FIGURES_TO:]
-        strings = REQUEST.size
-        script = record[strings : strings + script_stored].decode("utf-8", "surrogateescape")
-        uri = record[strings + script_stored : strings + script_stored + uri_stored]
+        flags, started, ended, status, method = _HEAD_OF_RECORD(values)
+        script_bytes, uri_bytes, script_stored, uri_stored = _STRINGS(values)
+        at = REQUEST.size
+        script = record[at : at + script_stored].decode("utf-8", "surrogateescape")
+        uri = record[at + script_stored : at + script_stored + uri_stored]
         uri_cut = uri_bytes > uri_stored
         if not self._keep_query:
             query = uri.find(b"?")
             if query >= 0:
                 uri, uri_cut = uri[:query], False
-        row = Request._make((
-            self._host, pid, pool, nth, started + self._offset, ended - started, cpu,
-            _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
-            uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
-            *figures, None,
-        ))  # fmt: skip
-        mapped = figures[_MAP_BYTES] - figures[_UNMAP_BYTES] + figures[_BRK_BYTES]
-        uncounted = figures[_VM_AFTER] - figures[_VM_BEFORE] != mapped
-        if flags == _PLAIN and self.calls and not uncounted and not uri_cut and script_bytes == script_stored:
-            return row
-        return self._qualified(row, flags, exit_code, uri_cut, script_bytes > script_stored, uncounted)
+        row = Request._make(
+            _IN_ORDER((
+                *values,
+                self._host, pool, started + self._offset, ended - started,
+                _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
+                uri.decode("utf-8", "surrogateescape"), script, status or None, "finished", None,
+            ))
+        )  # fmt: skip
+        vm_before, vm_after, mapped, unmapped, brk = _ADDRESS_SPACE(values)
+        uncounted = vm_after - vm_before != mapped - unmapped + brk
+        if flags == 0 and self.calls and not uncounted and not uri_cut and script_bytes == script_stored:
+            return row  # as most are: nothing to add
+        return self._qualified(row, flags, values[_EXIT_CODE], uri_cut, script_bytes > script_stored, uncounted)
 
     def _qualified(
         self, row: Request, flags: int, exit_code: int, uri_cut: bool, script_cut: bool, uncounted: bool
     ) -> Request:
         """The row with what is not known set to None, and the reasons in its notes."""
-        absent: dict[str, Any] = {}
-        notes = [note for flag, note in _NOTES if flags & flag]
-        ending = Ending.FINISHED.value
-        if flags & Flag.START_NOT_SEEN:
-            absent |= dict.fromkeys(set(Request._fields) - {"host", "pid", "pool", "nth"})
-            return row._replace(**{**absent, "ending": Ending.CUT_OFF.value, "notes": Note.START_NOT_SEEN.value})
-        if flags & Flag.FATAL:
-            ending = Ending.FATAL.value
-        elif flags & Flag.EXITED:
-            ending = Ending.EXITED.value
-        if flags & Flag.END_NOT_SEEN:
-            absent |= dict.fromkeys(
-                ("anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status")
-            )
-            notes.append(Note.END_NOT_SEEN)
-            ending = Ending.CUT_OFF.value
-            if exit_code & 0x7F:
-                ending = f"{Ending.KILLED.value}:{_signal(exit_code & 0x7F)}"
-            elif flags & Flag.DETACHED:
-                absent |= dict.fromkeys(("cpu_ns", "minor_faults", "major_faults"))
-            else:
-                notes.append(Note.WORKER_EXITED)
-        if flags & Flag.ZEND_HEAP_UNKNOWN:
-            absent |= dict.fromkeys(
-                ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after")
-            )
-        if flags & Flag.SCRIPT_END_NOT_SEEN:
-            absent |= dict.fromkeys(("zend_used_end", "memory_limit"))
-            if not flags & Flag.END_NOT_SEEN:
-                notes.append(Note.SCRIPT_END_NOT_SEEN)
-        if flags & Flag.TEARDOWN_NOT_SEEN:
-            absent |= dict.fromkeys(("anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"))
-            if not flags & Flag.END_NOT_SEEN:
-                notes.append(Note.TEARDOWN_NOT_SEEN)
-        if flags & Flag.PHP_LAYOUT_UNKNOWN:
-            absent |= dict.fromkeys(("status", "memory_limit"))
-        for flag, name in ((Flag.URI_UNKNOWN, "uri"), (Flag.NO_SCRIPT, "script"), (Flag.METHOD_UNKNOWN, "method")):
-            if flags & flag:
-                absent[name] = None
+        found = flags
+        killed_by = exit_code & 0x7F if flags & Flag.END_NOT_SEEN else 0
+        if not flags & Flag.END_NOT_SEEN or killed_by:
+            found &= ~Flag.DETACHED
+        elif not flags & Flag.DETACHED:
+            found |= _Found.WORKER_EXITED
         if not self.calls:
-            absent |= dict.fromkeys(("map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"))
-            notes.append(Note.CALLS_NOT_HOOKED)
-        elif uncounted and not flags & Flag.END_NOT_SEEN:
-            notes.append(Note.MAPPED_ELSEWHERE)
-        if uri_cut:
-            notes.append(Note.URI_CUT)
-        if script_cut:
-            notes.append(Note.SCRIPT_CUT)
-        return row._replace(**absent, ending=ending, notes=",".join(note.value for note in notes) or None)
+            found |= _Found.CALLS_NOT_HOOKED
+        elif uncounted:
+            found |= _Found.MAPPED_ELSEWHERE
+        for holds, condition in (
+            (killed_by, _Found.KILLED),
+            (uri_cut, _Found.URI_CUT),
+            (script_cut, _Found.SCRIPT_CUT),
+        ):
+            if holds:
+                found |= condition
+        absent, notes, ending = _changes(found)
+        text = f"{ending.value}:{_signal(killed_by)}" if ending is Ending.KILLED else ending.value
+        return row._replace(**absent, ending=text, notes=notes)
 
 
 def unfinished_request(worker: bytes, now_ns: int) -> bytes | None:
@@ -141,10 +193,10 @@ def unfinished_request(worker: bytes, now_ns: int) -> bytes | None:
     fields = dict(zip((name for name, _ in WORKER_FIELDS), WORKER.unpack_from(worker), strict=True))
     if not fields["in_request"]:
         return None
-    values = list(REQUEST.unpack_from(worker, WORKER.size))
-    values[3] |= Flag.END_NOT_SEEN | Flag.DETACHED
-    values[5] = now_ns
-    return REQUEST.pack(*values) + worker[WORKER.size + REQUEST.size :]
+    request = dict(zip(_FIELDS, REQUEST.unpack_from(worker, WORKER.size), strict=True))
+    request["flags"] |= Flag.END_NOT_SEEN | Flag.DETACHED
+    request["ended_ns"] = now_ns
+    return REQUEST.pack(*request.values()) + worker[WORKER.size + REQUEST.size :]
 
 
 def exit_text(exit_code: int) -> str:

@@ -8,8 +8,6 @@ import enum
 import struct
 from collections.abc import Sequence
 
-from tracer.facts import Request
-
 SCRIPT_MAX = 1024
 URI_MAX = 2048
 CPUS_MAX = 512
@@ -66,10 +64,7 @@ class Flag(enum.IntFlag):
     DETACHED = 1 << 14
 
 
-# The numbers that are the recording's columns as they are, in the order of facts.Request.
-FIGURES = Request._fields[Request._fields.index("anon_before") : Request._fields.index("major_faults") + 1]
-
-# (field, struct format), in the order of the header.
+# (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.
 REQUEST_FIELDS = (
     ("kind", "I"),
     ("pid", "I"),
@@ -78,7 +73,31 @@ REQUEST_FIELDS = (
     ("started_ns", "Q"),
     ("ended_ns", "Q"),
     ("cpu_ns", "Q"),
-    *((name, "q") for name in FIGURES),
+    ("anon_before", "q"),
+    ("anon_end", "q"),
+    ("anon_after", "q"),
+    ("file_before", "q"),
+    ("file_after", "q"),
+    ("shmem_before", "q"),
+    ("shmem_after", "q"),
+    ("anon_peak", "q"),
+    ("zend_used_end", "q"),
+    ("zend_peak", "q"),
+    ("zend_real_before", "q"),
+    ("zend_real_peak", "q"),
+    ("zend_real_end", "q"),
+    ("zend_real_after", "q"),
+    ("memory_limit", "q"),
+    ("vm_before", "q"),
+    ("vm_after", "q"),
+    ("map_bytes", "q"),
+    ("map_calls", "q"),
+    ("unmap_bytes", "q"),
+    ("unmap_calls", "q"),
+    ("brk_bytes", "q"),
+    ("brk_calls", "q"),
+    ("minor_faults", "q"),
+    ("major_faults", "q"),
     ("status", "i"),
     ("exit_code", "i"),
     ("script_bytes", "I"),

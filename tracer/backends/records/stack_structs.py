@@ -1,5 +1,6 @@
-"""The structs of bpf/growth_events.h, as Python reads and writes them. A unit test compiles the header and
-compares every offset.
+"""The structs of bpf/growth_events.h, as Python reads and writes them.
+
+A unit test compiles the header and compares every offset.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ HASH_LOST = 2
 
 
 class StackEventKind(enum.IntEnum):
+    """enum stack_event_kind: the kinds of records in the ring `stack_events`."""
+
     FUNCTION = 1
     STACK = 2
     GROWTH = 3
@@ -23,18 +26,24 @@ class StackEventKind(enum.IntEnum):
 
 
 class MetricKind(enum.IntEnum):
+    """enum metric."""
+
     RSS = 1
     MAPPED = 2
     ZEND = 3
 
 
 class FunctionType(enum.IntEnum):
+    """enum function_type."""
+
     INTERNAL = 1
     USER = 2
     EVAL = 4
 
 
 class FunctionFlag(enum.IntFlag):
+    """enum function_flag."""
+
     NAME_CUT = 1 << 0
     CLASS_CUT = 1 << 1
     FILE_CUT = 1 << 2
@@ -44,13 +53,15 @@ class FunctionFlag(enum.IntFlag):
 
 
 class StackFlag(enum.IntFlag):
+    """enum stack_flag."""
+
     TRUNCATED = 1 << 0
     CORRUPT = 1 << 1
     LOST = 1 << 2
 
 
 class Call(enum.IntEnum):
-    """enum memory_call."""
+    """enum memory_call: a system call that changed the address space."""
 
     MMAP = 1
     MUNMAP = 2
@@ -59,7 +70,7 @@ class Call(enum.IntEnum):
 
 
 class LostStacks(enum.IntEnum):
-    """Index into the map `stacks_lost`."""
+    """enum lost_stacks: index into the map `lost_stacks`."""
 
     GROWTH = 0
     STACKS = 1
@@ -118,7 +129,7 @@ WORKER_STACKS_FIELDS = (
     ("pad", "I"),
     ("functions", "Q"),
     ("zend_last", "Q"),
-)  # then SLOTS slots, then what is of no use here
+)  # then GROWTH_SLOTS slots, then what Python does not read
 STACK_LAYOUT_FIELDS = (
     ("current_execute_data", "Q"),
     ("heap_size", "I"),

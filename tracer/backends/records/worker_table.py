@@ -1,4 +1,4 @@
-"""The workers and masters under watch, as user space knows them: who they are and when they came and went."""
+"""The workers and masters under watch, as user space knows them: their pools, births and deaths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 @dataclasses.dataclass(slots=True)
 class TrackedWorker:
-    """A worker under watch; `wanted` says whether its pool is one that was asked for."""
+    """A worker under watch. `wanted` is False if it is known to be of a pool that was not asked for."""
 
     fact: Worker
     target: Target
@@ -24,22 +24,30 @@ class TrackedWorker:
 
 
 class WorkerTable:
-    """Keeps the workers by pid and turns what the kernel says of them into Worker facts."""
+    """Keeps the workers by pid, and turns their births, titles and deaths into Worker facts.
+
+    `masters` has the target of each live master, by pid. Events are `struct process_event`s.
+    """
 
     def __init__(self, clock_offset_ns: int) -> None:
+        """`clock_offset_ns` is Unix time minus CLOCK_MONOTONIC."""
         self._offset = clock_offset_ns
         self.workers: dict[int, TrackedWorker] = {}
         self.masters: dict[int, Target] = {}
         self._gone: set[int] = set()
 
     def add(self, worker: Process, target: Target) -> Worker:
-        """A worker that was there already."""
+        """Enter a worker that existed before it was watched, and return its fact."""
         fact = Worker(worker.pid, worker.start_ticks, worker.pool, target.php.shown_version, None, None, None)
         self.workers[worker.pid] = TrackedWorker(fact, target, wanted=target.wants(worker.pool))
         return fact
 
     def born(self, event: bytes) -> Worker | None:
-        """A master's new child, unless it may be of a pool that is not wanted: its title is not yet set."""
+        """Enter a master's new child and return its fact.
+
+        None if its parent is no master of ours, or if only some pools are wanted: the title that names its pool is not
+        yet set.
+        """
         _, pid, parent, _, at, boot, _ = PROCESS_EVENT.unpack(event)
         target = self.masters.get(parent)
         if target is None:
@@ -47,22 +55,22 @@ class WorkerTable:
         ticks = boot // _TICK_NS if boot else None
         fact = Worker(pid, ticks, None, target.php.shown_version, at + self._offset, None, None)
         self.workers[pid] = TrackedWorker(fact, target, wanted=True)
-        # Of which pool it is, titled() will say; until then it may be one nobody asked for.
+        # titled() will tell its pool; until then that may be one that was not asked for.
         return fact if target.pools is None else None
 
     def titled(self, event: bytes) -> Worker | None:
-        """A worker whose pool is known now; None if it is not of a pool that is wanted."""
+        """Set a worker's pool and return its fact; None if that pool is not wanted, or the worker is unknown."""
         _, pid, _, _, _, _, title = PROCESS_EVENT.unpack(event)
-        watched = self.workers.get(pid) or self.adopt_unknown(pid)
-        if watched is None:
+        tracked = self.workers.get(pid) or self.adopt_unknown(pid)
+        if tracked is None:
             return None
         pool = pool_of(title.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
-        watched.fact = watched.fact._replace(pool=pool)
-        watched.wanted = watched.target.wants(pool)
-        return watched.fact if watched.wanted else None
+        tracked.fact = tracked.fact._replace(pool=pool)
+        tracked.wanted = tracked.target.wants(pool)
+        return tracked.fact if tracked.wanted else None
 
     def adopt_unknown(self, pid: int) -> TrackedWorker | None:
-        """A worker whose birth was not seen (its event was lost), if it is still there to be asked."""
+        """Enter a worker whose birth was lost; None if it has ended, or is not a child of a master of ours."""
         found = process(pid)
         target = None if found is None else self.masters.get(found.parent_pid)
         if found is None or target is None:
@@ -71,33 +79,37 @@ class WorkerTable:
         return self.workers[pid]
 
     def died(self, event: bytes) -> Worker | None:
-        """The last fact about a worker; None if it is none of ours. Masters are taken off, too."""
+        """Remove a worker and return its last fact; None if it is not ours, or not wanted. Removes masters, too."""
         kind, pid, _, exit_code, at, _, _ = PROCESS_EVENT.unpack(event)
         self.masters.pop(pid, None)
-        watched = self.workers.pop(pid, None)
-        if watched is None or not watched.wanted or kind != EventKind.DIED:
+        tracked = self.workers.pop(pid, None)
+        if tracked is None or not tracked.wanted or kind != EventKind.DIED:
             return None
-        if watched.fact.pool is None and watched.target.pools is not None:
+        if tracked.fact.pool is None and tracked.target.pools is not None:
             return None  # it died before it was known to be of a pool that is wanted
-        return watched.fact._replace(died_ns=at + self._offset, exit=exit_text(exit_code))
+        return tracked.fact._replace(died_ns=at + self._offset, exit=exit_text(exit_code))
 
     def pool(self, pid: int) -> str | None:
-        watched = self.workers.get(pid)
-        return None if watched is None else watched.fact.pool
+        """Return the worker's pool; None if it is not known."""
+        tracked = self.workers.get(pid)
+        return None if tracked is None else tracked.fact.pool
 
-    def missing(self) -> list[int]:
-        """Pids under watch that do not exist, now or when last asked: their death was not delivered.
+    def missing_pids(self) -> list[int]:
+        """Return the pids under watch that exist neither now nor at the last call: their death was not delivered.
 
-        Asked twice, since the news of a death may still be on its way.
+        Two calls, since the event of a death may still be on its way at the first.
         """
         gone = {pid for pid in (*self.workers, *self.masters) if not os.path.exists(f"/proc/{pid}")}
         sure, self._gone = gone & self._gone, gone
         return sorted(sure)
 
     def mark_gone(self, pid: int, now_ns: int) -> Worker | None:
-        """What is left to say of one of missing(): when it was missed, not how it ended."""
+        """Remove one of missing_pids() and return its last fact, with the time but not the cause of its death.
+
+        None if it was a master, or not wanted. `now_ns` is Unix time.
+        """
         self.masters.pop(pid, None)
-        watched = self.workers.pop(pid, None)
-        if watched is None or not watched.wanted:
+        tracked = self.workers.pop(pid, None)
+        if tracked is None or not tracked.wanted:
             return None
-        return watched.fact._replace(died_ns=now_ns, exit="unknown")
+        return tracked.fact._replace(died_ns=now_ns, exit="unknown")

@@ -1,4 +1,4 @@
-"""Whether a page fault is one page, by what a host's settings say."""
+"""Settings of a host under which a page fault is not one page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.backends.bpf.rss_caveats import caveats
+from tracer.backends.bpf.rss_caveats import rss_caveats
 
 HUGE = "sys/kernel/mm/transparent_hugepage"
 
@@ -28,12 +28,12 @@ def huge_pages(common: str, **of_kb: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("common", ["always [madvise] never", "always madvise [never]"])
-def test_where_huge_pages_are_not_always_used_there_is_nothing_to_say(tmp_path, common):
-    assert caveats(host(tmp_path, huge_pages(common))) == []
+def test_huge_pages_that_are_not_always_used_are_no_caveat(tmp_path, common):
+    assert rss_caveats(host(tmp_path, huge_pages(common))) == []
 
 
-def test_a_kernel_that_has_none_of_it_has_nothing_to_say(tmp_path):
-    assert caveats(tmp_path) == []
+def test_a_kernel_without_these_settings_has_no_caveat(tmp_path):
+    assert rss_caveats(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -54,27 +54,27 @@ def test_a_kernel_that_has_none_of_it_has_nothing_to_say(tmp_path):
         ),
     ],
 )
-def test_huge_pages_that_are_always_used_are_told_with_the_largest_size(tmp_path, settings, size):
-    assert caveats(host(tmp_path, settings)) == [
+def test_the_caveat_of_huge_pages_names_the_largest_size(tmp_path, settings, size):
+    assert rss_caveats(host(tmp_path, settings)) == [
         f"stacks: rss: transparent huge pages are on (always): a page fault may be {size} and is counted as one page,"
-        " so that functions seem to have grown by less than they did; mapped and zend are not concerned"
+        " so the growth of functions is shown too small; mapped and zend are not affected"
     ]
 
 
-def test_sizes_of_which_none_is_always_used_need_no_word(tmp_path):
+def test_sizes_that_are_not_always_used_are_no_caveat(tmp_path):
     settings = huge_pages(
         "[always] madvise never", k64="always inherit [madvise] never", k2048="always inherit madvise [never]"
     )
 
-    assert caveats(host(tmp_path, settings)) == []
+    assert rss_caveats(host(tmp_path, settings)) == []
 
 
 @pytest.mark.parametrize(
-    ("balancing", "nodes", "told"),
+    ("balancing", "nodes", "caveats"),
     [("1", "0-1", 1), ("2", "0,2", 1), ("0", "0-1", 0), ("1", "0", 0), ("1", "12", 0)],
 )
-def test_numa_balancing_is_told_where_there_is_more_than_one_node(tmp_path, balancing, nodes, told):
+def test_numa_balancing_is_a_caveat_on_more_than_one_node(tmp_path, balancing, nodes, caveats):
     settings = {"proc/sys/kernel/numa_balancing": balancing, "sys/devices/system/node/online": nodes}
-    found = caveats(host(tmp_path, settings))
+    found = rss_caveats(host(tmp_path, settings))
 
-    assert [text.split(":")[2] for text in found] == [" automatic NUMA balancing is on"] * told
+    assert [text.split(":")[2] for text in found] == [" automatic NUMA balancing is on"] * caveats

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import struct
 
+from tracer.backends import PtraceMode
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace.tracer import TracingLoop
 
 
 def test_a_record_that_cannot_be_made_is_lost_and_counted_and_the_next_is_sent():
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    loop = TracingLoop([], PipeWriter(writing), os.getpid(), None, boundaries=False)
+    loop = TracingLoop([], PipeWriter(writing), os.getpid(), None, PtraceMode.SYSCALLS)
     loop._deferred += [
         lambda: struct.pack("<q", 1 << 64),  # bytes that no address space has
         lambda: (1 << 200).to_bytes(8, "little"),

@@ -1,4 +1,4 @@
-"""What each call stack added to the address space of one worker, out of the worker's memory calls."""
+"""Bytes that each call stack added to the address space of one worker, from the worker's memory calls."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def space() -> Space:
     return Space()
 
 
-def test_what_is_mapped_is_put_down_to_who_mapped_it(space):
+def test_mapped_memory_is_attributed_to_the_stack_that_mapped_it(space):
     assert space.mmap(BASE, 3 * PAGE) == {A: 3 * PAGE}
 
 
@@ -63,7 +63,7 @@ def test_a_part_of_a_page_is_a_page(space):
     assert space.munmap(BASE, PAGE + 1) == {A: -2 * PAGE}
 
 
-def test_what_a_script_unmaps_is_taken_off_who_mapped_it(space):
+def test_memory_that_a_script_unmaps_is_taken_off_the_stack_that_mapped_it(space):
     space.mmap(BASE, 13 * PAGE)
 
     assert space.munmap(BASE + 2 * PAGE, 3 * PAGE) == {A: -3 * PAGE}
@@ -86,34 +86,34 @@ def test_a_chunk_of_zends_heap_that_was_mapped_too_large_and_trimmed_counts_once
     assert changes == {A: CHUNK}
 
 
-def test_what_is_unmapped_after_the_script_was_mapped_by_the_script_and_is_given_back(space):
+def test_memory_of_the_script_that_is_unmapped_after_it_is_given_back(space):
     space.mmap(BASE, 7 * PAGE)
     space.script_ended = True
 
     assert space.munmap(BASE, 7 * PAGE) == {BACK: -7 * PAGE}
 
 
-def test_what_is_mapped_and_unmapped_after_the_script_comes_to_nothing(space):
+def test_memory_mapped_and_unmapped_after_the_script_adds_up_to_zero(space):
     space.script_ended = True
     space.mmap(BASE, 7 * PAGE)
 
     assert space.munmap(BASE, 5 * PAGE) == {A: -5 * PAGE}
 
 
-def test_what_an_earlier_request_mapped_is_given_back(space):
+def test_memory_that_an_earlier_request_mapped_is_given_back(space):
     space.mmap(BASE, 7 * PAGE)
     space.nth += 1
 
     assert space.munmap(BASE, 7 * PAGE) == {BACK: -7 * PAGE}
 
 
-def test_what_was_mapped_before_it_was_watched_is_given_back(space):
+def test_memory_mapped_before_tracing_began_is_given_back(space):
     space.mmap(BASE + 3 * PAGE, 2 * PAGE)
 
     assert space.munmap(BASE, 11 * PAGE) == {A: -2 * PAGE, BACK: -9 * PAGE}
 
 
-def test_what_is_unmapped_is_forgotten(space):
+def test_unmapped_memory_is_forgotten(space):
     space.mmap(BASE, 7 * PAGE)
     space.munmap(BASE, 7 * PAGE)
 
@@ -134,14 +134,14 @@ def test_a_fixed_mapping_over_what_an_earlier_request_mapped_gives_that_back(spa
     assert space.mmap(BASE, 13 * PAGE, A) == {BACK: -11 * PAGE, A: 13 * PAGE}
 
 
-def test_who_lengthens_a_mapping_in_place_has_what_it_is_longer_by(space):
+def test_the_stack_that_lengthens_a_mapping_in_place_gets_the_added_bytes(space):
     space.mmap(BASE, 3 * PAGE, A)
 
     assert space.mremap(BASE, 3 * PAGE, BASE, 8 * PAGE, B) == {B: 5 * PAGE}
     assert space.munmap(BASE, 8 * PAGE) == {A: -3 * PAGE, B: -5 * PAGE}
 
 
-def test_what_is_moved_stays_with_who_mapped_it(space):
+def test_moved_memory_stays_with_the_stack_that_mapped_it(space):
     space.mmap(BASE, 3 * PAGE, A)
 
     assert space.mremap(BASE, 3 * PAGE, BASE + MIB, 8 * PAGE, B) == {B: 5 * PAGE}
@@ -165,14 +165,14 @@ def test_a_mapping_moved_over_what_an_earlier_request_mapped_gives_that_back(spa
     assert space.mremap(BASE, 7 * PAGE, BASE + MIB, 5 * PAGE, B) == {BACK: -2 * PAGE, A: -2 * PAGE}
 
 
-def test_where_a_mapping_was_moved_from_nothing_is_left(space):
+def test_a_moved_mapping_leaves_nothing_at_its_old_place(space):
     space.mmap(BASE, 3 * PAGE, A)
     space.mremap(BASE, 3 * PAGE, BASE + MIB, 3 * PAGE, B)
 
     assert space.mmap(BASE, 5 * PAGE, B) == {B: 5 * PAGE}
 
 
-def test_what_a_mapping_is_shortened_by_is_taken_off_who_mapped_that_part(space):
+def test_the_cut_part_of_a_mapping_is_taken_off_the_stack_that_mapped_it(space):
     space.mmap(BASE, 5 * PAGE, A)
     space.mmap(BASE + 5 * PAGE, 6 * PAGE, B)
 
@@ -180,17 +180,17 @@ def test_what_a_mapping_is_shortened_by_is_taken_off_who_mapped_that_part(space)
     assert space.munmap(BASE, 2 * PAGE) == {A: -2 * PAGE}
 
 
-def test_what_an_unknown_mapping_is_shortened_by_is_given_back(space):
+def test_the_cut_part_of_an_unknown_mapping_is_given_back(space):
     space.mmap(BASE + 8 * PAGE, PAGE, A)
 
     assert space.mremap(BASE, 13 * PAGE, BASE + MIB, 2 * PAGE, B) == {A: -PAGE, BACK: -10 * PAGE}
 
 
-def test_a_single_page_that_an_unknown_mapping_is_shortened_by_is_given_back(space):
+def test_a_single_page_cut_off_an_unknown_mapping_is_given_back(space):
     assert space.mremap(BASE, 3 * PAGE, BASE, 2 * PAGE, B) == {BACK: -PAGE}
 
 
-def test_an_unknown_mapping_that_is_lengthened_is_new_in_what_it_is_longer_by_only(space):
+def test_only_the_added_part_of_a_lengthened_unknown_mapping_is_growth(space):
     assert space.mremap(BASE, 3 * PAGE, BASE + MIB, 5 * PAGE, B) == {B: 2 * PAGE}
     assert space.munmap(BASE + MIB, 5 * PAGE) == {B: -2 * PAGE, BACK: -3 * PAGE}
 
@@ -200,7 +200,7 @@ def test_the_break_goes_up_from_where_it_was_when_the_request_began(space):
     assert space.brk(BASE + 44 * PAGE, B) == {B: 11 * PAGE}
 
 
-def test_the_break_that_goes_down_is_taken_off_who_moved_it_up(space):
+def test_a_break_that_goes_down_is_taken_off_the_stack_that_moved_it_up(space):
     space.brk(BASE + 7 * PAGE, A)
     space.brk(BASE + 18 * PAGE, B)
 
@@ -226,7 +226,7 @@ def test_a_request_starts_from_the_break_as_it_finds_it_and_gives_back_what_earl
     assert space.brk(BASE + 5 * PAGE, B, at_start=BASE + 7 * PAGE) == {B: -2 * PAGE, BACK: -2 * PAGE}
 
 
-def test_what_moved_the_break_between_requests_is_nobodys(space):
+def test_a_move_of_the_break_between_requests_is_attributed_to_no_stack(space):
     space.brk(BASE + 7 * PAGE)
     space.nth += 1
 
@@ -235,7 +235,7 @@ def test_what_moved_the_break_between_requests_is_nobodys(space):
 
 @PROPERTY
 @given(st.lists(st.tuples(st.integers(1, 997), st.sampled_from([A, B]), st.booleans()), max_size=31))
-def test_all_changes_together_are_how_far_the_break_moved(steps):
+def test_the_changes_add_up_to_the_move_of_the_break(steps):
     space, last, at_start = Space(), BASE, BASE
     changed = 0
     for pages, stack, next_request in steps:
@@ -249,7 +249,7 @@ def test_all_changes_together_are_how_far_the_break_moved(steps):
 
 
 class Pages:
-    """The same, page by page. The first ones were mapped before anybody watched."""
+    """The same, page by page. The first ones were mapped before tracing began."""
 
     UNKNOWN = range(11)
     LAST = 71
@@ -290,7 +290,7 @@ STEP = st.tuples(st.sampled_from(["mmap", "munmap", "mremap"]), PLACE, PLACE, st
 
 @PROPERTY
 @given(st.lists(st.tuples(STEP, st.sampled_from([0, 0, 0, 1, 2])), max_size=61))
-def test_every_change_is_that_of_a_model_which_knows_every_page(steps):
+def test_every_change_agrees_with_a_model_of_every_page(steps):
     space, model = Space(), Pages()
     for (what, pages, other, in_place, stack), passing in steps:
         space.script_ended = passing == 1

@@ -28,34 +28,34 @@ BASE = 0x7F00_0000_0000
 
 
 @pytest.fixture
-def book() -> GrowthDecoder:
+def decoder() -> GrowthDecoder:
     return GrowthDecoder()
 
 
-def growths(book: GrowthDecoder, *records: bytes, pid: int = PID, nth: int = NTH) -> list[Growth]:
+def growths(decoder: GrowthDecoder, *records: bytes, pid: int = PID, nth: int = NTH) -> list[Growth]:
     for record in records:
-        book.take(record)
-    return book.growths(pid, nth)
+        decoder.take(record)
+    return decoder.growths(pid, nth)
 
 
-def frames(book: GrowthDecoder, *records: bytes) -> tuple[Frame, ...]:
-    """Those of the one stack that these make, the outermost first."""
-    [found] = growths(book, *records, grown(101))
+def frames(decoder: GrowthDecoder, *records: bytes) -> tuple[Frame, ...]:
+    """The frames of the one stack that these records make, the outermost first."""
+    [found] = growths(decoder, *records, grown(101))
     return found.stack
 
 
-def names(book: GrowthDecoder, *records: bytes) -> list[str]:
-    return [frame.name for frame in frames(book, *records)]
+def names(decoder: GrowthDecoder, *records: bytes) -> list[str]:
+    return [frame.name for frame in frames(decoder, *records)]
 
 
-def test_growth_has_the_frames_of_its_stack_the_outermost_first(book):
+def test_growth_has_the_frames_of_its_stack_the_outermost_first(decoder):
     records = [
         function(3, None, file=INDEX), function(5, b"find", b"Repo"), function(7, b"query", b"PDO", None,
                                                                               kind=FunctionType.INTERNAL),
         stack((7, 0), (5, 89), (3, 13)), grown(65_537, samples=11),
     ]  # fmt: skip
 
-    assert growths(book, *records) == [
+    assert growths(decoder, *records) == [
         Growth(
             PID, NTH, "rss",
             (Frame("user", "<main>", "/srv/www/index.php", 13), Frame("user", "Repo::find", FILE, 89),
@@ -68,81 +68,81 @@ def test_growth_has_the_frames_of_its_stack_the_outermost_first(book):
 @pytest.mark.parametrize(
     ("metric", "named"), [(MetricKind.RSS, "rss"), (MetricKind.MAPPED, "mapped"), (MetricKind.ZEND, "zend")]
 )
-def test_growth_has_the_name_of_its_metric(book, metric, named):
-    [found] = growths(book, grown(101, key=HASH_NO_PHP, metric=metric))
+def test_growth_has_the_name_of_its_metric(decoder, metric, named):
+    [found] = growths(decoder, grown(101, key=HASH_NO_PHP, metric=metric))
 
     assert found.metric == named
 
 
-def test_growth_of_an_unknown_weight_is_left_out(book):
-    assert growths(book, grown(101, key=HASH_NO_PHP, metric=13)) == []
+def test_growth_of_an_unknown_metric_is_left_out(decoder):
+    assert growths(decoder, grown(101, key=HASH_NO_PHP, metric=13)) == []
 
 
-def test_a_function_without_a_class_is_its_name(book):
-    assert names(book, function(3, b"array_map"), stack((3, 0))) == ["array_map"]
+def test_a_function_without_a_class_is_its_name(decoder):
+    assert names(decoder, function(3, b"array_map"), stack((3, 0))) == ["array_map"]
 
 
-def test_a_files_own_code_is_main_where_it_is_outermost_and_require_where_it_is_not(book):
+def test_a_files_own_code_is_main_where_it_is_outermost_and_require_where_it_is_not(decoder):
     records = [function(3, None, file=INDEX), stack((3, 7), (3, 2), (3, 2))]
 
-    assert frames(book, *records) == (
+    assert frames(decoder, *records) == (
         Frame("user", "<main>", "/srv/www/index.php", 2),
         Frame("user", "require", "/srv/www/index.php", 2),
         Frame("user", "require", "/srv/www/index.php", 7),
     )
 
 
-def test_evaluated_code_is_eval_even_where_it_is_outermost(book):
+def test_evaluated_code_is_eval_even_where_it_is_outermost(decoder):
     name = b"/srv/a.php(3) : eval()'d code"
 
-    assert frames(book, function(3, None, file=name, kind=FunctionType.EVAL), stack((3, 1))) == (
+    assert frames(decoder, function(3, None, file=name, kind=FunctionType.EVAL), stack((3, 1))) == (
         Frame("user", "eval", name.decode(), 1),
     )
 
 
-def test_a_function_declared_in_evaluated_code_has_its_name(book):
-    assert names(book, function(3, b"made", kind=FunctionType.EVAL), stack((3, 1))) == ["made"]
+def test_a_function_declared_in_evaluated_code_has_its_name(decoder):
+    assert names(decoder, function(3, b"made", kind=FunctionType.EVAL), stack((3, 1))) == ["made"]
 
 
-def test_a_line_that_is_not_known_is_none(book):
-    assert frames(book, function(3), stack((3, 0))) == (Frame("user", "find", FILE, None),)
+def test_a_line_that_is_not_known_is_none(decoder):
+    assert frames(decoder, function(3), stack((3, 0))) == (Frame("user", "find", FILE, None),)
 
 
-def test_a_file_that_is_not_known_is_none(book):
-    assert frames(book, function(3, file=None), stack((3, 89))) == (Frame("user", "find", None, 89),)
+def test_a_file_that_is_not_known_is_none(decoder):
+    assert frames(decoder, function(3, file=None), stack((3, 89))) == (Frame("user", "find", None, 89),)
 
 
-def test_names_as_long_as_fit_are_not_marked_and_longer_ones_are_where_they_are_cut(book):
+def test_names_as_long_as_fit_are_not_marked_and_longer_ones_are_where_they_are_cut(decoder):
     fits = [function(3, b"n" * 127, b"c" * 127, b"f" * 255), stack((3, 2))]
     longer = [function(5, b"n" * 131, b"c" * 137, b"/dir/" + b"f" * 257), stack((5, 2), key=HASH + 1)]
 
-    book_of_longer = [*longer, grown(103, key=HASH + 1)]
-    [first, second] = growths(book, *fits, grown(101), *book_of_longer)
+    decoder_of_longer = [*longer, grown(103, key=HASH + 1)]
+    [first, second] = growths(decoder, *fits, grown(101), *decoder_of_longer)
 
     assert first.stack == (Frame("user", "c" * 127 + "::" + "n" * 127, "f" * 255, 2),)
     assert second.stack == (Frame("user", "c" * 127 + "…::" + "n" * 127 + "…", "…" + "f" * 255, 2),)
 
 
-def test_names_that_are_not_utf8_are_kept_as_they_were(book):
-    [frame] = frames(book, function(3, b"\xff\xe6\x97\xa5", b"\x80", b"/\xc3"), stack((3, 2)))
+def test_names_that_are_not_utf8_are_kept_as_they_were(decoder):
+    [frame] = frames(decoder, function(3, b"\xff\xe6\x97\xa5", b"\x80", b"/\xc3"), stack((3, 2)))
 
     assert (frame.name, frame.file) == ("\udc80::\udcff日", "/\udcc3")
 
 
-def test_an_anonymous_class_is_what_stands_before_its_nul(book):
-    assert names(book, function(3, b"run", b"class@anonymous\0/srv/a.php:3$0"), stack((3, 2))) == [
+def test_an_anonymous_class_is_what_stands_before_its_nul(decoder):
+    assert names(decoder, function(3, b"run", b"class@anonymous\0/srv/a.php:3$0"), stack((3, 2))) == [
         "class@anonymous::run"
     ]
 
 
-def test_an_anonymous_class_has_one_name_however_long_the_path_behind_its_nul(book):
+def test_an_anonymous_class_has_one_name_however_long_the_path_behind_its_nul(decoder):
     records = [
         function(3, b"run", b"class@anonymous\0/srv/a.php:3$0"),
         function(5, b"run", b"class@anonymous\0/srv/" + b"a" * 131 + b".php:3$0"),
         stack((3, 2)), stack((5, 2), key=HASH + 1), grown(101), grown(103, key=HASH + 1),
     ]  # fmt: skip
 
-    [found] = growths(book, *records)
+    [found] = growths(decoder, *records)
 
     assert (found.stack[0].name, found.bytes) == ("class@anonymous::run", 204)
 
@@ -157,100 +157,100 @@ def test_names_of_any_bytes_are_kept_up_to_their_first_nul(name, class_name, fil
     assert frame.file == file.split(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def test_a_dummy_frame_of_the_engine_is_left_out(book):
+def test_a_dummy_frame_of_the_engine_is_left_out(decoder):
     records = [function(3, None, file=INDEX), function(5), stack((0, 0), (5, 89), (0, 0), (3, 13), (0, 0))]
 
-    assert names(book, *records) == ["<main>", "find"]
+    assert names(decoder, *records) == ["<main>", "find"]
 
 
-def test_a_stack_of_nothing_but_dummy_frames_is_no_php(book):
-    assert frames(book, stack((0, 0), (0, 0))) == (NO_PHP,)
+def test_a_stack_of_nothing_but_dummy_frames_is_no_php(decoder):
+    assert frames(decoder, stack((0, 0), (0, 0))) == (NO_PHP,)
 
 
 @pytest.mark.parametrize(("key", "mark"), [(HASH_NO_PHP, NO_PHP), (HASH_THREAD, THREAD), (HASH_LOST, STACK_LOST)])
-def test_what_has_no_stack_says_why(book, key, mark):
-    [found] = growths(book, grown(101, key=key))
+def test_growth_without_a_stack_says_why(decoder, key, mark):
+    [found] = growths(decoder, grown(101, key=key))
 
     assert found.stack == (mark,)
 
 
-def test_a_stack_that_never_came_is_lost(book):
-    [found] = growths(book, stack((0, 0)), grown(101, key=HASH + 1))
+def test_a_stack_that_never_came_is_lost(decoder):
+    [found] = growths(decoder, stack((0, 0)), grown(101, key=HASH + 1))
 
     assert found.stack == (STACK_LOST,)
 
 
-def test_a_function_that_never_came_is_lost_alone(book):
+def test_a_function_that_never_came_is_lost_alone(decoder):
     records = [function(3, None, file=INDEX), function(7), stack((7, 89), (5, 17), (3, 13))]
 
-    assert frames(book, *records) == (
+    assert frames(decoder, *records) == (
         Frame("user", "<main>", "/srv/www/index.php", 13),
         STACK_LOST,
         Frame("user", "find", FILE, 89),
     )
 
 
-def test_a_stack_with_more_below_is_truncated_and_its_last_file_need_not_be_main(book):
+def test_a_stack_with_more_below_is_truncated_and_its_last_file_need_not_be_main(decoder):
     records = [function(3, None, file=INDEX), function(5), stack((5, 89), (3, 13), flags=StackFlag.TRUNCATED)]
 
-    assert frames(book, *records) == (
+    assert frames(decoder, *records) == (
         TRUNCATED,
         Frame("user", "require", "/srv/www/index.php", 13),
         Frame("user", "find", FILE, 89),
     )
 
 
-def test_a_stack_that_makes_no_sense_from_somewhere_on_is_unreadable_there_and_counted(book):
+def test_a_malformed_stack_is_unreadable_from_there_on_and_counted(decoder):
     flags = StackFlag.CORRUPT | StackFlag.TRUNCATED
     records = [function(3, None, file=INDEX), stack((3, 13), (0, 0), flags=flags), stack((3, 17), key=HASH + 1)]
 
-    assert frames(book, *records) == (UNREADABLE, Frame("user", "require", "/srv/www/index.php", 13))
-    assert (book.stacks, book.unreadable) == (2, 1)
+    assert frames(decoder, *records) == (UNREADABLE, Frame("user", "require", "/srv/www/index.php", 13))
+    assert (decoder.stacks, decoder.unreadable) == (2, 1)
 
 
-def test_only_as_many_frames_as_the_stack_is_deep_are_read(book):
+def test_only_as_many_frames_as_the_stack_is_deep_are_read(decoder):
     records = [function(3, b"three"), function(5, b"five"), stack((5, 1), (3, 1), depth=1)]
 
-    assert names(book, *records) == ["five"]
+    assert names(decoder, *records) == ["five"]
 
 
-def test_growth_in_one_stack_is_added_up_by_metric(book):
+def test_growth_in_one_stack_is_added_up_by_metric(decoder):
     records = [
         function(3), stack((3, 2)), grown(101, samples=2), grown(103, samples=3), grown(-107, samples=5),
         grown(109, metric=MetricKind.ZEND, samples=7),
     ]  # fmt: skip
 
-    assert [(found.metric, found.bytes, found.samples) for found in growths(book, *records)] == [
+    assert [(found.metric, found.bytes, found.samples) for found in growths(decoder, *records)] == [
         ("rss", 97, 10),
         ("zend", 109, 7),
     ]
 
 
-def test_two_stacks_that_look_alike_are_one(book):
+def test_two_stacks_that_look_alike_are_one(decoder):
     records = [
         function(3), function(5), stack((3, 2)), stack((5, 2), key=HASH + 1), grown(101), grown(103, key=HASH + 1)
     ]  # fmt: skip
 
-    assert [found.bytes for found in growths(book, *records)] == [204]
+    assert [found.bytes for found in growths(decoder, *records)] == [204]
 
 
-def test_what_comes_to_nothing_is_left_out(book):
-    assert growths(book, grown(101, key=HASH_NO_PHP), grown(-101, key=HASH_NO_PHP)) == []
+def test_growth_that_adds_up_to_zero_is_left_out(decoder):
+    assert growths(decoder, grown(101, key=HASH_NO_PHP), grown(-101, key=HASH_NO_PHP)) == []
 
 
-def test_growth_is_given_once(book):
-    first = growths(book, grown(101, key=HASH_NO_PHP))
+def test_growth_is_given_once(decoder):
+    first = growths(decoder, grown(101, key=HASH_NO_PHP))
 
     assert len(first) == 1
-    assert growths(book) == []
+    assert growths(decoder) == []
 
 
-def test_growth_is_forgotten_even_if_nobody_looks_at_it(book):
-    book.take(grown(101, key=HASH_NO_PHP))
+def test_growth_is_forgotten_even_if_it_is_not_read(decoder):
+    decoder.take(grown(101, key=HASH_NO_PHP))
 
-    book.growths(PID, NTH)
+    decoder.growths(PID, NTH)
 
-    assert growths(book) == []
+    assert growths(decoder) == []
 
 
 @pytest.mark.parametrize(
@@ -262,17 +262,17 @@ def test_growth_is_forgotten_even_if_nobody_looks_at_it(book):
         (grown(-(1 << 62), key=HASH_NO_PHP, metric=MetricKind.ZEND), -(1 << 63) + 1),
     ],
 )
-def test_growth_that_no_memory_can_have_is_as_much_as_a_recording_holds(book, record, most):
-    [found] = growths(book, record, record, record)
+def test_growth_that_no_memory_can_have_is_as_much_as_a_recording_holds(decoder, record, most):
+    [found] = growths(decoder, record, record, record)
 
     assert found.bytes == most
 
 
-def test_a_request_of_which_nothing_is_known_grew_by_nothing(book):
-    assert growths(book) == []
+def test_an_unknown_request_has_no_growth(decoder):
+    assert growths(decoder) == []
 
 
-def test_stacks_and_functions_are_of_one_request_of_one_worker(book):
+def test_stacks_and_functions_are_of_one_request_of_one_worker(decoder):
     others = [
         function(3, pid=PID + 2),
         stack((3, 2), pid=PID + 2),
@@ -280,36 +280,36 @@ def test_stacks_and_functions_are_of_one_request_of_one_worker(book):
         stack((3, 2), nth=NTH + 1),
     ]
 
-    [found] = growths(book, *others, grown(101))
+    [found] = growths(decoder, *others, grown(101))
 
     assert found.stack == (STACK_LOST,)
 
 
-def test_requests_of_several_workers_do_not_mix(book):
+def test_requests_of_several_workers_do_not_mix(decoder):
     records = [
         grown(101, key=HASH_NO_PHP, pid=2, nth=3), grown(103, key=HASH_NO_PHP, pid=3, nth=2),
         grown(107, key=HASH_NO_PHP, pid=2, nth=2),
     ]  # fmt: skip
 
-    assert [found[:2] + found[4:5] for found in growths(book, *records, pid=2, nth=2)] == [(2, 2, 107)]
-    assert [found.bytes for found in growths(book, pid=3, nth=2)] == [103]
-    assert [found.bytes for found in growths(book, pid=2, nth=3)] == [101]
+    assert [found[:2] + found[4:5] for found in growths(decoder, *records, pid=2, nth=2)] == [(2, 2, 107)]
+    assert [found.bytes for found in growths(decoder, pid=3, nth=2)] == [103]
+    assert [found.bytes for found in growths(decoder, pid=2, nth=3)] == [101]
 
 
-def test_earlier_requests_of_a_worker_whose_end_was_lost_are_forgotten(book):
+def test_earlier_requests_of_a_worker_whose_end_was_lost_are_forgotten(decoder):
     for pid, nth, size in ((PID, 5, 101), (PID, 11, 103), (2, 5, 107)):
-        book.take(grown(size, key=HASH_NO_PHP, pid=pid, nth=nth))
+        decoder.take(grown(size, key=HASH_NO_PHP, pid=pid, nth=nth))
 
-    book.growths(PID, 7)
+    decoder.growths(PID, 7)
 
-    found = [growths(book, pid=pid, nth=nth) for pid, nth in ((PID, 5), (PID, 11), (2, 5))]
+    found = [growths(decoder, pid=pid, nth=nth) for pid, nth in ((PID, 5), (PID, 11), (2, 5))]
     assert [[one.bytes for one in of] for of in found] == [[], [103], [107]]
 
 
-def test_the_same_function_is_the_same_object_in_every_request(book):
-    first = frames(book, function(3, b"find", b"Repo"), stack((3, 89)))
+def test_the_same_function_is_the_same_object_in_every_request(decoder):
+    first = frames(decoder, function(3, b"find", b"Repo"), stack((3, 89)))
     again = [function(5, b"find", b"Repo", nth=11), stack((5, 89), nth=11), grown(101, nth=11)]
-    [second] = growths(book, *again, nth=11)
+    [second] = growths(decoder, *again, nth=11)
 
     assert first[0] is second.stack[0]
 
@@ -326,138 +326,138 @@ def test_the_same_function_is_the_same_object_in_every_request(book):
         {"kind": FunctionType.INTERNAL},
     ],
 )
-def test_functions_that_differ_in_anything_are_told_apart(book, changed):
+def test_functions_that_differ_in_anything_are_different_frames(decoder, changed):
     one = {"name": b"find", "class_name": b"Repo", "file": FILE.encode()}
 
-    found = frames(book, function(3, **one), function(5, **{**one, **changed}), stack((3, 89), (5, 89)))
+    found = frames(decoder, function(3, **one), function(5, **{**one, **changed}), stack((3, 89), (5, 89)))
 
     assert found[0] != found[1]
 
 
-def test_what_a_longer_name_left_behind_the_nul_is_not_shown(book):
-    assert names(book, function(3, b"f", left_behind=b"indAll\0x"), stack((3, 2))) == ["f"]
+def test_bytes_that_a_longer_name_left_behind_the_nul_are_not_shown(decoder):
+    assert names(decoder, function(3, b"f", left_behind=b"indAll\0x"), stack((3, 2))) == ["f"]
 
 
-def test_functions_that_differ_only_in_what_was_left_behind_are_the_same_object(book):
-    first = frames(book, function(3, b"f"), stack((3, 2)))
+def test_functions_that_differ_only_in_what_was_left_behind_are_the_same_object(decoder):
+    first = frames(decoder, function(3, b"f"), stack((3, 2)))
 
-    second = frames(book, function(5, b"f", left_behind=b"indAll"), stack((5, 2)))
+    second = frames(decoder, function(5, b"f", left_behind=b"indAll"), stack((5, 2)))
 
     assert first[0] is second[0]
 
 
-def test_a_name_is_not_shown_where_the_flags_say_that_there_is_none(book):
+def test_a_name_is_not_shown_where_the_flags_say_that_there_is_none(decoder):
     stale = bytearray(function(3, b"stale", b"Stale", b"/stale.php"))
     stale[24] = FunctionFlag.NAMELESS | FunctionFlag.CLASSLESS | FunctionFlag.FILELESS
 
-    assert frames(book, bytes(stale), stack((3, 2))) == (Frame("user", "<main>", None, 2),)
+    assert frames(decoder, bytes(stale), stack((3, 2))) == (Frame("user", "<main>", None, 2),)
 
 
-def test_a_mapping_is_growth_of_its_stack_and_a_sample(book):
+def test_a_mapping_is_growth_of_its_stack_and_a_sample(decoder):
     records = [
         function(3), stack((3, 2)), called(Call.MMAP, BASE, 3 * PAGE), called(Call.MMAP, BASE + 7 * PAGE, 2 * PAGE)
     ]  # fmt: skip
 
-    assert growths(book, *records) == [
+    assert growths(decoder, *records) == [
         Growth(PID, NTH, "mapped", (Frame("user", "find", FILE, 2),), 5 * PAGE, 2)
     ]  # fmt: skip
 
 
-def test_what_is_unmapped_is_taken_off_and_is_no_sample(book):
+def test_unmapped_memory_is_taken_off_and_is_no_sample(decoder):
     records = [
         function(3), stack((3, 2)), called(Call.MMAP, BASE, 7 * PAGE),
         called(Call.MUNMAP, BASE, 2 * PAGE, key=HASH_NO_PHP),
     ]  # fmt: skip
 
-    assert [(found.bytes, found.samples) for found in growths(book, *records)] == [(5 * PAGE, 1)]
+    assert [(found.bytes, found.samples) for found in growths(decoder, *records)] == [(5 * PAGE, 1)]
 
 
-def test_what_is_unmapped_at_the_end_of_the_script_is_given_back(book):
+def test_memory_unmapped_after_the_script_is_given_back(decoder):
     records = [
         function(3), stack((3, 2)), called(Call.MMAP, BASE, 7 * PAGE),
         called(Call.MUNMAP, BASE, 7 * PAGE, key=HASH_NO_PHP, script_ended=True),
     ]  # fmt: skip
 
-    assert [(found.stack[0].name, found.bytes, found.samples) for found in growths(book, *records)] == [
+    assert [(found.stack[0].name, found.bytes, found.samples) for found in growths(decoder, *records)] == [
         ("find", 7 * PAGE, 1),
         ("[given back]", -7 * PAGE, 0),
     ]
 
 
-def test_a_mapping_moved_to_another_place_and_the_break_are_mapped_growth_too(book):
+def test_a_mapping_moved_to_another_place_and_the_break_are_mapped_growth_too(decoder):
     records = [
         called(Call.MMAP, BASE, 2 * PAGE, key=HASH_NO_PHP),
         called(Call.MREMAP, BASE, 2 * PAGE, BASE + 997 * PAGE, 5 * PAGE, key=HASH_NO_PHP),
         called(Call.BRK, 0x1000, to=0x1000 + 11 * PAGE, key=HASH_NO_PHP),
     ]
 
-    assert growths(book, *records) == [Growth(PID, NTH, "mapped", (NO_PHP,), 16 * PAGE, 3)]
+    assert growths(decoder, *records) == [Growth(PID, NTH, "mapped", (NO_PHP,), 16 * PAGE, 3)]
 
 
-def test_a_worker_remembers_what_it_mapped_in_earlier_requests(book):
-    growths(book, called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP))
+def test_a_worker_remembers_what_it_mapped_in_earlier_requests(decoder):
+    growths(decoder, called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP))
     later = called(Call.MMAP, BASE, 9 * PAGE, key=HASH_NO_PHP, nth=11)
 
-    assert [(found.stack, found.bytes) for found in growths(book, later, nth=11)] == [
+    assert [(found.stack, found.bytes) for found in growths(decoder, later, nth=11)] == [
         ((GIVEN_BACK,), -7 * PAGE),
         ((NO_PHP,), 9 * PAGE),
     ]
 
 
-def test_workers_have_address_spaces_of_their_own(book):
-    growths(book, called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP))
+def test_workers_have_address_spaces_of_their_own(decoder):
+    growths(decoder, called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP))
     other = called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP, pid=2)
 
-    assert [found.bytes for found in growths(book, other, pid=2)] == [7 * PAGE]
+    assert [found.bytes for found in growths(decoder, other, pid=2)] == [7 * PAGE]
 
 
-def test_nothing_is_left_of_a_worker_that_is_forgotten(book):
+def test_nothing_is_left_of_a_worker_that_is_forgotten(decoder):
     for pid in (PID, 2):
-        book.take(grown(101, key=HASH_NO_PHP, pid=pid))
-        book.take(called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP, pid=pid))
+        decoder.take(grown(101, key=HASH_NO_PHP, pid=pid))
+        decoder.take(called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP, pid=pid))
 
-    book.forget(PID)
+    decoder.forget(PID)
 
-    left = [[found.bytes for found in growths(book, pid=pid)] for pid in (PID, 2)]
+    left = [[found.bytes for found in growths(decoder, pid=pid)] for pid in (PID, 2)]
     mapped = [
-        growths(book, called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP, pid=pid, nth=11), pid=pid, nth=11)
+        growths(decoder, called(Call.MMAP, BASE, 7 * PAGE, key=HASH_NO_PHP, pid=pid, nth=11), pid=pid, nth=11)
         for pid in (PID, 2)
     ]
     assert left == [[], [101, 7 * PAGE]]
     assert [len(found) for found in mapped] == [1, 2]
 
 
-def test_a_worker_of_which_nothing_is_known_can_be_forgotten(book):
-    book.forget(PID)
+def test_an_unknown_worker_can_be_forgotten(decoder):
+    decoder.forget(PID)
 
-    assert growths(book) == []
+    assert growths(decoder) == []
 
 
-def test_what_the_kernel_still_has_of_an_unfinished_request_is_growth(book):
-    book.take(function(3))
-    book.take(stack((3, 2)))
-    book.take(grown(1_009, samples=2))
+def test_slots_that_the_kernel_still_holds_of_an_unfinished_request_are_growth(decoder):
+    decoder.take(function(3))
+    decoder.take(stack((3, 2)))
+    decoder.take(grown(1_009, samples=2))
 
     slots = [(HASH, 101, MetricKind.RSS, 3), (HASH_NO_PHP, -103, MetricKind.ZEND, 5), (HASH + 1, 107, 1, 7)]
-    book.take_slots(PID, entry(*slots))
+    decoder.take_slots(PID, entry(*slots))
 
-    assert [(found.metric, found.stack[0].name, found.bytes, found.samples) for found in growths(book)] == [
+    assert [(found.metric, found.stack[0].name, found.bytes, found.samples) for found in growths(decoder)] == [
         ("rss", "find", 1_110, 5),
         ("zend", "[no php]", -103, 5),
         ("rss", "[stack lost]", 107, 7),
     ]
 
 
-def test_all_slots_are_read(book):
-    book.take_slots(PID, entry(*((HASH_NO_PHP, 1 << bit % 31, MetricKind.RSS, 1) for bit in range(64))))
+def test_all_slots_are_read(decoder):
+    decoder.take_slots(PID, entry(*((HASH_NO_PHP, 1 << bit % 31, MetricKind.RSS, 1) for bit in range(64))))
 
-    [found] = growths(book)
+    [found] = growths(decoder)
 
     assert (found.bytes, found.samples) == (2 * ((1 << 31) - 1) + 3, 64)
 
 
-def test_slots_are_of_the_request_they_name(book):
-    book.take_slots(PID, entry((HASH_NO_PHP, 101, MetricKind.RSS, 1), nth=11))
+def test_slots_are_of_the_request_they_name(decoder):
+    decoder.take_slots(PID, entry((HASH_NO_PHP, 101, MetricKind.RSS, 1), nth=11))
 
-    assert growths(book) == []
-    assert [found.nth for found in growths(book, nth=11)] == [11]
+    assert growths(decoder) == []
+    assert [found.nth for found in growths(decoder, nth=11)] == [11]

@@ -27,7 +27,7 @@ def entered(*ranges: tuple[int, int, str]) -> Ranges[str]:
 
 @PROPERTY
 @given(STEPS)
-def test_each_page_has_the_owner_who_entered_it_last(steps):
+def test_each_page_has_the_owner_that_entered_it_last(steps):
     ranges, model = Ranges[str](), dict[int, str]()
     for (start, end), owner in steps:
         was_there = {page: model.pop(page) for page in range(start, end) if page in model}
@@ -45,7 +45,7 @@ def test_each_page_has_the_owner_who_entered_it_last(steps):
 
 @PROPERTY
 @given(STEPS)
-def test_what_is_taken_comes_in_the_order_of_addresses_and_never_twice(steps):
+def test_taken_ranges_come_in_the_order_of_addresses_and_never_twice(steps):
     ranges = Ranges[str]()
     for (start, end), owner in steps:
         ranges.add(start, end, owner or "d")
@@ -85,5 +85,5 @@ def test_neighbours_of_one_owner_are_one_range_in_whatever_order_they_come():
         assert ranges.take(0, 99) == [(3, 13, "a")]
 
 
-def test_what_was_never_entered_is_not_taken():
+def test_a_range_that_was_never_entered_is_not_taken():
     assert entered((3, 7, "a"), (17, 19, "b")).take(5, 18) == [(5, 7, "a"), (17, 18, "b")]

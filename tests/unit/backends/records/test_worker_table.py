@@ -1,4 +1,4 @@
-"""What the kernel says of births, titles and deaths, turned into Worker facts."""
+"""Births, titles and deaths of workers, turned into Worker facts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def target(tmp_path: Path) -> Iterator[Target]:
 
 
 @pytest.fixture
-def roster(target: Target) -> WorkerTable:
+def table(target: Target) -> WorkerTable:
     """With a master, and one worker that was there already."""
     made = WorkerTable(CLOCK_OFFSET_NS)
     made.masters[MASTER.pid] = target
@@ -43,7 +43,7 @@ def roster(target: Target) -> WorkerTable:
 
 @pytest.fixture
 def of_shop(target: Target) -> WorkerTable:
-    """Of which only the pool `shop` was asked for."""
+    """With a master of which only the pool `shop` was asked for."""
     made = WorkerTable(CLOCK_OFFSET_NS)
     made.masters[MASTER.pid] = dataclasses.replace(target, pools=frozenset({"shop"}))
     return made
@@ -59,27 +59,27 @@ def test_a_worker_that_was_there_already_has_no_birth(target):
     assert fact == Worker(4003, 11, "www", "8.2.36", None, None, None)
 
 
-def test_a_masters_child_is_a_worker_whose_pool_is_not_yet_known(roster):
-    fact = roster.born(event(EventKind.BORN))
+def test_a_masters_child_is_a_worker_whose_pool_is_not_yet_known(table):
+    fact = table.born(event(EventKind.BORN))
 
     assert fact == Worker(4007, 13, None, "8.2.36", CLOCK_OFFSET_NS + 1_000_003, None, None)
-    assert roster.workers[4007].wanted
+    assert table.workers[4007].wanted
 
 
-def test_a_child_of_another_process_is_no_worker(roster):
-    assert roster.born(event(EventKind.BORN, parent=4999)) is None
+def test_a_child_of_another_process_is_no_worker(table):
+    assert table.born(event(EventKind.BORN, parent=4999)) is None
 
 
-def test_a_worker_gets_its_pool_with_its_title(roster):
-    roster.born(event(EventKind.BORN))
+def test_a_worker_gets_its_pool_with_its_title(table):
+    table.born(event(EventKind.BORN))
 
-    fact = roster.titled(event(EventKind.TITLED, title=b"php-fpm: pool shop\0left over"))
+    fact = table.titled(event(EventKind.TITLED, title=b"php-fpm: pool shop\0left over"))
 
     assert fact == Worker(4007, 13, "shop", "8.2.36", CLOCK_OFFSET_NS + 1_000_003, None, None)
-    assert roster.pool(4007) == "shop"
+    assert table.pool(4007) == "shop"
 
 
-def test_a_worker_of_an_unwanted_pool_is_not_told_of(of_shop):
+def test_a_worker_of_an_unwanted_pool_makes_no_fact(of_shop):
     born = of_shop.born(event(EventKind.BORN))
     titled = of_shop.titled(event(EventKind.TITLED, title=b"php-fpm: pool www"))
     died = of_shop.died(event(EventKind.DIED))
@@ -87,7 +87,7 @@ def test_a_worker_of_an_unwanted_pool_is_not_told_of(of_shop):
     assert (born, titled, died) == (None, None, None)
 
 
-def test_a_worker_of_a_wanted_pool_is_told_of_once_that_is_known(of_shop):
+def test_a_worker_of_a_wanted_pool_makes_a_fact_once_its_title_is_known(of_shop):
     assert of_shop.born(event(EventKind.BORN)) is None
 
     fact = of_shop.titled(event(EventKind.TITLED, title=b"php-fpm: pool shop"))
@@ -96,58 +96,58 @@ def test_a_worker_of_a_wanted_pool_is_told_of_once_that_is_known(of_shop):
     assert (fact.pool, fact.born_ns) == ("shop", CLOCK_OFFSET_NS + 1_000_003)
 
 
-def test_a_worker_that_dies_is_told_of_with_how(roster):
-    fact = roster.died(event(EventKind.DIED, pid=4003, exit_code=15))
+def test_the_last_fact_of_a_worker_says_how_it_ended(table):
+    fact = table.died(event(EventKind.DIED, pid=4003, exit_code=15))
 
     assert fact == Worker(4003, 11, "www", "8.2.36", None, CLOCK_OFFSET_NS + 1_000_003, "killed:TERM")
-    assert roster.pool(4003) is None
+    assert table.pool(4003) is None
 
 
-def test_a_worker_dies_once(roster):
-    roster.died(event(EventKind.DIED, pid=4003))
+def test_a_worker_dies_once(table):
+    table.died(event(EventKind.DIED, pid=4003))
 
-    assert roster.died(event(EventKind.DIED, pid=4003)) is None
-
-
-def test_a_master_that_dies_is_no_worker_and_has_no_more_children(roster):
-    assert roster.died(event(EventKind.DIED, pid=4001)) is None
-    assert roster.born(event(EventKind.BORN)) is None
+    assert table.died(event(EventKind.DIED, pid=4003)) is None
 
 
-def test_the_title_of_a_worker_nobody_knows_is_nothing(roster):
-    assert roster.titled(event(EventKind.TITLED, pid=NO_PID, title=b"php-fpm: pool www")) is None
+def test_a_master_that_dies_is_no_worker_and_has_no_more_children(table):
+    assert table.died(event(EventKind.DIED, pid=4001)) is None
+    assert table.born(event(EventKind.BORN)) is None
+
+
+def test_the_title_of_an_unknown_worker_makes_no_fact(table):
+    assert table.titled(event(EventKind.TITLED, pid=NO_PID, title=b"php-fpm: pool www")) is None
 
 
 def test_a_worker_whose_birth_was_lost_is_found_by_its_master(target, tmp_path):
     path = executable(tmp_path / "php", php_elf())
     with running(path, "php-fpm: master process (x)", ("php-fpm: pool www",)) as master:
-        roster = WorkerTable(CLOCK_OFFSET_NS)
-        roster.masters[master.pid] = target
+        table = WorkerTable(CLOCK_OFFSET_NS)
+        table.masters[master.pid] = target
         [worker] = children(master)
 
-        watched = roster.adopt_unknown(worker.pid)
+        watched = table.adopt_unknown(worker.pid)
 
     assert watched is not None
     assert (watched.fact.pid, watched.fact.pool, watched.wanted) == (worker.pid, "www", True)
-    assert roster.pool(worker.pid) == "www"
+    assert table.pool(worker.pid) == "www"
 
 
-def test_a_stranger_of_no_master_is_none(roster):
-    assert roster.adopt_unknown(os.getpid()) is None
-    assert roster.adopt_unknown(NO_PID) is None
+def test_a_process_without_a_traced_master_is_not_adopted(table):
+    assert table.adopt_unknown(os.getpid()) is None
+    assert table.adopt_unknown(NO_PID) is None
 
 
 def test_a_worker_that_is_no_longer_there_is_missing_at_the_second_look(target):
-    roster = WorkerTable(CLOCK_OFFSET_NS)
-    roster.add(dataclasses.replace(WORKER, pid=os.getpid()), target)
-    roster.add(dataclasses.replace(WORKER, pid=NO_PID), target)
+    table = WorkerTable(CLOCK_OFFSET_NS)
+    table.add(dataclasses.replace(WORKER, pid=os.getpid()), target)
+    table.add(dataclasses.replace(WORKER, pid=NO_PID), target)
 
-    assert roster.missing() == []  # news of its death may be on the way
-    assert roster.missing() == [NO_PID]
+    assert table.missing_pids() == []  # news of its death may be on the way
+    assert table.missing_pids() == [NO_PID]
 
 
-def test_of_a_worker_that_vanished_only_when_it_was_missed_is_known(roster):
-    fact = roster.mark_gone(4003, 1_700_000_000_000_000_019)
+def test_a_worker_whose_death_was_lost_ends_when_it_was_missed_for_an_unknown_reason(table):
+    fact = table.mark_gone(4003, 1_700_000_000_000_000_019)
 
     assert fact == Worker(4003, 11, "www", "8.2.36", None, 1_700_000_000_000_000_019, "unknown")
-    assert roster.mark_gone(4003, 0) is None
+    assert table.mark_gone(4003, 0) is None

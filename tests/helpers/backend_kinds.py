@@ -1,0 +1,53 @@
+"""The three ways to watch workers, and what each of them cannot see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from program_cache import ProgramCache
+
+from tracer.backends import Backend, PtraceMode
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.backends.ptrace.backend import PtraceBackend
+from tracer.facts import Note, Request
+
+BPF, SYSCALLS, BREAKPOINTS = "bpf", "syscalls", "breakpoints"
+
+BPF_PARAM = pytest.param(BPF, marks=pytest.mark.needs_bpf)
+SYSCALLS_PARAM = pytest.param(SYSCALLS, marks=pytest.mark.needs_ptrace)
+BREAKPOINTS_PARAM = pytest.param(BREAKPOINTS, marks=pytest.mark.needs_ptrace)
+PTRACE_PARAMS = [SYSCALLS_PARAM, BREAKPOINTS_PARAM]
+
+MEMORY_CALLS = frozenset({"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"})
+
+# The columns of a Request that stay None.
+CANNOT_SEE: dict[str, frozenset[str]] = {
+    BPF: frozenset(),
+    SYSCALLS: frozenset({"zend_used_end", "memory_limit"}),
+    BREAKPOINTS: frozenset({"zend_used_end", "memory_limit"}) | MEMORY_CALLS,
+}
+# The columns that have a value which is not true: test_breakpoints_leave_brk_bytes_empty fails when that changes.
+UNTRUE: dict[str, frozenset[str]] = {BPF: frozenset(), SYSCALLS: frozenset(), BREAKPOINTS: frozenset({"brk_bytes"})}
+# The notes of every request that is whole.
+NOTES: dict[str, frozenset[str]] = {
+    BPF: frozenset(),
+    SYSCALLS: frozenset({Note.SCRIPT_END_NOT_SEEN.value}),
+    BREAKPOINTS: frozenset({Note.SCRIPT_END_NOT_SEEN.value, Note.CALLS_NOT_HOOKED.value}),
+}
+# True if exit() in a script is told apart from a plain end.
+SEES_EXIT = {BPF: True, SYSCALLS: False, BREAKPOINTS: False}
+
+PROGRAMS = ProgramCache()
+
+
+def make_backend(name: str, **options: Any) -> Backend:
+    """A backend by its name in the tests; the options are those of its class."""
+    if name == BPF:
+        return BpfBackend(**{"compiled": PROGRAMS, **options})
+    return PtraceBackend(mode=PtraceMode(name), **options)
+
+
+def notes(request: Request) -> set[str]:
+    """The notes of a request, whatever their order."""
+    return set(request.notes.split(",")) if request.notes else set()

@@ -1,0 +1,138 @@
+"""What each PHP function is said to have grown by, against what it says itself, and the kernel."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from fpm import Fpm
+from tracing import Tracer
+
+from tracer.backends import StackOptions
+from tracer.facts import Metric
+
+MIB = 1 << 20
+ONE_REQUEST_A_WORKER = "pm = static\npm.max_children = 1\npm.max_requests = 1"
+GROWERS = ("small_strings", "arrays", "blocks", "huge", "file_in_one_piece", "native")
+ZEND, ANON, VM = range(3)
+
+
+@pytest.fixture(scope="module")
+def fresh(start_fpm: Callable[..., Fpm]) -> Fpm:
+    """A worker for each request, so that nothing is there that another left."""
+    fpm = start_fpm("memory_limit=1G", www=ONE_REQUEST_A_WORKER)
+    (fpm.folder / "ten-megabytes").write_bytes(b"x" * 10_000_019)
+    return fpm
+
+
+def grown(tracer: Tracer, metric: Metric) -> Counter[str]:
+    """Bytes by function: what it and what it called added."""
+    found: Counter[str] = Counter()
+    for growth in tracer.growths:
+        if growth.metric == metric.value:
+            for name in {frame.name for frame in growth.stack}:
+                found[name] += growth.bytes
+    return found
+
+
+def run(fpm: Fpm, tracer: Tracer, functions: tuple[str, ...]) -> dict[str, list[int]]:
+    """One request; what its functions say they added."""
+    answer = fpm.get("growers.php", QUERY_STRING=",".join(functions))
+    tracer.next()
+    truth: dict[str, list[int]] = json.loads(answer.body)
+    return truth
+
+
+@pytest.mark.parametrize("every", [1, 16])
+def test_page_faults_are_within_2_percent_of_the_rss_each_function_added(
+    fresh: Fpm, trace: Callable[..., Tracer], every: int
+) -> None:
+    tracer = trace(str(fresh.master), stacks=StackOptions(every=every))
+
+    truth = run(fresh, tracer, GROWERS)
+
+    found = grown(tracer, Metric.RSS)
+    tolerance = {name: 0.02 * truth[name][ANON] + every * 4096 for name in GROWERS}
+    wrong = {
+        name: (found[name], truth[name][ANON])
+        for name in GROWERS
+        if abs(found[name] - truth[name][ANON]) > tolerance[name]
+    }
+    assert wrong == {}
+
+
+def test_mapped_is_exactly_what_each_function_added_to_the_address_space(
+    fresh: Fpm, trace: Callable[..., Tracer]
+) -> None:
+    tracer = trace(str(fresh.master), stacks=StackOptions())
+
+    truth = run(fresh, tracer, (*GROWERS, "churn"))
+
+    found = grown(tracer, Metric.MAPPED)
+    assert {name: found[name] for name in truth} == {name: truth[name][VM] for name in truth}
+
+
+def test_all_that_is_mapped_is_what_the_address_space_changed_by(fresh: Fpm, trace: Callable[..., Tracer]) -> None:
+    tracer = trace(str(fresh.master), stacks=StackOptions())
+
+    run(fresh, tracer, (*GROWERS, "churn"))
+
+    (request,) = tracer.requests
+    total = sum(growth.bytes for growth in tracer.growths if growth.metric == Metric.MAPPED.value)
+    assert request.vm_after is not None
+    assert request.vm_before is not None
+    assert total == request.vm_after - request.vm_before
+
+
+def test_looks_at_zends_heap_are_within_5_percent_of_what_each_function_allocated(
+    fresh: Fpm, trace: Callable[..., Tracer]
+) -> None:
+    functions = ("small_strings", "arrays", "blocks")
+    tracer = trace(str(fresh.master), stacks=StackOptions(hz=4999))
+
+    truth = run(fresh, tracer, functions)
+
+    found = grown(tracer, Metric.ZEND)
+    wrong = {
+        name: (found[name], truth[name][ZEND])
+        for name in functions
+        if abs(found[name] - truth[name][ZEND]) > 0.05 * truth[name][ZEND]
+    }
+    assert wrong == {}
+
+
+def test_memory_that_was_freed_again_is_not_mapped_growth(fresh: Fpm, trace: Callable[..., Tracer]) -> None:
+    tracer = trace(str(fresh.master), stacks=StackOptions(every=1))
+
+    truth = run(fresh, tracer, ("churn", "huge"))
+
+    (request,) = tracer.requests
+    assert (request.map_calls or 0) >= 7 + 2
+    assert (request.unmap_calls or 0) >= 7
+    assert grown(tracer, Metric.MAPPED)["churn"] == 0
+    assert grown(tracer, Metric.MAPPED)["huge"] == truth["huge"][VM] >= 18_000_030
+    assert grown(tracer, Metric.RSS)["churn"] >= 7 * 9_000_011  # it was touched each time
+
+
+@pytest.mark.parametrize(
+    ("script", "function", "least"),
+    [("dom.php", "DOMDocument::loadXML", 10 * MIB), ("gd.php", "imagecreatetruecolor", 4 * MIB)],
+)
+def test_an_extensions_memory_stands_on_its_function(
+    fresh: Fpm, trace: Callable[..., Tracer], script: str, function: str, least: int
+) -> None:
+    tracer = trace(str(fresh.master), stacks=StackOptions())
+
+    fresh.get(script)
+    (request,) = tracer.next()
+
+    leaves: Counter[str] = Counter()
+    for growth in tracer.growths:
+        if growth.metric == Metric.RSS.value:
+            leaves[growth.stack[-1].name] += growth.bytes
+    assert leaves.most_common(1)[0][0] == function
+    assert leaves[function] >= least
+    assert request.zend_peak is not None
+    assert request.zend_peak < 4 * MIB

@@ -1,0 +1,188 @@
+"""The target is sacred: whatever becomes of phptrace, workers go on, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import attached_to, finish, phptrace
+from fpm import TWO_WORKERS, Fpm
+from load import Load
+from waiting import wait_for
+
+from tracer.recording.reader import Reader
+
+pytestmark = pytest.mark.needs_bpf
+PLAIN: tuple[str, ...] = ()
+STACKS = ("--stacks", "--every", "1")
+
+
+@pytest.fixture(scope="module")
+def pool(start_fpm: Callable[..., Fpm]) -> Fpm:
+    return start_fpm(www=TWO_WORKERS)
+
+
+def _text_of(pid: int) -> bytes:
+    """The PHP binary's code as the worker has it in memory: a probe that is left would show in it."""
+    found = b""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            if "php-fpm" in line and " r-xp " in line:
+                start, end = (int(part, 16) for part in line.split()[0].split("-"))
+                memory.seek(start)
+                found += memory.read(end - start)
+    return found
+
+
+def _programs() -> int:
+    """How many BPF programs the kernel holds, by walking their ids as bpftool does."""
+    from bcc.libbcc import lib
+
+    count, last = 0, 0
+    following = ctypes.c_uint32()
+    while lib.bpf_prog_get_next_id(ctypes.c_uint32(last), ctypes.byref(following)) == 0:
+        count, last = count + 1, following.value
+    return count
+
+
+@pytest.mark.parametrize(
+    ("options", "turns"),
+    [
+        (PLAIN, 20),
+        (STACKS, 8),
+        pytest.param(PLAIN, 200, marks=pytest.mark.slow),
+        pytest.param(STACKS, 60, marks=pytest.mark.slow),
+    ],
+)
+def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], turns: int
+) -> None:
+    workers = set(pool.workers())
+    untouched = _text_of(min(workers))
+    rng = random.Random(20)
+
+    for turn in range(turns):
+        path = tmp_path / f"{turn}.phptrace"
+        process = phptrace("record", *options, "-o", str(path), str(pool.master))
+        attached_to(process, "recording to")  # without load, which would take both CPUs from the compiler
+        with Load(pool) as load:
+            load.wait_for_more(rng.randrange(400))
+            process.kill()
+            process.communicate()
+            load.wait_for_more(50)
+
+        assert load.failed == 0
+        with Reader(str(path)) as recording:
+            assert recording.totals().lost == 0
+    assert set(pool.workers()) == workers
+    wait_for(lambda: _text_of(min(workers)) == untouched, "the probes to be gone")
+    events = Path("/sys/kernel/tracing/uprobe_events")
+    assert not events.exists() or events.read_text() == ""
+
+
+def test_a_recording_in_the_background_of_a_script_ends_at_sigint_and_nohup_keeps_it_from_sighup(
+    pool: Fpm, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.phptrace"
+    command = f"nohup {sys.executable} -m tracer record -o {path} {pool.master} >/dev/null 2>{tmp_path}/said & echo $!"
+    pid = int(subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout)
+    wait_for(lambda: "recording to" in (tmp_path / "said").read_text(), "the recording")
+    os.kill(pid, signal.SIGHUP)
+    pool.get("hello.php", REQUEST_URI="/after-hup")
+    wait_for(lambda: path.stat().st_size > 4096 and _uris(path) == ["/after-hup"], "the request on disk")
+    os.kill(pid, signal.SIGINT)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the end")
+
+    with Reader(str(path)) as recording:
+        assert recording.ended
+
+
+def _uris(path: Path) -> list[str | None]:
+    with Reader(str(path)) as recording:
+        return [request.uri for request in recording.requests()]
+
+
+@pytest.mark.parametrize(
+    ("options", "turns"),
+    [
+        (PLAIN, 4),
+        (STACKS, 2),
+        pytest.param(PLAIN, 40, marks=pytest.mark.slow),
+        pytest.param(STACKS, 20, marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_while_attaching_leaves_a_whole_recording_or_none(
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], turns: int
+) -> None:
+    untouched = _text_of(min(pool.workers()))
+    rng = random.Random(5)
+    with Load(pool) as load:
+        for turn in range(turns):
+            path = tmp_path / f"{turn}.phptrace"
+            process = phptrace("record", *options, "-o", str(path), str(pool.master))
+            _wait_until_it_compiles(process.pid)
+            load.wait_for_more(rng.randrange(2000))
+            code, _, said = finish(process)
+
+            assert "Traceback" not in said
+            assert code == 0, said
+            assert f"{path}" in said
+            with Reader(str(path)) as recording:
+                assert recording.ended
+                assert recording.totals().lost == 0
+
+    assert load.failed == 0
+    wait_for(lambda: _text_of(min(pool.workers())) == untouched, "the probes to be gone")
+
+
+def _wait_until_it_compiles(pid: int) -> None:
+    """Wait until the process has loaded bcc: attaching has begun."""
+    wait_for(lambda: "libbcc" in Path(f"/proc/{pid}/maps").read_text(), "phptrace to load bcc")
+
+
+def test_probes_are_gone_after_a_clean_end(pool: Fpm, tmp_path: Path) -> None:
+    worker = min(pool.workers())
+    pool.get("hello.php")
+    untouched = _text_of(worker)
+    process = phptrace("record", "-o", str(tmp_path / "r.phptrace"), str(pool.master))
+    attached_to(process)
+    probed = _text_of(worker)
+    finish(process)
+
+    assert probed != untouched
+    assert _text_of(worker) == untouched
+
+
+@pytest.mark.parametrize("options", [PLAIN, STACKS])
+def test_no_bpf_program_outlives_the_tracer(pool: Fpm, tmp_path: Path, options: tuple[str, ...]) -> None:
+    before = _programs()
+    process = phptrace("record", *options, "-o", str(tmp_path / "r.phptrace"), str(pool.master))
+    attached_to(process)
+    during = _programs()
+    process.kill()
+    process.communicate()
+
+    assert during >= before + 10
+    wait_for(lambda: _programs() <= before, "the kernel to drop the programs")
+
+
+def test_a_second_tracer_does_not_disturb_the_first(pool: Fpm, tmp_path: Path) -> None:
+    recorders = [phptrace("record", "-o", str(tmp_path / f"{n}.phptrace"), str(pool.master)) for n in range(2)]
+    for process in recorders:
+        attached_to(process)
+    for number in range(101):
+        pool.get("hello.php", REQUEST_URI=f"/{number}")
+    for process in recorders:
+        assert finish(process)[0] == 0
+
+    for n in range(2):
+        with Reader(str(tmp_path / f"{n}.phptrace")) as recording:
+            uris = [request.uri for request in recording.requests()]
+        assert sorted(uris, key=str) == sorted(f"/{number}" for number in range(101))

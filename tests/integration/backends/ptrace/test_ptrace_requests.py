@@ -1,0 +1,159 @@
+"""What ptrace does to workers that are not idle, and to what they had set up themselves."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from backend_kinds import BREAKPOINTS, make_backend
+from command import CHECKOUT, attached_to, phptrace
+from fpm import ONE_WORKER, Fpm
+from machine import require
+from proc_status import catches_traps, is_asleep, state
+from tracing import Tracer
+from visits import KeptConnection, Visit
+from waiting import wait_for
+
+from tracer.errors import UnsupportedError
+
+pytestmark = pytest.mark.needs_ptrace
+
+
+def test_a_sleeping_script_sleeps_on_through_attaching_and_detaching(
+    start_fpm: Callable[..., Fpm], backend: str
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    [worker] = fpm.workers()
+    visit = Visit(fpm, "sleep.php")
+    wait_for(lambda: is_asleep(worker), "the script to sleep")
+    Tracer(make_backend(backend), str(fpm.master)).close()
+    assert is_asleep(worker)
+
+    assert visit.text() == "0"
+    assert state(worker)[1] == 0
+
+
+def test_a_worker_that_was_armed_and_sleeps_is_let_go_asleep(start_fpm: Callable[..., Fpm]) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    [worker] = fpm.workers()
+    tracer = Tracer(make_backend(BREAKPOINTS), str(fpm.master))
+    visit = Visit(fpm, "sleep.php")
+    wait_for(lambda: is_asleep(worker), "the script to sleep")
+    tracer.close()
+
+    assert is_asleep(worker)
+    assert state(worker)[1] == 0
+    assert [(request.uri, request.ending) for request in tracer.requests] == [("/sleep.php", "cut_off")]
+    assert visit.text() == "0"
+    # What was left in it does nothing, and the next to come takes it away.
+    assert catches_traps(worker)
+    Tracer(make_backend(BREAKPOINTS), str(fpm.master)).close()
+    assert not catches_traps(worker)
+
+
+def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[..., Fpm], backend: str) -> None:
+    flag = Path(f"/tmp/phptrace-busy.{os.getpid()}")
+    fpm = start_fpm(www=ONE_WORKER)
+    [worker] = fpm.workers()
+    flag.write_bytes(bytes(mmap.PAGESIZE))
+    flag.chmod(0o644)
+    try:
+        tracer = Tracer(make_backend(backend), str(fpm.master))
+        visit = Visit(fpm, "busy.php", QUERY_STRING=str(flag))
+        wait_for(lambda: flag.name in Path(f"/proc/{worker}/maps").read_text(), "the script to compute")
+        tracer.close()
+
+        assert state(worker) == ("R", 0)
+        assert [(request.uri, request.ending) for request in tracer.requests] == [("/busy.php", "cut_off")]
+        with open(flag, "r+b") as file:
+            file.write(b"\1")
+        assert visit.text() == "computed"
+    finally:
+        flag.unlink()
+
+
+def test_workers_of_other_pools_are_not_touched(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], backend: str
+) -> None:
+    fpm = start_fpm(asked=ONE_WORKER, spared=f"{ONE_WORKER}\npm.max_requests = 2")
+    connection = KeptConnection(fpm, "spared")
+    spared = int(connection.get("/spared"))
+    tracer = trace("php-fpm:asked")
+
+    assert state(spared)[1] == 0
+    connection.get("/spared")
+    connection.close()
+    wait_for(lambda: spared not in fpm.workers() and len(fpm.workers()) == 2, "the spared worker to be replaced")
+    for number in range(4):
+        fpm.get("hello.php", pool="spared", REQUEST_URI=f"/spared/{number}")
+        fpm.get("hello.php", pool="asked", REQUEST_URI=f"/asked/{number}")
+    requests = tracer.next(4)
+    tracer.close()
+    assert [request.uri for request in requests] == [f"/asked/{number}" for number in range(4)]
+    assert tracer.requests == requests
+    assert {worker.pool for worker in tracer.workers} == {"asked"}
+    assert not any(catches_traps(pid) for pid in fpm.workers())
+
+
+def test_what_the_processor_was_set_to_is_not_changed(start_fpm: Callable[..., Fpm]) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    upwards = "2048"  # FE_UPWARD
+    assert fpm.get("rounding.php", QUERY_STRING=upwards).text == upwards
+    assert fpm.get("rounding.php").text == upwards
+    tracer = Tracer(make_backend(BREAKPOINTS), str(fpm.master))
+    while_traced = fpm.get("rounding.php").text
+    tracer.next()
+    tracer.close()
+
+    assert (while_traced, fpm.get("rounding.php").text) == (upwards, upwards)
+
+
+def test_phptrace_leaves_workers_alone_and_reports_it_where_descriptors_run_out(
+    start_fpm: Callable[..., Fpm], tmp_path: Path
+) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 30")
+    process = subprocess.Popen(
+        ["prlimit", "--nofile=72:72", "/usr/bin/python3", "-m", "tracer", "record", "--backend", "ptrace",
+         "-o", str(tmp_path / "r.phptrace"), str(fpm.master)],
+        stderr=subprocess.PIPE, text=True, cwd=CHECKOUT,
+    )  # fmt: skip
+    attached_to(process)
+    answers = [fpm.get("hello.php").text for _ in range(60)]
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+
+    assert answers == ["hello"] * 60
+    assert process.returncode == 8
+    assert "workers: watched no longer, since OSError: [Errno 24] Too many open files" in said
+    assert {state(pid)[1] for pid in fpm.workers()} == {0}
+
+
+def test_phptrace_raises_its_limit_of_descriptors_where_it_may(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 30")
+    process = phptrace("record", "--backend", "ptrace", "-o", str(tmp_path / "r.phptrace"), str(fpm.master),
+                       preexec_fn=lambda: __import__("resource").setrlimit(7, (72, 4096)))  # fmt: skip
+    said = attached_to(process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+    assert "30 workers, backend ptrace" in said
+    assert process.returncode == 0
+
+
+def test_php_that_speaks_no_fastcgi_is_refused(backend: str) -> None:
+    require("/usr/bin/php8.2")
+    process = subprocess.Popen(["/usr/bin/php8.2", "-r", "echo 'x'; fgets(STDIN);"], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        with pytest.raises(UnsupportedError, match=r"is PHP's cli: .*FastCGI.*--backend bpf"):
+            Tracer(make_backend(backend), str(process.pid))
+    finally:
+        process.kill()
+        process.communicate()

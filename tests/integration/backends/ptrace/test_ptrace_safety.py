@@ -1,0 +1,121 @@
+"""With ptrace the tracer holds the workers: whatever becomes of it, they go on and fail no request."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from backend_kinds import BREAKPOINTS, SYSCALLS, make_backend
+from command import attached_to, phptrace
+from fpm import ONE_WORKER, TWO_WORKERS, Fpm
+from load import Load
+from proc_status import catches_traps, state
+from tracing import Tracer
+from waiting import wait_for
+
+from tracer.backends import Backend, PtraceMode
+from tracer.backends.ptrace.backend import PtraceBackend
+from tracer.errors import IncompleteError, UnsupportedError
+
+pytestmark = pytest.mark.needs_ptrace
+TURNS = [20, pytest.param(500, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def pool(start_fpm: Callable[..., Fpm]) -> Fpm:
+    return start_fpm(www=f"{TWO_WORKERS}\nprocess.dumpable = yes")
+
+
+def tracing_process(backend: Backend) -> int:
+    assert isinstance(backend, PtraceBackend)
+    assert backend._tracer is not None
+    return backend._tracer
+
+
+def _end_under_load(pool: Fpm, backend: str, number: signal.Signals, turns: int) -> None:
+    """Attach, and send the process that traces a signal, so many times; then prove that nothing was harmed."""
+    workers = pool.workers()
+    rng = random.Random(7)
+    with Load(pool) as load:
+        for _ in range(turns):
+            tracer = Tracer(make_backend(backend), str(pool.master))
+            time.sleep(rng.uniform(0.0, 0.012))  # a moment at random, not a condition
+            os.kill(tracing_process(tracer.backend), number)
+            tracer.close()
+        load.wait_for_more(turns)
+
+    assert load.failed == 0
+    assert pool.workers() == workers
+    wait_for(lambda: {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}, "everybody to be idle")
+
+
+@pytest.mark.parametrize("turns", TURNS)
+def test_sigkill_of_the_tracer_under_load_harms_no_worker_and_no_request(pool: Fpm, backend: str, turns: int) -> None:
+    _end_under_load(pool, backend, signal.SIGKILL, turns)
+
+
+# SIGINT is for the process that started it: the process that traces goes on.
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_clean_end_under_load_fails_no_request_and_leaves_no_handler(
+    pool: Fpm, backend: str, number: signal.Signals, turns: int
+) -> None:
+    # What a tracer that was killed has left in them is not the matter here: this one takes it away.
+    Tracer(make_backend(BREAKPOINTS), str(pool.master)).close()
+
+    _end_under_load(pool, backend, number, turns)
+
+    assert not any(catches_traps(pid) for pid in pool.workers())
+
+
+@pytest.mark.parametrize("mode", [mode.value for mode in PtraceMode])
+def test_the_death_of_the_recorder_lets_the_workers_go(pool: Fpm, tmp_path: Path, mode: str) -> None:
+    process = phptrace(
+        "record", "--backend", "ptrace", "--ptrace-mode", mode, "-o", str(tmp_path / "r.phptrace"), str(pool.master)
+    )
+    attached_to(process)
+    with Load(pool) as load:
+        load.wait_for_more(100)
+        process.kill()
+        process.communicate()
+        wait_for(lambda: all(state(pid)[1] == 0 for pid in (*pool.workers(), pool.master)), "the workers to be let go")
+
+    assert load.failed == 0
+
+
+def test_the_death_of_the_process_that_traces_is_an_error(pool: Fpm) -> None:
+    tracer = Tracer(make_backend(SYSCALLS), str(pool.master))
+    os.kill(tracing_process(tracer.backend), signal.SIGKILL)
+
+    def until_told() -> None:
+        while True:
+            tracer.poll()
+
+    with pytest.raises(IncompleteError, match=r"the process that traces has ended \(killed by SIGKILL\)"):
+        until_told()
+    tracer.close()
+
+
+def test_a_second_tracer_is_refused_with_the_pid_of_the_first(pool: Fpm) -> None:
+    first = Tracer(make_backend(SYSCALLS), str(pool.master))
+    try:
+        with pytest.raises(UnsupportedError, match=f"already traced, by process {tracing_process(first.backend)} "):
+            Tracer(make_backend(SYSCALLS), str(pool.master))
+        pool.get("hello.php")
+        assert len(first.next()) == 1
+    finally:
+        first.close()
+
+
+def test_phptrace_warns_that_the_slowlog_is_not_written_while_it_traces(start_fpm: Callable[..., Fpm]) -> None:
+    fpm = start_fpm(www=f"{ONE_WORKER}\nrequest_slowlog_timeout = 1s\nslowlog = {{folder}}/slow.log")
+    tracer = Tracer(make_backend(SYSCALLS), str(fpm.master))
+    lacking = " ".join(tracer.backend.lacking)
+    tracer.close()
+
+    assert "request_slowlog_timeout" in lacking

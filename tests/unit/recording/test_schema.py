@@ -1,0 +1,150 @@
+"""The recording format over time: every schema that was ever written is read, and today's knows every field."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tracer.facts import Frame, Loss, Metric, Request, Worker
+from tracer.recording.reader import Reader
+from tracer.recording.request_tables import RequestWriter
+from tracer.recording.schema import PARTS, SCHEMA, SCHEMAS
+
+# Each was written by the phptrace of its schema, and holds the facts below.
+RECORDINGS = Path(__file__).resolve().parents[2] / "recordings"
+WITH_STACKS = [schema for schema in SCHEMAS if schema >= 2]
+
+FIRST = Request(
+    host="web1", pid=4241, pool="www", nth=1, started_ns=1_700_000_000_123_456_789, duration_ns=12_345_701,
+    cpu_ns=7_654_321, method="GET", uri="/index.php", script="/srv/www/index.php", status=200, ending="finished",
+    anon_before=10_000_019, anon_end=10_400_009, anon_after=10_524_307, file_before=20_000_003, file_after=20_000_047,
+    shmem_before=3_000_017, shmem_after=3_000_029, anon_peak=30_000_001, zend_used_end=401_987, zend_peak=2_921_293,
+    zend_real_before=2_097_152, zend_real_peak=4_194_304, zend_real_end=2_359_309, zend_real_after=2_097_152,
+    memory_limit=134_217_728, vm_before=250_000_013, vm_after=250_524_301, map_bytes=2_097_169, map_calls=5,
+    unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11, minor_faults=131, major_faults=1, notes=None,
+)  # fmt: skip
+BARE = Request(
+    **{**dict.fromkeys(Request._fields), "host": "web1", "pid": 4243, "nth": 1, "ending": "cut_off",
+       "notes": "start_not_seen"}
+)  # fmt: skip
+REQUESTS = [
+    FIRST,
+    FIRST._replace(nth=2, uri="/user/7\udcff", method="POST", status=500, ending="fatal", notes="uri_cut,script_cut"),
+    BARE,
+    FIRST._replace(nth=3, pool=None, script=None, uri=None, method=None, status=None, ending="killed:SEGV",
+                   anon_after=None, notes="end_not_seen"),
+]  # fmt: skip
+MAIN = Frame("user", "<main>", "/srv/www/index.php", 3)
+FIND = Frame("user", "Repo::find", "/srv/app/Repo\udcff.php", 89)
+QUERY = Frame("internal", "PDO::query", None, None)
+
+
+def opened(schema: int) -> Reader:
+    return Reader(str(RECORDINGS / f"schema-{schema}.phptrace"))
+
+
+def test_there_is_a_recording_of_every_schema():
+    assert {path.name for path in RECORDINGS.iterdir()} == {f"schema-{schema}.phptrace" for schema in SCHEMAS}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_recording_of_each_schema_is_read_whole(schema):
+    with opened(schema) as file:
+        assert list(file.requests()) == REQUESTS
+        assert file.workers() == [
+            Worker(4241, 7919, "www", "8.2.36", None, 1_700_000_002_000_000_011, "killed:SEGV")
+        ]  # fmt: skip
+        assert file.losses() == [Loss(1_700_000_001_000_000_007, 13, "requests: the ring buffer was full")]
+        assert (file.meta["schema"], file.meta["host"], file.ended) == (schema, "web1", True)
+
+
+@pytest.mark.parametrize("schema", WITH_STACKS)
+@pytest.mark.parametrize(
+    ("metric", "growth"),
+    [
+        (Metric.RSS, ((MAIN, FIND), 69_632, 2)),
+        (Metric.MAPPED, ((MAIN, FIND, QUERY), 2_097_152, 1)),
+        (Metric.ZEND, ((MAIN,), -997, 3)),
+    ],
+)
+def test_the_call_stacks_of_each_schema_are_read(schema, metric, growth):
+    with opened(schema) as file:
+        assert file.has_stacks
+        assert [grown for _, grown in file.grown(metric, ("nth",))] == [[growth], [], [], []]
+
+
+def test_a_recording_of_the_first_schema_has_no_call_stacks():
+    with opened(1) as file:
+        assert not file.has_stacks
+        assert [grown for _, grown in file.grown(Metric.RSS, ("nth",))] == [[], [], [], []]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_any_sql_tool_reads_the_requests_of_each_schema_as_one_table(schema):
+    with sqlite3.connect(f"file:{RECORDINGS / f'schema-{schema}.phptrace'}?mode=ro", uri=True) as connection:
+        found = connection.execute("SELECT * FROM request ORDER BY id")
+        names = [column[0] for column in found.description]
+        rows = [dict(zip(names, row, strict=True)) for row in found.fetchmany(1)]
+
+    assert rows == [{"id": 1, **FIRST._asdict()}]
+
+
+def test_a_field_of_a_request_is_a_column_of_todays_schema_and_in_one_table_only():
+    connection = sqlite3.connect(":memory:")
+    for statement in SCHEMAS[SCHEMA].values():
+        connection.execute(statement)
+
+    def columns(table: str) -> list[str]:
+        return [row[1] for row in connection.execute(f"PRAGMA table_info({table})") if row[1] != "id"]
+
+    stored = [name for table in ("request_row", *PARTS) for name in columns(table) if name not in PARTS]
+    connection.close()
+    assert sorted(stored) == sorted(Request._fields)
+
+
+def test_todays_view_has_the_fields_of_a_request_in_their_order():
+    connection = sqlite3.connect(":memory:")
+    for statement in SCHEMAS[SCHEMA].values():
+        connection.execute(statement)
+    view = [row[1] for row in connection.execute("PRAGMA table_info(request)")]
+    connection.close()
+
+    assert view == ["id", *Request._fields]
+
+
+def test_parts_that_requests_share_are_stored_once(tmp_path):
+    connection = sqlite3.connect(":memory:")
+    for statement in SCHEMAS[SCHEMA].values():
+        connection.execute(statement)
+    writer = RequestWriter()
+    for nth in range(1, 1010):
+        writer.add(FIRST._replace(nth=nth, uri=f"/{nth % 7}"))
+        writer.add(BARE)
+
+    written = writer.write(connection, 3000)
+
+    count = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in (*PARTS, "script")}
+    connection.close()
+    assert written == 2018
+    assert count == {"page": 8, "process": 2, "outcome": 2, "mappings": 2, "heap": 2, "calls": 2, "script": 1}
+
+
+def test_a_writer_that_has_forgotten_a_part_stores_it_again_and_readers_do_not_mind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tracer.recording.request_tables._MOST_KNOWN", 2)
+    uris = ["/a", "/b", "/c", "/d", "/e", "/a"]
+    connection = sqlite3.connect(":memory:")
+    for statement in SCHEMAS[SCHEMA].values():
+        connection.execute(statement)
+    writer = RequestWriter()
+    for uri in uris:
+        writer.add(FIRST._replace(uri=uri, pid=ord(uri[1])))
+
+    writer.write(connection, 1000)
+
+    found = connection.execute("SELECT uri, pid FROM request ORDER BY id").fetchall()
+    pages = connection.execute("SELECT count(*) FROM page").fetchone()[0]
+    connection.close()
+    assert found == [(uri, ord(uri[1])) for uri in uris]
+    assert pages == 6

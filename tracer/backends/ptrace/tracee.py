@@ -1,0 +1,22 @@
+"""What the tracing process asks of a worker's tracer, however it stops the worker."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Tracee(Protocol):
+    """Follows one worker from stop to stop; the worker stands still while a method runs."""
+
+    pid: int
+    accepts: bool  # it waits for connections, so it is a worker and no master
+    given_up: int  # how often a connection's data was malformed, since this was last set to 0
+
+    def left(self, exit_code: int) -> None:
+        """Record the open request as cut off: the worker died, or became another program (REPLACED)."""
+
+    def cut_off(self) -> None:
+        """Record the open request as cut off: tracing ends, and the worker goes on."""
+
+    def close(self) -> None:
+        """Close the worker's /proc files; idempotent."""

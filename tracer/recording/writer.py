@@ -1,0 +1,211 @@
+"""Writes a recording.
+
+In one transaction a second in WAL mode, so that it can be read while it grows and is whole up to the last second after
+a SIGKILL; a clean end folds the journal in and leaves a single file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from tracer.errors import IncompleteError, UsageError
+from tracer.facts import Fact, Growth, Loss, Request, Worker
+from tracer.output_file import create
+from tracer.recording.request_tables import RequestWriter
+from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
+from tracer.recording.stack_tables import StackWriter
+
+_STEP = 1000
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+# Text arrives as bytes: what is not UTF-8 must not fail, and must come back as it was.
+_INSERT_WORKER = (
+    "INSERT OR REPLACE INTO worker (pid, start_ticks, pool, php_version, born_ns, died_ns, exit)"
+    " VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?, ?)"
+)
+
+
+class Writer:
+    """Appends facts to a new recording. Use as a context manager; flush() now and then."""
+
+    def __init__(self, path: str, meta: dict[str, Any], *, force: bool = False) -> None:
+        """Create the file, mode 0600, never through a symlink; SQLite opens no journal through one either.
+
+        Raises UsageError if it exists and `force` is not given, or if it cannot be created. Under sudo the file
+        belongs to the user who called sudo.
+        """
+        self.path = path
+        self._requests = RequestWriter()
+        self._others: list[Worker | Loss] = []
+        self._last: tuple[int, int] | None = None  # pid and nth of the last request
+        self._stacks = StackWriter()
+        self._connection: sqlite3.Connection | None = None
+        inode = _create(path, force=force)
+        with _writing(path):
+            # Absolute, since SQLite does not take some names, such as `:memory:`, for files.
+            connection = sqlite3.connect(os.path.abspath(path), isolation_level=None, timeout=5.0)
+            self._connection = connection
+            # The owner of the directory could have replaced the file between its creation and this.
+            if os.stat(path, follow_symlinks=False).st_ino != inode:
+                raise UsageError(f"{path} was replaced while it was being created")
+            # Safe against a killed process; a crash of the machine may cost the last seconds.
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("BEGIN")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for statement in SCHEMAS[SCHEMA].values():
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            rows = [(name, json.dumps(value)) for name, value in {"schema": SCHEMA, **meta}.items()]
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            connection.execute("COMMIT")
+            # Not earlier: without its journal the file is already a recording, whenever this process is killed.
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    def add(self, facts: Iterable[Fact]) -> None:
+        """Take the facts. They are on disk after the next flush(), or earlier when there are many.
+
+        Raises ValueError if a Growth does not follow its Request; IncompleteError as flush() does.
+        """
+        for fact in facts:
+            if isinstance(fact, Request):
+                self._requests.add(fact)
+                self._last = fact.pid, fact.nth
+            elif isinstance(fact, Growth):
+                if self._last != (fact.pid, fact.nth):
+                    raise ValueError("growth does not follow its request")
+                self._stacks.add(self._requests.count, fact)
+            else:
+                self._others.append(fact)
+        if self._requests.pending >= _STEP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added. Raises IncompleteError if that fails; what is on disk stays readable."""
+        if self._connection is None:
+            return
+        if self._stacks.refused:
+            why = "call stacks: too many distinct ones for a recording; their growth is under [stack lost]"
+            self._others.append(Loss(time.time_ns(), self._stacks.refused, why))
+            self._stacks.refused = 0
+        # In small steps: on a disk that fills up, all that fits is written.
+        while self._requests.pending or self._others or self._stacks.pending:
+            with _writing(self.path), self._transaction(self._connection) as connection:
+                for fact in self._others:
+                    if isinstance(fact, Worker):
+                        connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
+                    else:
+                        connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
+                self._stacks.write(connection, up_to=self._requests.write(connection, _STEP))
+            self._requests.written(_STEP)
+            self._stacks.written()
+            self._others.clear()
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        connection.execute("BEGIN")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def note(self, name: str, value: Any) -> None:
+        """Set an entry of `meta`. Raises IncompleteError if that fails."""
+        if self._connection is not None:
+            with _writing(self.path):
+                self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+
+    def close(self, *, ended: bool = True) -> None:
+        """Write what is left and fold the journal into the file. Idempotent.
+
+        `ended` marks the recording as complete. Raises IncompleteError as flush() does; the file is closed anyway.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            self.flush()
+            with _writing(self.path):
+                if ended:
+                    connection.execute("INSERT OR IGNORE INTO meta VALUES ('ended', '{}')")
+                try:
+                    connection.execute("PRAGMA journal_mode = DELETE")
+                except sqlite3.OperationalError:
+                    # A reader has the file open. The journal stays, and the file holds all that is in it.
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            self._connection = None
+            connection.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(IncompleteError):
+            self.close(ended=False)
+
+
+def check_output(path: str, *, force: bool) -> None:
+    """Raise UsageError if a Writer could not create that file, as far as can be known without touching anything."""
+    directory = os.path.dirname(path) or "."
+    if not path or not os.path.isdir(directory):
+        raise UsageError(f"cannot write {path!r}: there is no directory {directory}")
+    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
+        try:
+            mode = os.lstat(name).st_mode
+        except OSError:
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # root would replace /dev/null
+            kind = "is a directory" if stat.S_ISDIR(mode) else "is not a file"
+            raise UsageError(f"cannot write {path}: {name} {kind}")
+        if not force:
+            raise UsageError(f"{name} exists. Choose another name, or overwrite it with -f.")
+
+
+def _create(path: str, *, force: bool) -> int:
+    """Create a new, empty file of that name and return its inode."""
+    check_output(path, force=force)
+    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        except OSError as exc:
+            raise UsageError(f"cannot overwrite {name}: {exc.strerror}") from exc
+    try:
+        descriptor = create(path)
+    except FileExistsError as exc:
+        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
+    try:
+        return os.fstat(descriptor).st_ino
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise IncompleteError(f"cannot write {path}: {exc}. What was written before can be read.") from exc
+
+
+def _bytes_at(row: Sequence[Any], at: Sequence[int]) -> list[Any]:
+    values = list(row)
+    for index in at:
+        if values[index] is not None:
+            values[index] = values[index].encode("utf-8", "surrogateescape")
+    return values
