@@ -188,7 +188,7 @@ def test_a_target_that_is_unknown_is_exit_code_3(run, tmp_path):
     code, out, err = run("record", "-o", tmp_path / "r.phptrace", "nonsense")
 
     assert (code, out) == (3, "")
-    assert err.startswith("phptrace: 'nonsense' names no target")
+    assert err.startswith("phptrace: cannot trace 'nonsense': it names no target")
     assert list(tmp_path.iterdir()) == []
 
 

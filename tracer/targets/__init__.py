@@ -1,1 +1,1 @@
-"""Finds the workers, and learns what their PHP and their kernel look like."""
+"""Finds the workers, and reads what their PHP binary, C library and kernel look like."""

@@ -1,7 +1,7 @@
 """Offsets of structure members from the kernel's own type information.
 
-Never from headers: those of another version compile fine and are silently wrong. Reads BTF as laid
-out in include/uapi/linux/btf.h (Linux 6.18). Only structures, no strings or functions.
+Not from headers: the headers of another version compile without an error and give wrong offsets.
+Reads BTF as laid out in include/uapi/linux/btf.h (Linux 6.18). Structures only, no functions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 from tracer.errors import UnsupportedError
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
+_DO = (
+    "Boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distribution kernels are since 2020, or use --backend ptrace."
+)
 
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
@@ -21,7 +24,7 @@ _MAGIC = 0xEB9F
 _ARRAY, _STRUCT, _UNION, _ENUM, _FUNC_PROTO, _VAR, _DATASEC, _DECL_TAG, _ENUM64 = 3, 4, 5, 6, 13, 14, 15, 17, 19
 _MODIFIERS = (8, 9, 10, 11, 18)  # typedef, volatile, const, restrict, type tag
 _MAX_MODIFIERS = 64
-# Bytes that follow a type, by kind: (fixed, for each of vlen).
+# Bytes that follow a type, by kind: (fixed, for each of its vlen members).
 _TAIL = {
     1: (4, 0),
     _ARRAY: (12, 0),
@@ -39,33 +42,33 @@ _TAIL = {
 class Btf:
     """The kernel's structures by name.
 
-    `wanted` are the structures that will be asked for: looking at names alone lets a kernel's
-    hundred thousand types be skimmed in under a tenth of a second.
+    `wanted` names the structures that will be asked for. The kernel's hundred thousand other types are
+    skipped by name, so that all are read in under a tenth of a second.
     """
 
     def __init__(self, blob: bytes, wanted: Iterable[str]) -> None:
+        """Read the types in `blob`. UnsupportedError if it is not BTF, or is cut short."""
         try:
             magic, _, _, header, types, types_bytes, strings, strings_bytes = _HEADER.unpack_from(blob)
             if magic != _MAGIC:
-                raise UnsupportedError("the kernel's type information (BTF) has an unknown format")
+                raise UnsupportedError(f"cannot read the kernel's type information (BTF): unknown format. {_DO}")
             self._blob = blob
             self._strings = blob[header + strings : header + strings + strings_bytes]
             self._at = [0]
             self._structs: dict[str, int] = {}
             self._skim(header + types, header + types + types_bytes, self._offsets_of(wanted))
         except struct.error as exc:
-            raise UnsupportedError(f"the kernel's type information (BTF) is cut short: {exc}") from exc
+            raise UnsupportedError(
+                f"cannot read the kernel's type information (BTF): it is cut short ({exc}). {_DO}"
+            ) from exc
 
     @classmethod
     def of_kernel(cls, wanted: Iterable[str], path: Path = VMLINUX) -> Btf:
-        """The running kernel's; UnsupportedError if it was built without."""
+        """The running kernel's structures. UnsupportedError if the kernel was built without BTF."""
         try:
             blob = path.read_bytes()
         except OSError as exc:
-            raise UnsupportedError(
-                f"cannot read {path}: {exc.strerror}. The kernel must be built with CONFIG_DEBUG_INFO_BTF=y,"
-                " as distribution kernels are since 2020: boot one of those."
-            ) from exc
+            raise UnsupportedError(f"cannot read {path}: {exc.strerror}. {_DO}") from exc
         return cls(blob, wanted)
 
     @contextlib.contextmanager
@@ -73,22 +76,27 @@ class Btf:
         try:
             yield
         except (struct.error, ValueError, IndexError, RecursionError) as exc:
-            raise UnsupportedError(f"the kernel's type information (BTF) is damaged: {exc}") from exc
+            raise UnsupportedError(
+                f"cannot read the kernel's type information (BTF): it is damaged ({exc}). {_DO}"
+            ) from exc
 
     def offset(self, structure: str, member: str) -> int | None:
-        """Byte offset of a member (`se.sum_exec_runtime` descends); None if there is no such member."""
+        """Byte offset of a member; None if there is none. `se.sum_exec_runtime` is a member of the member `se`.
+
+        UnsupportedError if the type information is damaged; so for size() and element().
+        """
         with self._sound():
             found = self._member(structure, member)
         return None if found is None else found[0]
 
     def size(self, structure: str) -> int | None:
-        """Bytes of a structure; None if the kernel has none of that name."""
+        """Size of a structure in bytes; None if the kernel has no structure of that name."""
         index = self._structs.get(structure)
         with self._sound():
             return None if index is None else int(_TYPE.unpack_from(self._blob, self._at[index])[2])
 
     def element(self, structure: str, member: str) -> str | None:
-        """Name of the structure that a member is, or is an array of; None if it is neither."""
+        """Name of the structure that a member is, or is an array of; None if it is neither or absent."""
         with self._sound():
             found = self._member(structure, member)
             if found is None:
@@ -145,7 +153,7 @@ class Btf:
         return None if kind is None else (offset, kind)
 
     def _members(self, index: int, base: int = 0) -> Iterator[tuple[str, int, int]]:
-        """(name, byte offset, type) of each member, those of unnamed inner structures included."""
+        """(name, byte offset, type) of each member, including members of unnamed inner structures."""
         _, info, _ = _TYPE.unpack_from(self._blob, self._at[index])
         for number in range(info & 0xFFFF):
             name, kind, bits = _TYPE.unpack_from(self._blob, self._at[index] + 12 + 12 * number)

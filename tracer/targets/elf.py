@@ -1,7 +1,7 @@
-"""One ELF file: symbols, code bytes, USDT notes, texts. The only place that knows pyelftools.
+"""One ELF file: symbols, code bytes, USDT notes, texts. The only module that imports pyelftools.
 
-The file belongs to whoever owns the traced process, so it is foreign: nothing is read whole, sizes it
-claims are capped, and whatever is broken in it becomes an UnsupportedError.
+The file is untrusted, since it belongs to the owner of the traced process: nothing is read whole, the
+sizes it claims are capped, and anything broken in it becomes an UnsupportedError.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NT_STAPSDT = 3
 _MAX_SYMBOLS = 1 << 20  # bytes of .dynsym, and of .dynstr
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _SHN_UNDEF = 0
-# What pyelftools lets through for a file that lies about itself.
+# Exceptions that pyelftools raises for a corrupt or crafted file.
 _BROKEN = (
     ELFError,
     ValueError,
@@ -53,15 +53,16 @@ class Image:
     fd: int
     device: int
     inode: int
-    shown: str  # for people: the path the process was started from
+    shown: str  # to be printed: the path from which the process was started
 
     @property
     def path(self) -> str:
-        """A path that leads to this very file while the fd is open, even if it was deleted."""
+        """A path to this very file, also if it was deleted. Valid until close()."""
         return f"/proc/self/fd/{self.fd}"
 
     @property
     def identity(self) -> tuple[int, int]:
+        """(device, inode): equal for two images of one file."""
         return self.device, self.inode
 
     def close(self) -> None:
@@ -79,7 +80,7 @@ def open_image(path: str, shown: str | None = None) -> Image:
     except BaseException:
         os.close(fd)
         raise
-    shown = ascii(shown)[1:-1]  # a stranger chose the name, and it will be printed
+    shown = ascii(shown)[1:-1]  # another user chose the name, and it will be printed
     return Image(fd, stat.st_dev, stat.st_ino, shown)
 
 
@@ -92,11 +93,12 @@ class Symbol:
 
 
 class Elf:
-    """What is asked of one ELF file. Addresses are link addresses."""
+    """Reads one ELF file. Addresses are link addresses."""
 
     def __init__(self, image: Image) -> None:
+        """Read the headers. UnsupportedError if it is not an ELF file; the caller closes `image` in any case."""
         self._image = image
-        self._file = open(image.fd, "rb", closefd=False)  # noqa: SIM115 - closed with this object's owner
+        self._file = open(image.fd, "rb", closefd=False)  # noqa: SIM115 - the descriptor is the image's
         self._names: dict[bytes, Symbol] | None = None
         with self._foreign():
             _refuse_extended_numbers(os.pread(image.fd, 64, 0))
@@ -110,18 +112,18 @@ class Elf:
 
     @property
     def machine(self) -> str:
-        """`x64`, `AArch64`, …: pyelftools' short names."""
+        """The machine it is built for, by pyelftools' short names: `x64`, `AArch64`, …"""
         return str(self._elf.get_machine_arch())
 
     def symbol(self, name: str) -> Symbol | None:
-        """The defined dynamic symbol of that name; None if there is none (a static build has none at all)."""
+        """The defined dynamic symbol of that name; None if there is none. A static build has none at all."""
         if self._names is None:
             with self._foreign():
                 self._names = self._read_symbols()
         return self._names.get(name.encode())
 
     def _read_sections(self) -> dict[str, Any]:
-        """Section headers by name. pyelftools' own sections parse what is in them, however much that claims to be."""
+        """Section headers by name. pyelftools' own sections would parse their content, whatever size it claims."""
         size, start = self._elf["e_shentsize"], self._elf["e_shoff"]
         headers = [
             struct_parse(self._elf.structs.Elf_Shdr, self._file, start + size * number)
@@ -133,7 +135,7 @@ class Elf:
         return found
 
     def _read_symbols(self) -> dict[bytes, Symbol]:
-        """All defined dynamic symbols. Read flat: pyelftools would follow the file's hash chains, cycles and all."""
+        """All defined dynamic symbols, read as an array: pyelftools would follow the file's hash chains, and cycles."""
         if not self.has_symbols:
             return {}
         dynsym = self._sections[".dynsym"]
@@ -150,24 +152,25 @@ class Elf:
 
     @property
     def has_symbols(self) -> bool:
+        """True if the file has a table of dynamic symbols."""
         return ".dynsym" in self._sections
 
     def file_offset(self, address: int) -> int | None:
-        """Where in the file that address is; None if it is in none of its segments."""
+        """Offset in the file of that address; None if it is in no segment."""
         for start, size, offset in self._loads:
             if start <= address < start + size:
                 return int(offset + address - start)
         return None
 
     def link_address(self, file_offset: int) -> int | None:
-        """The reverse of file_offset()."""
+        """Address of that offset in the file; None if it is in no segment. The reverse of file_offset()."""
         for start, size, offset in self._loads:
             if offset <= file_offset < offset + size:
                 return int(start + file_offset - offset)
         return None
 
     def code(self, address: int, size: int) -> bytes:
-        """Up to `size` bytes from that address; empty if it is in no segment."""
+        """Up to `size` bytes from that address, at most 64 KiB; empty if it is in no segment."""
         offset = self.file_offset(address)
         with self._foreign():
             return b"" if offset is None else os.pread(self._image.fd, min(size, _MAX_CODE), offset)
@@ -191,7 +194,7 @@ class Elf:
             return sites
 
     def text_after(self, marker: bytes, length: int) -> bytes | None:
-        """Up to `length` bytes behind the first `marker` in the file's first 64 MiB, cut at a NUL; None if absent."""
+        """Up to `length` bytes after the first `marker` in the file's first 64 MiB, cut at a NUL; None if absent."""
         size = min(os.fstat(self._image.fd).st_size, _MAX_SEARCHED)
         if size == 0:
             return None
@@ -206,13 +209,15 @@ class Elf:
         try:
             yield
         except _BROKEN as exc:
-            raise UnsupportedError(f"{self._image.shown} is not an ELF file that can be read: {exc}") from exc
+            raise UnsupportedError(
+                f"cannot parse {self._image.shown} as an ELF file: {exc}. Check it with readelf -a."
+            ) from exc
 
 
 def _refuse_extended_numbers(header: bytes) -> None:
-    """A file may keep counts of 65,280 sections or more, or 65,535 segments, elsewhere, with up to 64 bits.
+    """ValueError if the file keeps its counts in the 64-bit fields for 65,280 sections or 65,535 segments and more.
 
-    No program has so many, and pyelftools would count to whatever is claimed (gABI chapter 4, e_shnum, e_phnum).
+    No program has so many, and pyelftools would loop as often as is claimed (gABI chapter 4, e_shnum, e_phnum).
     """
     segments, _, sections, names = struct.unpack_from("<HHHH", header, 56)
     if (sections == 0 and header[40:48] != bytes(8)) or segments == 0xFFFF or names == 0xFFFF:

@@ -1,6 +1,6 @@
-"""What a php-fpm master was configured with: its pools, so that one without a worker just now is known.
+"""The pools in a php-fpm master's configuration, so that a pool without a worker at the moment is known.
 
-Best effort: reads the file named in the master's title and those it includes.
+Best effort: reads the file named in the master's title and the files it includes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def fpm_pools(master: Process) -> set[str]:
 
 
 def has_slowlog(master: Process) -> bool:
-    """Whether some pool has request_slowlog_timeout set: the master then traces slow workers itself."""
+    """True if a pool has request_slowlog_timeout set: then the master itself traces slow workers with ptrace."""
     return any(float(seconds) > 0 for part in _texts(master) for seconds in _SLOWLOG.findall(part))
 
 
@@ -43,9 +43,9 @@ def _texts(master: Process) -> list[str]:
 
 
 def _inside(pid: int, pattern: str) -> list[str]:
-    """Files matching, as the master names them: it may live under another root."""
+    """Files that match, by the paths the master sees: it may have another root directory."""
     folder, name = os.path.split(os.path.join("/", pattern))
-    if glob.has_magic(folder):  # a stranger's: to look through every folder of a host could take for ever
+    if glob.has_magic(folder):  # untrusted: a search through every folder of a host may never end
         return []
     root = f"/proc/{pid}/root"
     found = itertools.islice(glob.iglob(os.path.join(root + glob.escape(folder), name)), _MAX_FILES)
@@ -53,7 +53,10 @@ def _inside(pid: int, pattern: str) -> list[str]:
 
 
 def _read(pid: int, path: str) -> str:
-    """The text of a regular file. Whoever runs PHP chooses the path: to open a FIFO or a device could do harm."""
+    """The text of a regular file; empty if it cannot be read.
+
+    The path is untrusted: opening a FIFO would block, and opening a device may do harm.
+    """
     try:
         place = os.open(f"/proc/{pid}/root{os.path.join('/', path)}", os.O_PATH | os.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""What the running kernel is and allows: structure offsets, per-CPU areas, capabilities, lockdown."""
+"""The running kernel: structure offsets, per-CPU areas, capabilities, lockdown."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _INDEXED = re.compile(rb"[\x48-\x4f][\x03\x8b][\x00-\x3f][\xc5\xcd\xd5\xdd\xe5\x
 
 
 class RssKind(enum.IntEnum):
-    """How the kernel keeps RSS; the values are those of bpf/request_events.h."""
+    """How the kernel stores RSS; the values are those in bpf/request_events.h."""
 
     PERCPU = 1  # Linux >= 6.2: one struct percpu_counter each
-    SPLIT = 2  # before: mm->rss_stat.count[] plus what task->rss_stat.count[] holds back
+    SPLIT = 2  # before 6.2: mm->rss_stat.count[], and task->rss_stat.count[] not yet added to it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KernelLayout:
-    """Byte offsets in the running kernel's structures, from its BTF."""
+    """Byte offsets in the running kernel's structures, read from its BTF."""
 
     task_mm: int
     task_tgid: int
@@ -56,14 +56,15 @@ class KernelLayout:
 
 
 def kernel_layout(btf: Btf | None = None) -> KernelLayout:
-    """Offsets for the running kernel; UnsupportedError names the member that is missing."""
+    """Offsets for the running kernel, or from `btf`. UnsupportedError names the member that is missing."""
     btf = btf or Btf.of_kernel(("task_struct", "mm_struct", "percpu_counter", "task_rss_stat"))
 
     def need(structure: str, member: str) -> int:
         offset = btf.offset(structure, member)
         if offset is None:
             raise UnsupportedError(
-                f"this kernel ({os.uname().release}) has no {structure}.{member}: phptrace does not know it yet"
+                f"cannot use BPF on Linux {os.uname().release}: its kernel has no {structure}.{member}."
+                " Use --backend ptrace, and report this kernel to phptrace."
             )
         return offset
 
@@ -91,13 +92,13 @@ def kernel_layout(btf: Btf | None = None) -> KernelLayout:
 
 
 def possible_cpus() -> int:
-    """How many CPUs this kernel may ever have: the length of __per_cpu_offset that is used."""
+    """Number of CPUs this kernel may ever have: the used length of __per_cpu_offset[]."""
     text = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(re.split(r"[-,]", text)[-1]) + 1
 
 
 def kernel_symbol(name: str) -> int | None:
-    """Address from /proc/kallsyms; None if it is not listed or addresses are hidden."""
+    """Address of a symbol from /proc/kallsyms; None if it is not listed or addresses are hidden."""
     ending = f" {name}\n"
     with open("/proc/kallsyms", encoding="ascii", errors="replace") as symbols:
         for line in symbols:
@@ -109,8 +110,8 @@ def kernel_symbol(name: str) -> int | None:
 def percpu_table_from_text(text: bytes) -> int | None:
     """Address of __per_cpu_offset[], decoded from the machine code of a function that indexes it.
 
-    Kernels without CONFIG_KALLSYMS_ALL do not list the symbol. The displacement that most of the
-    code's indexed loads name is the table; None if none does (then RSS cannot be exact).
+    Kernels without CONFIG_KALLSYMS_ALL do not list the symbol. The table is the displacement that
+    most indexed loads in the code use. None if there is no such load: then RSS cannot be exact.
     """
     votes: dict[int, int] = {}
     for match in _INDEXED.finditer(text):
@@ -123,7 +124,7 @@ def percpu_table_from_text(text: bytes) -> int | None:
 def missing_capabilities() -> list[str]:
     """The capabilities the BPF backend needs and this process lacks; empty under root.
 
-    CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, as it does in the kernel.
+    CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON, as in the kernel.
     """
     held = _effective_capabilities()
     admin = bool(held >> _CAPABILITIES["CAP_SYS_ADMIN"] & 1)
@@ -139,7 +140,7 @@ def _effective_capabilities() -> int:
 
 
 def lockdown() -> str:
-    """`none`, `integrity` or `confidentiality`: what lockdown(7) is at. The last forbids reading memory."""
+    """The level of lockdown(7): `none`, `integrity` or `confidentiality`. The last one forbids reading memory."""
     try:
         text = Path("/sys/kernel/security/lockdown").read_text()
     except OSError:
@@ -157,7 +158,10 @@ def uprobe_pmu() -> int | None:
 
 
 def in_initial_pid_namespace() -> bool:
-    """Whether pids here are those the kernel's tracing sees (PROC_PID_INIT_INO: include/linux/proc_ns.h, 6.18)."""
+    """True if pids here are the pids that BPF programs see.
+
+    The initial namespace has the inode PROC_PID_INIT_INO: include/linux/proc_ns.h, Linux 6.18.
+    """
     try:
         return os.readlink("/proc/self/ns/pid") == f"pid:[{0xEFFFFFFC}]"
     except OSError:

@@ -1,7 +1,7 @@
-"""PHP's structures by version: the only place with PHP version numbers.
+"""PHP's structures by version: the only module with PHP version numbers.
 
-Offsets for 64-bit, non-thread-safe builds. The heap's are not here: they are decoded from each
-binary, since a distribution's binary need not be what its version says (decode.py).
+Offsets for 64-bit, non-thread-safe builds. The heap's offsets are not here: they are decoded from each
+binary (machine_code.py), since a distribution's binary may differ from what its version says.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LAYOUTS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StackLayout:
-    """Byte offsets for walking PHP's call stack; what bpf/php_stack.h has as constants never changed."""
+    """Byte offsets for walking PHP's call stack; the constants in bpf/php_stack.h are the same in all versions."""
 
     version: tuple[int, int]
     eg_current_execute_data: int  # zend_executor_globals, Zend/zend_globals.h
@@ -54,8 +54,8 @@ class StackLayout:
     opcodes: int
     last: int
     generator_execute_data: int  # zend_generator, Zend/zend_generators.h
-    # Kinds of call (This.u1.type_info) whose function may be freed, and another take its place, within a
-    # request: ZEND_CALL_CODE (1 << 16: include, eval) and ZEND_CALL_CLOSURE (1 << 22), Zend/zend_compile.h.
+    # Kinds of call (This.u1.type_info) whose function may be freed within a request, so that another function
+    # gets its address: ZEND_CALL_CODE (1 << 16: include, eval) and ZEND_CALL_CLOSURE (1 << 22), Zend/zend_compile.h.
     volatile_calls: int = 1 << 16 | 1 << 22
 
 
@@ -71,15 +71,15 @@ STACK_LAYOUTS = (
 )
 
 # env.hash_table in struct _fcgi_request (main/fastcgi.c). The structure is private to that file and
-# the same in 8.2.32 and 8.2.36. Names found through it are compared, so a wrong value finds nothing.
+# the same in 8.2.32 and 8.2.36. Names found through it are compared: a wrong offset finds nothing.
 FCGI_ENV = 8296
 
 
 def layout_of(version: tuple[int, int, int]) -> Layout | None:
-    """The row for that PHP; None if it is not known."""
+    """The offsets in the globals of that PHP; None if the version is not in the table."""
     return next((row for row in LAYOUTS if row.version == version[:2]), None)
 
 
 def stack_layout_of(version: tuple[int, int, int]) -> StackLayout | None:
-    """The row for that PHP; None if it is not known."""
+    """The offsets for the call stack of that PHP; None if the version is not in the table."""
     return next((row for row in STACK_LAYOUTS if row.version == version[:2]), None)

@@ -1,4 +1,4 @@
-"""Where a worker's C library enters the kernel for memory: the places to count mmap and brk at."""
+"""Probe sites in a C library: where mmap, munmap, brk and mremap return from the kernel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _WRAPPER_BYTES = 160
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Libc:
-    """File offsets of the conditional jump behind each `syscall`; `missing` are those not recognised.
+    """File offsets of the conditional jump after each `syscall`; `missing` names the calls not recognized.
 
-    Whoever opened `image` closes it, when no more probes are to be set there.
+    The function that opened `image` closes it, when it sets no more probes.
     """
 
     image: Image
@@ -25,7 +25,7 @@ class Libc:
 
 
 def inspect(image: Image) -> Libc:
-    """What is recognised of that C library. UnsupportedError if it is not an ELF file.
+    """Find the probe sites in a C library. UnsupportedError if it is not an ELF file.
 
     The caller closes `image`, also if this raises.
     """

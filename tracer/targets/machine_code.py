@@ -1,8 +1,8 @@
-"""Addresses and offsets out of machine code that is known instruction for instruction. x86-64.
+"""Reads addresses and offsets from machine code, known instruction by instruction. x86-64 only.
 
-Neither PHP's heap (`alloc_globals` is static, Zend/zend_alloc.c) nor the place behind libc's
-`syscall` instructions has a symbol. Everything here recognises exact forms and answers None for any
-other: a probe on a wrong byte would corrupt the traced process.
+Neither PHP's heap (`alloc_globals` is static, Zend/zend_alloc.c) nor the place after libc's `syscall`
+instructions has a symbol. Every function recognizes exact forms and returns None for any other: a
+probe on a wrong byte would corrupt the traced process.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Site:
-    """Where to put a probe, in bytes from a function's start.
+    """A place for a probe, in bytes from a function's start.
 
-    The kernel emulates pushes and nops (0.6 us a hit); anything else it single-steps (12 us):
+    The kernel emulates pushes and nops (0.6 µs a hit), and single-steps any other instruction (12 µs):
     arch/x86/kernel/uprobes.c, Linux 6.18.
     """
 
@@ -26,9 +26,9 @@ class Site:
 
 
 def entry_site(code: bytes) -> Site | None:
-    """The first instruction of a function, or the one behind endbr64; None where there is no code.
+    """The first instruction of a function, or the one after endbr64; None if `code` is empty.
 
-    Wherever a function begins an instruction begins, so a probe is safe there whatever it is.
+    An instruction begins where a function begins, so a probe is safe there, whatever the instruction.
     """
     if not code:
         return None
@@ -42,10 +42,10 @@ def entry_site(code: bytes) -> Site | None:
 
 
 def heap_slot(address: int, code: bytes) -> int | None:
-    """Address of alloc_globals.mm_heap from zend_mm_get_heap(): `mov rel32(%rip),%rax; ret`.
+    """Address of alloc_globals.mm_heap, from zend_mm_get_heap(): `mov rel32(%rip),%rax; ret`. None for other code.
 
-    The thread-safe build in a shared library begins alike, and goes on with an access through %fs;
-    hence the `ret` is part of the form.
+    The `ret` is part of the form, since a thread-safe build in a shared library begins with the same
+    instruction and then loads through %fs.
     """
     target, length = _load_rax(address, code)
     if target is None or code[length : length + 1] != b"\xc3":
@@ -54,10 +54,10 @@ def heap_slot(address: int, code: bytes) -> int | None:
 
 
 def accessor_offsets(address: int, code: bytes, slot: int) -> tuple[int, int] | None:
-    """(offset if asked for real, offset if not) from zend_memory_usage() or zend_memory_peak_usage().
+    """Offsets (real usage, usage) in zend_mm_heap, from zend_memory_usage() or zend_memory_peak_usage().
 
     Their form at -O2: load the heap; test the argument; je; load the real one; ret; load the other;
-    ret. `slot` is what heap_slot() said: both must name the same heap.
+    ret. `slot` is the result of heap_slot(). None for other code, or if the code loads another heap.
     """
     target, at = _load_rax(address, code)
     if target is None or target != slot:
@@ -77,7 +77,7 @@ def accessor_offsets(address: int, code: bytes, slot: int) -> tuple[int, int] | 
 
 
 def refers_to(address: int, code: bytes, target: int) -> bool:
-    """Whether some four bytes of the code are the distance from right behind them to `target` (%rip-relative)."""
+    """True if four bytes of the code are the distance from their end to `target`, as in a %rip-relative operand."""
     return any(
         address + at + 4 + int.from_bytes(code[at : at + 4], "little", signed=True) == target
         for at in range(len(code) - 3)
@@ -85,11 +85,10 @@ def refers_to(address: int, code: bytes, target: int) -> bool:
 
 
 def behind_syscall(code: bytes, number: int) -> int | None:
-    """Offset of the conditional jump behind `mov $number,%eax; syscall` in one of libc's wrappers.
+    """Offset of the conditional jump after `mov $number,%eax; syscall` in one of libc's wrappers; None if not found.
 
     There the result is in %rax, the arguments are still in place, and the kernel emulates the jump.
-    Between the two only forms that are known are stepped over: comparisons of %rax, and brk's store
-    of the new break.
+    Only known instructions may be between the two: comparisons of %rax, and brk's store of the new break.
     """
     syscall = b"\xb8" + number.to_bytes(4, "little") + b"\x0f\x05"
     at = code.find(syscall)
@@ -110,7 +109,7 @@ def behind_syscall(code: bytes, number: int) -> int | None:
 
 
 def _harmless(code: bytes, number: int) -> int | None:
-    """Length of an instruction that changes neither the result nor an argument that is counted."""
+    """Length of an instruction that changes neither the result nor a counted argument; None for any other."""
     if code.startswith(b"\x48\x3d"):  # cmp $imm32,%rax
         return 6
     if code.startswith((b"\x48\x39", b"\x48\x3b", b"\x48\x85")) and len(code) > 2 and code[2] >= 0xC0:
@@ -126,7 +125,7 @@ def _harmless(code: bytes, number: int) -> int | None:
 
 
 def _load_rax(address: int, code: bytes) -> tuple[int | None, int]:
-    """Target and end of `mov rel32(%rip),%rax`, endbr64 before it allowed."""
+    """Target and end of `mov rel32(%rip),%rax`, after endbr64 or not; (None, 0) for other code."""
     at = 4 if code.startswith(_ENDBR64) else 0
     if code[at : at + 3] != b"\x48\x8b\x05" or len(code) < at + 7:
         return None, 0
@@ -135,7 +134,7 @@ def _load_rax(address: int, code: bytes) -> tuple[int | None, int]:
 
 
 def _load_from_rax(code: bytes) -> int | None:
-    """Displacement of `mov disp(%rax),%rax; ret`."""
+    """Displacement of `mov disp(%rax),%rax; ret`; None for other code."""
     if code[:3] == b"\x48\x8b\x40" and code[4:5] == b"\xc3" and code[3] < 0x80:
         return code[3]
     if code[:3] == b"\x48\x8b\x80" and code[7:8] == b"\xc3":

@@ -1,4 +1,4 @@
-"""One PHP binary: its version, its probe sites, its heap and globals. Says what it could not find."""
+"""One PHP binary: its version, probe sites, heap and globals, and what could not be found."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ from tracer.targets import machine_code
 from tracer.targets.elf import Elf, Image
 from tracer.targets.layouts import Layout, StackLayout, layout_of, stack_layout_of
 
+# What an entry of Php.lacking begins with if exit() looks like a normal end.
+EXIT_NOT_SEEN = "not seen: exit()"
 _FUNCTION_BYTES = 64
 _ACCESSOR_BYTES = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hook:
-    """A probe site: link address, place in the file, and whether the kernel emulates the instruction."""
+    """A probe site."""
 
-    address: int
+    address: int  # link address
     file_offset: int
-    emulated: bool
+    emulated: bool  # by the kernel; False: single-stepped, which takes longer (machine_code.Site)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hooks:
-    """Where a request's course is seen. Only startup and end are indispensable."""
+    """The probe sites of a request, in the order in which a request passes them; `end` is the last."""
 
     startup: Hook  # entry of php_request_startup()
     script_end: Hook  # entry of php_request_shutdown()
-    end: Hook  # the very end of php_request_shutdown(): a USDT nop; or, where there is none,
-    end_is_return: bool  # its entry, at which a return probe is to be set
-    teardown: Hook | None  # entry of zend_mm_shutdown()
-    exit_call: Hook | None  # entry of zend_throw_unwind_exit()
+    end: Hook  # the very end of php_request_shutdown(): a USDT nop; or, if there is none,
+    end_is_return: bool  # its entry, which needs a return probe
+    teardown: Hook | None  # entry of zend_mm_shutdown(); None: Zend's peak is not measured
+    exit_call: Hook | None  # entry of zend_throw_unwind_exit(); None: exit() is not seen
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heap:
-    """Where Zend's allocator keeps its counters: a link address, and offsets in zend_mm_heap."""
+    """Where Zend's allocator keeps its counters: byte offsets in zend_mm_heap."""
 
-    slot: int
+    slot: int  # link address of the pointer to the heap, alloc_globals.mm_heap
     size: int
     peak: int
     real_size: int
@@ -48,28 +50,32 @@ class Heap:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Php:
-    """One PHP binary that can be traced. `lacking` says, in words, what of it cannot be measured."""
+    """One PHP binary that can be traced. Addresses are link addresses; None: the symbol is missing.
+
+    The function that opened `image` closes it, or calls Target.close().
+    """
 
     image: Image
     version: tuple[int, int, int]
-    hooks: Hooks | None  # None: it has no symbols; only what it asks of the kernel can be seen
-    heap: Heap | None
-    layout: Layout | None
+    hooks: Hooks | None  # None: it has no symbols, so only its system calls can be seen
+    heap: Heap | None  # None: zend_mm_get_heap() or an accessor has an unknown form
+    layout: Layout | None  # None: the version is not in the table
     sapi_globals: int | None
     core_globals: int | None
     executor_globals: int | None
     sapi_module: int | None
-    stack: StackLayout | None  # None: `stack_lacking` says why call stacks cannot be had
-    stack_lacking: str | None
-    lacking: tuple[str, ...]
+    stack: StackLayout | None  # None: call stacks cannot be read
+    stack_lacking: str | None  # why they cannot be read
+    lacking: tuple[str, ...]  # what cannot be measured, and why; a sentence each
 
     @property
     def shown_version(self) -> str:
+        """The version as text: `8.2.36`."""
         return ".".join(map(str, self.version))
 
 
 def is_php(image: Image) -> bool:
-    """Whether the binary has PHP's request functions; False also for what is no ELF file."""
+    """True if the binary has PHP's request functions; False also if it is not an ELF file."""
     try:
         return Elf(image).symbol("php_request_startup") is not None
     except UnsupportedError:
@@ -77,9 +83,9 @@ def is_php(image: Image) -> bool:
 
 
 def without_symbols(image: Image, why: str) -> Php | None:
-    """What can be said of a PHP binary whose functions cannot be found, for `why`; None if it is no PHP, or not x86-64.
+    """A PHP binary whose functions cannot be found, for the reason `why`; None if it is not PHP, or not x86-64.
 
-    Enough for a backend that looks at system calls alone.
+    Enough for a backend that follows system calls only. The caller closes `image`.
     """
     try:
         elf = Elf(image)
@@ -88,12 +94,12 @@ def without_symbols(image: Image, why: str) -> Php | None:
         return None
     if version is None or elf.machine != "x64":
         return None
-    lacking = f"not measured: anything of Zend's, status, fatal errors: {why}"
+    lacking = f"not measured: Zend's figures, status, fatal errors. Reason: {why}"
     return Php(image, version, None, None, None, None, None, None, None, None, why, (lacking,))
 
 
 def inspect(image: Image) -> Php:
-    """What that binary is. UnsupportedError, naming what is missing, if requests cannot be followed.
+    """Read a PHP binary. UnsupportedError, naming what is missing, if its requests cannot be followed.
 
     The caller closes `image`, also if this raises.
     """
@@ -101,30 +107,38 @@ def inspect(image: Image) -> Php:
     version = _version(elf)
     where = image.shown + (f" (PHP {'.'.join(map(str, version))})" if version else "")
     if elf.machine != "x64":
-        raise UnsupportedError(f"{where} is built for {elf.machine}; only x86-64 is supported")
+        raise UnsupportedError(
+            f"cannot trace {where}: it is built for {elf.machine}; only x86-64 is supported."
+            " Use a PHP built for x86-64."
+        )
     if not elf.has_symbols:
         raise UnsupportedError(
-            f"{where} is a static build without dynamic symbols: its functions cannot be found."
-            " `--backend ptrace` needs none"
+            f"cannot find the functions of {where}: it is a static build without dynamic symbols."
+            " Use --backend ptrace, which needs none."
         )
     if version is None:
-        raise UnsupportedError(f"{where} is not a PHP binary: it has no X-Powered-By text")
+        raise UnsupportedError(
+            f"cannot trace {where}: it has no X-Powered-By text, so it is not PHP. Name a process that runs PHP."
+        )
     if (elf.text_after(b"API20", 32) or b"").endswith(b",TS"):
-        raise UnsupportedError(f"{where} is a thread-safe (ZTS) build; only non-thread-safe builds are supported")
+        raise UnsupportedError(
+            f"cannot trace {where}: it is a thread-safe (ZTS) build; only non-thread-safe builds are supported."
+            " Use an NTS build of PHP."
+        )
     hooks = _hooks(elf, where)
     heap = _heap(elf)
     layout = layout_of(version)
     lacking = []
     if heap is None:
-        lacking.append("not measured: Zend's heap: zend_mm_get_heap() has an unknown form")
+        lacking.append("not measured: Zend's heap (zend_mm_get_heap() has an unknown form)")
     if layout is None:
         lacking.append(
-            f"not measured: status, memory_limit, fatal errors: PHP {version[0]}.{version[1]} is not in the table"
+            f"not measured: status, memory_limit, fatal errors (PHP {version[0]}.{version[1]} is not in the table)"
         )
     if hooks.teardown is None:
-        lacking.append("not measured: Zend's peak: no symbol zend_mm_shutdown")
+        lacking.append("not measured: Zend's peak (no symbol zend_mm_shutdown)")
     if hooks.exit_call is None:
-        lacking.append("not told from a plain end: exit(): no symbol zend_throw_unwind_exit")
+        lacking.append(f"{EXIT_NOT_SEEN}, which looks like a plain end (no symbol zend_throw_unwind_exit)")
     stack, stack_lacking = _stack(elf, version)
     return Php(
         image=image,
@@ -159,7 +173,10 @@ def _hooks(elf: Elf, where: str) -> Hooks:
         name for name, hook in (("php_request_startup", startup), ("php_request_shutdown", script_end)) if hook is None
     ]
     if startup is None or script_end is None:
-        raise UnsupportedError(f"{where} lacks {' and '.join(missing)}: its requests cannot be followed")
+        raise UnsupportedError(
+            f"cannot follow the requests of {where}: it has no symbol {' and no symbol '.join(missing)}."
+            " Use --backend ptrace, which needs none."
+        )
     end = _usdt(elf, "request__shutdown")
     return Hooks(
         startup=startup,
@@ -180,7 +197,7 @@ def _entry(elf: Elf, name: str) -> Hook | None:
 
 
 def _usdt(elf: Elf, name: str) -> Hook | None:
-    """The probe's nop. Its semaphore is left alone: there is no guard around the request probes."""
+    """The nop of a USDT probe; None if it has none. No semaphore is set: the request probes do not check one."""
     for address in elf.usdt_sites("php", name):
         if elf.code(address, 1) == b"\x90":
             return _at(elf, address, True)
@@ -209,7 +226,7 @@ def _heap(elf: Elf) -> Heap | None:
 
 
 def _stack(elf: Elf, version: tuple[int, int, int]) -> tuple[StackLayout | None, str | None]:
-    """The layout of the call stack, if the binary's own accessors use the offsets that its version should have."""
+    """(layout of the call stack, None) if the binary's own accessors use that layout's offsets; else (None, why)."""
     layout = stack_layout_of(version)
     executor_globals = _address(elf, "executor_globals")
     shown = f"PHP {version[0]}.{version[1]}"
@@ -220,7 +237,7 @@ def _stack(elf: Elf, version: tuple[int, int, int]) -> tuple[StackLayout | None,
     if filename is None:  # PHP < 8.0
         filename = elf.symbol("zend_get_executed_filename")
     if scope is None or filename is None:
-        return None, f"{shown}: its accessors, by which its layout could be checked, are not there"
+        return None, f"{shown} lacks the accessors with which its layout is checked"
     # The compiler loads EG's address and adds the offset, or loads from the sum of both.
     code = elf.code(scope.address, _ACCESSOR_BYTES)
     offset = layout.eg_current_execute_data

@@ -1,6 +1,7 @@
-"""Processes as /proc shows them: masters, workers, their titles and what they run.
+"""Processes as /proc shows them: masters, workers, their titles and their executables.
 
-Titles and file names are the owner's to choose; what a process *is* is asked of its executable.
+Titles and file names are untrusted, since the process's owner chooses them; only the executable shows
+whether a process is PHP.
 """
 
 from __future__ import annotations
@@ -19,38 +20,38 @@ from tracer.targets.php import Php
 MASTER_TITLE = "php-fpm: master process"
 POOL_TITLE = "php-fpm: pool "
 _TITLE_BYTES = 4096
-# What lets one look at, and trace, another user's process or one that is not dumpable.
+# How to get the right to read and trace another user's process, or one that is not dumpable.
 GRANTS = (
-    "Run with sudo; in Docker: docker run --cap-add=SYS_PTRACE --pid=container:NAME …; in Kubernetes: securityContext:"
-    " {capabilities: {add: [SYS_PTRACE]}} and shareProcessNamespace: true; as php-fpm's own user: process.dumpable ="
-    " yes in the pool's configuration."
+    "Run with sudo. In Docker, use docker run --cap-add=SYS_PTRACE --pid=container:NAME …. In Kubernetes, set"
+    " securityContext: {capabilities: {add: [SYS_PTRACE]}} and shareProcessNamespace: true. As php-fpm's own user, set"
+    " process.dumpable = yes in the pool's configuration."
 )
 _SAPI_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Process:
-    """A process at one moment. `start_ticks` (since boot) tells it from a later one of the same pid."""
+    """A process at one moment. `start_ticks` (clock ticks since boot) tells it from a later one with its pid."""
 
     pid: int
     parent_pid: int
     start_ticks: int
     title: str
-    executable: tuple[int, int] | None  # (device, inode) of /proc/PID/exe; None if it may not be seen
+    executable: tuple[int, int] | None  # (device, inode) of /proc/PID/exe; None if it may not be read
 
     @property
     def pool(self) -> str | None:
-        """The php-fpm pool its title names; None if it names none."""
+        """The php-fpm pool that its title names; None if it names none."""
         return pool_of(self.title)
 
 
 def pool_of(title: str) -> str | None:
-    """`www` of `php-fpm: pool www`; None for any other title."""
+    """Return `www` for the title `php-fpm: pool www`; None for any other title."""
     return title[len(POOL_TITLE) :].strip() or None if title.startswith(POOL_TITLE) else None
 
 
 def process(pid: int) -> Process | None:
-    """That process; None if there is none of that pid, or it is a zombie."""
+    """The process with that pid; None if there is none, or it is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
         with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
@@ -75,7 +76,7 @@ def process(pid: int) -> Process | None:
 
 
 def processes() -> Iterator[Process]:
-    """Every process that can be seen, in order of pid."""
+    """Every visible process, in order of pid."""
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         found = process(pid)
         if found is not None:
@@ -83,12 +84,12 @@ def processes() -> Iterator[Process]:
 
 
 def children(parent: Process) -> list[Process]:
-    """The children that run what their parent runs: a master's workers, not what they may have started."""
+    """The children that run their parent's executable: a master's workers, not other programs it started."""
     return [p for p in processes() if p.parent_pid == parent.pid and p.executable == parent.executable]
 
 
 def open_executable(pid: int) -> Image:
-    """The file the process runs, even if it was deleted or lies in another mount namespace. The caller closes it.
+    """The file the process runs, also if it was deleted or is in another mount namespace. The caller closes it.
 
     OSError if it cannot be opened.
     """
@@ -111,7 +112,7 @@ class Mapping:
 
 
 def file_mappings(pid: int) -> list[Mapping]:
-    """What files the process has mapped, by address; OSError if it is gone or may not be read."""
+    """The files mapped into the process, by address. OSError if it is gone or may not be read."""
     found = []
     for line in Path(f"/proc/{pid}/maps").read_bytes().splitlines():
         match = _MAPPING.match(line)
@@ -128,12 +129,12 @@ _LIBC = re.compile(r"libc(?:-\d[\d.]*\.so|\.so\.6)(?: \(deleted\))?")
 
 
 def is_libc(path: str) -> bool:
-    """Whether a mapped file is a C library, by its name."""
+    """True if a mapped file has the name of a C library."""
     return _LIBC.fullmatch(os.path.basename(path)) is not None
 
 
 def open_libc(pid: int) -> Image | None:
-    """The C library the process has mapped, by the mapping itself; None if it has none (static, musl).
+    """The C library of the process, opened by its mapping; None if it has none (static, musl).
 
     The caller closes it. OSError if it cannot be opened, or the process is gone.
     """
@@ -144,7 +145,7 @@ def open_libc(pid: int) -> Image | None:
 
 
 def sapi_name(pid: int, php: Php) -> str | None:
-    """`fpm-fcgi`, `cgi-fcgi`, `cli`, …: sapi_module.name read in the live process; None if it cannot be.
+    """The SAPI (`fpm-fcgi`, `cgi-fcgi`, `cli`, …), from sapi_module.name in the live process; None if unreadable.
 
     sapi_module_struct begins with `char *name`: main/SAPI.h, PHP 7.4 to 8.2.
     """
@@ -163,11 +164,14 @@ def sapi_name(pid: int, php: Php) -> str | None:
 
 
 def load_bias(pid: int, image: Image) -> int:
-    """Running address minus link address of that executable in that process."""
+    """Running address minus link address of the executable in that process.
+
+    OSError if the process is gone or may not be read; UnsupportedError if it does not map the file.
+    """
     elf = Elf(image)
     for mapping in file_mappings(pid):
         if mapping.inode == image.inode:
             linked = elf.link_address(mapping.offset)
             if linked is not None:
                 return mapping.start - linked
-    raise UnsupportedError(f"process {pid} does not map {image.shown}")
+    raise UnsupportedError(f"cannot find {image.shown} in process {pid}: it is not mapped there. Run phptrace again.")

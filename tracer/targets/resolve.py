@@ -1,4 +1,4 @@
-"""From what the user names (`php-fpm`, `php-fpm:www`, a PID) to the workers that are to be traced."""
+"""Finds the workers to trace from the names the user gives: `php-fpm`, `php-fpm:www`, or a PID."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _FASTCGI = ("fpm-fcgi", "cgi-fcgi")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """Workers that run one PHP binary. With a master, workers it forks later belong to it too."""
+    """Workers that run one PHP binary. If there is a master, workers it forks later belong to the target too."""
 
     named: str  # what the user wrote
     php: Php
-    sapi: str | None
-    master: Process | None
+    sapi: str | None  # None: it could not be read
+    master: Process | None  # None: one process without its master
     workers: tuple[Process, ...]
     pools: frozenset[str] | None  # only these; None: all
 
     @property
     def speaks_fastcgi(self) -> bool:
-        """Whether REQUEST_URI is to be had from the FastCGI environment; unknown counts as yes."""
+        """True if REQUEST_URI is in the FastCGI environment, or the SAPI is unknown."""
         return self.sapi is None or self.sapi in _FASTCGI
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """Master and workers, as far as they were there when the target was resolved."""
+        """The master and the workers that existed when targets() was called."""
         return self.workers if self.master is None else (self.master, *self.workers)
 
     def wants(self, pool: str | None) -> bool:
@@ -49,11 +49,11 @@ class Target:
 
 
 def targets(names: Sequence[str], *, symbols: bool = True) -> list[Target]:
-    """The targets that the names mean, each worker in one of them. The caller closes each target.
+    """The targets that the names mean, each worker in one of them only. The caller closes each target.
 
-    Without `symbols`, also a PHP whose functions cannot be found. Raises NoTargetError if a name
-    means nothing here, TargetGoneError for a PID that does not exist, NotPermittedError or
-    UnsupportedError for a process that cannot be traced; then nothing is left open.
+    `symbols=False` also accepts a PHP whose functions cannot be found. Raises NoTargetError if a name
+    means nothing here, TargetGoneError if a PID does not exist, and NotPermittedError or
+    UnsupportedError if a process cannot be traced; then nothing is left open.
     """
     found: list[Target] = []
     try:
@@ -73,14 +73,16 @@ def _named(name: str, *, symbols: bool) -> list[Target]:
         return [_by_pid(int(name[:4000]), symbols=symbols)]
     if kind == FPM and (pool or not colon):
         return _by_title(name, pool or None, symbols=symbols)
-    raise NoTargetError(f"{name!a} names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID.")
+    raise NoTargetError(
+        f"cannot trace {name!a}: it names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID."
+    )
 
 
 def _add(found: list[Target], new: Target) -> None:
-    """Add a target, or merge it with those that are there, so that each worker is in one target only.
+    """Add a target, or merge it with one that is there, so that each worker is in one target only.
 
-    With 12 a worker of master 10: `12 10` and `10 12` are the target 10, and `php-fpm:www php-fpm:shop` is one
-    target with two pools. Whichever target is dropped, its file is closed.
+    If 12 is a worker of master 10, then both `12 10` and `10 12` become the target 10. `php-fpm:www php-fpm:shop`
+    becomes one target with two pools. The file of a dropped target is closed.
     """
     pids = {p.pid for p in new.workers}
     if new.master is None:
@@ -106,7 +108,7 @@ def _add(found: list[Target], new: Target) -> None:
 def _by_pid(pid: int, *, symbols: bool) -> Target:
     process = processes.process(pid)
     if process is None:
-        raise TargetGoneError(f"there is no process {pid}: it has ended, or never was")
+        raise TargetGoneError(f"cannot trace process {pid}: there is no such process. Check the PID.")
     php = _php_of(process, symbols=symbols)
     sapi = processes.sapi_name(pid, php)
     workers = tuple(processes.children(process))
@@ -135,10 +137,14 @@ def _by_title(name: str, pool: str | None, *, symbols: bool) -> list[Target]:
                     found.append(Target(name, php, sapi, master, mine, asked_for))
                     undo.enter_context(closing.pop_all())
         if not found:
-            names = ascii(", ".join(sorted(every_pool)) or "none")[1:-1]
-            raise NoTargetError(
-                f"none of the {masters} php-fpm master(s) here has a pool {pool!r}. Pools found: {names}."
+            where = (
+                "the php-fpm master here does not have it"
+                if masters == 1
+                else f"none of {masters} php-fpm masters has it"
             )
+            names = ascii(", ".join(sorted(every_pool)))[1:-1]
+            advice = f"Choose from: {names}." if names else "No pool was found: name the PID of a master."
+            raise NoTargetError(f"cannot trace pool {pool!a}: {where}. {advice}")
         undo.pop_all()
     return found
 
@@ -146,7 +152,7 @@ def _by_title(name: str, pool: str | None, *, symbols: bool) -> list[Target]:
 def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php]]:
     """Every php-fpm master that can be traced; the caller closes each PHP.
 
-    Raises why the first one cannot be traced if none can, and NoTargetError if there is none.
+    If none can, raises the reason of the first one. NoTargetError if no master is running.
     """
     some = False
     refused: list[PhptraceError] = []
@@ -167,7 +173,7 @@ def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php]]:
     if refused:
         raise refused[0]
     raise NoTargetError(
-        f"no php-fpm master is running here: none of the processes in /proc is titled {MASTER_TITLE!r}"
+        f"cannot find a php-fpm master: no process in /proc is titled {MASTER_TITLE!r}"
         " and has PHP's request functions in its executable. Start php-fpm, or name a PID."
     )
 
@@ -176,17 +182,20 @@ def _php_of(process: Process, *, symbols: bool) -> Php:
     try:
         image = processes.open_executable(process.pid)
     except FileNotFoundError as exc:
-        raise TargetGoneError(f"process {process.pid} has ended, or is a kernel thread") from exc
+        raise TargetGoneError(
+            f"cannot trace process {process.pid}: it has ended, or is a kernel thread. Check the PID."
+        ) from exc
     except PermissionError as exc:
         raise NotPermittedError(
-            f"may not look at process {process.pid}: {exc.strerror}; that takes CAP_SYS_PTRACE. {processes.GRANTS}"
+            f"cannot read process {process.pid}: {exc.strerror}; CAP_SYS_PTRACE is required. {processes.GRANTS}"
         ) from exc
     with contextlib.ExitStack() as undo:
         undo.callback(image.close)
         bare = None if symbols else php_binary.without_symbols(image, "its functions cannot be found")
         if not php_binary.is_php(image) and bare is None:
             raise UnsupportedError(
-                f"process {process.pid} runs {image.shown}, which is not PHP: it has no symbol php_request_startup"
+                f"cannot trace process {process.pid}: it runs {image.shown}, which is not PHP (it has no symbol"
+                " php_request_startup). Name php-fpm, or the PID of a process that runs PHP."
             )
         try:
             php = php_binary.inspect(image)

@@ -222,8 +222,8 @@ def test_an_image_is_shown_by_what_a_link_names(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\x02\x01\x01" + bytes(56)])
-def test_what_is_no_elf_file_is_unsupported(opened, content):
-    with pytest.raises(UnsupportedError, match="is not an ELF file that can be read"):
+def test_what_is_no_elf_file_is_unsupported(opened, content, tmp_path):
+    with pytest.raises(UnsupportedError, match=rf"cannot parse {tmp_path}.* as an ELF file"):
         opened(content)
 
 

@@ -152,7 +152,8 @@ def test_a_worker_that_was_named_before_its_master_is_not_taken_twice(php, maste
 def test_a_pool_that_nobody_has_is_no_target_and_those_there_are_named(master):
     with (
         pytest.raises(
-            NoTargetError, match=rf"has a pool 'nobody'. Pools found: (.*, )?{POOL}, {POOL}-2, {POOL}-idle(, .*)?\.$"
+            NoTargetError,
+            match=rf"^cannot trace pool 'nobody': .* Choose from: (.*, )?{POOL}, {POOL}-2, {POOL}-idle(, .*)?\.$",
         ),
         found(["php-fpm:nobody"]),
     ):
@@ -167,7 +168,7 @@ def test_a_name_that_is_unknown_is_no_target_and_those_known_are_named(name):
 
 @pytest.mark.parametrize("pid", [0, NO_PID, 10**30])
 def test_a_pid_that_does_not_exist_is_a_target_that_is_gone(pid):
-    with pytest.raises(TargetGoneError, match=f"there is no process {pid}"):
+    with pytest.raises(TargetGoneError, match=f"cannot trace process {pid}: there is no such process"):
         targets([str(pid)])
 
 
@@ -180,14 +181,14 @@ def test_a_zombie_is_a_target_that_is_gone():
 
 
 def test_a_process_that_is_not_php_is_not_supported():
-    with pytest.raises(UnsupportedError, match=rf"process {os.getpid()} runs .*python.*, which is not PHP"):
+    with pytest.raises(UnsupportedError, match=rf"process {os.getpid()}: it runs .*python.*, which is not PHP"):
         targets([str(os.getpid())])
 
 
 def test_a_php_that_cannot_be_traced_is_not_supported(tmp_path):
     path = executable(tmp_path / "php-zts", php_elf(data=php_data(api="API20220829,TS")))
 
-    with running(path, "php") as process, pytest.raises(UnsupportedError, match=rf"^{path} .*ZTS"):
+    with running(path, "php") as process, pytest.raises(UnsupportedError, match=rf"^cannot trace {path} .*ZTS"):
         targets([str(process.pid)])
 
 

@@ -30,6 +30,7 @@ from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, U
 from tracer.facts import Fact, Loss, Request
 from tracer.targets import arch
 from tracer.targets.fpm_config import has_slowlog
+from tracer.targets.php import EXIT_NOT_SEEN
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import Target
 
@@ -183,7 +184,7 @@ class PtraceBackend:
             self._lacking.append(_MAPPED_ONLY)
             if target.php.stack is None:
                 self._lacking.append(f"not measured: call stacks: {target.php.stack_lacking}")
-        self._lacking += [lack for lack in target.php.lacking if not lack.startswith("not told from")]
+        self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
 
     def _check_breakpoints(self, target: Target) -> None:
         """UnsupportedError if there is no place for the breakpoints."""
