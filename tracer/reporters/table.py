@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -118,7 +119,14 @@ def show_key(key: str | None) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """The end of the text, which tells scripts apart better than the beginning."""
-    if len(text) <= width:
+    """The end of the text, in at most `width` cells of a terminal: it tells scripts apart better than the beginning."""
+    if cell_len(text) <= width:
         return text
-    return "…" + text[len(text) - width + 1 :]
+    start, room = len(text), width - 1  # a cell for the ellipsis
+    while room >= cell_len(text[start - 1]):
+        start -= 1
+        room -= cell_len(text[start])
+    # A combining mark belongs to the character before it, which is cut off.
+    while start < len(text) and cell_len(text[start]) == 0:
+        start += 1
+    return "…" + text[start:]

@@ -9,6 +9,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from samples import COMPLETE, PROPERTY, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
@@ -127,9 +128,28 @@ def test_the_summary_says_what_was_seen_and_what_was_not():
     ]
 
 
-@pytest.mark.parametrize(("text", "width", "short"), [("abcdef", 4, "…def"), ("abcd", 4, "abcd")])
-def test_a_text_is_shortened_from_the_left(text, width, short):
+@pytest.mark.parametrize(
+    ("text", "width", "short"),
+    [
+        ("abcdef", 4, "…def"),
+        ("abcd", 4, "abcd"),
+        ("界界界", 6, "界界界"),
+        ("界界界", 5, "…界界"),
+        ("界界界", 4, "…界"),  # half a character cannot be shown
+        ("e\u0301" * 3, 3, "e\u0301" * 3),  # an accent of its own takes no room
+        ("e\u0301" * 3, 2, "…e\u0301"),
+    ],
+)
+def test_a_text_is_shortened_from_the_left_to_that_many_cells(text, width, short):
     assert table.shorten(text, width) == short
+
+
+def test_a_long_key_of_wide_characters_keeps_its_end_and_the_columns_aligned():
+    text = shown([Group("/" + "界" * 101 + ".php", *SMALL_VALUES), SMALL], io.StringIO())
+
+    header, wide, narrow = text.splitlines()[:3]
+    assert wide.split()[0].endswith("界.php")
+    assert cell_len(header) == cell_len(wide) == cell_len(narrow) <= 100
 
 
 def test_the_json_report_has_the_fields_of_the_design():
