@@ -7,6 +7,7 @@ workers that would be traced.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import importlib.metadata
 import os
 import platform
@@ -24,28 +25,47 @@ from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import FPM, Target, targets
 
 
+class RequiredBy(enum.Enum):
+    """The backend that does not work where a check fails."""
+
+    BPF = "bpf"
+    PTRACE = "ptrace"
+    BOTH = "both"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One need: whether it is met, what was found, and what mends it. `exit_code` if it is not met.
-
-    `needed`: by BPF, unless `by` says `ptrace` (by that alone) or `both`.
-    """
+    """One requirement: whether it is met, what was found, and how to fix it."""
 
     name: str
     ok: bool
     found: str
     mend: str | None = None
-    needed: bool = True  # False: tracing works without, with less
-    exit_code: int = UnsupportedError.exit_code
-    by: str = "bpf"
+    needed: bool = True  # False: tracing works without it, but shows less or costs more
+    exit_code: int | None = UnsupportedError.exit_code  # of `attach` if this stops it; None: another check then fails
+    by: RequiredBy = RequiredBy.BPF
 
 
 def usable(found: Sequence[Check]) -> str | None:
     """The backend that `--backend auto` would take; None if neither works."""
     failed = {check.by for check in found if check.needed and not check.ok}
-    if not failed & {"bpf", "both"}:
+    if not failed & {RequiredBy.BPF, RequiredBy.BOTH}:
         return "bpf"
-    return None if failed & {"ptrace", "both"} else "ptrace"
+    return None if failed & {RequiredBy.PTRACE, RequiredBy.BOTH} else "ptrace"
+
+
+def exit_code(found: Sequence[Check]) -> int:
+    """The exit code `attach` would end with: 0 if a backend works.
+
+    Where BPF does not work, `attach` goes on to ptrace and reports why that fails: a target that is not
+    there first, then what the fallback lacks.
+    """
+    if usable(found) is not None:
+        return 0
+    failed = [check for check in found if check.needed and not check.ok and check.by is not RequiredBy.BPF]
+    failed.sort(key=lambda check: check.by is RequiredBy.PTRACE)
+    codes = [check.exit_code for check in failed if check.exit_code is not None]
+    return codes[0] if codes else UnsupportedError.exit_code
 
 
 def checks(names: Sequence[str]) -> Iterator[Check]:
@@ -113,11 +133,14 @@ def _ptrace_checks() -> Iterator[Check]:
     """The fallback's needs: where BPF's are met, none of them matters."""
     obstacle = permissions.obstacle()
     held = "CAP_SYS_PTRACE" if permissions.has_capability() else "own processes only, without CAP_SYS_PTRACE"
-    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, by="ptrace")
+    code = NotPermittedError.exit_code
+    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, exit_code=code, by=RequiredBy.PTRACE)
     scope = permissions.yama_scope()
     shown = "not in this kernel" if scope is None else f"ptrace_scope {scope}"
     free = scope in (None, 0) or (scope in (1, 2) and permissions.has_capability())
-    yield Check("Yama", free, shown, "sysctl kernel.yama.ptrace_scope=0, or run with sudo", by="ptrace")
+    mend = "sysctl kernel.yama.ptrace_scope=0, or run with sudo"
+    # Where Yama forbids it, no process of the target may be traced: that check has the exit code.
+    yield Check("Yama", free, shown, mend, exit_code=None, by=RequiredBy.PTRACE)
 
 
 def _is_ours(command: str) -> bool:
@@ -132,9 +155,9 @@ def _is_ours(command: str) -> bool:
 def _target_checks(names: Sequence[str]) -> Iterator[Check]:
     for name in names:
         try:
-            found = targets([name])
+            found = targets([name], symbols=False)  # ptrace needs none, and `attach` falls back to it
         except PhptraceError as exc:
-            yield Check(name, False, str(exc), exit_code=exc.exit_code, by="both")
+            yield Check(name, False, str(exc), exit_code=exc.exit_code, by=RequiredBy.BOTH)
             continue
         for target in found:
             yield from _php_checks(name, target)
@@ -151,6 +174,7 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
     hooks = php.hooks
     if hooks is None:
         yield Check("request hooks", False, "its functions cannot be found", "use --backend ptrace")
+        yield from _tracee_checks(target)
         return
     end = "return of php_request_shutdown" if hooks.end_is_return else "USDT request__shutdown"
     stepped = [
@@ -196,9 +220,16 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
 
 def _tracee_checks(target: Target) -> Iterator[Check]:
     """What stands in the way of tracing these processes with ptrace."""
-    refused = [str(why) for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
-    found = refused[0] if refused else "every worker may be traced, and nobody traces one"
-    yield Check("tracees", not refused, found, "see there; BPF does not need it", by="ptrace")
+    if not target.speaks_fastcgi:
+        found = f"SAPI {target.sapi}: ptrace finds requests by FastCGI, which php-fpm and php-cgi speak"
+        yield Check("FastCGI", False, found, "use --backend bpf", by=RequiredBy.PTRACE)
+    refused = [why for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
+    if refused:
+        mend, code = "see there; BPF does not need it", refused[0].exit_code
+        yield Check("tracees", False, str(refused[0]), mend, exit_code=code, by=RequiredBy.PTRACE)
+    else:
+        found = "every worker may be traced, and nobody traces one"
+        yield Check("tracees", True, found, by=RequiredBy.PTRACE)
     if target.master is not None and has_slowlog(target.master):
         found = "request_slowlog_timeout is set: the slowlog stays empty while workers are traced with ptrace"
         yield Check("slowlog", False, found, "none needed with BPF", needed=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from tracer.doctor import checks, usable
+from tracer.doctor import checks, exit_code, usable
 from tracer.reporters import checklist
 
 
@@ -21,8 +21,5 @@ def doctor(targets: Sequence[str], as_json: bool) -> None:
     """
     found = list(checks(targets))
     render = checklist.render_json if as_json else checklist.render
-    backend = usable(found)
-    render(found, sys.stdout, backend)
-    failed = [check for check in found if check.needed and not check.ok]
-    if backend is None:
-        click.get_current_context().exit(failed[0].exit_code)
+    render(found, sys.stdout, usable(found))
+    click.get_current_context().exit(exit_code(found))

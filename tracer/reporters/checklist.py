@@ -9,6 +9,13 @@ from typing import Protocol, TextIO
 from tracer.units import printable
 
 
+class Backend(Protocol):
+    """An enum member that names what a requirement is of: `bpf`, `ptrace` or `both`."""
+
+    @property
+    def value(self) -> str: ...
+
+
 class Finding(Protocol):
     """A need, whether it is met, and what mends it."""
 
@@ -23,14 +30,14 @@ class Finding(Protocol):
     @property
     def needed(self) -> bool: ...
     @property
-    def by(self) -> str: ...
+    def by(self) -> Backend: ...
 
 
 def render(findings: Sequence[Finding], out: TextIO, backend: str | None) -> None:
     """A line a need; beneath what is missing, what mends it; at the end, the verdict: the `backend` that works."""
     width = max(len(printable(finding.name)) for finding in findings)
     for finding in findings:
-        matters = finding.needed and not (backend == "bpf" and finding.by == "ptrace")
+        matters = finding.needed and not (backend == "bpf" and finding.by.value == "ptrace")
         mark = "ok  " if finding.ok else "FAIL" if matters else "less"
         out.write(f"{mark}  {printable(finding.name):<{width}}  {printable(finding.found)}\n")
         if not finding.ok and finding.mend:
@@ -52,8 +59,15 @@ def render_json(findings: Sequence[Finding], out: TextIO, backend: str | None) -
     missing.
     """
     rows = [
-        {"name": f.name, "ok": f.ok, "found": f.found, "mend": None if f.ok else f.mend, "needed": f.needed, "by": f.by}
-        for f in findings
+        {
+            "name": finding.name,
+            "ok": finding.ok,
+            "found": finding.found,
+            "mend": None if finding.ok else finding.mend,
+            "needed": finding.needed,
+            "by": finding.by.value,
+        }
+        for finding in findings
     ]
     json.dump({"can_trace": backend is not None, "backend": backend, "checks": rows}, out, indent=2)
     out.write("\n")

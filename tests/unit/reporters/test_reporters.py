@@ -14,7 +14,7 @@ from samples import COMPLETE, PROPERTY, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.doctor import Check, usable
+from tracer.doctor import Check, RequiredBy, usable
 from tracer.facts import Loss, Worker
 from tracer.reporters import checklist, json_report, table
 from tracer.reporters.live import LiveView, Status
@@ -216,7 +216,7 @@ def test_the_checklist_says_what_to_mend_and_the_verdict():
     [(set(), "bpf"), ({"ptrace"}, "bpf"), ({"bpf"}, "ptrace"), ({"bpf", "ptrace"}, None), ({"both"}, None)],
 )
 def test_the_backend_is_the_first_of_which_every_need_is_met(failing, backend):
-    found = [Check(by, by not in failing, "", by=by) for by in ("bpf", "ptrace", "both")]
+    found = [Check(by.value, by.value not in failing, "", by=by) for by in RequiredBy]
 
     out = io.StringIO()
     checklist.render(found, out, usable(found))
