@@ -11,8 +11,8 @@ import click
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.options import DURATION, SIZE
-from tracer.commands.output import opened, refuse_own_input
 from tracer.facts import Request
+from tracer.output_file import opened, refuse_own_input
 from tracer.recording.reader import Reader
 from tracer.reporters.requests import render_ndjson, render_requests_csv, render_requests_tsv
 from tracer.reporters.table import summary

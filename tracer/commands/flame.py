@@ -11,9 +11,9 @@ import click
 from tracer.analysis.flame.node import Flame
 from tracer.commands.flame_input import add_recording, flame_builder, remarks, together
 from tracer.commands.options import stack_metric
-from tracer.commands.output import opened, refuse_own_input
 from tracer.errors import UsageError
 from tracer.facts import Metric
+from tracer.output_file import opened, refuse_own_input
 from tracer.reporters.flame import folded, speedscope, svg
 from tracer.reporters.table import summary
 from tracer.units import printable

@@ -326,7 +326,7 @@ def test_a_recording_is_not_overwritten_by_its_own_flame(run, path, tmp_path, ot
     code, out, err = run("flame", "-f", "-o", output, path)
 
     assert (code, out) == (2, "")
-    assert err == f"phptrace: {output} is what is to be read: choose another name\n"
+    assert err == f"phptrace: output file {output} is also an input file\n"
     assert path.read_bytes() == before
 
 
