@@ -28,10 +28,10 @@ class Heaviest:
     total: int
     stacks: tuple[HeavyStack, ...]
     hidden: int  # how many more there are
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def heaviest_stacks(places: GrowthTable, title: str, remarks: Sequence[str], top: int) -> Heaviest:
+def heaviest_stacks(places: GrowthTable, title: str, notes: Sequence[str], top: int) -> Heaviest:
     """The `top` heaviest of all that was added; 0: all."""
     found: dict[tuple[str, int], list[Place]] = {}
     for place in places:
@@ -54,7 +54,7 @@ def heaviest_stacks(places: GrowthTable, title: str, remarks: Sequence[str], top
     total = sum(stack.bytes for stack in stacks)
     stacks.sort(key=lambda stack: (-stack.bytes, stack.script, stack.frames))
     shown = stacks[: top or None]
-    return Heaviest(title, total, tuple(shown), len(stacks) - len(shown), tuple(remarks))
+    return Heaviest(title, total, tuple(shown), len(stacks) - len(shown), tuple(notes))
 
 
 def _route(place: Place) -> str:
