@@ -73,7 +73,7 @@ def test_one_capability_is_enough(start_fpm: Callable[..., Fpm], readable: Path)
 
     seen = lines_of(process, lambda: fpm.get("leak.php", QUERY_STRING="1000003"), 3)
 
-    assert "1 workers, backend ptrace (asked for)" in said
+    assert "1 worker, backend ptrace (asked for)" in said
     assert seen.count("\t/leak.php\t") == 3
 
 
