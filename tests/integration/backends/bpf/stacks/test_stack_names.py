@@ -85,9 +85,9 @@ def test_files_included_again_and_again_in_one_request_are_told_apart(
 
 @pytest.mark.parametrize("pool", ["uncached", "cached"])
 def test_what_is_called_at_an_address_that_was_anothers_has_its_own_name(
-    request: pytest.FixtureRequest, trace: Callable[..., Tracer], pool: str
+    uncached: Fpm, cached: Fpm, trace: Callable[..., Tracer], pool: str
 ) -> None:
-    fpm: Fpm = request.getfixturevalue(pool)
+    fpm = {"uncached": uncached, "cached": cached}[pool]
     tracer = trace(str(fpm.master), stacks=StackOptions())
     assert fpm.get("bound.php").text == "grown"
     tracer.next()
