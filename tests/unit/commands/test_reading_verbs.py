@@ -201,7 +201,7 @@ def test_an_export_of_what_is_no_recording_leaves_no_file(run, tmp_path):
 @pytest.mark.parametrize("force", [[], ["-f"]])
 def test_an_export_of_a_recording_that_proves_damaged_leaves_no_partial_file(run, tmp_path, monkeypatch, force):
     """The recording is cut while it is being read: what SQLite has in memory is exported, then an error follows."""
-    path = recording(tmp_path / "r", [request(uri="/" + "x" * 3_000, nth=nth) for nth in range(3_000)])
+    path = recording(tmp_path / "r", [request(uri=f"/{nth}" + "x" * 3_000, nth=nth) for nth in range(3_000)])
     output = tmp_path / "o.csv"
     before = None
     if force:

@@ -58,8 +58,8 @@ _MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cann
 _ABANDONED = "workers no longer traced: "
 _UNEXPLAINED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
 _LACKING = (
-    "not measured: zend_used_end, memory_limit: with ptrace, the end of the script is not seen",
-    "not told from a plain end: exit(): with ptrace, no call inside PHP is seen",
+    "not measured: zend_used_end, memory_limit (ptrace does not see the end of the script)",
+    f"{EXIT_NOT_SEEN}, which looks like a plain end (ptrace sees no calls inside PHP)",
 )
 
 
@@ -183,7 +183,7 @@ class PtraceBackend:
         if self._stack_options is not None:
             self._lacking.append(_MAPPED_ONLY)
             if target.php.stack is None:
-                self._lacking.append(f"not measured: call stacks: {target.php.stack_lacking}")
+                self._lacking.append(f"not measured: call stacks ({target.php.stack_lacking})")
         self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
 
     def _check_breakpoints(self, target: Target) -> None:
