@@ -112,7 +112,7 @@ def _by_pid(pid: int, *, symbols: bool) -> Target:
     php = _php_of(process, symbols=symbols)
     sapi = processes.sapi_name(pid, php)
     workers = tuple(processes.children(process))
-    if workers or process.title.startswith(MASTER_TITLE):
+    if workers or _is_master(process):
         return Target(str(pid), php, sapi, process, workers, None)
     return Target(str(pid), php, sapi, None, (process,), None)
 
@@ -157,7 +157,7 @@ def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php]]:
     some = False
     refused: list[PhptraceError] = []
     for process in processes.processes():
-        if not process.title.startswith(MASTER_TITLE):
+        if not _is_master(process):
             continue
         try:
             php = _php_of(process, symbols=symbols)
@@ -175,6 +175,19 @@ def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php]]:
     raise NoTargetError(
         f"cannot find a php-fpm master: no process in /proc is titled {MASTER_TITLE!r}"
         " and has PHP's request functions in its executable. Start php-fpm, or name a PID."
+    )
+
+
+def _is_master(process: Process) -> bool:
+    """True for a php-fpm master. A worker that was just forked still has its master's title, and is none."""
+    if not process.title.startswith(MASTER_TITLE):
+        return False
+    parent = processes.process(process.parent_pid)
+    return not (
+        parent is not None
+        and parent.title.startswith(MASTER_TITLE)
+        and parent.executable is not None
+        and parent.executable == process.executable
     )
 
 

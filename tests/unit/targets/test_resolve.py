@@ -14,6 +14,7 @@ from elfs import elf
 from phps import executable, php_data, php_elf, running
 
 from tracer.errors import NoTargetError, NotPermittedError, TargetGoneError, UnsupportedError
+from tracer.targets import processes
 from tracer.targets.processes import Process
 from tracer.targets.resolve import Target, targets
 
@@ -71,6 +72,17 @@ def test_the_pid_of_a_worker_means_that_worker(master):
 def test_a_master_without_workers_is_a_master_nevertheless(php):
     with running(php, "php-fpm: master process (x)") as master, found([str(master.pid)]) as [target]:
         assert (target.master, target.workers) == (master, ())
+
+
+def test_a_worker_that_still_has_its_masters_title_is_a_worker(php):
+    title = "php-fpm: master process (x)"
+    with running(php, title, (title,)) as master:
+        [worker] = processes.children(master)
+        with found([str(worker.pid)]) as [target]:
+            assert (target.master, [p.pid for p in target.workers]) == (None, [worker.pid])
+        with found(["php-fpm"]) as every:
+            masters = {target.master.pid for target in every if target.master}
+            assert (master.pid in masters, worker.pid in masters) == (True, False)
 
 
 def test_the_pid_of_a_php_that_is_no_fpm_means_that_process(tmp_path):
