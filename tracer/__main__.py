@@ -1,12 +1,12 @@
-"""Where `phptrace` and `python -m tracer` begin."""
+"""The entry point of `phptrace` and `python -m tracer`."""
 
 import signal
 
 
 def main() -> None:
-    """Runs the command line."""
-    # Until a verb says what Ctrl-C means to it, it ends the process, as it does any other program's:
-    # without this, one that comes while modules are being imported ends in a traceback.
+    """Run the command line."""
+    # Ctrl-C ends the process, as with other programs, until a verb handles it. Otherwise a Ctrl-C during
+    # the imports would end in a traceback.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

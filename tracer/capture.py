@@ -1,4 +1,4 @@
-"""The one loop that takes facts from a backend: how long, how many, what is kept, how it ends."""
+"""The one loop that takes facts from a backend: when it stops, which requests it keeps, how it reports progress."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ class Why(enum.Enum):
     """Why a capture ended."""
 
     ASKED = "asked to stop"
-    DURATION = "the time is over"
-    COUNT = "as many requests as asked for"
+    DURATION = "duration elapsed"
+    COUNT = "request count reached"
     TARGET_GONE = "the target ended"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Filter:
-    """Which requests to keep. A request of which the value asked for is unknown is not kept."""
+    """Which requests to keep; None asks for nothing. A request that lacks a value asked for is dropped."""
 
     uri: str | None = None  # shell pattern
     script: str | None = None  # shell pattern
-    slow_ns: int | None = None  # at least that long
-    min_growth: int | None = None  # at least that many bytes of native growth, or of growth where Zend is unknown
+    slow_ns: int | None = None  # least duration
+    min_growth: int | None = None  # least bytes of native growth, or of growth where Zend's heap is unknown
 
     def __bool__(self) -> bool:
+        """True if there is any condition."""
         return any(value is not None for value in (self.uri, self.script, self.slow_ns, self.min_growth))
 
     def keeps(self, request: Request) -> bool:
+        """True if the request meets every condition."""
         if self.uri is not None and not (request.uri is not None and fnmatch.fnmatchcase(request.uri, self.uri)):
             return False
         if self.script is not None and not (
@@ -55,18 +57,20 @@ class Filter:
 
 
 class Stop:
-    """Set by SIGINT, SIGTERM or SIGHUP; a second one interrupts at once. Use as a context manager."""
+    """A request to stop, made by SIGINT, SIGTERM or SIGHUP; a second signal raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
+        """Nobody has asked to stop yet."""
         self.asked = False
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[Stop]:
-        # nohup ignores SIGHUP for us. A script's shell ignores SIGINT for what it starts in the
-        # background; but whoever sends one to a tracer means it.
+        """Handle the signals until the block ends, then restore the handlers that were there before."""
+        # nohup makes its programs ignore SIGHUP: respect that. A shell makes the background jobs of a script
+        # ignore SIGINT: handle it all the same, since a SIGINT sent to a tracer is meant to stop it.
         nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        heeded = [number for number in _SIGNALS if number != signal.SIGHUP or not nohup]
-        before = {number: signal.signal(number, self._handle) for number in heeded}
+        handled = [number for number in _SIGNALS if number != signal.SIGHUP or not nohup]
+        before = {number: signal.signal(number, self._handle) for number in handled}
         try:
             yield self
         finally:
@@ -81,14 +85,14 @@ class Stop:
 
 @dataclasses.dataclass(slots=True)
 class Progress:
-    """Where a capture stands; the tick sees it about once a second."""
+    """The state of a capture, which the tick is given about once a second."""
 
     elapsed_s: float = 0.0
     seen: int = 0  # requests, before the filter
     kept: int = 0
     requests_per_s: float = 0.0
-    watched: int = 0  # workers, while the backend was attached
-    idle: bool = False  # attached for IDLE_S and nothing seen yet
+    watched: int = 0  # workers that are traced now
+    idle: bool = False  # no request was seen yet, after IDLE_S seconds
 
 
 def capture(
@@ -101,9 +105,10 @@ def capture(
     keep: Filter | None = None,
     tick: Callable[[Progress], None],
 ) -> tuple[Why, Progress]:
-    """Feeds the facts of an attached backend to `consume` until one of the ends is reached.
+    """Pass the facts of an attached backend to `consume` until it is time to stop. Returns why, and the last state.
 
-    `count` is of kept requests, over all workers. Closes the backend; what it still has is consumed.
+    `count` is the number of kept requests, over all workers; `keep` None keeps every request. Closes the
+    backend and consumes what it returns, also if polling raises.
     """
     progress = Progress()
     started = last_tick = time.monotonic()

@@ -16,22 +16,25 @@ from tracer import __version__
 from tracer.errors import IncompleteError, PhptraceError
 
 _INTERRUPTED = 130
-# Verbs are imported when they are called: `report` needs neither bcc nor pyelftools.
+# A verb is imported when it is called: `report` needs neither bcc nor pyelftools, and --help takes a third of the time.
+# Hence each text here is also the first sentence of the verb's docstring (tests/unit/test_cli.py compares them).
 _VERBS = {
-    "attach": "Show live which script grows the workers.",
+    "attach": "Show live which scripts make the workers grow.",
     "record": "Record every request to one file.",
-    "report": "Rank what the requests of a recording did to memory.",
-    "flame": "Draw which PHP function grew the workers.",
-    "export": "Write every request of a recording, for other tools.",
-    "doctor": "Say what can be traced here, and what mends what cannot.",
+    "report": "Rank scripts by what their requests did to memory.",
+    "flame": "Draw which PHP functions made the workers grow.",
+    "export": "Write every request of a recording in a format for other tools.",
+    "doctor": "Check this host; show how to fix what is missing.",
 }
 
 
 class _ReaderGoneError(Exception):
-    """Whoever read our output has had enough. Not an OSError, of which click would make exit code 1."""
+    """The process that read our output has closed it. Not an OSError, of which click would make exit code 1."""
 
 
 class _Verbs(click.Group):
+    """The verbs, each imported when it is needed."""
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -52,30 +55,33 @@ class _Verbs(click.Group):
             formatter.write_dl(list(_VERBS.items()))
 
 
-@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=_Verbs, subcommand_metavar="VERB [ARGS]...", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, "-V", "--version", prog_name="phptrace")
-@click.option("-v", "--verbose", count=True, help="Say more about the choices made; twice for all.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results, warnings and errors.")
-def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.tracing.talk() asks click for it
-    """Find the script that grows your PHP workers: live, without touching PHP.
+@click.option("-v", "--verbose", count=True, help="Explain what phptrace chooses; -vv for debug output.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only results, warnings and errors.")
+def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.messages.notice() asks click for it
+    """Find which PHP script makes php-fpm workers grow. Live, without changes to PHP.
 
     \b
-      sudo phptrace attach php-fpm                     live ranking
+      sudo phptrace attach php-fpm                     live ranking of scripts
       sudo phptrace record -d 60s -o r.phptrace php-fpm
-      phptrace report r.phptrace                       who grew the workers
+      phptrace report r.phptrace                       the same ranking, of a recording
       sudo phptrace record --stacks -d 60s -o s.phptrace php-fpm
-      phptrace flame s.phptrace -o growth.svg          which PHP function did
+      phptrace flame s.phptrace -o growth.svg          which PHP functions did it
 
     \b
-    Exit codes: 0 fine, 2 usage, 3 no such target, 4 not permitted, 5 kernel or PHP not supported,
-    6 target gone, 7 bad recording, 8 data incomplete, 130 interrupted twice.
+    Exit codes: 0 success, 2 usage error, 3 no such target, 4 not permitted,
+    5 kernel or PHP not supported, 6 target ended, 7 bad recording, 8 data incomplete,
+    130 interrupted twice.
     """
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, format="phptrace: %(message)s", stream=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Runs the command line and ends the process with its exit code."""
+    """Run the command line and end the process with its exit code. `arguments` None: those of the process."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -93,7 +99,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         code = _INTERRUPTED
     except (_ReaderGoneError, BrokenPipeError):
-        code = 0  # that is no error
+        code = 0  # as when `head` has seen enough
         _drop_stdout()
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -104,5 +110,5 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _drop_stdout() -> None:
-    """Keeps Python from trying once more, and complaining, at exit."""
+    """Keep Python from writing to stdout once more, and failing, at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

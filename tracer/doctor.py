@@ -1,13 +1,14 @@
-"""What tracing needs, checked one by one, each with the command that mends it.
+"""The requirements of tracing, checked one by one, each with a fix.
 
-The same checks that a backend makes before it attaches, but all of them, and looking further: at the
-workers that would be traced.
+These are the checks that a backend makes before it attaches. The doctor makes all of them, and also looks
+at the workers that would be traced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import importlib.metadata
 import os
 import platform
@@ -23,34 +24,54 @@ from tracer.targets import btf, kernel, libc, processes
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import FPM, Target, targets
+from tracer.units import counted
+
+
+class RequiredBy(enum.Enum):
+    """The backend that does not work where a check fails."""
+
+    BPF = "bpf"
+    PTRACE = "ptrace"
+    BOTH = "both"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One need: whether it is met, what was found, and what mends it. `exit_code` if it is not met.
-
-    `needed`: by BPF, unless `by` says `ptrace` (by that alone) or `both`.
-    """
+    """One requirement: whether it is met, what was found, and how to fix it."""
 
     name: str
     ok: bool
     found: str
-    mend: str | None = None
-    needed: bool = True  # False: tracing works without, with less
-    exit_code: int = UnsupportedError.exit_code
-    by: str = "bpf"
+    fix: str | None = None  # what to do if it is not ok
+    needed: bool = True  # False: tracing works without it, but shows less or costs more
+    exit_code: int | None = UnsupportedError.exit_code  # of `attach` if this stops it; None: another check then fails
+    by: RequiredBy = RequiredBy.BPF
 
 
 def usable(found: Sequence[Check]) -> str | None:
     """The backend that `--backend auto` would take; None if neither works."""
     failed = {check.by for check in found if check.needed and not check.ok}
-    if not failed & {"bpf", "both"}:
+    if not failed & {RequiredBy.BPF, RequiredBy.BOTH}:
         return "bpf"
-    return None if failed & {"ptrace", "both"} else "ptrace"
+    return None if failed & {RequiredBy.PTRACE, RequiredBy.BOTH} else "ptrace"
+
+
+def exit_code(found: Sequence[Check]) -> int:
+    """The exit code `attach` would end with: 0 if a backend works.
+
+    Where BPF does not work, `attach` goes on to ptrace and reports why that fails: a target that is not
+    there first, then what the fallback lacks.
+    """
+    if usable(found) is not None:
+        return 0
+    failed = [check for check in found if check.needed and not check.ok and check.by is not RequiredBy.BPF]
+    failed.sort(key=lambda check: check.by is RequiredBy.PTRACE)
+    codes = [check.exit_code for check in failed if check.exit_code is not None]
+    return codes[0] if codes else UnsupportedError.exit_code
 
 
 def checks(names: Sequence[str]) -> Iterator[Check]:
-    """Every check, in the order in which to mend: rights, kernel, Python, PHP."""
+    """Every check, in the order in which to fix them: rights, kernel, Python, PHP. No name means php-fpm."""
     yield _rights()
     yield from _kernel_checks()
     yield from _python_checks()
@@ -61,9 +82,9 @@ def checks(names: Sequence[str]) -> Iterator[Check]:
 def _rights() -> Check:
     missing = kernel.missing_capabilities()
     if missing:
-        found = f"uid {os.geteuid()}, lacking {', '.join(missing)}"
+        found = f"uid {os.geteuid()}, missing {', '.join(missing)}"
         return Check("rights", False, found, "run with sudo", exit_code=NotPermittedError.exit_code)
-    return Check("rights", True, "root" if os.geteuid() == 0 else "the capabilities needed")
+    return Check("rights", True, "root" if os.geteuid() == 0 else "has the capabilities needed")
 
 
 def _kernel_checks() -> Iterator[Check]:
@@ -71,15 +92,15 @@ def _kernel_checks() -> Iterator[Check]:
     yield Check("kernel", machine == "x86_64", f"Linux {platform.release()} on {machine}", "use an x86-64 host")
     try:
         layout = kernel.kernel_layout()
-        yield Check("BTF", True, f"{btf.VMLINUX}: every offset found")
+        yield Check("BTF", True, f"{btf.VMLINUX}: found all offsets")
         if layout.rss_kind is kernel.RssKind.PERCPU:
             shown = any(kernel.kernel_symbol(name) is not None for name in ("__per_cpu_offset", *self_check.TEXT_OF))
-            found = "its addresses are shown" if shown else "its addresses are hidden"
+            found = "kernel addresses are visible" if shown else "kernel addresses are hidden"
             yield Check("kallsyms", shown, found, "sysctl kernel.kptr_restrict=1, or 0 without CAP_SYSLOG")
     except UnsupportedError as exc:
-        yield Check("BTF", False, str(exc), "boot a distribution's kernel of 2020 or later (CONFIG_DEBUG_INFO_BTF=y)")
+        yield Check("BTF", False, str(exc), "boot a distribution kernel from 2020 or later (CONFIG_DEBUG_INFO_BTF=y)")
     pmu = kernel.uprobe_pmu()
-    found = "perf events of type uprobe" if pmu is not None else "none"
+    found = "available as perf events" if pmu is not None else "not available"
     yield Check("uprobes", pmu is not None, found, "boot a kernel with CONFIG_UPROBE_EVENTS=y")
     lockdown = kernel.lockdown()
     yield Check(
@@ -88,10 +109,10 @@ def _kernel_checks() -> Iterator[Check]:
     yield Check(
         "PID namespace",
         kernel.in_initial_pid_namespace(),
-        "the host's" if kernel.in_initial_pid_namespace() else "one of its own",
-        "run on the host, or the container with --pid=host",
+        "that of the host" if kernel.in_initial_pid_namespace() else "separate from the host",
+        "run on the host, or run the container with --pid=host",
     )
-    yield Check("tracefs", True, "not needed: tracepoints are attached without it")
+    yield Check("tracefs", True, "not needed to attach tracepoints")
 
 
 def _python_checks() -> Iterator[Check]:
@@ -100,29 +121,32 @@ def _python_checks() -> Iterator[Check]:
     if problem is None:
         yield Check("bcc", True, bcc_version())
     else:
-        mend = "apt install python3-bpfcc, and a venv made with /usr/bin/python3 -m venv --system-site-packages"
-        yield Check("bcc", False, str(problem), mend)
+        fix = "apt install python3-bpfcc, and make the venv with /usr/bin/python3 -m venv --system-site-packages"
+        yield Check("bcc", False, str(problem), fix)
     for package in ("click", "pyelftools", "rich"):
         yield Check(package, True, importlib.metadata.version(package))
     command = shutil.which("phptrace")
     if command is not None and not _is_ours(command):
-        mend = "call `python3 -m tracer`, or put this one first on PATH"
-        yield Check("command", False, f"{command} is another program of that name", mend, needed=False)
+        fix = "run `python3 -m tracer`, or put this phptrace first on PATH"
+        yield Check("command", False, f"{command} is another program of the same name", fix, needed=False)
 
 
 def _ptrace_checks() -> Iterator[Check]:
-    """The fallback's needs: where BPF's are met, none of them matters."""
+    """The requirements of the fallback; they do not matter if BPF works."""
     obstacle = permissions.obstacle()
-    held = "CAP_SYS_PTRACE" if permissions.has_capability() else "own processes only, without CAP_SYS_PTRACE"
-    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, by="ptrace")
+    held = "CAP_SYS_PTRACE" if permissions.has_capability() else "own processes only, CAP_SYS_PTRACE is missing"
+    code = NotPermittedError.exit_code
+    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, exit_code=code, by=RequiredBy.PTRACE)
     scope = permissions.yama_scope()
     shown = "not in this kernel" if scope is None else f"ptrace_scope {scope}"
     free = scope in (None, 0) or (scope in (1, 2) and permissions.has_capability())
-    yield Check("Yama", free, shown, "sysctl kernel.yama.ptrace_scope=0, or run with sudo", by="ptrace")
+    fix = "sysctl kernel.yama.ptrace_scope=0, or run with sudo"
+    # If Yama forbids tracing, the check `tracees` fails, too, and has the exit code.
+    yield Check("Yama", free, shown, fix, exit_code=None, by=RequiredBy.PTRACE)
 
 
 def _is_ours(command: str) -> bool:
-    """Whether it is a Python script that calls us: PECL's trace installs a binary of the same name."""
+    """True if it is a Python script that calls us: PECL's trace installs a binary of the same name."""
     try:
         with open(command, "rb") as file:
             return b"tracer" in file.read(4096)
@@ -133,9 +157,9 @@ def _is_ours(command: str) -> bool:
 def _target_checks(names: Sequence[str]) -> Iterator[Check]:
     for name in names:
         try:
-            found = targets([name])
+            found = targets([name], symbols=False)  # ptrace needs none, and `attach` falls back to it
         except PhptraceError as exc:
-            yield Check(name, False, str(exc), exit_code=exc.exit_code, by="both")
+            yield Check(name, False, str(exc), exit_code=exc.exit_code, by=RequiredBy.BOTH)
             continue
         for target in found:
             yield from _php_checks(name, target)
@@ -147,48 +171,51 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
     who = f"master {target.master.pid}" if target.master else f"process {target.workers[0].pid}"
     pools = ", ".join(sorted({worker.pool for worker in target.workers if worker.pool})) or "none"
     sapi = target.sapi or "unknown SAPI"
-    found = f"{who}, {len(target.workers)} workers, pools: {pools}; PHP {php.shown_version}, {sapi}"
+    found = f"{who}, {counted(len(target.workers), 'worker')}, pools: {pools}; PHP {php.shown_version}, {sapi}"
     yield Check(name, True, found)
     hooks = php.hooks
     if hooks is None:
-        yield Check("request hooks", False, "its functions cannot be found", "use --backend ptrace")
+        yield Check("request hooks", False, "PHP's functions cannot be found", "use --backend ptrace")
+        yield from _tracee_checks(target)
         return
-    end = "return of php_request_shutdown" if hooks.end_is_return else "USDT request__shutdown"
+    end = "the return of php_request_shutdown" if hooks.end_is_return else "the USDT probe request__shutdown"
     stepped = [
         field.name
         for field in dataclasses.fields(hooks)
         if field.name != "end_is_return" and not getattr(getattr(hooks, field.name), "emulated", True)
     ]
-    yield Check("request hooks", True, f"found; a request ends at the {end}")
+    yield Check("request hooks", True, f"found; a request ends at {end}")
     if stepped:
-        found = f"{', '.join(stepped)}: single-stepped, 12 us a hit"
-        yield Check("hook cost", False, found, "none: it works, slower", needed=False)
+        found = f"the kernel single-steps {', '.join(stepped)}: 12 µs a hit"
+        yield Check("hook cost", False, found, "none; tracing works, but slower", needed=False)
     yield Check(
         "Zend's heap",
         php.heap is not None,
-        "decoded from its accessors" if php.heap else "its accessors have an unknown form",
-        "report this PHP build; tracing goes on without Zend's figures",
+        "found by its accessor functions" if php.heap else "its accessor functions have an unknown form",
+        "report this PHP build; tracing works, without figures of Zend's heap",
         needed=False,
     )
     yield Check(
         "PHP's globals",
         php.layout is not None,
-        "known: status, memory_limit, fatal errors" if php.layout else f"PHP {php.shown_version} is not in the table",
-        "use a newer phptrace; tracing goes on without status, memory_limit and fatal errors",
+        "layout known: status, memory_limit and fatal errors are recorded"
+        if php.layout
+        else f"the layout of PHP {php.shown_version} is unknown",
+        "use a newer phptrace; tracing works, without status, memory_limit and fatal errors",
         needed=False,
     )
     yield Check(
         "call stacks",
         php.stack is not None,
-        "layout known, and its accessors use it" if php.stack else str(php.stack_lacking),
-        "use a newer phptrace; tracing goes on without --stacks",
+        "layout known, and confirmed by accessor functions" if php.stack else str(php.stack_lacking),
+        "use a newer phptrace; tracing works, without --stacks",
         needed=False,
     )
     yield Check(
         "REQUEST_URI",
         target.speaks_fastcgi and php.sapi_globals is not None,
         "in the FastCGI environment" if target.speaks_fastcgi else f"SAPI {target.sapi} has no FastCGI environment",
-        "the URI will be SCRIPT_NAME",
+        "none; the recorded URI is SCRIPT_NAME",
         needed=False,
     )
     yield _calls_check(target)
@@ -196,27 +223,34 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
 
 
 def _tracee_checks(target: Target) -> Iterator[Check]:
-    """What stands in the way of tracing these processes with ptrace."""
-    refused = [str(why) for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
-    found = refused[0] if refused else "every worker may be traced, and nobody traces one"
-    yield Check("tracees", not refused, found, "see there; BPF does not need it", by="ptrace")
+    """Reasons why ptrace cannot trace these processes."""
+    if not target.speaks_fastcgi:
+        found = f"SAPI {target.sapi}: ptrace finds requests by FastCGI, which php-fpm and php-cgi speak"
+        yield Check("FastCGI", False, found, "use --backend bpf", by=RequiredBy.PTRACE)
+    refused = [why for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
+    if refused:
+        fix, code = "see the reason; not needed with BPF", refused[0].exit_code
+        yield Check("tracees", False, str(refused[0]), fix, exit_code=code, by=RequiredBy.PTRACE)
+    else:
+        found = "phptrace may trace every worker, and no other process does"
+        yield Check("tracees", True, found, by=RequiredBy.PTRACE)
     if target.master is not None and has_slowlog(target.master):
-        found = "request_slowlog_timeout is set: the slowlog stays empty while workers are traced with ptrace"
-        yield Check("slowlog", False, found, "none needed with BPF", needed=False)
+        found = "request_slowlog_timeout is set: php-fpm's slowlog stays empty while ptrace traces the workers"
+        yield Check("slowlog", False, found, "use BPF, which leaves the slowlog alone", needed=False)
 
 
 def _calls_check(target: Target) -> Check:
     witness = target.master or target.workers[0]
-    mend = "none: the system-call tracepoint is used, for which every process on this host pays"
+    fix = "none; phptrace uses the system-call tracepoint instead, which costs every process on this host time"
     try:
         image = processes.open_libc(witness.pid)
         if image is None:
-            return Check("mmap and brk", False, "no C library of a known name is mapped", mend, needed=False)
+            return Check("mmap and brk", False, "the process has no C library of a known name", fix, needed=False)
         with contextlib.closing(image):
             library = libc.inspect(image)
     except (OSError, UnsupportedError) as exc:
-        return Check("mmap and brk", False, str(exc), mend, needed=False)
+        return Check("mmap and brk", False, str(exc), fix, needed=False)
     if library.missing:
-        found = f"{image.shown}: {', '.join(library.missing)} have an unknown form"
-        return Check("mmap and brk", False, found, mend, needed=False)
-    return Check("mmap and brk", True, f"hooked in {image.shown}, at no cost for other processes' system calls")
+        found = f"{image.shown}: unknown machine code in {', '.join(library.missing)}"
+        return Check("mmap and brk", False, found, fix, needed=False)
+    return Check("mmap and brk", True, f"counted in {image.shown}, at no cost to other processes")

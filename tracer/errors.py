@@ -1,32 +1,32 @@
-"""The kinds of trouble a user can do something about, each with its exit code.
+"""The kinds of errors that a user can act on, each with its exit code.
 
-A message says what failed, on what, and why; then what to do. Trouble inside a stream of facts is
-not an exception: it is a `Loss` or an `Ending`.
+A message states what failed, on what and why, then what to do. An error inside a stream of facts is
+not an exception but a `Loss` or an `Ending`.
 """
 
 from __future__ import annotations
 
 
 class PhptraceError(Exception):
-    """Base of all; `exit_code` is what the process returns."""
+    """Base of all errors; `exit_code` is what the process returns."""
 
     exit_code = 1
 
 
 class UsageError(PhptraceError):
-    """An option's value, or a combination of options, makes no sense."""
+    """The value of an option, or a combination of options, is not valid."""
 
     exit_code = 2
 
 
 class NoTargetError(PhptraceError):
-    """Nothing on this host is what the user named."""
+    """Nothing on this host has the name that the user gave."""
 
     exit_code = 3
 
 
 class NotPermittedError(PhptraceError):
-    """The process may not do what tracing needs."""
+    """The process lacks the rights that tracing needs."""
 
     exit_code = 4
 
@@ -38,7 +38,7 @@ class UnsupportedError(PhptraceError):
 
 
 class TargetGoneError(PhptraceError):
-    """The target ended, before or while it was traced."""
+    """The target ended before or during tracing."""
 
     exit_code = 6
 
@@ -50,6 +50,6 @@ class RecordingError(PhptraceError):
 
 
 class IncompleteError(PhptraceError):
-    """The run ended, but not everything that happened is in its output."""
+    """The run ended, but its output lacks some of what happened."""
 
     exit_code = 8

@@ -1,28 +1,129 @@
-"""New files, made as root in places that others may write to."""
+"""New files, made as root in places that others may write to.
+
+Nothing here follows a symlink, or leaves half a file behind: an output has its name once it is complete.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TextIO
 
-from tracer.errors import UsageError
+from tracer.errors import IncompleteError, UsageError
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def create(path: str) -> int:
-    """Makes a file that was not there, mode 0600, never through a symlink; its descriptor, to read and write.
+    """Create a file, mode 0600, never through a symlink. Returns its descriptor, to read and write; the caller closes.
 
-    Under sudo it belongs to the user who called it, who will want to read it. FileExistsError if there
-    is one of that name; UsageError if it cannot be made.
+    Under sudo the file belongs to the user who called sudo. FileExistsError if the name is taken;
+    UsageError if the file cannot be created.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return _create(path)
     except FileExistsError:
         raise
     except OSError as exc:
         raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def refuse_own_input(output: str, files: Sequence[str]) -> None:
+    """UsageError if the output file is one of the input files, under whatever name."""
+    if os.path.exists(output) and any(os.path.exists(path) and os.path.samefile(output, path) for path in files):
+        raise UsageError(f"output file {output} is also an input file")
+
+
+@contextlib.contextmanager
+def opened(path: str, *, force: bool) -> Iterator[TextIO]:
+    """Open a text file for writing, mode 0600; `-` is stdout. The file appears under its name on a clean exit only.
+
+    It is written under a temporary name in the same folder. If the block raises, or SIGINT, SIGTERM or
+    SIGHUP ends the process, it is removed, and a file that was to be overwritten is unchanged.
+
+    UsageError if the name is taken and `force` is not given, or the file cannot be written.
+    IncompleteError if the disk is full.
+    """
+    if path == "-":
+        yield sys.stdout
+        return
+    taken = os.path.lexists(path)
+    if taken and not (os.path.isfile(path) or os.path.islink(path)):
+        raise UsageError(f"cannot write {path}: it is not a file")
+    if taken and not force:
+        raise _exists(path)
+    temporary = os.path.join(os.path.dirname(path), f".phptrace-{secrets.token_hex(8)}")
+    with _removed_in_the_end(temporary):
+        try:
+            descriptor = _create(temporary)
+        except OSError as exc:
+            raise UsageError(f"cannot {'overwrite' if taken else 'write'} {path}: {exc.strerror}") from exc
+        try:
+            with open(descriptor, "w", encoding="utf-8", newline="") as out:
+                yield out
+        except OSError as exc:
+            if exc.errno not in _FULL:
+                raise
+            raise IncompleteError(f"cannot write {path}: {exc.strerror}. No file was written.") from exc
+        _rename(temporary, path, force=force)
+
+
+def _create(path: str) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     owner = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
     if os.geteuid() == 0 and all(part.isdecimal() for part in owner):
         # Where it cannot be given away, as on a file system without owners, it stays ours.
         with contextlib.suppress(OSError, OverflowError):
             os.fchown(descriptor, int(owner[0]), int(owner[1]))
     return descriptor
+
+
+def _rename(temporary: str, path: str, *, force: bool) -> None:
+    """Give the complete file its name. Without `force`, a file that was made meanwhile keeps it: UsageError."""
+    try:
+        if not force:
+            try:
+                os.link(temporary, path, follow_symlinks=False)
+            except FileExistsError as exc:
+                raise _exists(path) from exc
+            except OSError:  # no hard links on this file system
+                if os.path.lexists(path):
+                    raise _exists(path) from None
+            else:
+                return
+        os.replace(temporary, path)
+    except OSError as exc:
+        raise UsageError(f"cannot {'overwrite' if force else 'write'} {path}: {exc.strerror}") from exc
+
+
+def _exists(path: str) -> UsageError:
+    return UsageError(f"{path} exists. Choose another name, or overwrite it with -f.")
+
+
+@contextlib.contextmanager
+def _removed_in_the_end(path: str) -> Iterator[None]:
+    """Remove the file, if it is still there, at the end or when a signal ends the process."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    ending = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Sizes, durations and foreign text, as people write and read them."""
+"""Sizes, durations, counts and untrusted text, as people write and read them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_SECONDS = 1e9  # 31 years: nanoseconds of it still fit in 63 bits
+# Nouns that the reason of a Loss begins with (see counted_loss).
+_LOST_NOUNS = re.compile(r"\b(request|worker|record|event|stack|birth|death)s\b")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 
-# Marks and letters that take no room or show as nothing, though Unicode counts them as printable:
+# Marks and letters that are invisible, though Unicode counts them as printable:
 # Default_Ignorable_Code_Point (DerivedCoreProperties.txt, Unicode 15) that str.isprintable() lets pass.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -19,29 +21,29 @@ _INVISIBLE = re.compile(
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `64K`, `1.5M`, `2GiB` or `4096`; ValueError if it is none of these. K is 1024."""
+    """Bytes of `64K`, `1.5M`, `2GiB` or `4096`; ValueError for any other text. K is 1024."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size: write 4096, 64K, 1.5M or 2G")
     size = float(match[1]) * _SIZE_FACTORS[match[2].upper()]
     if size >= 1 << 64:
-        raise ValueError(f"{text!r} is more than a size can be")
+        raise ValueError(f"{text!r} is too large for a size")
     return round(size)
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `30s`, `5m`, `1.5h`, `250ms` or `30`; ValueError if it is none of these."""
+    """Seconds of `30s`, `5m`, `1.5h`, `250ms` or `30`; ValueError for any other text."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write 250ms, 30s, 5m or 1h")
     seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds > _MAX_SECONDS:
-        raise ValueError(f"{text!r} is more than a duration can be")
+        raise ValueError(f"{text!r} is too long for a duration")
     return seconds
 
 
 def show_bytes(size: float | None, *, signed: bool = False) -> str:
-    """`1.5 MiB`, with a sign if asked; `-` for what was not measured."""
+    """Format as `1.5 MiB`, with a plus sign if `signed`; None, which was not measured, is `-`."""
     if size is None:
         return "-"
     sign = "-" if size < 0 else "+" if signed and size > 0 else ""
@@ -56,23 +58,37 @@ def show_bytes(size: float | None, *, signed: bool = False) -> str:
 
 
 def show_duration(nanoseconds: float | None) -> str:
-    """`850 us`, `12.3 ms`, `4.56 s`; `-` for what was not measured."""
+    """Format as `850 µs`, `12.3 ms` or `4.56 s`; None, which was not measured, is `-`."""
     if nanoseconds is None:
         return "-"
     if nanoseconds < 999_500:
-        return f"{nanoseconds / 1e3:.0f} us"
+        return f"{nanoseconds / 1e3:.0f} µs"
     if nanoseconds < 999_950_000:
         return f"{nanoseconds / 1e6:.1f} ms"
     return f"{nanoseconds / 1e9:.2f} s"
 
 
-def printable(text: str, *, code: bool = False) -> str:
-    """The text with everything a terminal or an editor might act on, or that cannot be seen, as an escape.
+def counted(count: int, noun: str) -> str:
+    """The count and its noun, which takes an s unless there is one: `1 worker`, `1,009 workers`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
-    Controls, separators other than the space, bidirectional and zero-width characters. A backslash is
-    doubled, so that no two texts look the same. Bytes that were not UTF-8 (Python's lone surrogates,
-    PEP 383) show as the byte they were: `\\xff`; characters as `\\u009b`. With `code`, backslashes stay
-    single: in the names of PHP's functions they part namespaces.
+
+def counted_loss(lost: int, why: str) -> str:
+    """How much was lost and why. A reason begins with its noun in the plural: `requests: the ring buffer was full`."""
+    noun, colon, rest = why.partition(":")
+    if lost == 1:
+        noun = _LOST_NOUNS.sub(r"\1", noun)
+    possibly = "possibly " if noun.startswith("possibly ") else ""
+    return f"{possibly}{lost:,} {noun.removeprefix('possibly ')}{colon}{rest}"
+
+
+def printable(text: str, *, code: bool = False) -> str:
+    """The text with an escape for every character that a terminal or editor might act on, or that is invisible.
+
+    Escaped are controls, separators other than the space, bidirectional and zero-width characters. A
+    backslash is doubled, so that no two texts look the same. Bytes that are not UTF-8 (Python's lone
+    surrogates, PEP 383) show as the byte: `\\xff`; characters as `\\u009b`. With `code`, backslashes stay
+    single: in names of PHP functions they separate namespaces.
     """
     if text.isprintable() and text.isascii() and (code or "\\" not in text):
         return text

@@ -22,13 +22,13 @@ def node(
     return Node(label, kind, bytes=size, before=before, children={c.detail or c.label: c for c in children}, **more)
 
 
-def flame(*children: Node, remarks: tuple[str, ...] = (), title: str = "rss: page faults") -> Flame:
+def flame(*children: Node, notes: tuple[str, ...] = (), title: str = "rss: page faults") -> Flame:
     """Its root is as large as the children together."""
     before = [child.before for child in children if child.before is not None]
     return Flame(
         node("all", sum(child.bytes for child in children), *children, kind=Kind.ROOT,
              before=sum(before) if before else None),
-        title, remarks,
+        title, notes,
     )  # fmt: skip
 
 

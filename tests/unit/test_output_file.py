@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from subprocesses import as_nobody
 
-from tracer.errors import UsageError
-from tracer.output_file import create
+from tracer.errors import IncompleteError, UsageError
+from tracer.output_file import create, opened, refuse_own_input
 
+ROOT = Path(__file__).resolve().parents[2]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
@@ -116,3 +121,129 @@ def test_one_who_is_not_root_keeps_the_file_whatever_sudo_says(monkeypatch):
 
     shutil.rmtree(directory)
     assert code == 0
+
+
+def test_an_output_file_is_there_only_once_it_is_complete(path):
+    with opened(str(path), force=False) as out:
+        out.write("growth")
+        assert not path.exists()
+
+    assert path.read_text() == "growth"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def write_half(path: Path, *, force: bool) -> None:
+    with opened(str(path), force=force) as out:
+        out.write("gro")
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_that_fails_half_way_leaves_nothing(path, force):
+    with pytest.raises(ZeroDivisionError):
+        write_half(path, force=force)
+
+    assert list(path.parent.iterdir()) == []
+
+
+def test_an_output_that_fails_half_way_leaves_the_file_it_was_to_overwrite(path):
+    path.write_text("precious")
+
+    with pytest.raises(ZeroDivisionError):
+        write_half(path, force=True)
+
+    assert path.read_text() == "precious"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_output_overwrites_a_file_only_with_force(path):
+    path.write_text("precious")
+
+    with pytest.raises(UsageError) as refused, opened(str(path), force=False):
+        pytest.fail("there is no file to write to")
+    with opened(str(path), force=True) as out:
+        out.write("growth")
+
+    assert str(refused.value) == f"{path} exists. Choose another name, or overwrite it with -f."
+    assert path.read_text() == "growth"
+
+
+def test_an_output_does_not_overwrite_a_file_that_was_made_meanwhile(path):
+    with pytest.raises(UsageError, match="exists"), opened(str(path), force=False):
+        path.write_text("precious")
+
+    assert path.read_text() == "precious"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_output_replaces_a_link_and_leaves_what_it_points_to(path):
+    target = path.with_name("target")
+    target.write_text("precious")
+    path.symlink_to(target)
+
+    with opened(str(path), force=True) as out:
+        out.write("growth")
+
+    assert not path.is_symlink()
+    assert (path.read_text(), target.read_text()) == ("growth", "precious")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_must_not_be_a_folder_or_a_device(tmp_path, force):
+    for name in (str(tmp_path), "/dev/null"):
+        with pytest.raises(UsageError, match=f"cannot write {name}: it is not a file"), opened(name, force=force):
+            pytest.fail("there is no file to write to")
+
+
+def test_an_output_on_a_full_disk_is_named_and_leaves_nothing(path):
+    with pytest.raises(IncompleteError) as failed, opened(str(path), force=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert str(failed.value) == f"cannot write {path}: No space left on device. No file was written."
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_output_ended_by_a_signal_leaves_nothing(path, number):
+    program = f"""
+import os, signal
+from tracer.output_file import opened
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as tracer.__main__ has it
+with opened({str(path)!r}, force=False) as out:
+    out.write("growth")
+    os.kill(os.getpid(), {int(number)})
+"""
+    ended = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    assert ended.returncode == -number
+    assert list(path.parent.iterdir()) == []
+
+
+def test_signals_do_what_they_did_once_the_output_is_written(path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    with opened(str(path), force=False):
+        during = signal.getsignal(signal.SIGTERM)
+
+    assert (before, during != before, signal.getsignal(signal.SIGTERM)) == (signal.SIG_DFL, True, signal.SIG_DFL)
+
+
+def test_a_dash_is_stdout(capsys):
+    with opened("-", force=False) as out:
+        out.write("growth")
+
+    assert capsys.readouterr().out == "growth"
+
+
+def test_an_output_must_not_be_an_input(tmp_path):
+    one = tmp_path / "one"
+    one.write_text("")
+    two = tmp_path / "two"
+    two.hardlink_to(one)
+
+    with pytest.raises(UsageError) as refused:
+        refuse_own_input(str(two), [str(one)])
+
+    assert str(refused.value) == f"output file {two} is also an input file"
+    refuse_own_input(str(tmp_path / "three"), [str(one), str(tmp_path / "gone")])

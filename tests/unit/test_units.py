@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from samples import PROPERTY
 
-from tracer.units import parse_duration, parse_size, printable, show_bytes, show_duration
+from tracer.units import counted, counted_loss, parse_duration, parse_size, printable, show_bytes, show_duration
 
 # U+061C and those below are Unicode's bidirectional controls (UAX #9): they reorder a line.
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -44,13 +44,13 @@ def test_what_is_no_size_is_refused_with_an_example(text):
 
 @pytest.mark.parametrize("text", ["99999999999999999999999", "16777216T", "9" * 310 + "K"])
 def test_a_size_beyond_64_bits_is_refused(text):
-    with pytest.raises(ValueError, match="is more than a size can be"):
+    with pytest.raises(ValueError, match="is too large for a size"):
         parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["99999999999s", "20000d", "9" * 310])
 def test_a_duration_of_lifetimes_is_refused(text):
-    with pytest.raises(ValueError, match="is more than a duration can be"):
+    with pytest.raises(ValueError, match="is too long for a duration"):
         parse_duration(text)
 
 
@@ -60,6 +60,29 @@ def test_a_duration_of_lifetimes_is_refused(text):
 )
 def test_a_duration_is_read_in_seconds(text, seconds):
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 workers"), (1, "1 worker"), (2, "2 workers"), (1_009, "1,009 workers")]
+)
+def test_a_noun_agrees_with_its_count(count, text):
+    assert counted(count, "worker") == text
+
+
+@pytest.mark.parametrize(
+    ("lost", "why", "text"),
+    [
+        (1, "requests: the ring buffer was full", "1 request: the ring buffer was full"),
+        (2, "requests: the ring buffer was full", "2 requests: the ring buffer was full"),
+        (1_009, "workers not traced: worker table is full", "1,009 workers not traced: worker table is full"),
+        (1, "workers not traced: workers die", "1 worker not traced: workers die"),
+        (1, "possibly requests: malformed data", "possibly 1 request: malformed data"),
+        (1, "births or deaths of workers: full", "1 birth or death of worker: full"),
+        (1, "x", "1 x"),
+    ],
+)
+def test_the_noun_of_a_loss_agrees_with_its_count(lost, why, text):
+    assert counted_loss(lost, why) == text
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "5min", "1h30m", "inf", "nan"])
@@ -165,10 +188,10 @@ def test_a_size_takes_at_most_nine_columns(size):
     ("nanoseconds", "shown"),
     [
         (None, "-"),
-        (0, "0 us"),
-        (1_499, "1 us"),
-        (850_000, "850 us"),
-        (999_499, "999 us"),
+        (0, "0 µs"),
+        (1_499, "1 µs"),
+        (850_000, "850 µs"),
+        (999_499, "999 µs"),
         (999_500, "1.0 ms"),
         (12_345_678, "12.3 ms"),
         (999_949_999, "999.9 ms"),

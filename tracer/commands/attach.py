@@ -4,89 +4,142 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 from tracer.analysis.ranking import GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
-from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, notice
-from tracer.commands.options import ranking, tracing
+from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
+from tracer.commands.messages import notice
+from tracer.commands.options import attach_options, ranking_options
 from tracer.facts import Fact, Request
 from tracer.recording.writer import Writer, check_output
 from tracer.reporters.live import LiveView, Status
-from tracer.reporters.request_lines import Lines
+from tracer.reporters.request_lines import RequestLines
 from tracer.reporters.table import summary
+from tracer.units import counted
 
 # Hours of a busy site fit in some tens of megabytes.
 _WINDOW = 4096
 _MAX_GROUPS = 5000
 
 
-@click.command()
-@tracing
-@ranking
-@click.option("-o", "--output", metavar="FILE", help="Record to this file, too.")
-def attach(output: str | None, group_by: str, sort: str, top: int, **options: Any) -> None:
-    """Show live which script grows the workers of TARGET: php-fpm, php-fpm:POOL, or a PID.
+class _Output(Protocol):
+    """Where `attach` shows requests while it runs."""
 
-    On a terminal a ranking that is redrawn every second; piped, one line a request. Ctrl-C ends it.
+    def add(self, facts: list[Fact]) -> None: ...
+    def update(self, progress: Progress) -> None: ...
+    def end(self, progress: Progress) -> None: ...
+
+
+class _RankingOutput:
+    """On a terminal: a ranking that is redrawn at every update."""
+
+    def __init__(self, view: LiveView, ranking: Ranking, tally: Tally, running: Session) -> None:
+        self._view = view
+        self._ranking = ranking
+        self._tally = tally
+        self._running = running
+
+    def add(self, facts: list[Fact]) -> None:
+        for fact in facts:
+            if isinstance(fact, Request):
+                self._ranking.add(fact)
+
+    def update(self, progress: Progress) -> None:
+        self._view.update(self._ranking, self._tally, self._status(progress))
+
+    def end(self, progress: Progress) -> None:
+        """Leave a last state that has the mean rate of the whole run."""
+        progress.requests_per_s = progress.seen / progress.elapsed_s if progress.elapsed_s else 0.0
+        self.update(progress)
+
+    def _status(self, progress: Progress) -> Status:
+        note = IDLE_NOTE if progress.idle else None
+        if self._ranking.overflow:
+            not_ranked = counted(self._ranking.overflow, "request")
+            note = f"{not_ranked} counted but not ranked: there are too many different {self._ranking.by.value}s"
+        return Status(
+            target=self._running.shown,
+            backend=self._running.choice.backend.name,
+            watched=progress.watched,
+            elapsed_s=progress.elapsed_s,
+            requests_per_s=progress.requests_per_s,
+            note=note,
+        )
+
+
+class _LinesOutput:
+    """In a pipe: one line per request, as soon as it ends."""
+
+    def __init__(self) -> None:
+        self._lines = RequestLines(sys.stdout)
+        self._warned = False
+
+    def add(self, facts: list[Fact]) -> None:
+        for fact in facts:
+            if isinstance(fact, Request):
+                self._lines.add(fact)
+        self._lines.flush()
+
+    def update(self, progress: Progress) -> None:
+        """Warn once if no request was seen."""
+        if progress.idle and not self._warned:
+            self._warned = True
+            notice(IDLE_NOTE)
+
+    def end(self, progress: Progress) -> None:
+        """Every line is written already."""
+
+
+@click.command()
+@attach_options
+@ranking_options
+@click.option("-o", "--output", metavar="FILE", help="Also record to this file.")
+def attach(output: str | None, group_by: str, sort: str, top: int, **options: Any) -> None:
+    """Show live which scripts make the workers grow.
+
+    TARGET is php-fpm (every master on this host), php-fpm:POOL, or a PID. The PID of a master selects all its workers.
+
+    On a terminal, phptrace shows a ranking and updates it every second. In a pipe, it writes one line per request.
+    Stop it with Ctrl-C.
     """
     plan = Plan.of(**options)
     if output is not None:
         check_output(output, force=plan.force)
     tally = Tally()
-    rows = Ranking(GroupBy(group_by), window=_WINDOW, max_groups=_MAX_GROUPS)
+    ranking = Ranking(GroupBy(group_by), window=_WINDOW, max_groups=_MAX_GROUPS)
     live = sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop().on_signals())
-        tracing = stack.enter_context(attached(plan))
-        file = stack.enter_context(Writer(output, tracing.meta(plan), force=plan.force)) if output is not None else None
-        view = stack.enter_context(LiveView(sys.stdout, sort=Sort(sort), top=top or None)) if live else None
-        lines = None if live else Lines(sys.stdout)
-        backend = tracing.choice.backend
-        warned = False
+        running = stack.enter_context(session(plan))
+        file = stack.enter_context(Writer(output, running.meta(plan), force=plan.force)) if output is not None else None
+        shown: _Output
+        if live:
+            view = stack.enter_context(LiveView(sys.stdout, sort=Sort(sort), top=top or None))
+            shown = _RankingOutput(view, ranking, tally, running)
+        else:
+            shown = _LinesOutput()
 
         def consume(facts: list[Fact]) -> None:
             tally.add_all(facts)
             if file is not None:
                 file.add(facts)
-            for fact in facts:
-                if isinstance(fact, Request):
-                    if lines is None:
-                        rows.add(fact)
-                    else:
-                        lines.add(fact)
-            if lines is not None:
-                lines.flush()
+            shown.add(facts)
 
         def tick(progress: Progress) -> None:
-            nonlocal warned
             if file is not None:
                 file.flush()
-            if view is not None:
-                view.update(rows, tally, status(progress))
-            elif progress.idle and not warned:
-                warned = True
-                notice(IDLE_REMARK)
+            shown.update(progress)
 
-        def status(progress: Progress) -> Status:
-            remark = IDLE_REMARK if progress.idle else None
-            if rows.overflow:
-                remark = f"{rows.overflow} requests of further {group_by}s are counted but not ranked"
-            return Status(
-                tracing.shown, backend.name, progress.watched, progress.elapsed_s, progress.requests_per_s, remark
-            )
-
-        if view is not None:
-            view.update(rows, tally, status(Progress(watched=backend.watched)))
+        backend = running.choice.backend
+        shown.update(Progress(watched=backend.watched))
         why, progress = capture(
             backend, consume, stop=stop, duration_s=plan.duration_s, count=plan.count, keep=plan.keep, tick=tick
         )
-        if view is not None:
-            progress.requests_per_s = progress.seen / progress.elapsed_s if progress.elapsed_s else 0.0
-            view.update(rows, tally, status(progress))
+        shown.end(progress)
     if not live:
         notice(summary(tally))
     finish(why, progress, tally, plan)

@@ -1,4 +1,4 @@
-"""What `attach` and `record` do alike: resolve, choose, attach, and say what is going on."""
+"""What `attach` and `record` have in common: find the targets, choose a backend, attach, report how it ended."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import click
-
 from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.choose import Choice, choose
 from tracer.capture import Filter, Progress, Why
+from tracer.commands.messages import note_limits, notice
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError, UsageError
 from tracer.targets.resolve import Target, targets
+from tracer.units import counted, counted_loss
 
-IDLE_REMARK = (
-    "no request seen yet: none has reached these workers. Send one (curl the site), or check with"
-    " `phptrace doctor` that this is the pool that serves it."
+IDLE_NOTE = (
+    "no request seen yet. Send one (curl the site), or check with `phptrace doctor` that these workers serve it."
 )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """The options of a verb that attaches."""
+    """The options of a verb that attaches, checked."""
 
-    names: tuple[str, ...]
-    duration_s: float | None
-    count: int | None
+    names: tuple[str, ...]  # targets, as the user wrote them
+    duration_s: float | None  # None: until a signal
+    count: int | None  # None: no limit
     backend: str
     keep: Filter
     keep_query: bool
     force: bool
-    stacks: StackOptions | None = None
+    stacks: StackOptions | None = None  # None: do not record call stacks
     ptrace_mode: PtraceMode = PtraceMode.SYSCALLS
 
     @classmethod
@@ -61,10 +60,10 @@ class Plan:
         every: int = 0,
         hz: int = 0,
     ) -> Plan:
-        """From the options of commands.options.tracing, and of stacks."""
+        """Make a plan of attach_options and stack_recording_options. UsageError if they contradict each other."""
         names = (*targets, *map(str, pids))
         if not names:
-            raise UsageError("name a target: php-fpm (every master on this host), php-fpm:POOL, or a PID")
+            raise UsageError("no target given. Name php-fpm (every master on this host), php-fpm:POOL, or a PID.")
         if backend == "bpf" and ptrace_mode is not PtraceMode.SYSCALLS:
             raise UsageError("--ptrace-mode cannot be used with --backend bpf")
         slow_ns = None if slow is None else round(slow * 1e9)
@@ -75,14 +74,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Session:
-    """A backend at work."""
+    """An attached backend."""
 
     choice: Choice
     targets: tuple[Target, ...]
     shown: str  # the targets, as the user named them
 
     def meta(self, plan: Plan) -> dict[str, Any]:
-        """What a recording says of its own making."""
+        """The entries of a recording's `meta` table: how and where it was made."""
         stacks = {} if plan.stacks is None else {"stacks": dataclasses.asdict(plan.stacks)}
         return {
             **stacks,
@@ -106,11 +105,15 @@ class Session:
 
 
 @contextlib.contextmanager
-def attached(plan: Plan) -> Iterator[Session]:
-    """Finds the targets and attaches to them; says with which backend, and what cannot be measured."""
+def session(plan: Plan) -> Iterator[Session]:
+    """Find the targets and attach to them. Print which backend is used, and what it cannot measure.
+
+    With `--backend auto`, go on to ptrace if BPF does not work. Raises a PhptraceError if the last
+    backend fails, too.
+    """
     choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode)
     try:
-        found = _attach(plan, choice)
+        found = _attach_to_targets(plan, choice)
     except (UnsupportedError, NotPermittedError) as exc:
         if plan.backend != "auto":
             raise
@@ -119,23 +122,24 @@ def attached(plan: Plan) -> Iterator[Session]:
         choice = choose(
             "ptrace", keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode, refused=exc
         )
-        found = _attach(plan, choice)
+        found = _attach_to_targets(plan, choice)
     try:
         shown = ", ".join(plan.names)
-        notice(f"{shown}: {choice.backend.watched} workers, backend {choice.backend.name} ({choice.why})")
+        workers = counted(choice.backend.watched, "worker")
+        notice(f"{shown}: {workers}, backend {choice.backend.name} ({choice.why})")
         for target in found:
             if target.master is not None and target.named == str(target.master.pid):
-                notice(f"{target.named} is a master: tracing its {len(target.workers)} workers and those to come")
-        for lack in choice.backend.lacking:
-            notice(f"note: {lack}")
+                workers = counted(len(target.workers), "worker")
+                notice(f"{target.named} is a master: tracing its {workers}, and new ones as they start")
+        note_limits(choice.backend.lacking)
         yield Session(choice, tuple(found), shown)
     finally:
         choice.backend.close()
         _close(found)
 
 
-def _attach(plan: Plan, choice: Choice) -> list[Target]:
-    """The targets, attached to; to be closed."""
+def _attach_to_targets(plan: Plan, choice: Choice) -> list[Target]:
+    """Find the targets and attach the backend to them. The caller closes both."""
     found = targets(plan.names, symbols=choice.backend.needs_symbols)
     try:
         choice.backend.attach(found)
@@ -151,21 +155,14 @@ def _close(found: Sequence[Target]) -> None:
         target.php.image.close()
 
 
-def notice(text: str) -> None:
-    """A remark for the user, on stderr; none with -q."""
-    context = click.get_current_context(silent=True)
-    if context is None or not context.find_root().params.get("quiet"):
-        click.echo(f"phptrace: {text}", err=True)
-
-
 def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:
-    """Says how it ended; raises where the exit code has to tell."""
+    """Print how many requests a filter kept. TargetGoneError or IncompleteError if the run did not end as planned."""
     if plan.keep:
-        notice(f"kept {progress.kept:,} of {progress.seen:,} requests")
+        notice(f"kept {progress.kept:,} of {counted(progress.seen, 'request')}")
     if why is Why.TARGET_GONE:
         raise TargetGoneError(
-            f"{', '.join(plan.names)} ended: nothing is left to trace. What was seen is in the output."
+            f"{', '.join(plan.names)} ended: nothing is left to trace. What was seen until then is in the output."
         )
     if tally.lost:
-        reasons = "; ".join(f"{lost} {reason}" for reason, lost in tally.losses.items())
+        reasons = "; ".join(counted_loss(lost, reason) for reason, lost in tally.losses.items())
         raise IncompleteError(f"the output is incomplete. Lost: {reasons}")

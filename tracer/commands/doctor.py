@@ -1,4 +1,4 @@
-"""phptrace doctor: what can be traced here, and the command that mends what cannot."""
+"""phptrace doctor: check what can be traced here, and show how to fix what cannot."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from collections.abc import Sequence
 
 import click
 
-from tracer.doctor import checks, usable
+from tracer.doctor import checks, exit_code, usable
 from tracer.reporters import checklist
 
 
 @click.command()
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def doctor(targets: Sequence[str], as_json: bool) -> None:
-    """Check everything that tracing TARGET (default: php-fpm) needs, and say what mends what is missing.
+    """Check this host; show how to fix what is missing.
 
-    The exit code is that which attach would give.
+    Checks whether this host can be traced, and everything that tracing TARGET needs. TARGET defaults to php-fpm.
+    The exit code is the one `phptrace attach` would end with.
     """
     found = list(checks(targets))
     render = checklist.render_json if as_json else checklist.render
-    backend = usable(found)
-    render(found, sys.stdout, backend)
-    failed = [check for check in found if check.needed and not check.ok]
-    if backend is None:
-        click.get_current_context().exit(failed[0].exit_code)
+    render(found, sys.stdout, usable(found))
+    click.get_current_context().exit(exit_code(found))

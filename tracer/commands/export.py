@@ -1,4 +1,4 @@
-"""phptrace export: every request of a recording, for other tools."""
+"""phptrace export: write every request of a recording for other tools."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import click
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.options import DURATION, SIZE
-from tracer.commands.output import opened, refuse_own_input
 from tracer.facts import Request
+from tracer.output_file import opened, refuse_own_input
 from tracer.recording.reader import Reader
 from tracer.reporters.requests import render_ndjson, render_requests_csv, render_requests_tsv
 from tracer.reporters.table import summary
@@ -22,13 +22,19 @@ _RENDER = {"ndjson": render_ndjson, "csv": render_requests_csv, "tsv": render_re
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--format", "form", type=click.Choice(tuple(_RENDER)), help="Default: by the name of -o, else ndjson.")
-@click.option("-o", "--output", metavar="FILE", default="-", help="Where to; - for stdout, the default.")
-@click.option("-f", "--force", is_flag=True, help="Overwrite the file of -o.")
-@click.option("--uri", metavar="GLOB", help="Only requests whose URI matches.")
-@click.option("--script", metavar="GLOB", help="Only requests whose script matches.")
-@click.option("--slow", type=DURATION, help="Only requests that took at least 3s, 500ms.")
-@click.option("--min-growth", type=SIZE, help="Only requests after which the worker kept at least 64K, 1M.")
+@click.option(
+    "--format", "form", type=click.Choice(tuple(_RENDER)), help="Default: from the extension of -o, else ndjson."
+)
+@click.option("-o", "--output", metavar="FILE", default="-", help="Output file. Default: stdout, also written as -.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists.")
+@click.option("--uri", metavar="GLOB", help="Export only requests whose URI matches this shell pattern.")
+@click.option("--script", metavar="GLOB", help="Export only requests whose script matches this shell pattern.")
+@click.option("--slow", type=DURATION, help="Export only requests that took at least this long, such as 3s or 500ms.")
+@click.option(
+    "--min-growth",
+    type=SIZE,
+    help="Export only requests that grew the worker by at least this much, such as 64K or 1M.",
+)
 def export(
     files: Sequence[str],
     form: str | None,
@@ -39,7 +45,10 @@ def export(
     slow: float | None,
     min_growth: int | None,
 ) -> None:
-    """Write every request in FILE: a JSON object a line, or rows for a spreadsheet or awk."""
+    """Write every request of a recording in a format for other tools.
+
+    The formats are NDJSON (one JSON object per line), CSV for spreadsheets and TSV for awk and sort.
+    """
     keep = Filter(uri, script, None if slow is None else round(slow * 1e9), min_growth)
     by_name = os.path.splitext(output)[1].lstrip(".")
     render = _RENDER[form or (by_name if by_name in _RENDER else "ndjson")]

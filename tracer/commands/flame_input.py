@@ -1,64 +1,81 @@
-"""What `flame` and `report --stacks` do alike: read growth by call stack, and say what it does not show."""
+"""What `flame` and `report --stacks` have in common: read growth by call stack, and explain what it does not show."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from tracer.analysis.flame.builder import COLUMNS, FlameBuilder
 from tracer.analysis.tally import Tally
+from tracer.commands.messages import is_internal
 from tracer.errors import UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.units import show_bytes
+from tracer.units import counted, show_bytes
 
-# What a Loss of growth by call stack begins with (backends/stacks.py).
+# The first words of every Loss of growth by call stack (backends/bpf/growth_probes.py).
 _GROWTH_LOST = "growth events"
+_LONGEST_S = 1e9  # a recording of more seconds is corrupt
 
 
 @dataclasses.dataclass(slots=True)
 class RecordingNotes:
-    """What the recordings say of themselves."""
+    """What the `meta` tables of the recordings hold that a reader of a flame should know. They are untrusted."""
 
-    every: set[int] = dataclasses.field(default_factory=set)
-    hz: set[int] = dataclasses.field(default_factory=set)
-    lacking: list[str] = dataclasses.field(default_factory=list)
+    every: set[int] = dataclasses.field(default_factory=set)  # page faults a sample
+    hz: set[int] = dataclasses.field(default_factory=set)  # samples of Zend's heap a second of CPU time
+    targets: list[str] = dataclasses.field(default_factory=list)
+    elapsed_s: float | None = 0.0  # of all recordings together; None: of one it is unknown
+    lacking: list[str] = dataclasses.field(default_factory=list)  # what could not be measured
 
     def add(self, meta: dict[str, Any]) -> None:
+        """Take what this recording says; entries of an unexpected type are ignored."""
         stacks = meta.get("stacks")
         for name, values in (("every", self.every), ("hz", self.hz)):
             value = stacks.get(name) if isinstance(stacks, dict) else None
             if isinstance(value, int):
                 values.add(value)
-        lacking = meta.get("lacking")
-        for lack in lacking if isinstance(lacking, list) else ():
-            if isinstance(lack, str) and lack not in self.lacking:
-                self.lacking.append(lack)
+        _extend(self.targets, meta.get("targets"))
+        _extend(self.lacking, meta.get("lacking"))
+        ended = meta.get("ended")
+        elapsed = ended.get("elapsed_s") if isinstance(ended, dict) else None
+        if not isinstance(elapsed, int | float) or not 0 <= elapsed < _LONGEST_S or self.elapsed_s is None:
+            self.elapsed_s = None
+        else:
+            self.elapsed_s += elapsed
+
+
+def _extend(known: list[str], found: Any) -> None:
+    """Append the texts that are not known yet, without remarks on phptrace's internals."""
+    for text in found if isinstance(found, list) else ():
+        if isinstance(text, str) and text not in known and not is_internal(text):
+            known.append(text)
 
 
 def flame_builder(
     metric: Metric, *, retained: bool, difference: bool = False
 ) -> tuple[FlameBuilder, Tally, RecordingNotes]:
-    """Something to add recordings to. UsageError if what is asked for makes no sense."""
+    """What add_recording() fills. UsageError if `retained` and the metric contradict each other."""
     if retained and metric is Metric.ZEND:
         raise UsageError(
-            "--retained makes no sense with --metric zend: Zend's heap gives everything back at the end of a request."
-            " What requests keep shows with rss or mapped."
+            "--retained cannot be used with --metric zend: Zend's heap frees everything at the end of a request."
+            " Use --metric rss or mapped."
         )
     return FlameBuilder(metric, retained=retained, difference=difference), Tally(), RecordingNotes()
 
 
 def add_recording(
-    path: str, builder: FlameBuilder, tally: Tally, said: RecordingNotes, *, before: bool = False
+    path: str, builder: FlameBuilder, tally: Tally, about: RecordingNotes, *, before: bool = False
 ) -> None:
-    """Adds a recording; UsageError if it has no stacks."""
+    """Add a recording, with `before` as the one to compare with. UsageError if it has no call stacks."""
     with Reader(path) as recording:
         if not recording.has_stacks:
-            raise UsageError(f"{path} has no call stacks: they are recorded by `phptrace record --stacks`")
+            raise UsageError(f"{path} has no call stacks. Record them with `phptrace record --stacks`.")
         tally.unended += not recording.ended
         tally.add_all(recording.workers(), host=str(recording.meta.get("host")))
         tally.add_all(recording.losses())
-        said.add(recording.meta)
+        about.add(recording.meta)
         for request, grown in recording.grown(builder.metric, COLUMNS):
             tally.add(request)
             if before:
@@ -67,67 +84,86 @@ def add_recording(
                 builder.add(request, grown)
 
 
-def remarks(
-    metric: Metric, builder: FlameBuilder, said: RecordingNotes, tally: Tally, *, retained: bool, diff: bool
+def title_and_notes(
+    builder: FlameBuilder, about: RecordingNotes, tally: Tally, *, retained: bool, diff: bool
 ) -> tuple[str, list[str]]:
-    """The title, and what has to be said with it besides the tally; after builder.finish()."""
-    every, hz = _shown(said.every), _shown(said.hz)
+    """The title, and what the flame does not show, a line each. Call after builder.finish(); texts are not escaped."""
     lost = sum(count for why, count in tally.losses.items() if why.startswith(_GROWTH_LOST))
-    after_last, no_sample = "what came after a request's last one", "requests into which no sample fell"
-    if lost:
-        after_last += f", and what was lost ({lost:,} growth events)"
-        no_sample += f", or whose samples were lost ({lost:,} growth events)"
-    title = {
-        Metric.RSS: f"rss: page faults of the workers, sampled every {every} pages",
-        Metric.MAPPED: "mapped: address space that mmap, mremap and brk added",
-        Metric.ZEND: f"zend: growth of Zend's heap until the script ended, looked at {hz} times a second of CPU",
-    }[metric]
-    lines = [
-        {
-            Metric.RSS: "Memory given back is not seen by this source: a page that is freed and touched again counts"
-            " twice.",
-            Metric.MAPPED: "What a script unmaps again is taken off where it was mapped. Given back besides, at the"
-            f" end of requests or of what earlier ones had left: {show_bytes(builder.given_back)}. Address space need"
-            " not be in use: Zend takes it 2 MiB at a time.",
-            Metric.ZEND: "What was allocated since the last look is put down to what runs at the look. [not sampled]:"
-            f" {after_last}. Given back by other code than took it: {show_bytes(builder.given_back)}.",
-        }[metric]
-    ]
-    if retained:
-        title += ": what was kept"
-        lines = [
-            f"Scaled, request by request, to what the worker kept of it (native growth): {builder.requests_kept:,} of"
-            f" {builder.requests:,} requests kept something. [not sampled]: {show_bytes(builder.unsampled)} were kept"
-            f" by {no_sample}.",
-            "It shows where the request's memory was first touched: where one function frees what another then keeps,"
-            " the one that freed it may stand for the other.",
-        ]
+    notes = _retained_notes(builder, lost) if retained else [_metric_note(builder, about, lost)]
     if diff:
-        title += ": difference"
-        lines.append(f"Before: {builder.requests_before:,} requests, scaled to as many as after: {builder.requests:,}.")
-        moved = ""
-        if builder.moved is not None:
-            old, new = (folder + "/" for folder in builder.moved)
-            moved = f" {old} before is taken for {new} after."
-        lines.append(
-            "A function is the same if its name and file are, whatever the line; shown is that of after, or of before"
-            f" where it is gone.{moved}"
-        )
+        notes += _difference_notes(builder)
     if builder.unreadable:
-        lines.append(f"{show_bytes(builder.unreadable)} stand on stacks that were lost or not readable to their end.")
-    return title, lines + said.lacking
+        size = show_bytes(builder.unreadable)
+        notes.append(f"{size} belong to stacks that were lost or could not be read to the end.")
+    return _title(builder, about, retained=retained, diff=diff), notes + about.lacking
 
 
-def together(builder: FlameBuilder) -> list[str]:
-    """What has to be said of routes that are one tower; after builder.finish()."""
+def folded_routes_note(builder: FlameBuilder) -> list[str]:
+    """A line on routes that are shown as one, if there are any. Call after builder.finish()."""
     if not builder.others:
         return []
     size = show_bytes(builder.others_bytes)
     return [
-        f"({builder.others:,} other routes): those with less than 2 % of the whole each, {size} together."
-        " `report --group-by uri` tells them apart."
+        f"({builder.others:,} other routes): each has less than 2 % of the total, all of them {size}."
+        " `phptrace report --group-by uri` lists them."
     ]
 
 
-def _shown(values: set[int]) -> str:
-    return " or ".join(map(str, sorted(values))) or "?"
+def _title(builder: FlameBuilder, about: RecordingNotes, *, retained: bool, diff: bool) -> str:
+    """`Memory kept by php-fpm:shop, 75 s, 956 requests (sampled page faults)`."""
+    subject = {
+        Metric.RSS: "memory taken by",
+        Metric.MAPPED: "address space mapped by",
+        Metric.ZEND: "growth of Zend's heap in",
+    }[builder.metric]
+    source = {
+        Metric.RSS: "sampled page faults",
+        Metric.MAPPED: "mmap, mremap and brk",
+        Metric.ZEND: "samples until the script ended",
+    }[builder.metric]
+    subject = "memory kept by" if retained else subject
+    what = f"{subject} {', '.join(about.targets) or 'unnamed workers'}"
+    if diff:
+        return f"Before and after: {what} ({source})"
+    duration = "" if about.elapsed_s is None else f", {about.elapsed_s:.0f} s"
+    return f"{what[0].upper()}{what[1:]}{duration}, {counted(builder.requests, 'request')} ({source})"
+
+
+def _metric_note(builder: FlameBuilder, about: RecordingNotes, lost: int) -> str:
+    freed = show_bytes(builder.given_back)
+    also = f", and {counted(lost, 'lost growth event')}" if lost else ""
+    return {
+        Metric.RSS: f"One in {_shown(about.every)} page faults was sampled. Freed memory is not subtracted: a page that"
+        " is freed and touched again counts twice.",
+        Metric.MAPPED: "Address space that a request unmaps is subtracted where it was mapped. Also freed, at the end"
+        f" of requests or left by earlier ones: {freed}. Address space need not be in use: Zend maps 2 MiB at a time.",
+        Metric.ZEND: f"Sampled {_shown(about.hz)} times per second of CPU time; growth since the last sample is"
+        f" attributed to the function that is running. [not sampled]: growth after a request's last sample{also}."
+        f" Freed by other functions than allocated it: {freed}.",
+    }[builder.metric]
+
+
+def _retained_notes(builder: FlameBuilder, lost: int) -> list[str]:
+    also = f", or whose samples were lost ({counted(lost, 'growth event')})" if lost else ""
+    return [
+        f"{builder.requests_kept:,} of {counted(builder.requests, 'request')} kept memory; stack widths are scaled to"
+        f" it. [not sampled]: {show_bytes(builder.unsampled)} kept by requests without a sample{also}.",
+        "A stack shows where memory was first touched: if A frees memory that B reuses and keeps, A may be shown"
+        " instead of B.",
+    ]
+
+
+def _difference_notes(builder: FlameBuilder) -> list[str]:
+    moved = ""
+    if builder.moved is not None:
+        old, new = (folder + "/" for folder in builder.moved)
+        moved = f" Files in {old} before are matched with those in {new} after."
+    return [
+        f"Before has {counted(builder.requests_before, 'request')}, scaled to as many as after: {builder.requests:,}.",
+        "Functions are matched by name and file, not by line. The line shown is from after, or from before if the"
+        f" function is gone.{moved}",
+    ]
+
+
+def _shown(values: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(values))) or "an unknown number of"

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and their kinds."""
+"""Options that several verbs share, and their value types."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class RenamedOption(click.Option):
-    """An option whose first name is the one it has now. Its former names still work and are shown nowhere."""
+    """An option whose first name is its current one. Its former names still work, but no text shows them."""
 
     def __init__(self, declarations: Sequence[str], **attributes: Any) -> None:
+        """`declarations` are the names, the current one first; it also names the parameter."""
         name = declarations[0].removeprefix("--").replace("-", "_")
         super().__init__([*declarations, name], **attributes)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option's line in --help, with its current name only."""
         with self._only_its_name():
             return super().get_help_record(ctx)
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
+        """The option's name in a usage error: the current one only."""
         with self._only_its_name():
             return super().get_error_hint(ctx)  # type: ignore[arg-type]  # click passes None where it has no context
 
@@ -48,6 +51,7 @@ class _Duration(click.ParamType):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds of the text; a usage error if it is not a duration."""
         if isinstance(value, float):
             return value
         try:
@@ -60,6 +64,7 @@ class _Size(click.ParamType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of the text; a usage error if it is not a size."""
         if isinstance(value, int):
             return value
         try:
@@ -87,7 +92,7 @@ SIZE = _Size()
 PTRACE_MODE = _PtraceMode()
 
 
-def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     def apply(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -96,25 +101,43 @@ def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return apply
 
 
-def refuse_alone(leader: str, *names: str) -> None:
-    """UsageError if one of these options was given without the one they are about."""
+def require_option(required: str, *names: str) -> None:
+    """UsageError if one of the options `names` was given, since `required` was not; the caller has checked that."""
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name.replace('_', '-')} is about --{leader}: give that, too")
+            raise UsageError(f"--{name.replace('_', '-')} requires --{required}")
 
 
-def tracing(command: Command) -> Command:
-    """What every verb that attaches takes."""
-    return _stacked(
+def attach_options(command: Command) -> Command:
+    """Add the target and the options of every verb that attaches."""
+    return _all_of(
         click.argument("targets", nargs=-1, metavar="TARGET..."),
         click.option(
-            "-p", "--pid", "pids", type=click.IntRange(1), multiple=True, help="Also this process; repeatable."
+            "-p",
+            "--pid",
+            "pids",
+            type=click.IntRange(1),
+            metavar="PID",
+            multiple=True,
+            help="Also trace this process; repeatable.",
         ),
-        click.option("-d", "--duration", type=DURATION, help="Stop after 30s, 5m, 1h. Default, and 0: at Ctrl-C."),
-        click.option("-c", "--count", type=click.IntRange(1), help="Stop after that many requests, of all workers."),
         click.option(
-            "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True, help="How to trace."
+            "-d", "--duration", type=DURATION, help="Stop after this long: 30s, 5m, 1h. Default: until Ctrl-C."
+        ),
+        click.option(
+            "-c",
+            "--count",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Stop after this many requests, counted over all workers.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(("auto", *BACKENDS)),
+            default="auto",
+            show_default=True,
+            help="How to trace; auto takes bpf if it works here, else ptrace.",
         ),
         click.option(
             "--ptrace-mode",
@@ -124,55 +147,62 @@ def tracing(command: Command) -> Command:
             help="How ptrace observes workers: system calls (complete, slow) or hardware breakpoints (fast, no mmap/brk"
             " counts).",
         ),
-        click.option("--uri", metavar="GLOB", help="Keep only requests whose URI matches."),
-        click.option("--script", metavar="GLOB", help="Keep only requests whose script matches."),
-        click.option("--slow", type=DURATION, help="Keep only requests that took at least 3s, 500ms."),
+        click.option("--uri", metavar="GLOB", help="Keep only requests whose URI matches this shell pattern."),
+        click.option("--script", metavar="GLOB", help="Keep only requests whose script matches this shell pattern."),
         click.option(
-            "--min-growth", type=SIZE, help="Keep only requests after which the worker kept at least 64K, 1M."
+            "--slow", type=DURATION, help="Keep only requests that took at least this long, such as 3s or 500ms."
+        ),
+        click.option(
+            "--min-growth",
+            type=SIZE,
+            help="Keep only requests that grew the worker by at least this much, such as 64K or 1M.",
         ),
         click.option(
             "--query",
             type=click.Choice(("strip", "keep")),
             default="strip",
             show_default=True,
-            help="The query string of URIs: it may hold secrets.",
+            help="Remove or keep the query string of URIs, which may hold secrets.",
         ),
-        click.option("-f", "--force", is_flag=True, help="Overwrite the file of -o."),
+        click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists."),
     )(command)
 
 
-def stacks(command: Command) -> Command:
-    """How call stacks are recorded."""
+def stack_recording_options(command: Command) -> Command:
+    """Add the options for recording call stacks."""
     default = StackOptions()
-    return _stacked(
-        click.option("--stacks", is_flag=True, help="Also record which PHP call stack grew the worker; see flame."),
+    return _all_of(
+        click.option("--stacks", is_flag=True, help="Also record the PHP call stacks that make the workers grow."),
         click.option(
             "--max-depth",
             type=click.IntRange(4, 1024),
+            metavar="N",
             default=default.max_depth,
             show_default=True,
-            help="Frames of a stack, from the innermost.",
+            help="Record at most this many frames of a stack, from the innermost.",
         ),
         click.option(
             "--every",
             type=click.IntRange(1, 65536),
+            metavar="N",
             default=default.every,
             show_default=True,
-            help="Look at the stack once in so many page faults.",
+            help="Record the stack of every Nth page fault.",
         ),
         click.option(
             "--hz",
             type=click.IntRange(1, 20_000),
+            metavar="N",
             default=default.hz,
             show_default=True,
-            help="Looks at Zend's heap, a second of CPU time.",
+            help="Zend heap samples per second of CPU time.",
         ),
     )(command)
 
 
-def stack_metric(command: Command) -> Command:
-    """What every verb that shows growth by call stack takes."""
-    return _stacked(
+def stack_metric_options(command: Command) -> Command:
+    """Add the options of every verb that shows growth by call stack."""
+    return _all_of(
         click.option(
             "--metric",
             "--weight",
@@ -180,7 +210,7 @@ def stack_metric(command: Command) -> Command:
             type=click.Choice([metric.value for metric in Metric]),
             default=Metric.RSS.value,
             show_default=True,
-            help="Bytes of page faults, of address space mapped, or of Zend's heap.",
+            help="Measure growth by page faults (rss), mapped address space, or Zend's heap.",
         ),
         click.option(
             "--retained",
@@ -192,29 +222,30 @@ def stack_metric(command: Command) -> Command:
     )(command)
 
 
-def ranking(command: Command) -> Command:
-    """What every verb that shows a ranking takes."""
-    return _stacked(
+def ranking_options(command: Command) -> Command:
+    """Add the options of every verb that shows a ranking."""
+    return _all_of(
         click.option(
             "--group-by",
             type=click.Choice([by.value for by in GroupBy]),
             default=GroupBy.SCRIPT.value,
             show_default=True,
-            help="One row for each of these.",
+            help="Show one row for each of these.",
         ),
         click.option(
             "--sort",
             type=click.Choice([sort.value for sort in Sort]),
             default=Sort.NATIVE.value,
             show_default=True,
-            help="Most of this first.",
+            help="Sort rows by this, largest first; key sorts by name.",
         ),
         click.option(
             "-n",
             "--top",
             type=click.IntRange(0),
+            metavar="N",
             default=20,
             show_default=True,
-            help="At most that many rows; 0 = all.",
+            help="Show at most this many rows; 0 shows all.",
         ),
     )(command)

@@ -1,4 +1,4 @@
-"""phptrace record: one recording, to be looked at later."""
+"""phptrace record: write one recording, to read later."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from rich.text import Text
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
-from tracer.commands.attaching import IDLE_REMARK, Plan, attached, finish, notice
-from tracer.commands.options import refuse_alone, stacks, tracing
+from tracer.commands.attaching import IDLE_NOTE, Plan, finish, session
+from tracer.commands.messages import notice
+from tracer.commands.options import attach_options, require_option, stack_recording_options
 from tracer.errors import UsageError
 from tracer.facts import Fact
 from tracer.recording.schema import SUFFIX
@@ -26,18 +27,21 @@ from tracer.reporters.table import summary
 
 
 @click.command()
-@tracing
-@stacks
+@attach_options
+@stack_recording_options
 @click.option(
-    "-o", "--output", metavar="FILE", help="The recording; - for stdout. Default: named after target and time."
+    "-o", "--output", metavar="FILE", help="File to record to; - for stdout. Default: named after target and time."
 )
 def record(output: str | None, **options: Any) -> None:
-    """Record every request of TARGET to one file: php-fpm, php-fpm:POOL, or a PID.
+    """Record every request to one file.
 
-    Stops at Ctrl-C, after --duration or --count. Look at the file with report, flame, export, or any SQLite tool.
+    TARGET is php-fpm (every master on this host), php-fpm:POOL, or a PID. The PID of a master selects all its workers.
+
+    Recording stops at Ctrl-C, after --duration or after --count. Read the file with `phptrace report`, `flame` or
+    `export`, or with any SQLite tool.
     """
     if not options["stacks"]:
-        refuse_alone("stacks", "max_depth", "every", "hz")
+        require_option("stacks", "max_depth", "every", "hz")
     plan = Plan.of(**options)
     path = _default_name(plan) if output is None else output
     if path != "-":
@@ -45,7 +49,7 @@ def record(output: str | None, **options: Any) -> None:
         _record(plan, path)
         return
     if sys.stdout.isatty():
-        raise UsageError("-o - writes a binary file: send it to a pipe or a file, not to a terminal")
+        raise UsageError("refusing to write a binary recording to a terminal; use -o FILE.phptrace, or redirect stdout")
     with tempfile.TemporaryDirectory(prefix="phptrace-") as directory:
         temporary = os.path.join(directory, "recording" + SUFFIX)
         try:
@@ -66,8 +70,8 @@ def _record(plan: Plan, path: str) -> None:
     tally = Tally()
     with (
         Stop().on_signals() as stop,
-        attached(plan) as tracing,
-        Writer(path, tracing.meta(plan), force=plan.force) as file,
+        session(plan) as running,
+        Writer(path, running.meta(plan), force=plan.force) as file,
     ):
 
         def consume(facts: list[Fact]) -> None:
@@ -80,9 +84,9 @@ def _record(plan: Plan, path: str) -> None:
             file.flush()
             progress_line.show(progress)
 
-        notice(f"recording to {path}" + ("" if plan.duration_s or plan.count else "; Ctrl-C ends it"))
+        notice(f"recording to {path}" + ("" if plan.duration_s or plan.count else " until Ctrl-C"))
         why, progress = capture(
-            tracing.choice.backend,
+            running.choice.backend,
             consume,
             stop=stop,
             duration_s=plan.duration_s,
@@ -97,7 +101,7 @@ def _record(plan: Plan, path: str) -> None:
 
 
 class _ProgressLine:
-    """One line on stderr that is overwritten; nothing where stderr is no terminal."""
+    """One line on stderr that is overwritten; nothing if stderr is not a terminal."""
 
     def __init__(self, tally: Tally) -> None:
         quiet = click.get_current_context().find_root().params.get("quiet")
@@ -106,9 +110,10 @@ class _ProgressLine:
         self._warned = False
 
     def show(self, progress: Progress) -> None:
+        """Overwrite the line with the current state; warn once if no request was seen."""
         if progress.idle and not self._warned:
             self._warned = True
-            notice(IDLE_REMARK)
+            notice(IDLE_NOTE)
         if self._console is not None:
             line = f"{progress.elapsed_s:.0f} s · {progress.requests_per_s:,.0f} requests/s · {summary(self._tally)}"
             self._console.print(
@@ -116,5 +121,6 @@ class _ProgressLine:
             )
 
     def clear(self) -> None:
+        """Blank the line."""
         if self._console is not None:
             self._console.print(" " * (self._console.width - 1), end="\r")

@@ -1,17 +1,18 @@
-"""phptrace report: the ranking of one recording, or of several together."""
+"""phptrace report: rank the scripts of one recording, or of several together."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.analysis.tally import Tally
-from tracer.commands.flame_input import add_recording, flame_builder, remarks
-from tracer.commands.options import ranking, refuse_alone, stack_metric
+from tracer.commands.flame_input import add_recording, flame_builder, title_and_notes
+from tracer.commands.options import ranking_options, require_option, stack_metric_options
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
@@ -19,59 +20,96 @@ from tracer.reporters import json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Report:
+    """All that a format may show."""
+
+    groups: Sequence[Group]
+    tally: Tally
+    by: GroupBy
+    sort: Sort
+    hidden: int  # how many groups are not among `groups`
+    heaviest: Heaviest | None  # None: without --stacks
+
+
+def _table(report: _Report) -> None:
+    table.render(report.groups, report.tally, sys.stdout, by=report.by, sort=report.sort, hidden=report.hidden)
+    if report.heaviest is not None:
+        stack_text.render(report.heaviest, sys.stdout)
+
+
+def _json(report: _Report) -> None:
+    json_report.render(report.groups, report.tally, sys.stdout, report.heaviest)
+
+
+def _csv(report: _Report) -> None:
+    render_csv(Group.__slots__, _cells(report), sys.stdout)
+    click.echo(f"phptrace: {table.summary(report.tally)}", err=True)
+
+
+def _tsv(report: _Report) -> None:
+    render_tsv(Group.__slots__, _cells(report), sys.stdout)
+    click.echo(f"phptrace: {table.summary(report.tally)}", err=True)
+
+
+def _cells(report: _Report) -> list[tuple[object, ...]]:
+    return [tuple(getattr(group, name) for name in Group.__slots__) for group in report.groups]
+
+
+_RENDER: dict[str, Callable[[_Report], None]] = {"table": _table, "json": _json, "csv": _csv, "tsv": _tsv}
+_WITH_STACKS = ("table", "json")
+
+
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@ranking
-@click.option("--stacks", is_flag=True, help="Also the heaviest call stacks, as many as -n; see flame.")
-@stack_metric
-@click.option(
-    "--format", "form", type=click.Choice(("table", "json", "csv", "tsv")), default="table", show_default=True
-)
+@ranking_options
+@click.option("--stacks", is_flag=True, help="Also show the heaviest call stacks, as many as -n.")
+@stack_metric_options
+@click.option("--format", "form", type=click.Choice(tuple(_RENDER)), default="table", show_default=True)
 def report(
     files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, metric: str, retained: bool
 ) -> None:
-    """Rank what the requests in FILE did to memory; several recordings are taken together."""
+    """Rank scripts by what their requests did to memory.
+
+    FILE is a recording of `phptrace record`. The requests of several recordings are ranked together.
+    """
     heaviest = None
     if stacks:
-        if form not in ("table", "json"):
-            raise UsageError(f"--stacks is for --format table and json, not {form}: take `flame --format folded`")
+        if form not in _WITH_STACKS:
+            raise UsageError(
+                f"--stacks cannot be used with --format {form}. Use --format table or json, or"
+                " `phptrace flame --format folded`."
+            )
         heaviest = _heaviest(files, Metric(metric), retained=retained, top=top)
     else:
-        refuse_alone("stacks", "metric", "retained")
-    rows, tally = Ranking(GroupBy(group_by)), Tally()
+        require_option("stacks", "metric", "retained")
+    ranking, tally = Ranking(GroupBy(group_by)), Tally()
     for path in files:
-        with Reader(path) as recording:
-            tally.unended += not recording.ended
-            workers = recording.workers()
-            tally.add_all(workers, host=str(recording.meta.get("host")))
-            rows.begin_recording(workers)
-            tally.add_all(recording.losses())
-            for request in recording.requests(columns_of(rows.by)):
-                tally.add(request)
-                try:
-                    rows.add(request)
-                except OverflowError as exc:
-                    raise RecordingError(f"{path} holds figures that no memory can have") from exc
-    every = rows.groups(Sort(sort))
+        _add_recording(path, ranking, tally)
+    every = ranking.groups(Sort(sort))
     shown = every[: top or None]
-    if form == "json":
-        json_report.render(shown, tally, sys.stdout, heaviest)
-    elif form == "table":
-        hidden = len(every) - len(shown)
-        table.render(shown, tally, sys.stdout, by=GroupBy(group_by), sort=Sort(sort), hidden=hidden)
-        if heaviest is not None:
-            stack_text.render(heaviest, sys.stdout)
-    else:
-        cells = [tuple(getattr(group, name) for name in Group.__slots__) for group in shown]
-        render = render_csv if form == "csv" else render_tsv
-        render(Group.__slots__, cells, sys.stdout)
-        click.echo(f"phptrace: {table.summary(tally)}", err=True)
+    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), len(every) - len(shown), heaviest))
+
+
+def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
+    with Reader(path) as recording:
+        tally.unended += not recording.ended
+        workers = recording.workers()
+        tally.add_all(workers, host=str(recording.meta.get("host")))
+        ranking.begin_recording(workers)
+        tally.add_all(recording.losses())
+        for request in recording.requests(columns_of(ranking.by)):
+            tally.add(request)
+            try:
+                ranking.add(request)
+            except OverflowError as exc:
+                raise RecordingError(f"{path} is corrupt: it has memory figures of more than 64 bits") from exc
 
 
 def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int) -> Heaviest:
-    builder, tally, said = flame_builder(metric, retained=retained)
+    builder, tally, about = flame_builder(metric, retained=retained)
     for path in files:
-        add_recording(path, builder, tally, said)
+        add_recording(path, builder, tally, about)
     builder.finish()
-    title, lines = remarks(metric, builder, said, tally, retained=retained, diff=False)
-    return heaviest_stacks(builder.growth, title, lines, top)
+    title, notes = title_and_notes(builder, about, tally, retained=retained, diff=False)
+    return heaviest_stacks(builder.growth, title, notes, top)

@@ -1,1 +1,1 @@
-"""Show findings: each renders to a stream it is given, one output a file; none computes."""
+"""Show findings. Each reporter renders one format to a stream it is given; none computes."""

@@ -1,4 +1,4 @@
-"""Rows as CSV or TSV. Cells that come from strangers are escaped for where such files are opened."""
+"""Rows as CSV or TSV. Untrusted cells are escaped for spreadsheets and terminals."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TextIO
 
 from tracer.units import printable
 
-# A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV Injection").
+# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%")
 
 
 def render_csv(header: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO) -> None:
-    """RFC 4180. Text is shown as printable() has it; what could be a formula gets an apostrophe before it."""
+    """Write RFC 4180. Text is escaped by printable(); a possible formula gets an apostrophe before it."""
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(header)
     for row in rows:
@@ -21,13 +21,14 @@ def render_csv(header: Sequence[str], rows: Iterable[Sequence[object]], out: Tex
 
 
 def render_tsv(header: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO) -> None:
-    """For awk and sort: a line a row, tabs between; no cell holds a tab or a newline. Nothing measured: empty."""
+    """Write for awk and sort: one line per row, tabs between cells, none in a cell. None is an empty cell."""
     out.write("\t".join(header) + "\n")
     for row in rows:
         out.write(tsv_line(row))
 
 
 def tsv_line(row: Sequence[object]) -> str:
+    """One row as render_tsv() writes it, with its newline."""
     return (
         "\t".join(["" if cell is None else printable(cell) if isinstance(cell, str) else str(cell) for cell in row])
         + "\n"

@@ -15,7 +15,7 @@ SCHEMA = 1
 
 
 def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heaviest | None = None) -> None:
-    """Texts keep what they were; bytes that were not UTF-8 become U+FFFD, since JSON has no bytes."""
+    """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes."""
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "requests": tally.requests,
@@ -29,9 +29,9 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heavies
     }
     if heaviest is not None:
         document["stacks"] = {
-            "title": heaviest.title,
+            "title": json_text(heaviest.title),
             "total_bytes": heaviest.total,
-            "remarks": [json_text(remark) for remark in heaviest.remarks],
+            "remarks": [json_text(note) for note in heaviest.notes],
             "heaviest": [
                 {
                     "bytes": stack.bytes,
@@ -48,7 +48,7 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heavies
 
 
 def json_text(text: str | None) -> str | None:
-    """The text without lone surrogates, which most JSON parsers refuse."""
+    """The text with U+FFFD for lone surrogates, which most JSON parsers refuse; None stays None."""
     if text is None or text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""The live view: a header and a ranking that is redrawn while requests come in."""
+"""The live view: a header and a ranking, redrawn while requests come in."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from rich.text import Text
 from tracer.analysis.ranking import Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.reporters.table import legend, ranking_table, shorten, summary
+from tracer.units import counted
 
 _FRAME_LINES = 8  # header, summary and legend
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What the header says."""
+    """What the header shows."""
 
     target: str
     backend: str
-    watched: int
+    watched: int  # workers
     elapsed_s: float
     requests_per_s: float
-    remark: str | None  # something the user should know now
+    note: str | None  # a warning or hint below the header; None: there is none
 
 
 class LiveView:
-    """Redraws on update(); leaves the last state on the screen when it ends."""
+    """Redraws on update() and leaves the last state on the screen. Use as a context manager."""
 
     def __init__(self, out: TextIO, *, sort: Sort, top: int | None) -> None:
+        """`out` is a terminal; `top` is the most rows to show, None for as many as fit."""
         self._console = Console(file=out, highlight=False)
         self._live = Live(console=self._console, screen=True, auto_refresh=False, vertical_overflow="crop")
         self._sort = sort
@@ -41,17 +43,18 @@ class LiveView:
         self._last: RenderableType | None = None
 
     def update(self, ranking: Ranking, tally: Tally, status: Status) -> None:
+        """Show this state, with as many rows as fit."""
         width, height = self._console.size
         rows = max(1, height - _FRAME_LINES)
         rows = rows if self._top is None else min(rows, self._top)
         groups = ranking.groups(self._sort, rows)
         header = Text.assemble(
             ("phptrace ", "bold"),
-            f"{shorten(status.target, 30)} · {status.backend} · {status.watched} workers"
+            f"{shorten(status.target, 30)} · {status.backend} · {counted(status.watched, 'worker')}"
             f" · {status.requests_per_s:,.0f} requests/s · {status.elapsed_s:.0f} s · ",
             (f"{tally.lost} lost", "bold red" if tally.lost else ""),
         )
-        parts: list[RenderableType] = [header, Text(status.remark or "", style="yellow")]
+        parts: list[RenderableType] = [header, Text(status.note or "", style="yellow")]
         parts.append(ranking_table(groups, by=ranking.by, sort=self._sort, width=width))
         parts.append(Text(summary(tally)))
         parts.append(Text(legend(self._sort), style="dim"))
@@ -59,12 +62,14 @@ class LiveView:
         self._live.update(self._last, refresh=True)
 
     def __enter__(self) -> LiveView:
+        """Switch to the alternate screen."""
         self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Leave the alternate screen and print the last state."""
         self._live.stop()
         if self._last is not None:
             self._console.print(self._last)

@@ -1,4 +1,4 @@
-"""Requests as they happen, a line each, for pipes and logs."""
+"""Requests as they end, one line each, for pipes and logs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ HEADER = (
 )  # fmt: skip
 
 
-class Lines:
-    """Writes tab-separated lines under one header; a column that was not measured is empty."""
+class RequestLines:
+    """Writes tab-separated lines below a header; a value that was not measured is empty."""
 
     def __init__(self, out: TextIO) -> None:
+        """Write the header at once."""
         self._out = out
         out.write("\t".join(HEADER) + "\n")
         out.flush()
 
     def add(self, request: Request) -> None:
+        """Write the line of a request; it may stay in a buffer until flush()."""
         self._out.write(
             tsv_line(
                 (
@@ -45,6 +47,7 @@ class Lines:
         )
 
     def flush(self) -> None:
+        """Send what was written to the reader of the stream."""
         self._out.flush()
 
 

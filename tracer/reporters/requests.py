@@ -1,4 +1,4 @@
-"""Requests one by one, as NDJSON, CSV or TSV: the recording's columns, and what follows from them."""
+"""Requests one by one, as NDJSON, CSV or TSV: the columns of a recording and those derived from them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tracer.reporters.json_report import json_text
 
 DERIVED = ("growth_bytes", "native_growth_bytes")
 COLUMNS = (*Request._fields, *DERIVED)
-# awk counts from the left: what people rank by comes first, and the order never changes.
+# awk counts columns from the left: those that people rank by come first, and the order never changes.
 TSV_COLUMNS = (*DERIVED, "script", "uri", *(name for name in Request._fields if name not in ("script", "uri")))
 _TEXTS = tuple(Request._fields.index(name) for name in ("pool", "method", "uri", "script"))
 
 
 def render_ndjson(requests: Iterable[Request], out: TextIO) -> None:
-    """One JSON object a line and request."""
+    """Write one JSON object per request, on a line of its own."""
     for request in requests:
         row = dict(zip(COLUMNS, _row(request), strict=True))
         for index in _TEXTS:
@@ -28,10 +28,12 @@ def render_ndjson(requests: Iterable[Request], out: TextIO) -> None:
 
 
 def render_requests_csv(requests: Iterable[Request], out: TextIO) -> None:
+    """Write a row per request, columns as in COLUMNS."""
     render_csv(COLUMNS, map(_row, requests), out)
 
 
 def render_requests_tsv(requests: Iterable[Request], out: TextIO) -> None:
+    """Write a row per request, columns as in TSV_COLUMNS."""
     render_tsv(TSV_COLUMNS, _tsv_rows(requests), out)
 
 

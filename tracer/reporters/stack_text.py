@@ -1,20 +1,21 @@
-"""The heaviest call stacks as text, each as PHP shows a stack: the innermost first."""
+"""The heaviest call stacks as text. As in PHP's own traces, the innermost function comes first."""
 
 from __future__ import annotations
 
 from typing import TextIO
 
 from tracer.analysis.flame.heaviest import Heaviest
-from tracer.units import printable, show_bytes
+from tracer.units import counted, printable, show_bytes
 
 _ROUTES = 3
 
 
 def render(heaviest: Heaviest, out: TextIO) -> None:
+    """Write the stacks, at most three routes each, then the notes."""
     out.write(f"\n{printable(heaviest.title)}: {show_bytes(heaviest.total)}\n")
     for stack in heaviest.stacks:
         share = stack.bytes / heaviest.total if heaviest.total else 0.0
-        sampled = f", {stack.samples:,} samples" if stack.samples else ""
+        sampled = f", {counted(stack.samples, 'sample')}" if stack.samples else ""
         out.write(f"\n{show_bytes(stack.bytes)} ({share:.1%}{sampled}) {printable(stack.script)}\n")
         routes = ", ".join(map(printable, stack.routes[:_ROUTES]))
         more = len(stack.routes) - _ROUTES
@@ -23,5 +24,5 @@ def render(heaviest: Heaviest, out: TextIO) -> None:
             out.write(f"    #{number} {printable(frame, code=True)}\n")
     if heaviest.hidden:
         out.write(f"\n… and {heaviest.hidden} more: -n 0 shows all\n")
-    for remark in heaviest.remarks:
-        out.write(f"{printable(remark)}\n")
+    for note in heaviest.notes:
+        out.write(f"{printable(note)}\n")

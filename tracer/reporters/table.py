@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tracer.analysis.ranking import Group, GroupBy, Sort
 from tracer.analysis.tally import Tally
-from tracer.units import printable, show_bytes, show_duration
+from tracer.units import counted, counted_loss, printable, show_bytes, show_duration
 
 _MIN_KEY = 20
-# What goes first where there is no room.
+# Columns that are left out if there is no room, in this order.
 _SPARE = ("zend peak", "anon peak", "p95", "requests")
 
 
 def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], str]]]:
-    """(name, width, what sorts by it, cell) of each column behind the key."""
+    """(name, width, the sort order that it shows, cell) of each column after the key."""
     columns: list[tuple[str, int, Sort | None, Callable[[Group], str]]] = [
         ("requests", 9, Sort.REQUESTS, lambda g: f"{g.requests:,}"),
         ("native growth", 14, Sort.NATIVE, lambda g: show_bytes(g.native_growth_bytes, signed=True)),
@@ -34,14 +35,13 @@ def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], 
 
 
 def legend(sort: Sort) -> str:
-    """What the columns mean."""
+    """A paragraph on what the columns mean."""
     text = (
-        "native growth: memory kept that Zend's heap does not explain: malloc in extensions, libraries, PHP itself;"
-        " per request: its median. Peaks: the most any one request reached. p95: duration. (none): no script ran (404),"
-        " or it was not seen."
+        'native growth: memory still held after the request, outside PHP\'s own heap. "per request" is the median;'
+        " peaks are maxima. p95: 95 % of the requests took no longer. (none): no script ran (404), or it was not seen."
     )
     if sort is Sort.GROWTH:
-        text += " growth: all memory kept; Zend's chunk cache is in it, which later requests give back."
+        text += " growth: all memory still held, including PHP's chunk cache, which later requests free."
     return text
 
 
@@ -54,7 +54,7 @@ def render(
     sort: Sort,
     hidden: int,
 ) -> None:
-    """`hidden`: how many groups are not among `groups`."""
+    """Write the ranking, the summary and the legend. `hidden` is how many groups are not among `groups`."""
     console = console_for(out)
     console.print(ranking_table(groups, by=by, sort=sort, width=console.width))
     if hidden:
@@ -64,12 +64,12 @@ def render(
 
 
 def console_for(out: TextIO) -> Console:
-    """A console as wide as its terminal, or 100 characters. Whole keys are in the other formats."""
+    """A console as wide as its terminal, or 100 characters in a pipe: other formats have whole keys."""
     return Console(file=out, highlight=False, width=None if out.isatty() else 100)
 
 
 def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int) -> RenderableType:
-    """The table alone. Keys are cut from the left, where they tend to be alike; a narrow terminal has fewer columns."""
+    """The table alone. Long keys lose their beginning, which tends to be alike; a narrow terminal has fewer columns."""
     columns = _columns(sort)
     for spare in _SPARE:
         if _room(columns, width) < _MIN_KEY:
@@ -87,38 +87,50 @@ def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: in
 
 
 def _room(columns: Sequence[tuple[str, int, Sort | None, Callable[[Group], str]]], width: int) -> int:
-    """What the columns leave for the key."""
+    """Cells that the columns leave for the key."""
     return width - sum(wide + 1 for _, wide, _, _ in columns) - 1
 
 
 def summary(tally: Tally) -> str:
-    """What every output says: how much was seen, in part, or not at all."""
+    """The footer of every output: how much was seen, seen in part, and lost. Several lines if something is missing."""
     parts = [
-        f"{tally.requests:,} requests",
-        f"{tally.workers} workers",
+        counted(tally.requests, "request"),
+        counted(tally.workers, "worker"),
         f"{tally.incomplete} incomplete" + (f" ({tally.killed} killed)" if tally.killed else ""),
-        f"{tally.lost} lost",
+        f"{tally.lost:,} lost",
     ]
     if tally.fatal:
-        parts.append(f"{tally.fatal} fatal errors")
+        parts.append(counted(tally.fatal, "fatal error"))
     if tally.uri_unknown:
-        parts.append(f"{tally.uri_unknown} with unknown uri")
+        parts.append(f"{tally.uri_unknown} with unknown URI")
     if tally.died:
         parts.append(f"workers: {tally.born} born, {tally.died} died")
     text = " · ".join(parts)
     for why, lost in tally.losses.items():
-        text += f"\nLOST {lost} {printable(why)}"
+        text += f"\nLOST {counted_loss(lost, printable(why))}"
     if tally.unended:
-        text += f"\nNOT ENDED: {tally.unended} recording(s): at work, killed, or the disk full; the last may be missing"
+        was, its = ("was", "its") if tally.unended == 1 else ("were", "their")
+        text += (
+            f"\nINCOMPLETE: {counted(tally.unended, 'recording')} {was} not closed (still running, killed, or disk"
+            f" full); {its} last second may be missing"
+        )
     return text
 
 
 def show_key(key: str | None) -> str:
+    """A group's key for a terminal; None is `(none)`."""
     return "(none)" if key is None else printable(key)
 
 
 def shorten(text: str, width: int) -> str:
-    """The end of the text, which tells scripts apart better than the beginning."""
-    if len(text) <= width:
+    """The end of the text, in at most `width` cells of a terminal: it tells scripts apart better than the beginning."""
+    if cell_len(text) <= width:
         return text
-    return "…" + text[len(text) - width + 1 :]
+    start, room = len(text), width - 1  # a cell for the ellipsis
+    while room >= cell_len(text[start - 1]):
+        start -= 1
+        room -= cell_len(text[start])
+    # A combining mark belongs to the character before it, which is cut off.
+    while start < len(text) and cell_len(text[start]) == 0:
+        start += 1
+    return "…" + text[start:]

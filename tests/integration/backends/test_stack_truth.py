@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Callable, Iterator
 
 import pytest
-from backend_kinds import make_backend
+from backend_kinds import BPF_PARAM, SYSCALLS_PARAM, make_backend
 from backtraces import SITUATIONS, expected
 from fpm import ONE_WORKER, Fpm
 from tracing import Tracer
@@ -23,6 +23,12 @@ OPCACHE = {
     "jit of traces": (*_JIT, "opcache.jit=tracing", "opcache.jit_hot_func=2", "opcache.jit_hot_loop=2"),
 }
 DEPTH = 128
+
+
+@pytest.fixture(scope="module", params=[BPF_PARAM, SYSCALLS_PARAM])
+def backend(request: pytest.FixtureRequest) -> str:
+    """With breakpoints, there are no stacks."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module", params=OPCACHE)

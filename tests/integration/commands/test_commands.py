@@ -59,7 +59,7 @@ def test_the_leaker_stands_on_top_of_the_report(recording: Path) -> None:
     first = answer.stdout.splitlines()[1]
     assert "leak.php" in first
     assert "+512 KiB" in first
-    assert "25 requests · 1 workers · 0 incomplete · 0 lost" in answer.stdout
+    assert "25 requests · 1 worker · 0 incomplete · 0 lost" in answer.stdout
 
 
 def test_json_has_the_agreed_fields_and_exact_figures(recording: Path) -> None:
@@ -198,7 +198,7 @@ def test_in_a_pipe_attach_writes_a_line_a_request(fpm: Fpm) -> None:
     assert process.returncode == 0, said
     assert header.split("\t")[:3] == ["time", "pid", "pool"]
     assert [line.split("\t")[-2] for line in lines] == [rf"/{number}\tx\n" for number in range(3)]
-    assert "3 requests · 1 workers · 0 incomplete · 0 lost" in said
+    assert "3 requests · 1 worker · 0 incomplete · 0 lost" in said
 
 
 def test_attach_fits_a_terminal_of_100_by_30(fpm: Fpm, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_attach_fits_a_terminal_of_100_by_30(fpm: Fpm, tmp_path: Path) -> None:
     ranked = next(at for at, line in enumerate(lines) if "native growth↓" in line)
     assert "leak.php" in lines[ranked + 1]
     assert "+512 KiB" in lines[ranked + 1]
-    assert re.search(r"bpf · 1 workers · [\d,]+ requests/s · \d+ s · 0 lost", "\n".join(lines))
+    assert re.search(r"bpf · 1 worker · [\d,]+ requests/s · \d+ s · 0 lost", "\n".join(lines))
 
 
 def test_nothing_seen_for_five_seconds_is_said_with_what_to_do(fpm: Fpm, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_bcc_that_cannot_be_imported_is_named_with_the_fix(fpm: Fpm, tmp_path:
     ("arguments", "code"),
     [(["attach", "4194303"], 6), (["attach", str(os.getpid())], 5), (["attach", "apache2"], 3), (["attach"], 2)],
 )
-def test_a_target_that_cannot_be_traced_has_its_exit_code(arguments: list[str], code: int) -> None:
+def test_an_attach_without_a_valid_target_fails_with_its_exit_code(arguments: list[str], code: int) -> None:
     answer = run(*arguments)
 
     assert answer.returncode == code

@@ -26,7 +26,7 @@ def test_the_demo_puts_the_planted_leaker_on_top(tmp_path: Path) -> None:
     )
 
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    live, report = answer.stdout.split("== Who grew the workers")
+    live, report = answer.stdout.split("== Which scripts made the workers grow")
     for shown in (live, report):
         header = next(at for at, line in enumerate(shown.splitlines()) if "native growth↓" in line)
         assert "native-leak.php" in shown.splitlines()[header + 1]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from samples import COMPLETE, altered, json_lines, recording, request
 
 from tracer.cli import main
-from tracer.facts import Loss, Worker
+from tracer.facts import Loss, Request, Worker
+from tracer.reporters.requests import render_requests_csv
 
+export = importlib.import_module("tracer.commands.export")  # by its module's name: the command has the same
 ROOT = Path(__file__).resolve().parents[3]
 LEAKS = [
     request(script="/leak.php", uri="/l", anon_before=0, anon_end=1_000_003, zend_real_end=0, nth=n) for n in range(5)
@@ -192,6 +196,34 @@ def test_an_export_of_what_is_no_recording_leaves_no_file(run, tmp_path):
     run("export", "-o", tmp_path / "o.csv", tmp_path / "gone")
 
     assert not (tmp_path / "o.csv").exists()
+
+
+@pytest.mark.parametrize("force", [[], ["-f"]])
+def test_an_export_of_a_recording_that_proves_damaged_leaves_no_partial_file(run, tmp_path, monkeypatch, force):
+    """The recording is cut while it is being read: what SQLite has in memory is exported, then an error follows."""
+    path = recording(tmp_path / "r", [request(uri=f"/{nth}" + "x" * 3_000, nth=nth) for nth in range(3_000)])
+    output = tmp_path / "o.csv"
+    before = None
+    if force:
+        before = "precious"
+        output.write_text(before)
+
+    def cut_after_ten(requests: Iterable[Request], out: TextIO) -> None:
+        def cut() -> Iterator[Request]:
+            for number, one in enumerate(requests):
+                if number == 10:
+                    os.truncate(path, 16_384)
+                yield one
+
+        render_requests_csv(cut(), out)
+
+    monkeypatch.setitem(export._RENDER, "csv", cut_after_ten)
+    code, out, err = run("export", *force, "-o", output, path)
+
+    assert (code, out) == (7, "")
+    assert "is damaged or cut short" in err
+    assert (output.read_text() if output.exists() else None) == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(["r", *(["o.csv"] if force else [])])
 
 
 READERS = [["report", "-n", "0"], ["report", "-n", "0", "--format", "tsv"], ["report", "--format", "json"], ["export"]]

@@ -46,7 +46,7 @@ def test_a_pid_that_was_used_twice_is_two_workers(capsys, tmp_path):
     assert workers_of(capsys, path) == {"www/77 #1": 1, "www/77 #2": 1}
 
 
-@pytest.mark.parametrize(("hosts", "shown"), [(("web1", "web2"), "2 workers"), (("web1", "web1"), "1 workers")])
+@pytest.mark.parametrize(("hosts", "shown"), [(("web1", "web2"), "2 workers"), (("web1", "web1"), "1 worker")])
 def test_workers_are_counted_by_host(capsys, tmp_path, hosts, shown):
     paths = [recording(tmp_path / str(n), [WORKER], {"host": host}) for n, host in enumerate(hosts)]
 

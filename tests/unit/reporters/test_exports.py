@@ -12,7 +12,7 @@ from samples import COMPLETE, PROPERTY, json_lines, request
 
 from tracer.facts import Request
 from tracer.reporters.delimited import render_csv, render_tsv
-from tracer.reporters.request_lines import HEADER, Lines
+from tracer.reporters.request_lines import HEADER, RequestLines
 from tracer.reporters.requests import COLUMNS, TSV_COLUMNS, render_ndjson, render_requests_csv, render_requests_tsv
 
 # Design, section 5: the public schema of a request in SQL, JSON and CSV.
@@ -118,7 +118,7 @@ def test_tsv_begins_with_what_people_rank_by():
 def test_lines_have_a_header_and_a_line_for_each_request():
     out = io.StringIO()
 
-    lines = Lines(out)
+    lines = RequestLines(out)
     lines.add(COMPLETE)
     lines.add(request(started_ns=None, duration_ns=None, anon_after=None, uri=EVIL))
 

@@ -9,11 +9,12 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from samples import COMPLETE, PROPERTY, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.doctor import Check, usable
+from tracer.doctor import Check, RequiredBy, usable
 from tracer.facts import Loss, Worker
 from tracer.reporters import checklist, json_report, table
 from tracer.reporters.live import LiveView, Status
@@ -121,15 +122,34 @@ def test_the_summary_says_what_was_seen_and_what_was_not():
     ])  # fmt: skip
 
     assert table.summary(tally).splitlines() == [
-        "4 requests · 1 workers · 1 incomplete (1 killed) · 1009 lost · 1 fatal errors · 1 with unknown uri"
+        "4 requests · 1 worker · 1 incomplete (1 killed) · 1,009 lost · 1 fatal error · 1 with unknown URI"
         " · workers: 1 born, 1 died",
-        "LOST 1009 requests: the ring buffer was full",
+        "LOST 1,009 requests: the ring buffer was full",
     ]
 
 
-@pytest.mark.parametrize(("text", "width", "short"), [("abcdef", 4, "…def"), ("abcd", 4, "abcd")])
-def test_a_text_is_shortened_from_the_left(text, width, short):
+@pytest.mark.parametrize(
+    ("text", "width", "short"),
+    [
+        ("abcdef", 4, "…def"),
+        ("abcd", 4, "abcd"),
+        ("界界界", 6, "界界界"),
+        ("界界界", 5, "…界界"),
+        ("界界界", 4, "…界"),  # half a character cannot be shown
+        ("e\u0301" * 3, 3, "e\u0301" * 3),  # an accent of its own takes no room
+        ("e\u0301" * 3, 2, "…e\u0301"),
+    ],
+)
+def test_a_text_is_shortened_from_the_left_to_that_many_cells(text, width, short):
     assert table.shorten(text, width) == short
+
+
+def test_a_long_key_of_wide_characters_keeps_its_end_and_the_columns_aligned():
+    text = shown([Group("/" + "界" * 101 + ".php", *SMALL_VALUES), SMALL], io.StringIO())
+
+    header, wide, narrow = text.splitlines()[:3]
+    assert wide.split()[0].endswith("界.php")
+    assert cell_len(header) == cell_len(wide) == cell_len(narrow) <= 100
 
 
 def test_the_json_report_has_the_fields_of_the_design():
@@ -162,7 +182,7 @@ def test_the_live_view_leaves_its_last_state_on_the_screen(terminal):
     ranking, tally = Ranking(GroupBy.SCRIPT), Tally()
     ranking.add(COMPLETE)
     tally.add(COMPLETE)
-    status = Status("php-fpm", "bpf", 7, 61.0, 1009.0, "a remark")
+    status = Status("php-fpm", "bpf", 7, 61.0, 1009.0, "a note")
 
     with LiveView(terminal, sort=Sort.NATIVE, top=None) as view:
         view.update(ranking, tally, status)
@@ -170,24 +190,24 @@ def test_the_live_view_leaves_its_last_state_on_the_screen(terminal):
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     last = text[text.rindex("phptrace") :]
     assert "php-fpm · bpf · 7 workers · 1,009 requests/s · 61 s · 0 lost" in last
-    assert "a remark" in last
+    assert "a note" in last
     assert "/srv/www/index.php" in last
 
 
 def check(name: str, *, ok: bool, needed: bool = True) -> Check:
-    return Check(name, ok, f"found {EVIL}", "mend it", needed)
+    return Check(name, ok, f"found {EVIL}", "do this", needed)
 
 
-def test_the_checklist_says_what_to_mend_and_the_verdict():
+def test_the_checklist_has_each_fix_and_the_verdict():
     out = io.StringIO()
 
     found = [check("kernel", ok=True), check("bcc", ok=False), check("heap", ok=False, needed=False)]
     checklist.render(found, out, None)
 
     assert [line.split("  ")[0] for line in out.getvalue().splitlines() if line[:1].strip()] == [
-        "ok", "FAIL", "less", "Cannot trace: 1 thing(s) to mend, from the top.",
+        "ok", "FAIL", "warn", "Cannot trace. Fix 1 problem (listed above).",
     ]  # fmt: skip
-    assert out.getvalue().count("mend: mend it") == 2
+    assert out.getvalue().count("fix: do this") == 2
     assert "\x1b" not in out.getvalue()
 
 
@@ -196,7 +216,7 @@ def test_the_checklist_says_what_to_mend_and_the_verdict():
     [(set(), "bpf"), ({"ptrace"}, "bpf"), ({"bpf"}, "ptrace"), ({"bpf", "ptrace"}, None), ({"both"}, None)],
 )
 def test_the_backend_is_the_first_of_which_every_need_is_met(failing, backend):
-    found = [Check(by, by not in failing, "", by=by) for by in ("bpf", "ptrace", "both")]
+    found = [Check(by.value, by.value not in failing, "", by=by) for by in RequiredBy]
 
     out = io.StringIO()
     checklist.render(found, out, usable(found))
@@ -206,13 +226,13 @@ def test_the_backend_is_the_first_of_which_every_need_is_met(failing, backend):
     assert last.startswith("Cannot trace" if backend is None else f"Can trace, with backend {backend}")
 
 
-def test_the_checklist_as_json_says_whether_it_can_be_traced():
+def test_the_checklist_as_json_has_the_verdict_and_the_fixes():
     out = io.StringIO()
 
     checklist.render_json([check("kernel", ok=True), check("heap", ok=False, needed=False)], out, "bpf")
 
     document = json.loads(out.getvalue())
     assert document["can_trace"] is True
-    assert [(one["name"], one["ok"], one["mend"]) for one in document["checks"]] == [
-        ("kernel", True, None), ("heap", False, "mend it"),
+    assert [(one["name"], one["ok"], one["fix"]) for one in document["checks"]] == [
+        ("kernel", True, None), ("heap", False, "do this"),
     ]  # fmt: skip

@@ -28,10 +28,10 @@ class Heaviest:
     total: int
     stacks: tuple[HeavyStack, ...]
     hidden: int  # how many stacks are not in `stacks`
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def heaviest_stacks(growth: GrowthTable, title: str, remarks: Sequence[str], top: int) -> Heaviest:
+def heaviest_stacks(growth: GrowthTable, title: str, notes: Sequence[str], top: int) -> Heaviest:
     """The `top` stacks with most bytes; all if `top` is 0."""
     found: dict[tuple[str, int], list[GrowthRow]] = {}
     for row in growth.rows():
@@ -54,7 +54,7 @@ def heaviest_stacks(growth: GrowthTable, title: str, remarks: Sequence[str], top
     total = sum(stack.bytes for stack in stacks)
     stacks.sort(key=lambda stack: (-stack.bytes, stack.script, stack.frames))
     shown = stacks[: top or None]
-    return Heaviest(title, total, tuple(shown), len(stacks) - len(shown), tuple(remarks))
+    return Heaviest(title, total, tuple(shown), len(stacks) - len(shown), tuple(notes))
 
 
 def _route(row: GrowthRow) -> str:

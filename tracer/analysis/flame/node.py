@@ -43,5 +43,5 @@ class Flame:
     """A tree, and the texts to show with it."""
 
     root: Node
-    title: str  # `rss: page faults of the workers, every 16 pages`
-    remarks: tuple[str, ...]  # what the metric does not see, what was lost; one line each
+    title: str  # `Memory kept by php-fpm:shop, 75 s, 956 requests (sampled page faults)`
+    notes: tuple[str, ...]  # what the metric does not see, what was lost; a line each

@@ -294,14 +294,14 @@ class Attachment:
         except UnsupportedError as exc:
             self._decoder.calls = False
             self._lacking.append(
-                f"not measured: mmap and brk calls: neither this C library nor this kernel shows them ({exc})"
+                f"not measured: mmap and brk calls, which neither this C library nor this kernel shows ({exc})"
             )
             return
         if self._growth_probes is not None:
             try:
                 self._growth_probes.hook_calls_in_kernel()
             except UnsupportedError as exc:
-                self._lacking.append(f"not measured: call stacks of mmap and brk: {exc}")
+                self._lacking.append(f"not measured: call stacks of mmap and brk ({exc})")
         self._lacking.append(
             "speed: every process on this host pays about 0.03 µs per system call, since mmap and brk are counted by a"
             " tracepoint: this C library's wrappers have an unknown form"

@@ -120,7 +120,7 @@ class GrowthProbes:
         layout = php.stack
         if layout is None or php.executor_globals is None or php.heap is None:
             why = php.stack_lacking or "Zend's heap could not be found"
-            self.lacking.append(f"not measured: call stacks: {why}")
+            self.lacking.append(f"not measured: call stacks ({why})")
             return
         self._programs.map("stack_layouts")[index] = STACK_LAYOUT.pack(
             php.executor_globals + layout.eg_current_execute_data,

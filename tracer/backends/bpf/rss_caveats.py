@@ -14,15 +14,15 @@ def rss_caveats(root: Path = Path("/")) -> list[str]:
     huge = _always_huge(root / "sys/kernel/mm/transparent_hugepage")
     if huge:
         found.append(
-            f"stacks: rss: transparent huge pages are on (always): a page fault may be {_size(huge)} and is counted as"
-            " one page, so the growth of functions is shown too small; mapped and zend are not affected"
+            f"transparent huge pages are on (always), so a page fault may be {_size(huge)} and is counted as one page."
+            " With --metric rss, the growth of functions is shown too small"
         )
     balancing = _text(root / "proc/sys/kernel/numa_balancing")
     nodes = _text(root / "sys/devices/system/node/online")
     if balancing not in ("", "0") and not nodes.isdigit():  # such as 0-1, or 0,2
         found.append(
-            "stacks: rss: automatic NUMA balancing is on: a page may fault again and is then counted twice, so the"
-            " growth of functions is shown too large; mapped and zend are not affected"
+            "automatic NUMA balancing is on, so a page may fault again and is then counted twice."
+            " With --metric rss, the growth of functions is shown too large"
         )
     return found
 

@@ -58,8 +58,8 @@ _MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cann
 _ABANDONED = "workers no longer traced: "
 _UNEXPLAINED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
 _LACKING = (
-    "not measured: zend_used_end, memory_limit: with ptrace, the end of the script is not seen",
-    "not told from a plain end: exit(): with ptrace, no call inside PHP is seen",
+    "not measured: zend_used_end, memory_limit (ptrace does not see the end of the script)",
+    f"{EXIT_NOT_SEEN}, which looks like a plain end (ptrace sees no calls inside PHP)",
 )
 
 
@@ -90,42 +90,28 @@ class PtraceBackend:
 
     @property
     def watched(self) -> int:
+        """Number of workers traced now; 0 before attach() and after close()."""
         return sum(w.wanted for w in self._table.workers.values()) if self._tracer is not None else 0
 
     @property
     def masters(self) -> int:
+        """Number of masters traced now."""
         return len(self._table.masters) if self._tracer is not None else 0
 
     @property
     def lacking(self) -> Sequence[str]:
+        """Sentences on what this mode cannot measure on these targets, and what tracing costs."""
         breakpoints = self._mode is PtraceMode.BREAKPOINTS
         of_mode = [_NO_CALLS, f"cost: {_COST_OF_BREAKPOINTS}"] if breakpoints else [f"cost: {COST}"]
         return tuple(dict.fromkeys([*self._lacking, *_LACKING, *of_mode]))
 
     def attach(self, targets: Sequence[Target]) -> None:
+        """Start the tracing process and wait until it holds the workers. Raises a PhptraceError, having undone all."""
         stopped = obstacle()
         if stopped is not None:
             raise NotPermittedError(f"{stopped}. {GRANTS}")
         for target in targets:
-            if not target.speaks_fastcgi:
-                raise UnsupportedError(
-                    f"{target.named} is PHP's {ascii(target.sapi)[1:-1]}: with ptrace, requests are found by FastCGI,"
-                    " which php-fpm and php-cgi speak. Use --backend bpf"
-                )
-            if self._mode is PtraceMode.BREAKPOINTS:
-                self._check_breakpoints(target)
-            for process in target.processes:
-                refused = refusal(process.pid)
-                if refused is not None:
-                    raise refused
-            if target.master is not None and has_slowlog(target.master):
-                log.warning("%s", _SLOWLOG)
-                self._lacking.append(_SLOWLOG)
-            if self._stack_options is not None:
-                self._lacking.append(_MAPPED_ONLY)
-                if target.php.stack is None:
-                    self._lacking.append(f"not measured: call stacks: {target.php.stack_lacking}")
-            self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
+            self._check(target)
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
             offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -152,6 +138,7 @@ class PtraceBackend:
             undo.pop_all()
 
     def poll(self, timeout_s: float) -> list[Fact]:
+        """Facts that came, [] on time-out. Raises IncompleteError if the tracing process has ended; facts are kept."""
         deadline = time.monotonic() + timeout_s
         while True:
             # In steps: records that come one by one cost more than those that come together.
@@ -164,6 +151,7 @@ class PtraceBackend:
                 return facts
 
     def close(self) -> list[Fact]:
+        """End the tracing process, which lets the workers go; return the last facts. Idempotent."""
         if self._tracer is None:
             self._undo.close()
             return []
@@ -175,6 +163,28 @@ class PtraceBackend:
         self._end_tracer()
         self._undo.close()
         return facts
+
+    def _check(self, target: Target) -> None:
+        """Raise what keeps a target from being traced; note what cannot be measured on it."""
+        if not target.speaks_fastcgi:
+            raise UnsupportedError(
+                f"{target.named} is PHP's {ascii(target.sapi)[1:-1]}: with ptrace, requests are found by FastCGI,"
+                " which php-fpm and php-cgi speak. Use --backend bpf"
+            )
+        if self._mode is PtraceMode.BREAKPOINTS:
+            self._check_breakpoints(target)
+        for process in target.processes:
+            refused = refusal(process.pid)
+            if refused is not None:
+                raise refused
+        if target.master is not None and has_slowlog(target.master):
+            log.warning("%s", _SLOWLOG)
+            self._lacking.append(_SLOWLOG)
+        if self._stack_options is not None:
+            self._lacking.append(_MAPPED_ONLY)
+            if target.php.stack is None:
+                self._lacking.append(f"not measured: call stacks ({target.php.stack_lacking})")
+        self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
 
     def _check_breakpoints(self, target: Target) -> None:
         """UnsupportedError if there is no place for the breakpoints."""
@@ -285,7 +295,7 @@ class PtraceBackend:
             os.kill(self._tracer, number)
 
     def _reap(self, options: int) -> None:
-        """Whether it has ended, and how."""
+        """Note how it ended, if it has."""
         if self._tracer is not None and self._status is None:
             pid, status = os.waitpid(self._tracer, options)
             self._status = status if pid else None

@@ -48,6 +48,7 @@ class BreakpointTracer:
 
     @property
     def breakpoints(self) -> tuple[int, ...]:
+        """Addresses in the worker of at most four breakpoints."""
         return tuple(self._sites)
 
     def at_breakpoint(self, address: int) -> bool:
@@ -67,6 +68,7 @@ class BreakpointTracer:
         self._leave(0, detached=True)
 
     def close(self) -> None:
+        """Close the worker's /proc files."""
         self._files.close()
 
     def _start(self) -> None:

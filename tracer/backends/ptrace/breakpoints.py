@@ -16,6 +16,7 @@ class Breakpoints:
     """
 
     def __init__(self) -> None:
+        """Start with no worker."""
         self._families: dict[int, SigtrapHandler] = {}
         self._handlers: dict[int, SigtrapHandler] = {}  # by worker
 
@@ -63,11 +64,12 @@ class Breakpoints:
         self._families.pop(family, None)
 
     def forget(self, pid: int) -> None:
+        """Drop what is kept of a worker that ended or was let go."""
         self._handlers.pop(pid, None)
 
 
 def can_call(pid: int) -> bool:
-    """Whether a stopped worker has made a system call, or waits in one that will be made again: there it can be
+    """True if a stopped worker has made a system call, or waits in one that will be made again: there it can be
     given another to make.
     """
     made = syscalls.syscall_stop(pid)
@@ -75,5 +77,5 @@ def can_call(pid: int) -> bool:
 
 
 def is_signal(number: int, event: int) -> bool:
-    """Whether a stop is that of a signal about to be delivered."""
+    """True if a stop is that of a signal about to be delivered."""
     return not event and number != signal.SIGTRAP | 0x80

@@ -78,7 +78,7 @@ def _matches_begin(header: bytes) -> bool:
 
 
 class FastCgiReader:
-    """What one connection's bytes say: where requests begin, and their parameters. Never raises on content; memory
+    """Reads one connection's bytes: where requests begin, and their parameters. Never raises on content; memory
     is bounded.
 
     Of parameters that are not `wanted`, neither name nor value is ever stored. Of the wanted ones, `value_limit`
@@ -86,6 +86,7 @@ class FastCgiReader:
     """
 
     def __init__(self, wanted: Collection[bytes], *, value_limit: int = 4096) -> None:
+        """`wanted`: names of the parameters to keep; `value_limit`: bytes kept of each value."""
         self.given_up = 0  # how often the stream made no sense, and was ignored until the next BEGIN_REQUEST
         self._wanted: dict[int, list[bytes]] = {}  # by length
         for name in dict.fromkeys(wanted):
@@ -108,7 +109,7 @@ class FastCgiReader:
         return len(self._held) + len(self._begin) + (self._pairs.buffered if self._pairs else 0)
 
     def feed(self, data: bytes) -> list[Event]:
-        """What these bytes completed, in order. Bytes are those of one system call, for finding the way back."""
+        """Events that these bytes completed, in order. Bytes are those of one system call, for finding the way back."""
         events: list[Event] = []
         if not data:
             return events
@@ -266,7 +267,7 @@ class _Pairs:
 
     @property
     def whole(self) -> bool:
-        """Whether no pair is cut."""
+        """True if no pair is cut."""
         return not (self._lengths or self._name_left or self._value_left)
 
     def feed(self, content: bytes) -> None:

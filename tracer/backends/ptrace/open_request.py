@@ -15,7 +15,7 @@ _METHOD_BYTES = 15
 
 @dataclasses.dataclass(slots=True)
 class OpenRequest:
-    """What is known of it so far. Times are CLOCK_MONOTONIC nanoseconds."""
+    """Facts of the request known so far. Times are CLOCK_MONOTONIC nanoseconds."""
 
     pid: int
     nth: int
@@ -52,6 +52,7 @@ class OpenRequest:
     detached: bool = False
 
     def sample(self, anon: int) -> None:
+        """Raise the peak of anonymous memory, in bytes, if this is more."""
         self.anon_peak = max(self.anon_peak, anon)
 
     def at_teardown(self, heap: HeapFigures | None, anon: int) -> None:

@@ -31,9 +31,7 @@ def refusal(pid: int) -> PhptraceError | None:
 
 
 def obstacle() -> str | None:
-    """What keeps this process from tracing even a child of its own, as a seccomp filter or policy would; None if
-    nothing does.
-    """
+    """Why this process may not trace even a child of its own (a seccomp filter, a policy); None if it may."""
     parent = os.getpid()
     try:
         child = os.fork()
@@ -57,7 +55,7 @@ def obstacle() -> str | None:
 
 
 def has_capability() -> bool:
-    """Whether this process has CAP_SYS_PTRACE."""
+    """True if this process has CAP_SYS_PTRACE."""
     return bool(int(_status(os.getpid())["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
 
 

@@ -1,4 +1,4 @@
-"""What a stopped worker's own memory says of its PHP. It may say anything: every read is bounded."""
+"""PHP's state, read in a stopped worker's memory. Anything may stand there: every read is bounded."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class PhpMemory:
         self._heap_at = 0
 
     def heap(self) -> HeapFigures | None:
+        """Zend's heap figures; None if its place is not known, or it cannot be read (yet)."""
         offsets = self._php.heap
         if offsets is None:
             return None
@@ -54,7 +55,7 @@ class PhpMemory:
             return None
 
     def in_request(self) -> bool | None:
-        """Whether a request runs, or has not been cleared away; None if Zend's heap cannot be read.
+        """True if a request runs, or has not been cleared away; None if Zend's heap cannot be read.
 
         zend_vm_stack_init() allocates the first page of the stack when a request begins (Zend/zend_execute.c);
         zend_mm_shutdown(), the last of php_request_shutdown(), sets the peak to 0 (Zend/zend_alloc.c, PHP 7.4 to 8.5).
@@ -64,7 +65,7 @@ class PhpMemory:
         return None if heap is None else heap.peak >= _STACK_PAGE
 
     def runs_script(self) -> bool | None:
-        """Whether a PHP function is being executed, EG(current_execute_data); None if that cannot be read."""
+        """True if a PHP function is being executed, EG(current_execute_data); None if that cannot be read."""
         layout, globals_at = self._php.stack, self._php.executor_globals
         if layout is None or globals_at is None:
             return None
@@ -73,7 +74,7 @@ class PhpMemory:
 
     @property
     def knows_globals(self) -> bool:
-        """Whether PHP's globals are where its version has them; otherwise what is asked of them is None."""
+        """True if PHP's globals are where its version has them; otherwise what is asked of them is None."""
         return self._php.layout is not None and self._php.sapi_globals is not None
 
     def script(self, limit: int) -> bytes | None:

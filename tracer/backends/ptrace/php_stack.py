@@ -26,7 +26,7 @@ _IS_OBJECT = 8
 
 
 class Key(NamedTuple):
-    """What tells a function from the others of its request."""
+    """Identity of a function: tells it from the others of its request."""
 
     body: int
     name: int
@@ -61,6 +61,7 @@ class Walker:
     """Walks the stacks of one process. `current` is the address of EG(current_execute_data)."""
 
     def __init__(self, pid: int, layout: StackLayout, current: int, max_depth: int) -> None:
+        """`current`: address of EG(current_execute_data); `max_depth`: frames, from the innermost."""
         self._pid = pid
         self._layout = layout
         self._current = current

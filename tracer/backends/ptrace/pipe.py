@@ -19,7 +19,7 @@ _READ = 1 << 20
 
 
 class Channel(enum.IntEnum):
-    """What a record is."""
+    """Kind of a record."""
 
     REQUESTS = 0  # a record of bpf/request_events.h, as BPF's ring has them
     STACKS = 1  # a record of bpf/growth_events.h
@@ -35,6 +35,7 @@ class PipeWriter:
     """The end that must not wait: a worker may be stopped meanwhile."""
 
     def __init__(self, fd: int) -> None:
+        """`fd` is made non-blocking; the caller closes it."""
         self._fd = fd
         os.set_blocking(fd, False)
         # More than an unprivileged user may have: then it stays at 64 KiB.
@@ -46,6 +47,7 @@ class PipeWriter:
 
     @property
     def waiting(self) -> bool:
+        """True if some records are not written yet."""
         return bool(self._waiting)
 
     def put(self, channel: Channel, record: bytes) -> None:
@@ -84,13 +86,14 @@ class PipeReader:
     """The other end."""
 
     def __init__(self, fd: int) -> None:
+        """`fd` is made non-blocking; the caller closes it."""
         self._fd = fd
         os.set_blocking(fd, False)
         self._rest = b""
         self.ended = False  # the writer is gone
 
     def records(self, timeout_s: float) -> list[tuple[Channel, bytes]]:
-        """What is there, waiting up to that long for something."""
+        """Records that are there, waiting up to that long for something."""
         if not self.ended and timeout_s > 0:
             _ready(self._fd, select.POLLIN, timeout_s)
         pieces = [self._rest]

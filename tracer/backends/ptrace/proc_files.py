@@ -1,4 +1,4 @@
-"""What /proc says of a stopped worker, through files that are kept open: a read is 2 to 7 us, opening 12 more.
+"""Figures from /proc of a stopped worker, through files that are kept open: a read is 2 to 7 us, opening 12 more.
 
 Exact from Linux 6.16 on, and where a worker has one thread; before, RSS is off by what the kernel has not
 yet added up: up to 64 pages before 6.2, then up to max(32, 2 * CPUs) pages a CPU.
@@ -28,6 +28,7 @@ class WorkerFiles:
     """The open files of one process; OSError if it is gone. close() closes them."""
 
     def __init__(self, pid: int) -> None:
+        """Open the files of `pid`. Raises OSError if it is gone."""
         self._files: dict[str, int] = {}
         try:
             for name in _FILES:
@@ -64,6 +65,7 @@ class WorkerFiles:
         return int(self._read("schedstat").split()[0])
 
     def close(self) -> None:
+        """Close the files; idempotent."""
         while self._files:
             os.close(self._files.popitem()[1])
 

@@ -42,19 +42,20 @@ class Died(Exception):  # noqa: N818 - no error: what waitpid() said of a worker
     """The worker ended; `status` is that of waitpid()."""
 
     def __init__(self, status: int) -> None:
+        """`status`: as waitpid() returned it."""
         super().__init__(status)
         self.status = status
 
 
 def may_call(regs: syscalls.Registers) -> bool:
-    """Whether a worker with these registers stands in a system call that was made, or interrupted, and can be made
+    """True if a worker with these registers stands in a system call that was made, or interrupted, and can be made
     again: then nothing is in its vector registers, of which a signal frame has only a part.
     """
     return bool(regs.orig_rax != arch.NO_SYSCALL) and not is_asleep(regs)
 
 
 def is_asleep(regs: syscalls.Registers) -> bool:
-    """Whether it was interrupted in a system call with a time limit: sleep(), poll() and the like."""
+    """True if it was interrupted in a system call with a time limit: sleep(), poll() and the like."""
     return bool(regs.orig_rax != arch.NO_SYSCALL) and arch.syscall_result(regs.rax) == arch.RESTART_BLOCK
 
 
@@ -70,7 +71,7 @@ class SigtrapHandler:
         self._places = {code: start + place for code, place in places.items()}
 
     def fits(self, pid: int) -> bool:
-        """Whether that process has the code at these places, too: one that is no fork of the first need not."""
+        """True if that process has the code at these places, too: one that is no fork of the first need not."""
         try:
             return all(syscalls.read_memory(pid, at, len(code)) == code for code, at in self._places.items())
         except OSError:
@@ -124,7 +125,7 @@ class SigtrapHandler:
         return (handler, flags, restorer, mask), held
 
     def _frame(self, regs: syscalls.Registers, floats: int, blocked: int) -> bytes:
-        """What the worker comes back to: where it is; or before the system call that it has to make once more."""
+        """The signal frame of what the worker comes back to: where it is, or before a system call to make again."""
         values = {name: getattr(regs, name) for name in _GENERAL}
         if arch.syscall_result(regs.rax) in arch.RESTARTS:
             values["rax"] = regs.orig_rax

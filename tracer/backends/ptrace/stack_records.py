@@ -26,6 +26,7 @@ class StackSender:
     """Of one worker, which stands still while it is called."""
 
     def __init__(self, pid: int, walker: Walker, emit: Callable[[bytes], None]) -> None:
+        """`emit` takes each record."""
         self._pid = pid
         self._walker = walker
         self._emit = emit

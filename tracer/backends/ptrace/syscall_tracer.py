@@ -123,6 +123,7 @@ class SyscallTracer:
         self._vm_at_brk = 0
 
     def at_entry(self, entry: Entry) -> None:
+        """Follow a system call that the worker is about to make."""
         self._entry = entry
         if entry.number == arch.SYS_BRK and self._break is None:
             self._vm_at_brk = self._files.vm()
@@ -144,6 +145,7 @@ class SyscallTracer:
             self._answer(request)
 
     def at_exit(self, made: Exit) -> None:
+        """Follow the system call whose entry came last, with its result."""
         entry, self._entry = self._entry, None
         if entry is None or made.result < 0:
             return
@@ -177,12 +179,13 @@ class SyscallTracer:
             self._emit(request.record)
 
     def close(self) -> None:
+        """Close the worker's /proc files."""
         self._files.close()
 
     # Requests
 
     def _is_listening(self, descriptor: int) -> bool:
-        """Whether that is where requests come in: a script may accept connections, too, as ext/ftp does."""
+        """True if that is where requests come in: a script may accept connections, too, as ext/ftp does."""
         if self._listening is None and not self._memory.in_request():
             self._listening = descriptor
         return descriptor == self._listening
@@ -259,7 +262,7 @@ class SyscallTracer:
         self.phase = Phase.RUNNING
 
     def _is_end(self, arguments: tuple[int, ...]) -> bool:
-        """Whether what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
+        """True if what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
         _, address, size, *_ = arguments
         if size < _END_REQUEST_BYTES:
             return False
@@ -279,7 +282,7 @@ class SyscallTracer:
         self._look_at_teardown(request)
 
     def _look_for_script(self, request: OpenRequest) -> None:
-        """What PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
+        """Read what PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
         if request.script_found or not request.layout_known:
             return
         found = self._memory.script(SCRIPT_MAX)

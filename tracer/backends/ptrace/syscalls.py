@@ -107,6 +107,7 @@ def seize(pid: int, options: int) -> None:
 
 
 def set_options(pid: int, options: int) -> None:
+    """Replace the options (O_SYSGOOD, O_FORK, O_EXEC) of a stopped tracee."""
     _call(_SETOPTIONS, pid, 0, options)
 
 
@@ -137,6 +138,7 @@ class Registers(ctypes.Structure):
 
 
 def registers(pid: int) -> Registers:
+    """General registers of a stopped tracee."""
     found = Registers()
     iovec = _Iovec(ctypes.addressof(found), ctypes.sizeof(found))
     _call(_GETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(iovec))
@@ -144,6 +146,7 @@ def registers(pid: int) -> Registers:
 
 
 def set_registers(pid: int, wanted: Registers) -> None:
+    """Overwrite the general registers of a stopped tracee."""
     iovec = _Iovec(ctypes.addressof(wanted), ctypes.sizeof(wanted))
     _call(_SETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(iovec))
 

@@ -1,4 +1,4 @@
-"""What the tracing process asks of a worker's tracer, however it stops the worker."""
+"""The interface through which the tracing process asks a worker's tracer, however it stops the worker."""
 
 from __future__ import annotations
 

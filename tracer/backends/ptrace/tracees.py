@@ -1,4 +1,4 @@
-"""Who is held by the tracing process: masters, and their workers from birth, or from attaching, to their end."""
+"""The processes that are traced: masters, and their workers from birth, or from attaching, to their end."""
 
 from __future__ import annotations
 
@@ -47,12 +47,15 @@ class Tracees:
         self._new: set[int] = set()  # children of masters of which it is not yet known what they are
 
     def __contains__(self, pid: int) -> bool:
+        """True if it is a master or a worker that is traced."""
         return pid in self.masters or pid in self.workers
 
     def pids(self) -> tuple[int, ...]:
+        """Pids of all masters and workers that are traced."""
         return (*self.masters, *self.workers)
 
     def is_new(self, pid: int) -> bool:
+        """True if it is a child of a master that has not shown yet that it is a worker."""
         return pid in self._new
 
     def family(self, pid: int) -> int:
@@ -92,11 +95,11 @@ class Tracees:
         self.forget(pid)
 
     def is_doubtful(self, pid: int) -> bool:
-        """Whether it is new, and may be of a pool that nobody asked for."""
+        """True if it is new, and may be of a pool that nobody asked for."""
         return pid in self._new and self._of[pid].pools is not None
 
     def has_title(self, pid: int) -> bool:
-        """Whether it has said of which pool it is, so that settle() can tell."""
+        """True if its title names its pool, so that settle() can tell."""
         process = processes.process(pid)
         return process is None or process.pool is not None
 
@@ -160,7 +163,7 @@ class Tracees:
         return []
 
     def _add(self, pid: int, target: Target, *, born: bool) -> bool:
-        """Whether it can be watched; if not, it is let go at its stop, and that is told."""
+        """True if it can be traced; if not, it is let go at its stop, and that is reported."""
         try:
             worker = self._factory.worker(pid, target, born=born)
         except (ProcessLookupError, FileNotFoundError):

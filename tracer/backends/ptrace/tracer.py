@@ -116,7 +116,7 @@ class TracingLoop:
             self._abandon(pid, exc, number if is_signal(number, event) else 0)
 
     def _send(self) -> None:
-        """What was seen, now that the worker is running again."""
+        """Send the records of what was seen, now that the worker is running again."""
         for make in self._deferred:
             try:
                 record = make()

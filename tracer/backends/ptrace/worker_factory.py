@@ -75,7 +75,7 @@ class WorkerFactory:
         return SyscallTracer(pid, WorkerFiles(pid), memory, self._emit, on_call, busy=busy)
 
     def _sender(self, pid: int, php: Php, bias: int) -> StackSender | None:
-        """Who sends the stacks of its memory calls, where they are asked for and can be had."""
+        """The sender of the stacks of its memory calls; None if not asked for, or not available."""
         if self._stacks is None or php.stack is None or php.executor_globals is None:
             return None
         current = bias + php.executor_globals + php.stack.eg_current_execute_data
@@ -91,7 +91,7 @@ def _opaque(php: Php) -> Php:
 
 
 def _is_busy(pid: int, memory: PhpMemory) -> bool:
-    """Whether it is in a request. Where Zend's heap is not known, whether it does anything but wait for a connection,
+    """True if it is in a request. Where Zend's heap is not known, whether it does anything but wait for a connection,
     or for a request on one; False if that may not be seen.
     """
     in_request = memory.in_request()

@@ -1,12 +1,12 @@
-// Zoom, search and keys of a flame graph. Embedded into the SVG by flame_svg.py, which draws the frames.
-// Names in the frames come from strangers: nothing here may make markup of a text.
+// Zoom, search and keys of a flame graph. Embedded into the SVG by svg.py, which draws the frames.
+// Names in the frames are untrusted: nothing here may make markup of a text.
 (() => {
   "use strict";
 
   const SVG = "http://www.w3.org/2000/svg";
   const HTML = "http://www.w3.org/1999/xhtml";
   const MARGIN = 10;
-  const LEAST_WIDTH = 900; // the remarks are wrapped for it; a narrower window scales the picture down
+  const LEAST_WIDTH = 900; // the notes are wrapped for it; a narrower window scales the picture down
   const CELL = 7.25; // a character of 12 px monospace
   const ROW = 18;
   const BAR = 44;
@@ -24,7 +24,7 @@
   let zoomed = whole;
   let width = 0;
 
-  // Frames are in the order of a walk from the root: what is in a frame follows it, up to `last`.
+  // Frames are in the order of a walk from the root: the callees of a frame follow it, up to `last`.
   function read() {
     const path = [];
     const found = [];
@@ -63,7 +63,7 @@
   // Layout
 
   function cells(char) {
-    return char.codePointAt(0) >= 0x1100 ? 2 : 1; // as flame_svg.py has it, roughly
+    return char.codePointAt(0) >= 0x1100 ? 2 : 1; // roughly as in svg.py
   }
 
   function cut(label, room) {
@@ -129,7 +129,7 @@
     bar.setAttribute("transform", `translate(0 ${bottom - BAR})`);
   }
 
-  function tell(frame) {
+  function showDetails(frame) {
     barName.textContent = frame ? cut(frame.name, Math.floor((width - 2 * MARGIN) / CELL)) : "";
     barNumbers.textContent = frame ? frame.numbers : HELP;
     barNumbers.setAttribute("y", frame ? 36 : 27);
@@ -147,14 +147,14 @@
     return `${size.toFixed(size >= 99.95 ? 0 : 1)} ${unit}`;
   }
 
-  // By regular expression, or as it is: `Twig\Environment` is a valid pattern of something else.
+  // By regular expression or as plain text: `Twig\Environment` is a valid pattern, but of another text.
   function matcher(sought) {
     const plain = sought.toLowerCase();
     let pattern = null;
     try {
       pattern = new RegExp(sought, "i");
     } catch {
-      // then as it is only
+      // not a pattern: search as plain text
     }
     return (name) => name.toLowerCase().includes(plain) || Boolean(pattern?.test(name));
   }
@@ -162,7 +162,7 @@
   function search(sought) {
     const matches = sought ? matcher(sought) : () => false;
     const sum = { width: 0, bytes: 0, before: 0 };
-    let counted = -1; // a match inside of a match is in the outer one's bytes already
+    let counted = -1; // the outer match has the bytes of a match inside it
     let count = 0;
     for (const frame of frames) {
       const match = matches(frame.name) || matches(frame.label);
@@ -202,7 +202,7 @@
     return group;
   }
 
-  // An HTML input, where the viewer has HTML; null where it has not.
+  // An HTML input; null if the viewer has no HTML.
   function searchBox() {
     const holder = make(toolbar, "foreignObject", { x: MARGIN, y: toolbarY, width: 270, height: 24 });
     const input = document.createElementNS(HTML, "input");
@@ -281,14 +281,14 @@
     const frame = frameOf(event);
     if (frame) zoom(frame);
   });
-  canvas.addEventListener("mouseover", (event) => tell(frameOf(event)));
-  canvas.addEventListener("mouseleave", () => tell(byElement.get(document.activeElement)));
-  // Not on the canvas: Chromium lets an SVG element have the focus for listening to it (156).
+  canvas.addEventListener("mouseover", (event) => showDetails(frameOf(event)));
+  canvas.addEventListener("mouseleave", () => showDetails(byElement.get(document.activeElement)));
+  // Not on the canvas: Chromium makes an SVG element focusable if it listens for focus (156).
   document.addEventListener("focusin", (event) => {
     const frame = frameOf(event);
-    tell(frame);
+    showDetails(frame);
     if (!frame) return;
-    // One tab stop for all frames, where the keyboard was last.
+    // All frames share one tab stop: the frame that had the focus last.
     for (const one of canvas.querySelectorAll('.frame[tabindex="0"]')) one.setAttribute("tabindex", "-1");
     frame.element.setAttribute("tabindex", "0");
   });
@@ -323,6 +323,6 @@
   window.addEventListener("resize", resize);
   window.addEventListener("scroll", moveBar, { passive: true });
   whole.element.setAttribute("tabindex", "0");
-  tell();
+  showDetails();
   resize();
 })();

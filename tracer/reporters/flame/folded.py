@@ -1,4 +1,4 @@
-"""A flame as folded stacks, `a;b;c 4096`: what flamegraph.pl, inferno and many viewers read.
+"""A flame as folded stacks, `a;b;c 4096`, which flamegraph.pl, inferno and many viewers read.
 
 The root is in no stack. A difference has two numbers, before and after, as difffolded.pl writes them.
 """
@@ -12,13 +12,14 @@ from typing import TextIO
 from tracer.analysis.flame.node import Flame, Node
 from tracer.units import printable
 
-# What flamegraph.pl would take for the first of two columns of numbers: it looks for a second one before the last.
+# flamegraph.pl would take this for the first of two columns of numbers: it looks for a number before the last one.
 _COLUMN = re.compile(r" (?=\d+(\.\d*)?$)")
 
 
 def render(flame: Flame, out: TextIO) -> None:
-    """A line for each node with bytes of its own. A `;` in a name is written as `:`, and the space before a number
-    at its end as `\\x20`.
+    """Write a line for each node with bytes of its own.
+
+    A `;` in a name is written as `:`, and the space before a number at its end as `\\x20`.
     """
     names: list[str] = []
     for path, before, after in stacks(flame):
@@ -30,9 +31,10 @@ def render(flame: Flame, out: TextIO) -> None:
 
 
 def stacks(flame: Flame) -> Iterator[tuple[Sequence[Node], int, int]]:
-    """Each node but the root, as the path to it, and its own bytes: before (0 if no difference), and now.
+    """Each node but the root, as (the path to it, its own bytes before, its own bytes now).
 
-    Own is what its children do not explain, at least 0. The path is the same list every time.
+    Own bytes are those that its children do not explain, at least 0; those before are 0 unless the flame is
+    a difference. The path is the same list every time.
     """
     path: list[Node] = []
     waiting = [(child, 0) for child in reversed(flame.root.children.values())]

@@ -1,4 +1,4 @@
-"""A flame as a file for https://www.speedscope.app, which also runs offline. It knows no differences."""
+"""A flame as a file for https://www.speedscope.app, which also runs offline. It cannot show a difference."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
 
 def render(flame: Flame, out: TextIO) -> None:
-    """One sampled profile in bytes; of a difference, what came after.
+    """Write one sampled profile, in bytes; for a difference, that of the recording after.
 
-    A name is `Repo::hydrate /srv/app/repo.php:88`. File and line are not apart: names may be anything.
+    A name is `Repo::hydrate /srv/app/repo.php:88`. File and line are not split off: names may be anything.
     """
     frames: dict[str, int] = {}
     path: list[int] = []

@@ -1,8 +1,8 @@
-"""A flame graph as one SVG file, root on top: whole without a script, with zoom and search where scripts run.
+"""A flame graph as one SVG file, root on top. It is complete without scripts; with them it has zoom and search.
 
-Names come from strangers. They are text in the file, never markup, and flame.js makes no markup of them.
-Frames narrower than a thousandth of what they stand in are not drawn, and of the others only the widest, so
-that a file has a bounded size; the picture says how much is missing.
+Names are untrusted. They are text in the file, never markup, and flame.js makes no markup of them.
+Frames narrower than a thousandth of their caller are not drawn, and of the others only the widest, so that
+the size of a file is bounded; the header lists how much was omitted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tracer.analysis.flame.node import Flame, Kind, Node
-from tracer.units import printable, show_bytes
+from tracer.units import counted, printable, show_bytes
 
 _WIDTH = 1200  # without a script; with one, the window's
 _MARGIN = 10
@@ -29,7 +29,7 @@ _TOOLBAR = 34  # flame.js puts search and zoom there
 _BAR = 44  # and details of a frame there
 _CELL = 7.25  # pixels of a character of 12 px monospace
 _WRAP = 130  # characters of 12 px that fit the least width, 900 (flame.js)
-_NARROWEST = 1000  # parts of the frame it stands in: that may be zoomed to the whole width
+_NARROWEST = 1000  # parts of its caller, which may be zoomed to the whole width
 _MOST_FRAMES = 6000  # some 500 bytes each
 _LONGEST = 1000  # characters of a name; the middle of a longer one is left out
 
@@ -47,10 +47,10 @@ _KINDS = {
     Kind.SCRIPT: "script",
     Kind.USER: "PHP code",
     Kind.INTERNAL: "internal function",
-    Kind.MARK: "no PHP function",
+    Kind.MARK: "not a function",
 }
 _CHANGES = {
-    -0.5: "shrank by 50 % of the whole",
+    -0.5: "shrank by 50 % of the total",
     -0.05: "by 5 %",
     0.0: "same as before",
     0.05: "grew by 5 %",
@@ -73,14 +73,14 @@ class _Frame:
 
 @dataclasses.dataclass(slots=True)
 class _Hidden:
-    """What is too narrow: nodes, and bytes that went through the topmost of them."""
+    """Nodes that are not drawn, and the bytes that went through the topmost of them."""
 
     frames: int = 0
     width: int = 0
 
 
 def render(flame: Flame, out: TextIO) -> None:
-    """Writes the SVG. A flame of a difference is coloured by what grew and shrank, not by kinds."""
+    """Write the SVG. The colours of a difference show growth and shrinkage; others show kinds of frames."""
     frames, hidden = _frames(flame.root)
     header, top = _header(flame, frames, hidden)
     rows = max((frame.depth for frame in frames), default=1) + 1
@@ -104,7 +104,7 @@ def render(flame: Flame, out: TextIO) -> None:
 
 
 def _frames(root: Node) -> tuple[list[_Frame], _Hidden]:
-    """Frames that are drawn, each before what is in it, the widest first; none if nothing has a width."""
+    """Frames to draw, each before its callees, the widest first. None are drawn if the root has no bytes."""
     widths = _widths(root)
     drawn = _drawn_nodes(root, widths)
     hidden = _Hidden()
@@ -127,7 +127,7 @@ def _frames(root: Node) -> tuple[list[_Frame], _Hidden]:
 
 
 def _drawn_nodes(root: Node, widths: dict[int, int]) -> set[int]:
-    """Nodes by id(): the widest of those that are wide enough in their caller, which is always one of them."""
+    """Ids of the widest nodes that are wide enough in their caller. The caller of a drawn node is drawn, too."""
     drawn: set[int] = set()
     order = itertools.count()  # of equals, those nearer to the root
     waiting = [(-widths[id(root)], next(order), root)] if widths[id(root)] else []
@@ -142,7 +142,7 @@ def _drawn_nodes(root: Node, widths: dict[int, int]) -> set[int]:
 
 
 def _nodes(root: Node) -> list[Node]:
-    """The node and all below, each before its children. Not recursive: stacks are as deep as PHP's."""
+    """The node and all below it, each before its children. Not recursive, since PHP stacks may be deep."""
     nodes = [root]
     for node in nodes:
         nodes += node.children.values()
@@ -150,7 +150,7 @@ def _nodes(root: Node) -> list[Node]:
 
 
 def _widths(root: Node) -> dict[int, int]:
-    """Of each node, by id(): in a difference the wider of before and after, or what stands on it if that is more."""
+    """Widths of all nodes, by id(): the largest of its bytes, its bytes before, and the widths of its children."""
     widths: dict[int, int] = {}
     for node in reversed(_nodes(root)):
         inside = sum(widths[id(child)] for child in node.children.values())
@@ -159,7 +159,7 @@ def _widths(root: Node) -> dict[int, int]:
 
 
 def _header(flame: Flame, frames: list[_Frame], hidden: _Hidden) -> tuple[list[str], int]:
-    """Title, total, remarks and legend; and where the frames begin."""
+    """Title, total, notes and legend; and the y at which the frames begin."""
     written: list[str] = []
     y = 6
 
@@ -172,17 +172,18 @@ def _header(flame: Flame, frames: list[_Frame], hidden: _Hidden) -> tuple[list[s
         line("heading", text, 22)
     line("total", _total(flame.root), 22)
     y += 4
-    remarks = [printable(remark) for remark in flame.remarks]
+    notes = [printable(note) for note in flame.notes]
     if hidden.frames:
         share = 100 * hidden.width / frames[0].width
         most = f", or not among the {_MOST_FRAMES:,} widest" if len(frames) == _MOST_FRAMES else ""
-        remarks.append(
-            f"Not drawn: {_counted(hidden.frames, 'frame')}, {show_bytes(hidden.width)} together ({share:.1f} %):"
-            f" narrower than {100 / _NARROWEST} % of what they stand in{most}."
+        each = "Each" if hidden.frames > 1 else "It"
+        notes.append(
+            f"Not drawn: {counted(hidden.frames, 'frame')}, {show_bytes(hidden.width)} ({share:.1f} %)."
+            f" {each} is narrower than {100 / _NARROWEST} % of its caller{most}."
         )
-    for remark in remarks:
-        for text in textwrap.wrap(remark, _WRAP):
-            line("remark", text, 17)
+    for note in notes:
+        for text in textwrap.wrap(note, _WRAP):
+            line("note", text, 17)
     if frames:
         y += 24
         written.append(_legend(frames, y))
@@ -197,11 +198,11 @@ def _total(root: Node) -> str:
 
 
 def _legend(frames: list[_Frame], y: int) -> str:
-    """A row of colours and what they mean. Swatches are characters: only a browser knows how wide text is."""
+    """The colours in use and their meaning. Swatches are characters, since only a browser knows how wide text is."""
     if frames[0].node.before is None:
         present = {frame.node.kind for frame in frames}
         keys = [(_shade(kind, ""), name) for kind, name in _KINDS.items() if kind in present]
-        caption = "Width: bytes. What is below was called by what is above."
+        caption = "Width: bytes. A function is below its caller."
     else:
         keys = [(_change(share), name) for share, name in _CHANGES.items()]
         caption = "Width: the larger of before and after."
@@ -213,7 +214,7 @@ def _legend(frames: list[_Frame], y: int) -> str:
 
 
 def _drawn(frame: _Frame, whole: _Frame) -> str:
-    """An <svg> of its own for each frame, since that clips its text to its width."""
+    """The frame as an <svg> of its own, which clips its text to its width."""
     node = frame.node
     label, detail = (
         _shortened(printable(node.label, code=True)),
@@ -259,21 +260,17 @@ def _difference(node: Node) -> str:
 def _samples(node: Node) -> str:
     if not node.samples:
         return ""
-    return f" · {_counted(node.samples, 'sample')}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f" · {counted(node.samples, 'sample')}"
 
 
 def _own(node: Node) -> str:
-    """What was added in the function itself, if it called others besides."""
+    """Bytes of the function itself, if it also called others."""
     own = node.bytes - sum(child.bytes for child in node.children.values())
-    return f" · {show_bytes(own)} of it not in what it called" if node.children and own > 0 else ""
+    return f" · {show_bytes(own)} in the function itself" if node.children and own > 0 else ""
 
 
 def _shade(kind: Kind, name: str) -> str:
-    """The same for a name in every picture; the kind's middle for no name."""
+    """The colour of a name, the same in every picture; without a name, the middle of its kind's range."""
     hue, spread, saturation, lightness = _SHADES[kind]
     number = zlib.crc32(name.encode("utf-8", "surrogatepass")) if name else 0x8080
     first, second = (number & 0xFF) / 127.5 - 1, (number >> 8 & 0xFF) / 127.5 - 1
@@ -282,7 +279,7 @@ def _shade(kind: Kind, name: str) -> str:
 
 
 def _change(share: float) -> str:
-    """Red where it grew, blue where it shrank. The root of the share, or small changes could not be seen."""
+    """Red for growth, blue for shrinkage. By the root of the share, which makes small changes visible."""
     strength = math.sqrt(min(1.0, abs(share)))
     extreme = _GREW if share > 0 else _SHRANK
     mixed = [round(same + (end - same) * strength) for same, end in zip(_SAME, extreme, strict=True)]
@@ -290,7 +287,7 @@ def _change(share: float) -> str:
 
 
 def _cut(label: str, room: int) -> str:
-    """As much of the label as fits so many characters; nothing where that would say nothing."""
+    """As much of the label as fits into `room` characters; empty if that is less than two."""
     used, kept = 0, ""
     for char in label:
         used += 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -312,6 +309,6 @@ def _text(text: str) -> str:
 
 
 def _cdata(name: str) -> str:
-    """A file next to this one, so that none of it is markup."""
+    """The content of a file next to this one, written so that none of it is markup."""
     text = Path(__file__).with_name(name).read_text(encoding="utf-8")
     return "<![CDATA[\n" + text.replace("]]>", "]]]]><![CDATA[>") + "]]>"

@@ -16,6 +16,7 @@ from command import CHECKOUT
 from fpm import ONE_WORKER, SCRIPTS, Fpm
 from machine import require
 from tracing import Tracer
+from visits import KeptConnection
 from waiting import wait_for
 
 from tracer.errors import UnsupportedError
@@ -73,7 +74,7 @@ def test_one_capability_is_enough(start_fpm: Callable[..., Fpm], readable: Path)
 
     seen = lines_of(process, lambda: fpm.get("leak.php", QUERY_STRING="1000003"), 3)
 
-    assert "1 workers, backend ptrace (asked for)" in said
+    assert "1 worker, backend ptrace (asked for)" in said
     assert seen.count("\t/leak.php\t") == 3
 
 
@@ -87,6 +88,20 @@ def test_without_the_rights_for_bpf_auto_falls_back_and_says_why_and_what_it_cos
 
     assert "backend ptrace (since BPF cannot be used: tracing with BPF needs CAP_" in said
     assert seen.count("\t/hello.php\t") == 1
+
+
+def test_one_capability_is_enough_for_requests_on_a_connection_that_was_kept_from_before(
+    start_fpm: Callable[..., Fpm], readable: Path
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    connection = KeptConnection(fpm)
+    connection.get("/before")
+    process, _ = traced_by(ONE_CAPABILITY, readable, fpm.master, "--backend", "ptrace", "-c", "2")
+
+    seen = lines_of(process, lambda: connection.get("/kept"), 2)
+
+    connection.close()
+    assert seen.count("\t/kept\t") == 2
 
 
 def test_php_fpms_own_user_needs_no_capability(php_fpm: str, readable: Path) -> None:

@@ -78,7 +78,7 @@ def test_hovering_shows_the_whole_path_the_exact_bytes_the_share_and_the_samples
     text = drawn(flame(hydrate, node("rest", 4_194_319)))
 
     assert numbers(text, "Repo::hydrate /srv/repo.php:88") == (
-        "4.0 MiB (4,194,319 bytes) · 50.00 % · 1,009 samples · 3.0 MiB of it not in what it called"
+        "4.0 MiB (4,194,319 bytes) · 50.00 % · 1,009 samples · 3.0 MiB in the function itself"
     )
     assert numbers(text, "in") == "1.0 MiB (1,048,583 bytes) · 12.50 %"
 
@@ -113,7 +113,7 @@ def test_frames_under_a_thousandth_of_their_caller_are_left_out_and_counted_with
     text = drawn(flame(node("a", 99_800), node("b", 100), node("c", 97, node("d", 89)), node("e", 3)))
 
     assert set(frames(text)) == {"all", "a", "b"}
-    assert "Not drawn: 3 frames, 100 B together (0.1 %): narrower than 0.1 % of what they stand in." in words(text)
+    assert "Not drawn: 3 frames, 100 B (0.1 %). Each is narrower than 0.1 % of its caller." in words(text)
 
 
 def test_in_a_narrow_tower_that_can_be_zoomed_there_is_what_it_called():
@@ -124,10 +124,10 @@ def test_in_a_narrow_tower_that_can_be_zoomed_there_is_what_it_called():
     assert set(frames(text)) == {
         "all", "rest", "tower", *(f"{name}{at}" for name in ("part", "deep") for at in range(10))
     }  # fmt: skip
-    assert "Not drawn: 1 frame, 4 B together (0.0 %): narrower than 0.1 % of what they stand in." in words(text)
+    assert "Not drawn: 1 frame, 4 B (0.0 %). It is narrower than 0.1 % of its caller." in words(text)
 
 
-def test_of_too_many_frames_the_widest_are_drawn_and_the_others_told():
+def test_of_too_many_frames_the_widest_are_drawn_and_the_others_counted():
     groups = [
         node(f"g{low}", sum(range(low, low + 100)), *(
             node(f"t{size}", size, node(f"in{size}", size)) for size in range(low, low + 100)
@@ -141,21 +141,21 @@ def test_of_too_many_frames_the_widest_are_drawn_and_the_others_told():
     assert shown == {f"{kind}{size}" for kind in ("t", "in") for size in range(10_518, 13_500)}
     assert len(frames(text)) == 6_000
     assert words(text)[2] == (
-        "Not drawn: 1,036 frames, 5.1 MiB together (12.9 %): narrower than 0.1 % of what they stand in, or not among"
+        "Not drawn: 1,036 frames, 5.1 MiB (12.9 %). Each is narrower than 0.1 % of its caller, or not among"
         " the 6,000 widest."
     )
     assert len(text) < 4_000_000
 
 
-def test_title_total_and_remarks_are_on_top():
-    text = drawn(flame(node("a", 1_048_583, samples=7), title="rss: faults", remarks=("First.", "13 lost.")))
+def test_title_total_and_notes_are_on_top():
+    text = drawn(flame(node("a", 1_048_583, samples=7), title="rss: faults", notes=("First.", "13 lost.")))
 
     assert ET.fromstring(text).findtext(f"{SVG}title") == "rss: faults"
     assert words(text)[:4] == ["rss: faults", "Total: 1.0 MiB (1,048,583 bytes)", "First.", "13 lost."]
 
 
-def test_a_long_remark_is_wrapped():
-    text = drawn(flame(node("a", 1), remarks=("word " * 50,)))
+def test_a_long_note_is_wrapped():
+    text = drawn(flame(node("a", 1), notes=("word " * 50,)))
 
     assert max(map(len, words(text))) <= 130
 
@@ -182,7 +182,7 @@ def test_a_name_has_the_same_colour_in_every_picture():
     assert fill(drawn(flame(node("x", 13), node("Repo::find", 7))), "Repo::find") == (243, 176, 105)
 
 
-def test_an_empty_flame_says_so_with_its_remarks():
+def test_an_empty_flame_says_so_with_its_notes():
     text = drawn(Flame(node("all", 0, kind=Kind.ROOT), "rss: page faults", ("No request was seen.",)))
 
     assert words(text) == ["rss: page faults", "Total: 0 bytes", "No request was seen.", "nothing to show"]
@@ -218,7 +218,7 @@ def test_in_a_difference_what_grew_is_red_what_shrank_blue_and_the_rest_nearly_w
     assert 247 > fill(text, "little")[1] > green
     red, green, blue = fill(text, "less")
     assert blue > green > red
-    assert words(text)[2].startswith("■shrank by 50 % of the whole■by 5 %■same as before■grew by 5 %■by 50 %")
+    assert words(text)[2].startswith("■shrank by 50 % of the total■by 5 %■same as before■grew by 5 %■by 50 %")
 
 
 def test_what_has_no_before_in_a_difference_was_nothing():

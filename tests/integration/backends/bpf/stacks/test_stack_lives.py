@@ -246,5 +246,5 @@ def test_columns_are_there_where_only_the_stacks_program_of_memory_calls_is_refu
     assert request.notes is None
     (told,) = [lack for lack in tracer.backend.lacking if not lack.startswith("speed:")]
     assert told == (
-        "not measured: call stacks of mmap and brk: the kernel refused the BPF program on_syscall_exit: too large"
+        "not measured: call stacks of mmap and brk (the kernel refused the BPF program on_syscall_exit: too large)"
     )

@@ -1,0 +1,130 @@
+"""Texts that users read are in plain English: none of the words and word orders below is in them.
+
+Held are every --help, every string of tracer/ that is a text and not a docstring, and README.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tracer.cli import phptrace
+
+ROOT = Path(__file__).resolve().parents[2]
+# What to write instead is behind each pattern.
+DENIED = {
+    r"\bmend(s|ed|ing)?\b": "fix, repair",
+    r"\btold\b": "phptrace warns, reports, prints",
+    r"\b(is|are|was|be) said\b|\bsaid so\b|\bsay what\b": "report, print, state",
+    r"\bheed(s|ed)?\b": "respect, follow",
+    r"\b(put|puts) down to\b|\b(charged?|credited?|credit)( or credited)? with\b": "attribute to",
+    r"\bbe had\b": "be obtained, is available",
+    r"\blet (it )?be\b": "leave unchanged, ignore",
+    r"\bof late\b": "recently",
+    r"\bby heart\b": "in memory, cached",
+    r"\bstrangers?\b": "unknown worker, other process, another user",
+    r"\bforged\b": "corrupt, crafted, untrusted",
+    r"\bwhoever\b|\bfor who\b|\bwho is there first\b": "the process that, anyone who",
+    r"\bbesides\b": "also, in addition",
+    r"\bthe house\b": "architecture",
+    r"^less$": "degraded, warn",
+    r"\bthings?\b": "name it: check, problem, file",
+    r"\w\(s\)": "the right plural",
+    r"\b1 (workers|requests|recordings|samples|frames|fatal errors)\b": "1 worker",
+    r"\bat work\b": "still running",
+    r"\bperhaps\b": "possibly",
+    r"\b(made|makes?) no sense\b": "malformed; cannot be used with",
+    r"\btime is over\b": "duration elapsed",
+    r"\bgive that, too\b": "X requires Y",
+    r"\b(is|are|was|were) to be\b": "must be",
+    r"\b(?<!there )(is|are) no (file|functions?|recording|terminal|PHP|target)\b": "is not a file",
+    r"\bnarrow(s|ed)? (it|them) down\b": "filter",
+    r"\btakes? for granted\b": "assumes",
+    r"\bwhat [\w' ]*(grew|grows) by\b": "the growth of",
+    r"\d ?us\b": "µs",
+    r"^(Whether|What|Who|Whose|That of|Those|For who)\b": "name the subject first",
+    r": [^.;!?`{}]*\w: ": "one colon in a sentence",
+}
+# Texts in which a pattern means something else.
+ALLOWED = {
+    "securityContext: {capabilities: {add: [SYS_PTRACE]}} and shareProcessNamespace: true": "YAML",
+}
+
+
+def faults(text: str) -> list[str]:
+    for allowed in ALLOWED:
+        text = text.replace(allowed, "")
+    return [
+        f"{match[0].strip()!r} in {text.strip()[:90]!r}: write {instead}"
+        for pattern, instead in DENIED.items()
+        if (match := re.search(pattern, text, re.IGNORECASE if pattern.islower() else 0))
+    ]
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, text) of each string that is not a docstring; what an f-string fills in is `{}`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            yield node.lineno, "".join(parts)
+            for part in node.values:
+                yield from texts(ast.Expression(part.value)) if isinstance(part, ast.FormattedValue) else ()
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            yield from texts(node)
+
+
+@pytest.mark.parametrize("verb", ["", *phptrace.list_commands(click.Context(phptrace))])
+def test_every_help_is_plain_english(verb):
+    answer = CliRunner().invoke(phptrace, [verb, "--help"] if verb else ["--help"], prog_name="phptrace")
+    options = [] if not verb else getattr(importlib.import_module(f"tracer.commands.{verb}"), verb).params
+
+    helps = [" ".join(paragraph.split()) for paragraph in answer.output.split("\n\n")]
+    assert answer.exit_code == 0
+    assert [fault for text in helps for fault in faults(text.partition("Options:")[0])] == []
+    assert [fault for option in options for fault in faults(getattr(option, "help", None) or "")] == []
+
+
+@pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tracer").rglob("*.py")))
+def test_every_text_of_the_program_is_plain_english(path):
+    source = ast.parse((ROOT / path).read_text())
+
+    assert [f"{path}:{line}: {fault}" for line, text in texts(source) for fault in faults(text)] == []
+
+
+def test_the_readme_is_plain_english():
+    lines = (ROOT / "README.md").read_text().splitlines()
+
+    assert [f"README.md:{at}: {fault}" for at, line in enumerate(lines, 1) for fault in faults(line)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the mend: none",
+        "1 workers",
+        "recording(s)",
+        "12 us a hit",
+        "X is no file",
+        "less",
+        "Whether it runs",
+        "not measured: stacks: no table",
+        "Where it fails, it is told",
+    ],
+)
+def test_a_fault_is_found(text):
+    assert faults(text) != []
+
+
+def test_docstrings_are_not_looked_at_and_f_strings_are_one_text():
+    source = '''"""told"""\nf"a {b:>{c}} d {'y' if e else f}"\ndef f():\n    "told"\n    return "x"'''
+
+    assert list(texts(ast.parse(source))) == [(2, "a {} d {}"), (2, "y"), (5, "x")]
