@@ -1,1 +1,1 @@
-"""What phptrace costs: interleaved pairs, medians and spread. Budgets are goals, not tests."""
+"""The costs of phptrace: interleaved pairs, medians and spread. Budgets are goals, not tests."""

@@ -1,4 +1,4 @@
-"""Runs the benchmarks and prints one line a figure, with its budget."""
+"""Run the benchmarks and print one line per figure, with its budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What processes pay that are not traced: for any system call, and for mmap in a C library that is probed."""
+"""The cost for processes that are not traced: of any system call, and of mmap in a probed C library."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ int main(void)
 
 
 def figures(rounds: int) -> Iterator[Figure]:
-    """Off, on, and on with the fallback, in turn; differences within a round."""
+    """Measure off, on, and on with the fallback, in turn; a difference is within one round."""
     with tempfile.TemporaryDirectory() as folder, pools("traced") as found:
         program = Path(folder) / "bystander"
         subprocess.run(["gcc", "-O2", "-x", "c", "-", "-o", str(program)], input=_SOURCE, text=True, check=True)
@@ -54,7 +54,7 @@ def figures(rounds: int) -> Iterator[Figure]:
         pairs = list(zip(results[mode], results["off"], strict=True))
         yield Figure(f"untraced process: added to a system call, {shown}", tuple(a[0] - b[0] for a, b in pairs), "ns")
         label = f"untraced process: added to mmap + munmap, {shown}"
-        yield Figure(label, tuple((a[1] - b[1]) / 1000 for a, b in pairs), "us")
+        yield Figure(label, tuple((a[1] - b[1]) / 1000 for a, b in pairs), "µs")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Medians with their spread, and how they compare with a budget."""
+"""Medians with their spread, compared with a budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured quantity. `budget` is e.g. `<= 8`, as DESIGN states it; None: there is none."""
+    """One measured quantity. `budget` is a goal such as `<= 8`; None if there is none."""
 
     what: str
     values: tuple[float, ...]
@@ -37,6 +37,6 @@ class Figure:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The middle half of the values lies between these."""
+    """The bounds of the middle half of the values."""
     cuts = statistics.quantiles(values, n=4, method="inclusive")
     return cuts[0], cuts[2]

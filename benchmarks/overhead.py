@@ -1,4 +1,4 @@
-"""What a traced pool pays under a full load: against an identical one, and against what people do today."""
+"""The cost for a traced pool under full load, compared with an identical pool and with logging from PHP."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SCRIPTS = (("noop.php", "no-op", ">= 0.95"), ("work.php", "~10 ms", ">= 0.995")
 
 
 def figures(rounds: int, full_speed_s: int) -> Iterator[Figure]:
-    """Runs of a second each, in random order.
+    """Measure runs of a second each, in random order.
 
-    No two pools are quite alike (where their pages lie makes some percent), so a and b change roles
+    No two pools are quite alike (the place of their pages makes some percent), so a and b change roles
     half-way: a figure is the geometric mean of a pair of rounds, one with each of them traced.
     """
     with pools("a", "b", "logger") as found:
@@ -45,7 +45,7 @@ def figures(rounds: int, full_speed_s: int) -> Iterator[Figure]:
             yield Figure(f"{label}: throughput, noise (nobody traced)", again, "")
             logged = tuple(ours / theirs for ours, theirs in zip(plain["logger"], plain["a"], strict=True))
             yield Figure(f"{label}: throughput, auto_prepend_file logger / untraced", logged, "")
-        yield Figure("no-op, both CPUs full: tracer's CPU, recording", tuple(tracer_us), "us/req", "<= 5")
+        yield Figure("no-op, both CPUs full: tracer's CPU, recording", tuple(tracer_us), "µs/req", "<= 5")
         yield from _paced(found["a"], rounds)
         yield from _full_speed(found["a"], full_speed_s)
 
@@ -59,7 +59,7 @@ def _rates(found: dict[str, Pool], script: str, rounds: int, names: tuple[str, .
 
 
 def _paced(pool: Pool, rounds: int) -> Iterator[Figure]:
-    """A rate that leaves the host some air."""
+    """Measure at a rate that leaves the host some idle time."""
     rates, spent = [], []
     with Recorder(pool.master) as recorder:
         for _ in range(rounds):
@@ -67,7 +67,7 @@ def _paced(pool: Pool, rounds: int) -> Iterator[Figure]:
             rates.append(pool.load("noop.php", 2, connections=50, pause_ms=9))
             spent.append((recorder.cpu_us() - before) / (pool.served - sent))
     yield Figure("no-op, paced: rate", tuple(rates), "req/s")
-    yield Figure("no-op, paced: tracer's CPU, recording", tuple(spent), "us/req", "<= 5")
+    yield Figure("no-op, paced: tracer's CPU, recording", tuple(spent), "µs/req", "<= 5")
 
 
 def _full_speed(pool: Pool, seconds: int) -> Iterator[Figure]:

@@ -1,4 +1,4 @@
-"""php-fpm pools behind nginx that share nothing a probe sits on: each runs copies of PHP and libc of its own."""
+"""php-fpm pools behind nginx that share no probed file: each runs its own copies of PHP and libc."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ for ($i = 0; $i < 22; $i++) {
 }
 require __DIR__ . '/work.php';
 """,
-    # Takes 20 MB in two huge blocks and gives them back: 7,300 page faults a request, the worst there is for stacks.
+    # Takes 20 MB in two huge blocks and frees them: 7,300 page faults a request, the worst there is for stacks.
     "faults.php": "<?php $a = str_repeat('a', 10_000_019); $b = str_repeat('b', 10_000_079); echo strlen($a . 'x');\n",
-    # What people do today: read /proc/self/status before and after every request, and log the difference.
+    # The usual way without phptrace: read /proc/self/status before and after every request, and log the difference.
     "logger.php": """<?php
 (function () {
     $rss = function () {
@@ -76,7 +76,7 @@ _SERVER = """
 
 
 class Pool:
-    """One pool: its master, and the address nginx serves it on."""
+    """One pool: its master, and the address at which nginx serves it."""
 
     def __init__(self, folder: Path, name: str, port: int, settings: str, workers: int) -> None:
         self.name, self.address = name, f"http://127.0.0.1:{port}"
@@ -111,7 +111,7 @@ class Pool:
         return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in self.workers())
 
     def load(self, script: str, seconds: float, connections: int = WORKERS, pause_ms: int = 0) -> float:
-        """Requests/s of one run of wrk: closed loop, with a pause before each request if asked for."""
+        """Requests/s of one run of wrk: a closed loop, with a pause before each request if one is given."""
         pace = self.folder / f"pause-{pause_ms}.lua"
         pace.write_text(f"function delay() return {pause_ms} end\n")
         options = ["-s", str(pace)] if pause_ms else []
@@ -130,7 +130,7 @@ class Pool:
 
 @contextlib.contextmanager
 def pools(*names: str, workers: int = WORKERS) -> Iterator[dict[str, Pool]]:
-    """Pools of these names; one called `logger` logs by auto_prepend_file."""
+    """Start pools of these names; the pool `logger` logs by auto_prepend_file."""
     folder = Path(tempfile.mkdtemp(prefix="phptrace-bench."))
     folder.chmod(0o755)
     with contextlib.ExitStack() as stack:

@@ -1,5 +1,6 @@
-"""What the ptrace backend costs a request, in both its modes, in time from first byte to last: a worker stands still
-while it is looked at, which its own CPU time does not show. Next to an identical pool untraced.
+"""The cost of the ptrace backend in both modes, in time from a request's first byte to its last.
+
+A worker is stopped while it is read, which its own CPU time does not show. Compared with an identical untraced pool.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def figures(rounds: int) -> Iterator[Figure]:
                     backend.poll(0)
             for client in clients.values():
                 client.close()
-            yield Figure(f"{label}: time of a request, untraced", tuple(spent["plain"]), "us/req")
+            yield Figure(f"{label}: time of a request, untraced", tuple(spent["plain"]), "µs/req")
             for name in ("syscalls", "breakpoints"):
                 pairs = tuple(zip(spent[name], spent["plain"], strict=True))
-                yield Figure(f"{label}: time added, ptrace {name}", tuple(a - b for a, b in pairs), "us/req")
+                yield Figure(f"{label}: time added, ptrace {name}", tuple(a - b for a, b in pairs), "µs/req")
                 yield Figure(f"{label}: time, ptrace {name} / untraced", tuple(a / b for a, b in pairs), "")

@@ -22,7 +22,7 @@ _PROGRAMS = ("on_startup", "on_script_end", "on_teardown", "on_end")
 _REQUESTS = 1_000_000
 
 
-# Says its own peak: wait4()'s is that of the process it was forked from, if that was larger.
+# Prints its own peak: wait4() would return that of the process it was forked from, if that was larger.
 _REPORT = """
 import atexit, re, sys
 from tracer.cli import main
@@ -45,10 +45,10 @@ def _cpus(rounds: int) -> Iterator[Figure]:
         for _ in range(rounds):
             for cpus, runs in times.items():
                 runs.append(_program_us(found["traced"], cpus))
-    yield Figure(f"inside the BPF programs, {real} CPUs", tuple(times[real]), "us/req")
-    yield Figure(f"inside the BPF programs, {many} CPUs simulated", tuple(times[many]), "us/req")
+    yield Figure(f"inside the BPF programs, {real} CPUs", tuple(times[real]), "µs/req")
+    yield Figure(f"inside the BPF programs, {many} CPUs simulated", tuple(times[many]), "µs/req")
     each = tuple((b - a) / (many - real) for a, b in zip(times[real], times[many], strict=True))
-    yield Figure("a CPU more costs", each, "us/req", "<= 0.1")
+    yield Figure("a CPU more costs", each, "µs/req", "<= 0.1")
 
 
 def _program_us(pool: Pool, cpus: int) -> float:
@@ -71,7 +71,7 @@ def _mean_ns(fd: int) -> float:
 
 
 def _report() -> Iterator[Figure]:
-    """`report` over a million requests of 200 scripts."""
+    """Measure `report` over a million requests of 200 scripts."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/big.phptrace"
         started = time.process_time()
@@ -87,7 +87,7 @@ def _report() -> Iterator[Figure]:
             times.append(time.monotonic() - started)
             peaks.append(int(ended.stderr.split()[-1]) * 1024 / 1e6)
         size = Path(path).stat().st_size / _REQUESTS
-    yield Figure("making and writing a request of a recording", (written_us,), "us")
+    yield Figure("making and writing a request of a recording", (written_us,), "µs")
     yield Figure("a request in a recording", (size,), "bytes")
     yield Figure(f"report over {_REQUESTS:,} requests", tuple(times), "s", "<= 5")
     yield Figure("report: memory", tuple(peaks), "MB", "<= 300")

@@ -1,6 +1,6 @@
-"""What the probes add to one worker's request: worker and client take turns on one CPU, nobody else is there.
+"""The cost that the probes add to one worker's request: worker and client take turns on one CPU, alone.
 
-On two CPUs the figure would drown in what wake-ups across CPUs cost, one way or the other.
+On two CPUs, the cost of wake-ups across CPUs would hide the figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
-from tests.integration import fastcgi
+from tests.helpers import fastcgi
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
@@ -41,10 +41,10 @@ def figures(rounds: int) -> Iterator[Figure]:
         finally:
             os.sched_setaffinity(0, cpus)
             backend.close()
-    yield Figure("no-op, one worker: CPU of a request, untraced", tuple(spent["plain"]), "us/req")
+    yield Figure("no-op, one worker: CPU of a request, untraced", tuple(spent["plain"]), "µs/req")
     for name, shown, budget in (("traced", "traced", "<= 8"), ("logger", "auto_prepend_file logger", None)):
         added = tuple(ours - theirs for ours, theirs in zip(spent[name], spent["plain"], strict=True))
-        yield Figure(f"no-op, one worker: CPU added, {shown}", added, "us/req", budget)
+        yield Figure(f"no-op, one worker: CPU added, {shown}", added, "µs/req", budget)
 
 
 class Client:
@@ -67,7 +67,7 @@ class Client:
         self._message = fastcgi.message(params, keep=True)
 
     def cost_us(self, requests: int) -> float:
-        """CPU of the worker a request, over that many."""
+        """CPU time of the worker per request, in µs, over that many requests."""
         before = self._pool.cpu_ns()
         for _ in range(requests):
             self._connection.sendall(self._message)

@@ -1,4 +1,4 @@
-"""What call stacks cost a worker: each weight at two rates, on top of the default probes, as in single.py."""
+"""The cost of call stacks for a worker: each metric at two rates, on top of the default probes, as in single.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tracer.backends import StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
-# What is not looked at is turned down to next to nothing.
+# The metric that is not measured is sampled almost never.
 _SELDOM, _SLOWLY = 65536, 1
 _VARIANTS: dict[str, StackOptions | None] = {
     "plain": None,
@@ -62,10 +62,10 @@ def figures(rounds: int) -> Iterator[Figure]:
                     backend.poll(0)
             for client in clients.values():
                 client.close()
-            yield Figure(f"{label}: CPU of a request, untraced", tuple(spent["plain"]), "us/req")
-            yield Figure(f"{label}: CPU added, default probes", _added(spent, "default"), "us/req")
+            yield Figure(f"{label}: CPU of a request, untraced", tuple(spent["plain"]), "µs/req")
+            yield Figure(f"{label}: CPU added, default probes", _added(spent, "default"), "µs/req")
             for name, shown in _SHOWN.items():
-                yield Figure(f"{label}: CPU added, stacks: {shown}", _added(spent, name), "us/req")
+                yield Figure(f"{label}: CPU added, stacks: {shown}", _added(spent, name), "µs/req")
 
 
 def _added(spent: dict[str, list[float]], name: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""How long attaching and detaching takes, under load."""
+"""The time that attaching and detaching take under load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A `phptrace record` at work, watched from outside."""
+"""A running `phptrace record`, watched from outside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TICK_US = 1_000_000 / os.sysconf("SC_CLK_TCK")
 
 
 class Recorder:
-    """Attached from entering to leaving the `with`; afterwards `totals` says what it recorded."""
+    """Attached while inside the `with`; afterwards, `totals` has what it recorded."""
 
     def __init__(self, *targets: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="phptrace-bench-rec.")

@@ -17,7 +17,7 @@ _COLUMNS = (
 
 
 class GroupBy(enum.Enum):
-    """What the requests of one group have in common."""
+    """The value that all requests of one group share."""
 
     SCRIPT = "script"
     URI = "uri"

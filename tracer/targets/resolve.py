@@ -40,7 +40,7 @@ class Target:
         return self.workers if self.master is None else (self.master, *self.workers)
 
     def wants(self, pool: str | None) -> bool:
-        """True if workers of that pool are to be traced."""
+        """True if this target includes workers of that pool."""
         return self.pools is None or pool in self.pools
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ _MAX_ROWS = 300_000
 
 
 class GrowthRow(NamedTuple):
-    """What was added at the end of a call stack, of one script and one route."""
+    """Bytes and samples added at the end of one call stack, of one script and one route."""
 
     route: str | None  # None: small routes that were merged
     script: str
