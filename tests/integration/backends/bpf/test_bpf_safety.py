@@ -58,7 +58,7 @@ def _programs() -> int:
         (PLAIN, 20),
         (STACKS, 8),
         pytest.param(PLAIN, 200, marks=pytest.mark.slow),
-        pytest.param(STACKS, 60, marks=pytest.mark.slow),
+        pytest.param(STACKS, 40, marks=pytest.mark.slow),
     ],
 )
 def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
@@ -115,7 +115,7 @@ def _uris(path: Path) -> list[str | None]:
         (PLAIN, 4),
         (STACKS, 2),
         pytest.param(PLAIN, 40, marks=pytest.mark.slow),
-        pytest.param(STACKS, 20, marks=pytest.mark.slow),
+        pytest.param(STACKS, 12, marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_while_attaching_leaves_a_whole_recording_or_none(

@@ -155,7 +155,7 @@ def test_phptrace_leaves_workers_alone_and_reports_it_where_descriptors_run_out(
 
     assert answers == ["hello"] * 60
     assert process.returncode == 8
-    assert "workers: watched no longer, since OSError: [Errno 24] Too many open files" in said
+    assert "workers no longer traced: OSError: [Errno 24] Too many open files" in said
     assert {state(pid)[1] for pid in fpm.workers()} == {0}
 
 
