@@ -17,6 +17,8 @@ TEXT_BYTES = 512
 
 
 class EventKind(enum.IntEnum):
+    """What a record of the ring is about."""
+
     REQUEST = 1
     BORN = 2
     TITLED = 3
@@ -25,6 +27,8 @@ class EventKind(enum.IntEnum):
 
 
 class Role(enum.IntEnum):
+    """What a watched process is to php-fpm."""
+
     MASTER = 1
     WORKER = 2
 
