@@ -23,7 +23,7 @@ def phptrace(*arguments: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, **settings)  # type: ignore[call-overload, no-any-return]
 
 
-def attached_to(process: subprocess.Popen[str], until: str = "workers, backend") -> str:
+def attached_to(process: subprocess.Popen[str], until: str = ", backend ") -> str:
     """Wait until a `phptrace` reports that it is attached; return what it wrote to stderr so far."""
     assert process.stderr is not None
     said = ""

@@ -55,7 +55,7 @@ def traced_by(who: tuple[str, ...], readable: Path, pid: int, *options: str) -> 
     said = ""
     for line in process.stderr:
         said += line
-        if "workers, backend" in line:
+        if ", backend " in line:
             break
     return process, said
 
