@@ -62,7 +62,7 @@ struct request {
 	__u64 started_ns;
 	__u64 ended_ns;
 	__u64 cpu_ns; /* CPU time of the worker's main thread between start and end */
-	/* From here to major_faults, in the order of the recording's columns: the reader copies them in one piece. */
+	/* From here to major_faults in the order of facts.Request: the reader copies each field by its name. */
 	__s64 anon_before;
 	__s64 anon_end; /* at entry of zend_mm_shutdown(): the script is over, Zend has freed nothing */
 	__s64 anon_after;

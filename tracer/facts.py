@@ -157,7 +157,7 @@ class Growth(NamedTuple):
 
     pid: int
     nth: int  # the request's
-    metric: str  # a Weight's value
+    metric: str  # a Metric's value
     stack: Stack
     bytes: int  # negative: given back
     samples: int  # how many events: faults, calls, looks

@@ -1,7 +1,7 @@
 """Watches workers with ptrace, where BPF is not allowed: every system call of theirs stops twice.
 
-Data flow: a process of its own holds the workers (ptrace_loop.py), follows their system calls
-(syscall_worker.py), and sends the same records through a pipe as BPF's programs through their ring;
+Data flow: a process of its own holds the workers (tracer.py), follows their system calls
+(syscall_tracer.py), and sends the same records through a pipe as BPF's programs through their ring;
 poll() turns them into facts.
 """
 
