@@ -291,8 +291,8 @@ def test_an_unwritable_folder_is_said_before_anything_is_attached(fpm: Fpm) -> N
     assert "cannot write /proc/r.phptrace" in answer.stderr
 
 
-def test_without_rights_the_missing_capabilities_are_named() -> None:
-    answer = run_as_nobody("attach", "php-fpm")
+def test_without_rights_the_missing_capabilities_are_named(fpm: Fpm) -> None:
+    answer = run_as_nobody("attach", str(fpm.master))
 
     assert answer.returncode == 4
     assert "CAP_BPF, CAP_PERFMON" in answer.stderr
