@@ -25,7 +25,7 @@ from tracer.backends.bpf.ring_buffer import RingBuffer
 from tracer.backends.bpf.thread_sampling import wait_until_idle
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.request_decoder import RequestDecoder, unfinished_request
-from tracer.backends.records.request_structs import PHP_BINARIES_MAX, WORKER, WORKER_BYTES, Calls, Lost, Role
+from tracer.backends.records.request_structs import PHP_BINARIES_MAX, Calls, Lost, Role, worker_entry
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss
@@ -251,8 +251,7 @@ class BpfBackend:
     def _watch(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
         """Enters a process; one that the kernel has entered meanwhile stays as it is, unless to be replaced."""
         calls = self._calls_of(target)
-        head = WORKER.pack(role, self._binary_index(target), 0, int(titled), 0, calls, 0, 0, 0, 0, 0, 0, 0, 0)
-        entry = head.ljust(WORKER_BYTES, b"\0")
+        entry = worker_entry(role=role, binary=self._binary_index(target), titled=int(titled), calls=calls)
         try:
             if replace:
                 self._map("workers")[pid] = entry
