@@ -2,19 +2,29 @@
 /*
  * Which PHP call stack a worker's growth belongs to. Loaded only where stacks are asked for.
  *
- * Two phases: each event hashes the stack, at one read a frame, and adds its bytes to that hash; only
- * a hash that is new in its request is walked again, and its functions' names are sent, once a
- * request, too. So names are read while they are valid: without opcache the next request puts
- * another function at the same address.
+ * Two phases: each event hashes the stack, at one read a frame, and adds its bytes to that hash. Only
+ * if a hash is new in its request is the stack walked again and sent; before it, once a request, the
+ * names of its functions. So names are read while they are valid: without opcache the next request
+ * puts another function at the same address.
+ *
+ *   on_fault           page faults, one in `every`     METRIC_RSS, added up in slots
+ *   on_clock           CPU clock, `hz` a second        METRIC_ZEND, added up in slots
+ *   on_mmap … on_brk   behind libc's system calls      one record a call
+ *   on_end, on_exit    end of a request, of a worker   send what the slots hold
+ *
+ * Each: enter() filters and fills in the context, stack_now() hashes and sends, add() or send_call()
+ * takes the bytes, leave().
  */
 #include <uapi/linux/ptrace.h>
 #include <uapi/linux/bpf_perf_event.h>
 #include "request_events.h"
-#include "memory.h"
 #include "growth_events.h"
+#include "arch.h"
+#include "common.h"
+#include "read.h"
 #include "php_stack.h"
 
-/* A stack that was sent; and a function. `request` is the start of the request: no two are alike. */
+/* Keys of the stacks and functions that were sent. `request` is its start: no two requests share it. */
 struct stack_key {
 	u64 hash;
 	u64 request;
@@ -32,13 +42,13 @@ struct function_key {
 	u32 pid;
 };
 
-/* That of request.bpf.c: the loader puts it in the place of this one. */
+/* The loader puts the map of request.bpf.c in the place of this one. */
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
 BPF_HASH(worker_stacks, u32, struct worker_stacks, WORKERS_MAX);
-BPF_ARRAY(blank, struct worker_stacks, 1);
-BPF_ARRAY(layouts, struct stack_layout, PHP_BINARIES_MAX);
+BPF_ARRAY(blank_stacks, struct worker_stacks, 1);
+BPF_ARRAY(stack_layouts, struct stack_layout, PHP_BINARIES_MAX);
 BPF_ARRAY(sampling_config, struct sampling_config, 1);
-BPF_ARRAY(stacks_lost, u64, LOST_STACK_KINDS);
+BPF_ARRAY(lost_stacks, u64, LOST_STACK_KINDS);
 BPF_TABLE("lru_hash", struct stack_key, u32, sent_stacks, 16384);
 BPF_TABLE("lru_hash", struct function_key, u64, sent_functions, 65536);
 BPF_RINGBUF_OUTPUT(stack_events, RING_PAGES);
@@ -47,15 +57,10 @@ BPF_RINGBUF_OUTPUT(stack_events, RING_PAGES);
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
 
-/* BPF_RB_NO_WAKEUP: the reader comes by on a timer. */
-#define NO_WAKEUP 1
-#define MAX_ERRNO 4095
-#define offsetof(type, member) __builtin_offsetof(type, member)
-
-/* Where an event happened. */
+/* Where an event happened: in which request of which worker. */
 struct event_context {
 	struct worker *worker;
-	struct worker_stacks *stacks; /* 0 in a thread that is not the worker's main one */
+	struct worker_stacks *stacks; /* 0 in threads other than the worker's main one */
 	struct stack_layout *layout;
 	u32 pid;
 	u32 nth;
@@ -63,7 +68,7 @@ struct event_context {
 
 static __always_inline void count_lost(u32 what)
 {
-	u64 *n = stacks_lost.lookup(&what);
+	u64 *n = lost_stacks.lookup(&what);
 
 	if (n)
 		__sync_fetch_and_add(n, 1);
@@ -81,83 +86,92 @@ static __always_inline void send_growth(u32 pid, u32 nth, struct growth_slot *sl
 		count_lost(LOST_GROWTH);
 }
 
-static __always_inline void flush(u32 pid, struct worker_stacks *s)
+/* Sends what the slots hold. */
+static __always_inline void flush(u32 pid, struct worker_stacks *stacks)
 {
 	int i;
 
-	if (!s->dirty)
+	if (!stacks->dirty)
 		return;
-	s->dirty = 0;
+	stacks->dirty = 0;
 	for (i = 0; i < GROWTH_SLOTS; i++) {
-		struct growth_slot *slot = &s->slots[i];
+		struct growth_slot *slot = &stacks->slots[i];
 
 		if (slot->metric)
-			send_growth(pid, s->nth, slot);
+			send_growth(pid, stacks->nth, slot);
 		slot->metric = 0;
 	}
 }
 
-/* Whether it happened in a request of a worker of ours, and where. */
-static __always_inline bool enter(struct event_context *at)
+/*
+ * True if the event is in a request of a traced worker, whose stacks can be read; then fills in
+ * *context, and the caller ends with leave().
+ *
+ * `busy`: the clock samples in interrupt context, so it may come while another program runs on the same
+ * worker_stacks. The one that interrupts finds `busy` set, and does nothing.
+ */
+static __always_inline bool enter(struct event_context *context)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 zero = 0;
 
-	at->pid = id >> 32;
-	at->stacks = 0;
-	at->worker = workers.lookup(&at->pid);
-	if (!at->worker || at->worker->role != ROLE_WORKER || !at->worker->in_request)
+	context->pid = id >> 32;
+	context->stacks = 0;
+	context->worker = workers.lookup(&context->pid);
+	if (!context->worker || context->worker->role != ROLE_WORKER ||
+	    !context->worker->in_request)
 		return false;
-	at->nth = at->worker->request.nth;
-	at->layout = layouts.lookup(&at->worker->binary);
-	if (!at->layout || !at->layout->current_execute_data)
+	context->nth = context->worker->request.nth;
+	context->layout = stack_layouts.lookup(&context->worker->binary);
+	if (!context->layout || !context->layout->current_execute_data)
 		return false;
-	if (at->pid != (u32)id)
+	if (context->pid != (u32)id)
 		return true;
-	at->stacks = worker_stacks.lookup(&at->pid);
-	if (!at->stacks) {
-		struct worker_stacks *none = blank.lookup(&zero);
+	context->stacks = worker_stacks.lookup(&context->pid);
+	if (!context->stacks) {
+		struct worker_stacks *blank = blank_stacks.lookup(&zero);
 
-		if (none)
-			worker_stacks.update(&at->pid, none);
-		at->stacks = worker_stacks.lookup(&at->pid);
-		if (!at->stacks) {
+		if (blank)
+			worker_stacks.update(&context->pid, blank);
+		context->stacks = worker_stacks.lookup(&context->pid);
+		if (!context->stacks) {
 			count_lost(LOST_GROWTH);
 			return false;
 		}
 	}
-	if (at->stacks->busy)
+	if (context->stacks->busy)
 		return false;
-	*(volatile u32 *)&at->stacks->busy = 1;
-	if (at->stacks->nth != at->nth) {
-		flush(at->pid, at->stacks);
-		at->stacks->nth = at->nth;
-		at->stacks->zend_last = 0;
+	*(volatile u32 *)&context->stacks->busy = 1;
+	if (context->stacks->nth != context->nth) {
+		flush(context->pid, context->stacks);
+		context->stacks->nth = context->nth;
+		context->stacks->zend_last = 0;
 	}
 	return true;
 }
 
-static __always_inline void leave(struct event_context *at)
+static __always_inline void leave(struct event_context *context)
 {
-	if (at->stacks)
-		*(volatile u32 *)&at->stacks->busy = 0;
+	if (context->stacks)
+		*(volatile u32 *)&context->stacks->busy = 0;
 }
 
-static __always_inline void add(struct event_context *at, u32 metric, u64 hash, s64 bytes)
+/* Adds bytes to a hash's slot; what another hash has in that slot is sent first. */
+static __always_inline void add(struct event_context *context, u32 metric, u64 hash, s64 bytes)
 {
-	struct worker_stacks *s = at->stacks;
+	struct worker_stacks *stacks = context->stacks;
 	struct growth_slot *slot;
 
-	if (!s) {
+	if (!stacks) {
 		struct growth_slot alone = {
 			.hash = HASH_THREAD, .bytes = bytes, .metric = metric, .samples = 1};
 
-		send_growth(at->pid, at->nth, &alone);
+		send_growth(context->pid, context->nth, &alone);
 		return;
 	}
-	slot = &s->slots[(hash + metric) & (GROWTH_SLOTS - 1)];
+	slot = &stacks->slots[(hash + metric) & (GROWTH_SLOTS - 1)];
 	if (slot->metric && (slot->hash != hash || slot->metric != metric)) {
-		send_growth(at->pid, at->nth, slot);
+		send_growth(context->pid, context->nth, slot);
 		slot->metric = 0;
 	}
 	if (!slot->metric) {
@@ -168,40 +182,40 @@ static __always_inline void add(struct event_context *at, u32 metric, u64 hash, 
 	}
 	slot->bytes += bytes;
 	slot->samples++;
-	s->dirty = 1;
+	stacks->dirty = 1;
 }
 
-/* Where a function stands; -1 if it makes no sense. */
-static __always_inline int key_of(struct event_context *at, u64 function,
+/* Fills in the key of a function; returns -1 if the function is malformed. */
+static __always_inline int key_of(struct event_context *context, u64 function,
 				  struct function_head *head, struct function_key *key)
 {
-	struct stack_layout *l = at->layout;
-	struct op_array_place place = {};
+	struct stack_layout *layout = context->layout;
+	struct op_array_source source = {};
 
 	key->name = head->name;
 	key->scope = head->scope;
-	key->request = at->worker->request.started_ns;
-	key->pid = at->pid;
+	key->request = context->worker->request.started_ns;
+	key->pid = context->pid;
 	if (head->type == FUNCTION_INTERNAL) {
 		key->body = function;
 		return 0;
 	}
 	if (head->type != FUNCTION_USER && head->type != FUNCTION_EVAL)
 		return -1;
-	key->body = user_u64(function + l->opcodes);
-	if (read_user(&place, sizeof(place), function + l->filename) || !place.file)
+	key->body = user_u64(function + layout->opcodes);
+	if (read_user(&source, sizeof(source), function + layout->filename) || !source.file)
 		return -1;
-	key->file = place.file;
-	key->line_start = place.line_start;
+	key->file = source.file;
+	key->line_start = source.line_start;
 	return 0;
 }
 
-/* The id of a function, whose names are sent if that was not yet done in this request; 0 if it has none. */
-static __always_inline u64 function_id(struct event_context *at, struct function_head *head,
+/* The id of a function, whose names are sent first if they are new in this request; 0 if that failed. */
+static __always_inline u64 function_id(struct event_context *context, struct function_head *head,
 				       struct function_key *key)
 {
-	struct function_event *event = &at->stacks->function;
-	u32 *flags = &at->stacks->stack.flags;
+	struct function_event *event = &context->stacks->function;
+	u32 *flags = &context->stacks->stack.flags;
 	u64 *known, id, class_name;
 	int bad = 0;
 
@@ -227,10 +241,10 @@ static __always_inline u64 function_id(struct event_context *at, struct function
 		return 0;
 	}
 	event->kind = EVENT_FUNCTION;
-	event->pid = at->pid;
-	event->nth = at->nth;
-	at->stacks->functions++;
-	id = at->stacks->functions;
+	event->pid = context->pid;
+	event->nth = context->nth;
+	context->stacks->functions++;
+	id = context->stacks->functions;
 	event->id = id;
 	if (stack_events.ringbuf_output(event, sizeof(*event), NO_WAKEUP)) {
 		*flags |= STACK_LOST;
@@ -240,19 +254,20 @@ static __always_inline u64 function_id(struct event_context *at, struct function
 	return id;
 }
 
-/* Fills in a frame of the stack that is being sent; what is wrong with it goes to the stack's flags. */
-static __always_inline void fill_frame(struct event_context *at, struct frame *frame,
-				       struct call *c, u32 known_line)
+/* Fills in a frame of the stack that is being sent; sets the stack's flags if the frame is malformed or lost. */
+static __always_inline void fill_frame(struct event_context *context, struct frame *frame,
+				       struct execute_data *call, u32 known_line)
 {
-	u32 *flags = &at->stacks->stack.flags;
+	u32 *flags = &context->stacks->stack.flags;
 	struct function_key key = {};
 	struct function_head head;
 
 	frame->function = 0;
 	frame->line = 0;
-	if (!c->function)
+	if (!call->function)
 		return;
-	if (read_user(&head, sizeof(head), c->function) || key_of(at, c->function, &head, &key)) {
+	if (read_user(&head, sizeof(head), call->function) ||
+	    key_of(context, call->function, &head, &key)) {
 		*flags |= STACK_CORRUPT;
 		return;
 	}
@@ -262,91 +277,94 @@ static __always_inline void fill_frame(struct event_context *at, struct frame *f
 	} else if (known_line) {
 		frame->line = known_line;
 	} else {
-		frame->line = line_of(at->layout, c->function, c->opline);
+		frame->line = line_of(context->layout, call->function, call->opline);
 	}
-	frame->function = function_id(at, &head, &key);
+	frame->function = function_id(context, &head, &key);
 }
 
 /*
- * Walks the stack once more, and sends it; -1 if that could not be done. Flags are kept in memory,
- * where the verifier does not follow them: in registers they made it see a million states.
+ * Walks the stack from the call at `at` once more, and sends it; returns 0, or < 0 if it could not be
+ * sent. Flags are kept in map memory, where the verifier does not track them: in registers they made
+ * it see a million states (Linux 6.18).
  */
-static __always_inline int send_stack(struct event_context *at, u64 call, u64 hash, u32 top_line)
+static __always_inline int send_stack(struct event_context *context, u64 at, u64 hash, u32 top_line)
 {
-	struct stack_event *event = &at->stacks->stack;
+	struct stack_event *event = &context->stacks->stack;
 	u32 bytes, depth = 0;
-	struct call c;
+	struct execute_data call;
 	int i;
 
 	event->flags = 0;
 	for (i = 0; i < DEPTH_MAX; i++) {
-		if (!call || event->flags)
+		if (!at || event->flags)
 			break;
 		depth = i + 1;
-		if (read_user(&c, sizeof(c), call)) {
+		if (read_user(&call, sizeof(call), at)) {
 			event->flags |= STACK_CORRUPT;
 			event->frames[i].function = 0;
 			break;
 		}
-		call = c.previous;
-		look_through(at->layout, &c);
-		fill_frame(at, &event->frames[i], &c, i == 0 ? top_line : 0);
+		at = call.previous;
+		look_through(context->layout, &call);
+		fill_frame(context, &event->frames[i], &call, i == 0 ? top_line : 0);
 	}
 	if (event->flags & STACK_LOST)
 		return -1;
-	if (call && !event->flags)
+	if (at && !event->flags)
 		event->flags = STACK_TRUNCATED;
 	event->kind = EVENT_STACK;
-	event->pid = at->pid;
-	event->nth = at->nth;
+	event->pid = context->pid;
+	event->nth = context->nth;
 	event->hash = hash;
 	event->depth = depth;
 	bytes = offsetof(struct stack_event, frames) + depth * sizeof(struct frame);
-	if (bytes > sizeof(*event))
+	if (bytes > sizeof(*event)) /* never; for the verifier */
 		bytes = sizeof(*event);
 	return stack_events.ringbuf_output(event, bytes, NO_WAKEUP);
 }
 
 /*
- * The hash of what the worker's PHP is doing now, which user space knows, or will when it comes to
- * it. `opline_register` and `call_register` are r15 and r14, 0 if not to be heeded: the interpreter
- * writes the innermost frame's opline to memory only before it calls something (Zend/zend_vm_opcodes.h:
- * ZEND_VM_KIND_HYBRID).
+ * Hash of the current PHP stack. If it is new in this request, the stack is sent first.
+ *
+ * `at_register` and `opline_register` are REG_EXECUTE_DATA and REG_OPLINE, 0 if the caller does not know
+ * them: the interpreter writes the innermost frame's opline to memory only before it calls something
+ * (Zend/zend_vm_opcodes.h: ZEND_VM_KIND_HYBRID). In a clock sample the opline in memory may be old; the
+ * register has the right one if the other register says that the interpreter runs this very call.
  */
-static __always_inline u64 stack_now(struct event_context *at, u64 call_register,
+static __always_inline u64 stack_now(struct event_context *context, u64 at_register,
 				     u64 opline_register)
 {
 	struct function_head head = {};
 	struct stack_key key = {};
-	u64 call, function, hash;
+	u64 at, function, hash;
 	bool internal = false;
 	u32 line = 0, one = 1;
 
-	if (!at->stacks)
+	if (!context->stacks)
 		return HASH_THREAD;
-	call = user_u64(at->worker->bias + at->layout->current_execute_data);
-	if (!call)
+	at = user_u64(context->worker->bias + context->layout->current_execute_data);
+	if (!at)
 		return HASH_NO_PHP;
-	function = user_u64(call + offsetof(struct call, function));
+	function = user_u64(at + offsetof(struct execute_data, function));
 	if (function) {
 		/*
-		 * An internal function has no opline: what stands there is left from another call.
+		 * An internal function has no opline: the one in its frame was left by another call.
 		 * It may be EG(trampoline), by which all methods of FFI are called: each has its name.
 		 */
 		read_user(&head, sizeof(head), function);
 		internal = head.type == FUNCTION_INTERNAL;
-		if (!internal && call_register == call)
-			line = line_of(at->layout, function, opline_register);
+		if (!internal && at_register == at)
+			line = line_of(context->layout, function, opline_register);
 	}
-	at->stacks->top.instead = internal ? head.name : line;
-	at->stacks->top.known = internal || line;
-	hash = hash_of(at->layout, call, &at->stacks->top);
+	context->stacks->top.instead = internal ? head.name : line;
+	context->stacks->top.known = internal || line;
+	hash = hash_of(context->layout, at, &context->stacks->top);
 	key.hash = hash;
-	key.request = at->worker->request.started_ns;
-	key.pid = at->pid;
+	key.request = context->worker->request.started_ns;
+	key.pid = context->pid;
 	if (sent_stacks.lookup(&key))
 		return hash;
-	if (send_stack(at, call, hash, line)) {
+	if (send_stack(context, at, hash, line)) {
 		count_lost(LOST_STACKS);
 		return HASH_LOST;
 	}
@@ -354,125 +372,119 @@ static __always_inline u64 stack_now(struct event_context *at, u64 call_register
 	return hash;
 }
 
-/* A sampled page fault of a watched process: perf's software event PAGE_FAULTS, user's and kernel's. */
+/* perf's software event PAGE_FAULTS in a traced process: one in `every` page faults, user's and kernel's. */
 int on_fault(struct bpf_perf_event_data *ctx)
 {
-	struct sampling_config *each;
-	struct event_context at;
+	struct sampling_config *config;
+	struct event_context context;
 	u32 zero = 0;
 
-	if (!enter(&at))
+	if (!enter(&context))
 		return 0;
-	each = sampling_config.lookup(&zero);
-	if (each)
-		add(&at, METRIC_RSS, stack_now(&at, 0, 0), each->fault_bytes);
-	leave(&at);
+	config = sampling_config.lookup(&zero);
+	if (config)
+		add(&context, METRIC_RSS, stack_now(&context, 0, 0), config->fault_bytes);
+	leave(&context);
 	return 0;
 }
 
-/* perf's software event CPU_CLOCK, in a watched process: what has become of Zend's heap since the last. */
+/* perf's software event CPU_CLOCK in a traced process: the change of Zend's heap since the last sample. */
 int on_clock(struct bpf_perf_event_data *ctx)
 {
-	struct event_context at;
+	struct event_context context;
 	s64 size, change;
 
-	if (!enter(&at))
+	if (!enter(&context))
 		return 0;
-	if (at.stacks && at.worker->heap &&
-	    at.worker->request.flags & REQUEST_SCRIPT_END_NOT_SEEN) {
-		size = user_u64(at.worker->heap + at.layout->heap_size);
-		change = size - at.stacks->zend_last;
-		at.stacks->zend_last = size;
+	if (context.stacks && context.worker->heap &&
+	    context.worker->request.flags & REQUEST_SCRIPT_END_NOT_SEEN) {
+		size = user_u64(context.worker->heap + context.layout->heap_size);
+		change = size - context.stacks->zend_last;
+		context.stacks->zend_last = size;
 		if (change)
-			add(&at, METRIC_ZEND, stack_now(&at, ctx->regs.r14, ctx->regs.r15), change);
+			add(&context, METRIC_ZEND,
+			    stack_now(&context, ctx->regs.REG_EXECUTE_DATA, ctx->regs.REG_OPLINE),
+			    change);
 	}
-	leave(&at);
+	leave(&context);
 	return 0;
 }
 
-static __always_inline bool failed(u64 result)
-{
-	return result >= (u64)-MAX_ERRNO;
-}
-
-static __always_inline void send_call(struct event_context *at, struct memory_call_event *event)
+static __always_inline void send_call(struct event_context *context,
+				      struct memory_call_event *event)
 {
 	event->kind = EVENT_MEMORY_CALL;
-	event->pid = at->pid;
-	event->nth = at->nth;
-	event->script_ended = !(at->worker->request.flags & REQUEST_SCRIPT_END_NOT_SEEN);
+	event->pid = context->pid;
+	event->nth = context->nth;
+	event->script_ended = !(context->worker->request.flags & REQUEST_SCRIPT_END_NOT_SEEN);
 	if (stack_events.ringbuf_output(event, sizeof(*event), NO_WAKEUP))
 		count_lost(LOST_GROWTH);
 }
 
-static __always_inline void on_call(u32 call, u32 where, u64 address, u64 bytes, u64 to,
-				    u64 to_bytes)
+/* `where` is the place this program counts at: enum calls. */
+static __always_inline void memory_call(u32 call, u32 where, u64 address, u64 bytes, u64 to,
+					u64 to_bytes)
 {
 	struct memory_call_event event = {.call = call};
-	struct event_context at;
+	struct event_context context;
 
-	if (!enter(&at))
+	if (!enter(&context))
 		return;
-	if (at.worker->calls == where) {
-		event.address = call == CALL_BRK ? at.worker->brk_before : address;
+	if (context.worker->calls == where) {
+		event.address = call == CALL_BRK ? context.worker->brk_before : address;
 		event.bytes = bytes;
 		event.to = to;
 		event.to_bytes = to_bytes;
 		if (call != CALL_MUNMAP)
-			event.hash = stack_now(&at, 0, 0);
-		send_call(&at, &event);
+			event.hash = stack_now(&context, 0, 0);
+		send_call(&context, &event);
 	}
-	leave(&at);
+	leave(&context);
 }
 
-/* As in request.bpf.c: behind the `syscall` instruction of libc's wrappers. */
+/* These four sit where their twins of request.bpf.c do: behind the `syscall` instruction of libc's wrappers. */
 int on_mmap(struct pt_regs *ctx)
 {
 	if (!failed(PT_REGS_RC(ctx)))
-		on_call(CALL_MMAP, CALLS_IN_LIBC, PT_REGS_RC(ctx), PT_REGS_PARM2(ctx), 0, 0);
+		memory_call(CALL_MMAP, CALLS_IN_LIBC, PT_REGS_RC(ctx), PT_REGS_PARM2(ctx), 0, 0);
 	return 0;
 }
 
 int on_munmap(struct pt_regs *ctx)
 {
 	if (!failed(PT_REGS_RC(ctx)))
-		on_call(CALL_MUNMAP, CALLS_IN_LIBC, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), 0, 0);
+		memory_call(CALL_MUNMAP, CALLS_IN_LIBC, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), 0,
+			    0);
 	return 0;
 }
 
 int on_mremap(struct pt_regs *ctx)
 {
 	if (!failed(PT_REGS_RC(ctx)))
-		on_call(CALL_MREMAP, CALLS_IN_LIBC, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx),
-			PT_REGS_RC(ctx), PT_REGS_PARM3(ctx));
+		memory_call(CALL_MREMAP, CALLS_IN_LIBC, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx),
+			    PT_REGS_RC(ctx), PT_REGS_PARM3(ctx));
 	return 0;
 }
 
 int on_brk(struct pt_regs *ctx)
 {
-	on_call(CALL_BRK, CALLS_IN_LIBC, 0, 0, PT_REGS_RC(ctx), 0);
+	memory_call(CALL_BRK, CALLS_IN_LIBC, 0, 0, PT_REGS_RC(ctx), 0);
 	return 0;
 }
 
-/* arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18 */
-#define SYS_MMAP 9
-#define SYS_MUNMAP 11
-#define SYS_BRK 12
-#define SYS_MREMAP 25
-
-/* The fallback, as in request.bpf.c. */
+/* The fallback where libc's wrappers have another form, as in request.bpf.c. */
 int on_syscall_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 from = ctx->args[0], result = ctx->args[1], number;
 	u64 address, to = 0, to_bytes = 0;
 	u32 call;
 
-	number = kernel_u64(from + offsetof(struct pt_regs, orig_ax));
+	number = kernel_u64(from + offsetof(struct pt_regs, REG_SYSCALL_NUMBER));
 	if (number != SYS_MMAP && number != SYS_MUNMAP && number != SYS_BRK && number != SYS_MREMAP)
 		return 0;
 	if (failed(result))
 		return 0;
-	address = kernel_u64(from + offsetof(struct pt_regs, di));
+	address = kernel_u64(from + offsetof(struct pt_regs, REG_SYSCALL_ARG1));
 	if (number == SYS_MMAP) {
 		call = CALL_MMAP;
 		address = result;
@@ -481,23 +493,23 @@ int on_syscall_exit(struct bpf_raw_tracepoint_args *ctx)
 	} else {
 		call = number == SYS_BRK ? CALL_BRK : CALL_MREMAP;
 		to = result;
-		to_bytes = kernel_u64(from + offsetof(struct pt_regs, dx));
+		to_bytes = kernel_u64(from + offsetof(struct pt_regs, REG_SYSCALL_ARG3));
 	}
-	on_call(call, CALLS_IN_KERNEL, address, kernel_u64(from + offsetof(struct pt_regs, si)), to,
-		to_bytes);
+	memory_call(call, CALLS_IN_KERNEL, address,
+		    kernel_u64(from + offsetof(struct pt_regs, REG_SYSCALL_ARG2)), to, to_bytes);
 	return 0;
 }
 
-/* The end of php_request_shutdown(): what was summed up of the request goes out. */
+/* The end of php_request_shutdown(): sends what the slots hold of the request. */
 int on_end(struct pt_regs *ctx)
 {
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
-	struct worker_stacks *s = worker_stacks.lookup(&pid);
+	struct worker_stacks *stacks = worker_stacks.lookup(&pid);
 
-	if (s) {
-		*(volatile u32 *)&s->busy = 1;
-		flush(pid, s);
-		*(volatile u32 *)&s->busy = 0;
+	if (stacks) {
+		*(volatile u32 *)&stacks->busy = 1;
+		flush(pid, stacks);
+		*(volatile u32 *)&stacks->busy = 0;
 	}
 	return 0;
 }
@@ -507,15 +519,15 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 pid = id >> 32;
-	struct worker_stacks *s;
+	struct worker_stacks *stacks;
 
 	if (pid != (u32)id)
 		return 0;
-	s = worker_stacks.lookup(&pid);
-	if (!s)
+	stacks = worker_stacks.lookup(&pid);
+	if (!stacks)
 		return 0;
-	*(volatile u32 *)&s->busy = 1;
-	flush(pid, s);
+	*(volatile u32 *)&stacks->busy = 1;
+	flush(pid, stacks);
 	worker_stacks.delete(&pid);
 	return 0;
 }

@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
- * What growth.bpf.c and tracer/backends/stackwire.py both know; the rules are those of request_events.h.
+ * What growth.bpf.c shares with tracer/backends/records/stack_structs.py; the rules are those of
+ * request_events.h.
  *
- * A stack is sent once a request, by a hash that growth then refers to; before it, once a request,
- * the functions in it.
+ * Once a request, a stack is sent with its hash, to which growth then refers; before the stack, also
+ * once a request, the functions in it.
  */
-#ifndef PHPTRACE_STACKWIRE_H
-#define PHPTRACE_STACKWIRE_H
+#ifndef PHPTRACE_GROWTH_EVENTS_H
+#define PHPTRACE_GROWTH_EVENTS_H
 
-#define NAME_MAX_BYTES 128 /* of a function's or class's name kept, NUL included: the beginning */
-#define FILE_MAX_BYTES 256 /* of a file's path kept, NUL included: the end */
-#define GROWTH_SLOTS                                                                               \
-	64 /* different stacks of a request that are summed up in the kernel at a time */
+#define NAME_MAX_BYTES 128 /* a function's or class's name and NUL; its beginning is kept */
+#define FILE_MAX_BYTES 256 /* a file's path and NUL; its end is kept */
+#define GROWTH_SLOTS 64 /* stacks of a request whose bytes the kernel adds up at a time */
 
 #ifndef DEPTH_MAX
-#define DEPTH_MAX 128 /* frames of a stack that are kept, from the innermost; set by the loader */
+#define DEPTH_MAX 128 /* frames of a stack, from the innermost; set by the loader */
 #endif
 
-/* What stands first in every record of the ring `stack_events`. */
+/* The first word of every record of the ring `stack_events`. */
 enum stack_event_kind {
 	EVENT_FUNCTION = 1,
 	EVENT_STACK = 2,
@@ -28,7 +28,7 @@ enum stack_event_kind {
 enum metric {
 	METRIC_RSS = 1, /* page faults */
 	METRIC_MAPPED = 2, /* mmap, munmap, mremap, brk */
-	METRIC_ZEND = 3, /* zend_mm_heap.size, looked at now and then */
+	METRIC_ZEND = 3, /* zend_mm_heap.size, sampled */
 };
 
 /* zend_function.type: Zend/zend_compile.h, PHP 7.0 to 8.6 */
@@ -52,7 +52,7 @@ struct function_event {
 	__u32 pid;
 	__u32 nth; /* the request in which it was seen */
 	__u32 type; /* enum function_type */
-	__u64 id; /* what frames of this worker's stacks refer to */
+	__u64 id; /* struct frame.function refers to it */
 	__u32 flags; /* enum function_flag */
 	__u32 line_start;
 	char name[NAME_MAX_BYTES]; /* NUL-terminated, as the others */
@@ -67,10 +67,9 @@ struct frame {
 };
 
 enum stack_flag {
-	STACK_TRUNCATED = 1 << 0, /* there is more below */
-	STACK_CORRUPT = 1 << 1, /* what is below could not be made sense of */
-	STACK_LOST =
-		1 << 2, /* a function in it could not be sent; such a stack is not sent either */
+	STACK_TRUNCATED = 1 << 0, /* there are more frames below */
+	STACK_CORRUPT = 1 << 1, /* the frames below are malformed */
+	STACK_LOST = 1 << 2, /* a function in it could not be sent; nor is the stack then */
 };
 
 struct stack_event {
@@ -84,11 +83,11 @@ struct stack_event {
 	struct frame frames[DEPTH_MAX];
 };
 
-/* A stack's hash where there is none. */
+/* The hash of growth that has no stack. */
 #define HASH_NO_PHP 0 /* no PHP code was running */
 #define HASH_THREAD 1 /* it was not the worker's main thread */
 #define HASH_LOST 2 /* it could not be sent */
-#define HASHES_RESERVED 16
+#define HASHES_RESERVED 16 /* stacks have hashes from here */
 
 struct growth_event {
 	__u32 kind; /* EVENT_GROWTH */
@@ -113,16 +112,16 @@ struct memory_call_event {
 	__u32 pid;
 	__u32 nth;
 	__u32 call; /* enum memory_call */
-	__u64 hash; /* HASH_NO_PHP for munmap: whoever mapped it is netted */
+	__u64 hash; /* HASH_NO_PHP for munmap: it is taken off the stack that mapped it */
 	__u64 address;
 	__u64 bytes;
 	__u64 to; /* CALL_MREMAP: where it is now */
 	__u64 to_bytes;
-	__u32 script_ended; /* the script was over: PHP was cleaning up */
+	__u32 script_ended; /* 1 = the script was over: PHP was cleaning up */
 	__u32 pad;
 };
 
-/* Bytes that are summed up for one stack before they are sent. */
+/* Bytes of one stack and metric, added up before they are sent. */
 struct growth_slot {
 	__u64 hash;
 	__s64 bytes;
@@ -130,19 +129,22 @@ struct growth_slot {
 	__u32 samples;
 };
 
-/* The innermost frame, by what stands for its opline where that would mislead. */
+/* What stands for the opline of the innermost frame in the hash, where the opline in memory misleads. */
 struct top_frame {
-	__u64 instead; /* its line, or the name of an internal function */
-	__u64 known; /* 0 = the opline is right */
+	__u64 instead; /* its line, or the address of an internal function's name */
+	__u64 known; /* 0 = use the opline in memory */
 };
 
-/* What is kept of a worker, keyed by tgid; the records are built here, since a worker runs one program at a time. */
+/*
+ * The state of one worker, keyed by tgid. The records are built here, since a worker runs one program at
+ * a time, and they are too large for a program's 512 bytes of stack.
+ */
 struct worker_stacks {
 	__u32 nth; /* the request the rest is about */
-	__u32 busy; /* a program is at work here: a clock sample that interrupts it has to wait */
-	__u32 dirty; /* some slot is in use */
+	__u32 busy; /* 1 = a program is running on this; a clock sample that interrupts it is skipped */
+	__u32 dirty; /* 1 = some slot is in use */
 	__u32 pad;
-	__u64 functions; /* ids given out */
+	__u64 functions; /* ids assigned so far */
 	__u64 zend_last; /* zend_mm_heap.size at the last sample; it is 0 when a request starts */
 	struct growth_slot slots[GROWTH_SLOTS];
 	struct top_frame top;
@@ -150,7 +152,7 @@ struct worker_stacks {
 	struct stack_event stack;
 };
 
-/* Where a PHP binary keeps its stack. Index: struct worker.binary. */
+/* Where a PHP binary keeps its stack, indexed by struct worker.binary. */
 struct stack_layout {
 	__u64 current_execute_data; /* link address of EG(current_execute_data); 0 = unknown */
 	__u32 heap_size; /* offset in zend_mm_heap */
@@ -161,17 +163,16 @@ struct stack_layout {
 	__u32 volatile_calls; /* bits of This.u1.type_info whose function may be freed within a request */
 };
 
-/* How to weigh. */
 struct sampling_config {
-	__u64 fault_bytes; /* what one sampled page fault stands for */
+	__u64 fault_bytes; /* bytes that one sampled page fault stands for */
 };
 
-/* Index into stacks_lost. */
-enum stacks_loss {
-	LOST_GROWTH =
-		0, /* events whose bytes are missing: the ring or the table of workers was full */
-	LOST_STACKS =
-		1, /* stacks or functions that could not be sent: their bytes are under [stack lost] */
+/* Index into the map `lost_stacks`. */
+enum lost_stacks {
+	/* events whose bytes are missing: the ring or the table of workers was full */
+	LOST_GROWTH = 0,
+	/* stacks or functions that could not be sent: their bytes are under [stack lost] */
+	LOST_STACKS = 1,
 	LOST_STACK_KINDS = 2,
 };
 

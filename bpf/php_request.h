@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
- * What a request is: script, uri and method out of PHP's FastCGI environment, or, where that does not
- * say, out of SG(request_info).
+ * Script, uri and method of a request, from PHP's FastCGI environment; from SG(request_info) where
+ * that has none. No maps, no policy.
  */
-#ifndef PHPTRACE_FASTCGI_H
-#define PHPTRACE_FASTCGI_H
+#ifndef PHPTRACE_PHP_REQUEST_H
+#define PHPTRACE_PHP_REQUEST_H
 
-#include "memory.h"
+#include "request_events.h"
+#include "read.h"
 
 /* fcgi_hash_bucket: main/fastcgi.c, PHP 7.4 to 8.2. */
 struct bucket {
@@ -20,7 +21,7 @@ struct bucket {
 	u64 list_next;
 };
 
-/* A name of up to 16 bytes as two zero-padded words, and its FCGI_HASH_FUNC. */
+/* A name of up to 15 bytes as two zero-padded words, and its FCGI_HASH_FUNC. */
 struct env_name {
 	u64 low;
 	u64 high;
@@ -50,6 +51,7 @@ static __always_inline bool find_env(u64 table, const struct env_name *wanted, s
 		if (b->hash == wanted->hash && b->name_bytes == wanted->bytes) {
 			name[0] = 0;
 			name[1] = 0;
+			/* For the verifier: names have at most 15 bytes; 16 would become 0 here. */
 			if (!read_user(name, wanted->bytes & 15, b->name) &&
 			    name[0] == wanted->low && name[1] == wanted->high)
 				return true;
@@ -113,7 +115,7 @@ static __always_inline void read_uri(struct worker *w, struct php_binary *php, u
 	u64 text;
 	int n;
 
-	if (offset > SCRIPT_MAX)
+	if (offset > SCRIPT_MAX) /* never; for the verifier */
 		return;
 	if (table && find_env(table, &request_uri, &b)) {
 		r->uri_bytes = b.value_bytes;

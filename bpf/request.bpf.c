@@ -2,22 +2,37 @@
 /*
  * Request boundaries, memory calls, and the birth and death of workers.
  *
- * One event a request. A worker's entry in `workers` is found by tgid, filled at the boundaries and
+ * One record a request. A worker's entry in `workers` is found by tgid, filled at the boundaries and
  * submitted at the end; processes without an entry leave at the first lookup. No addresses or
- * offsets are compiled in: a binary's are in `php_binaries`, the kernel's in `layout`.
+ * offsets are compiled in: a binary's are in `php_binaries`, the kernel's in `kernel_layout`.
+ *
+ * A request, in time; the programs and the fields of struct request that they write:
+ *
+ *   on_startup      entry of php_request_startup()    pid, nth, started_ns, *_before, the strings
+ *   on_mmap …       behind libc's system calls        map_*, unmap_*, brk_calls, anon_peak
+ *   on_exit_call    zend_throw_unwind_exit()          REQUEST_EXITED
+ *   on_script_end   entry of php_request_shutdown()   zend_used_end, memory_limit, REQUEST_FATAL
+ *   on_teardown     entry of zend_mm_shutdown()       anon_end, zend_*peak, zend_real_end, status
+ *   on_end          end of php_request_shutdown()     *_after, brk_bytes, ended_ns, cpu_ns, faults; submits
+ *
+ * Workers: on_fork enters a master's child and sends EVENT_BORN; its first on_startup sends EVENT_TITLED;
+ * on_exit sends EVENT_DIED, after the request that was cut off; on_exec sends EVENT_EXECED for a master.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
-#include "memory.h"
+#include "arch.h"
+#include "common.h"
+#include "read.h"
+#include "rss.h"
 #include "php_request.h"
 
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
 /* Filled by native.bpf.c. */
 BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 BPF_ARRAY(php_binaries, struct php_binary, PHP_BINARIES_MAX);
-BPF_ARRAY(layout, struct kernel, 1);
+BPF_ARRAY(kernel_layout, struct kernel, 1);
 BPF_ARRAY(lost, u64, LOST_KINDS);
-BPF_ARRAY(blank, struct worker, 1);
+BPF_ARRAY(blank_worker, struct worker, 1);
 BPF_ARRAY(self_check, struct self_check, 1);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 
@@ -25,10 +40,6 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
 
-/* BPF_RB_NO_WAKEUP: the reader comes by on a timer; waking it would cost the worker 15 us. */
-#define NO_WAKEUP 1
-#define MAX_ERRNO 4095
-#define offsetof(type, member) __builtin_offsetof(type, member)
 /* E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h */
 #define E_FATAL_ERRORS (1 | 4 | 16 | 64 | 256 | 4096)
 
@@ -67,10 +78,10 @@ static __always_inline struct kernel *the_kernel(void)
 {
 	u32 zero = 0;
 
-	return layout.lookup(&zero);
+	return kernel_layout.lookup(&zero);
 }
 
-/* One more exact look at anon, for the request's peak; returns it, in bytes, or 0. */
+/* Samples anon, exactly, for the request's peak; returns it, in bytes, or 0 if it cannot be read. */
 static __always_inline s64 sample_anon(struct worker *w)
 {
 	struct kernel *k = the_kernel();
@@ -94,7 +105,7 @@ static __always_inline void submit(struct worker *w)
 {
 	u32 bytes = sizeof(struct request) + w->request.script_stored + w->request.uri_stored;
 
-	if (bytes > sizeof(struct request) + SCRIPT_MAX + URI_MAX)
+	if (bytes > sizeof(struct request) + SCRIPT_MAX + URI_MAX) /* never; for the verifier */
 		bytes = sizeof(struct request) + SCRIPT_MAX + URI_MAX;
 	if (events.ringbuf_output(&w->request, bytes, NO_WAKEUP))
 		count_lost(LOST_REQUESTS);
@@ -165,7 +176,7 @@ int on_startup(struct pt_regs *ctx)
 	mm = kernel_u64(task + k->task_mm);
 
 	if (w->in_request) {
-		/* Its end was missed: when tracing ends, the probe on it may be the first to go. */
+		/* Its end was missed: when tracing ends, the probe on the end may be closed first. */
 		r->flags |= REQUEST_END_NOT_SEEN | REQUEST_DETACHED;
 		r->ended_ns = bpf_ktime_get_ns();
 		submit(w);
@@ -229,9 +240,9 @@ int on_exit_call(struct pt_regs *ctx)
 }
 
 /*
- * Whether the script has been ended by an error: php_error_cb() then sets EG(exit_status) to 255
- * (main/main.c, PHP 8.2). The status is reset when a script is run, the error's type never, so both
- * may be an earlier request's; the caller has to know that they are not.
+ * True if an error has ended the script: php_error_cb() then sets EG(exit_status) to 255 (main/main.c,
+ * PHP 8.2). The status is reset when a script is run, the error's type never, so both may be an earlier
+ * request's; the caller has to know that they are not.
  */
 static __always_inline bool ended_by_error(struct worker *w, struct php_binary *php,
 					   s32 exit_status)
@@ -308,7 +319,7 @@ int on_teardown(struct pt_regs *ctx)
 	return 0;
 }
 
-/* What can be said of a request that is over, one way or the other. */
+/* The figures of a request that is over, by its end or its worker's death. */
 static __always_inline void close_request(struct worker *w, struct kernel *k, u64 task)
 {
 	struct request *r = &w->request;
@@ -320,7 +331,7 @@ static __always_inline void close_request(struct worker *w, struct kernel *k, u6
 	r->major_faults = kernel_u64(task + k->task_maj_flt) - w->major_before;
 }
 
-/* The end of php_request_shutdown(): Zend has given back what it gives back. */
+/* The end of php_request_shutdown(): Zend has freed what it frees. */
 int on_end(struct pt_regs *ctx)
 {
 	struct worker *w = this_worker();
@@ -372,11 +383,6 @@ int on_end(struct pt_regs *ctx)
  * The four below sit on the conditional jump behind the `syscall` instruction in libc's wrappers:
  * the result and the arguments are still in registers there.
  */
-static __always_inline bool failed(u64 result)
-{
-	return result >= (u64)-MAX_ERRNO;
-}
-
 static __always_inline u64 whole_pages(u64 bytes)
 {
 	struct kernel *k = the_kernel();
@@ -439,12 +445,6 @@ int on_brk(struct pt_regs *ctx)
 	return 0;
 }
 
-/* arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18 */
-#define SYS_MMAP 9
-#define SYS_MUNMAP 11
-#define SYS_BRK 12
-#define SYS_MREMAP 25
-
 /*
  * The fallback where libc's wrappers have another form: every system call of every process passes
  * here. TP_PROTO(struct pt_regs *regs, long ret): include/trace/events/syscalls.h
@@ -455,26 +455,27 @@ int on_syscall_exit(struct bpf_raw_tracepoint_args *ctx)
 	u64 number, from = ctx->args[0];
 	struct worker *w;
 
-	number = kernel_u64(from + offsetof(struct pt_regs, orig_ax));
+	number = kernel_u64(from + offsetof(struct pt_regs, REG_SYSCALL_NUMBER));
 	if (number != SYS_MMAP && number != SYS_MUNMAP && number != SYS_BRK && number != SYS_MREMAP)
 		return 0;
 	w = request_counted(CALLS_IN_KERNEL);
 	if (!w || failed(ctx->args[1]) || bpf_probe_read_kernel(&regs, sizeof(regs), (void *)from))
 		return 0;
 	if (number == SYS_MMAP)
-		count_call(w, regs.si, 0);
+		count_call(w, regs.REG_SYSCALL_ARG2, 0);
 	else if (number == SYS_MUNMAP)
-		count_call(w, 0, regs.si);
+		count_call(w, 0, regs.REG_SYSCALL_ARG2);
 	else if (number == SYS_MREMAP)
-		count_call(w, regs.dx, regs.si);
+		count_call(w, regs.REG_SYSCALL_ARG3, regs.REG_SYSCALL_ARG2);
 	else
 		count_brk(w);
 	return 0;
 }
 
 /*
- * On task:task_rename, which hardly anybody ever fires; the loader does, by renaming itself to its
- * own name. TP_PROTO(struct task_struct *task, const char *comm): include/trace/events/task.h
+ * On task:task_rename, which hardly any process ever fires; the loader does, by renaming itself to its
+ * own name, and is then measured.
+ * TP_PROTO(struct task_struct *task, const char *comm): include/trace/events/task.h
  */
 int on_rename(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -517,7 +518,7 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 	event.pid = kernel_u32(child + k->task_tgid);
 	if (event.pid != kernel_u32(child + k->task_pid))
 		return 0;
-	born = blank.lookup(&zero);
+	born = blank_worker.lookup(&zero);
 	if (!born)
 		return 0;
 	workers.update(&event.pid, born);

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
- * What the BPF programs and tracer/backends/wire.py both know. Every field has a fixed width and
- * every hole is named, so that the layout is the same for every compiler; a unit test compiles this
- * file and compares each offset with the Python side.
+ * What the BPF programs share with tracer/backends/records/request_structs.py. Every field has a fixed
+ * width and every hole is named, so that the layout is the same for every compiler; a unit test
+ * compiles this file and compares each offset with the Python side.
  *
  * Bytes unless the comment says else. Times are CLOCK_MONOTONIC nanoseconds.
  */
-#ifndef PHPTRACE_WIRE_H
-#define PHPTRACE_WIRE_H
+#ifndef PHPTRACE_REQUEST_EVENTS_H
+#define PHPTRACE_REQUEST_EVENTS_H
 
 #define SCRIPT_MAX 1024 /* bytes of SCRIPT_FILENAME kept; the full length is always known */
 #define URI_MAX 2048 /* bytes of REQUEST_URI kept; the full length is always known */
@@ -23,7 +23,7 @@
 #define POSSIBLE_CPUS 2 /* set by the loader: how many per-CPU counters to sum */
 #endif
 
-/* What stands first in every record of the ring. */
+/* The first word of every record of the ring `events`. */
 enum event_kind {
 	EVENT_REQUEST = 1,
 	EVENT_BORN = 2, /* a watched master forked a worker */
@@ -32,7 +32,7 @@ enum event_kind {
 	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
 };
 
-/* struct request.flags: what could not be had, and how things ended. */
+/* struct request.flags: what could not be measured, and how the request ended. */
 enum request_flag {
 	REQUEST_START_NOT_SEEN = 1 << 0, /* was running when tracing began: only its end was seen */
 	REQUEST_END_NOT_SEEN = 1 << 1, /* the worker left in mid-request: no "after" */
@@ -63,16 +63,16 @@ struct request {
 	__u64 started_ns;
 	__u64 ended_ns;
 	__u64 cpu_ns; /* CPU time of the worker's main thread between start and end */
-	/* From here to major_faults in the order of the recording's columns: the reader copies them in one piece. */
+	/* From here to major_faults, in the order of the recording's columns: the reader copies them in one piece. */
 	__s64 anon_before;
-	__s64 anon_end; /* at entry of zend_mm_shutdown(): the script is over, Zend gave nothing back */
+	__s64 anon_end; /* at entry of zend_mm_shutdown(): the script is over, Zend has freed nothing */
 	__s64 anon_after;
 	__s64 file_before;
 	__s64 file_after;
 	__s64 shmem_before;
 	__s64 shmem_after;
 	__s64 anon_peak; /* highest of the exact samples taken */
-	/* Read in the worker's own memory, where anything may stand: signed, as what stores them is. */
+	/* Read in the worker's own memory, so untrusted: signed, as the columns that store them are. */
 	__s64 zend_used_end; /* at entry of php_request_shutdown() */
 	__s64 zend_peak; /* at entry of zend_mm_shutdown(), as real_peak and real_end */
 	__s64 zend_real_before;
@@ -140,19 +140,22 @@ enum calls {
 	CALLS_IN_KERNEL = 2,
 };
 
-/* A watched process, keyed by tgid. A fork copies the master's entry; absent means not ours. */
+/*
+ * A watched process, keyed by tgid. A fork of a master gets an entry of its own; a process without one
+ * is not traced.
+ */
 struct worker {
 	__u32 role;
 	__u32 binary; /* index into php_binaries */
-	__u32 in_request;
-	__u32 titled; /* user space knows its title */
+	__u32 in_request; /* 1 = a request is running */
+	__u32 titled; /* 1 = user space knows its title */
 	__u32 requests; /* begun under watch */
 	__u32 calls; /* enum calls */
 	__u32 pad;
-	__u32 stale_exit; /* EG(exit_status) was 255 when the script ended */
+	__u32 stale_exit; /* 1 = EG(exit_status) was 255 when the script ended */
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */
-	/* where the running request began, to be subtracted at its end */
+	/* at the start of the running request, to be subtracted at its end */
 	__u64 cpu_before_ns;
 	__u64 minor_before;
 	__u64 major_before;
@@ -165,7 +168,7 @@ struct worker {
 	char strings[SCRIPT_MAX + URI_MAX]; /* script, then uri, without gap */
 };
 
-/* What a PHP binary looks like: link addresses and structure offsets. 0 = unknown, where noted. */
+/* Link addresses and structure offsets of a PHP binary. 0 = unknown, where noted. */
 struct php_binary {
 	__u64 startup_site; /* where the probe on php_request_startup() sits */
 	__u64 heap_slot; /* alloc_globals.mm_heap; 0 = unknown */
@@ -229,8 +232,8 @@ struct kernel {
 };
 
 /*
- * A look at the loader's own process, to be compared with its /proc/self/status before any worker
- * is looked at; and, where the kernel does not list a symbol, some of its text to find it in.
+ * The loader's own process as the programs see it, which is compared with /proc/self before any worker
+ * is measured; and, if the kernel hides a symbol's address, some of its text to decode the address from.
  */
 struct self_check {
 	__u64 text_from; /* in: kernel address to copy from; 0 = nothing */
@@ -243,11 +246,11 @@ struct self_check {
 	__u8 text[512]; /* out */
 };
 
-/* Index into lost: what could not be delivered. */
-enum loss {
+/* Index into the map `lost`: what could not be delivered. */
+enum lost {
 	LOST_REQUESTS = 0, /* the ring was full */
 	LOST_PROCESS_EVENTS = 1, /* the ring was full */
-	LOST_WORKERS = 2, /* the table of workers was full: a worker was born unseen */
+	LOST_WORKERS = 2, /* the table of workers was full: a worker was born that is not traced */
 	LOST_KINDS = 3,
 };
 

@@ -11,7 +11,8 @@ import fastcgi
 import pytest
 from conftest import Fpm, Tracer, wait_for
 
-from tracer.backends.bpf.backend import _UPROBES_ON_PHP, BpfBackend
+from tracer.backends.bpf.attaching import UPROBES_ON_PHP
+from tracer.backends.bpf.backend import BpfBackend
 from tracer.facts import Note
 
 
@@ -180,9 +181,9 @@ def _busy(fpm: Fpm) -> bool:
 def test_a_request_whose_end_is_missed_is_told_when_the_next_begins(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(fpm.master))
     assert isinstance(tracer.backend, BpfBackend)
-    at = [name for name in _UPROBES_ON_PHP if name != "on_startup"].index("on_end")
-    php = len(tracer.backend._uprobes) - len(_UPROBES_ON_PHP)
-    os.close(tracer.backend._uprobes.pop(php + at))
+    at = [name for name in UPROBES_ON_PHP if name != "on_startup"].index("on_end")
+    php = len(tracer.backend._attachment.uprobes) - len(UPROBES_ON_PHP)
+    os.close(tracer.backend._attachment.uprobes.pop(php + at))
     fpm.get("hello.php", REQUEST_URI="/first")
     fpm.get("hello.php", REQUEST_URI="/second")
     (first,) = tracer.next()

@@ -101,7 +101,7 @@ def test_growth_of_a_request_that_ends_between_the_probes_on_its_end_is_given_ou
     client = _in_mid_request(fpm, tmp_path)
 
     # Detaching closes all probes at once, in whatever order; here that of the stacks is first.
-    os.close(tracer.backend._uprobes.pop())  # type: ignore[attr-defined]
+    os.close(tracer.backend._attachment.uprobes.pop())  # type: ignore[attr-defined]
     (fpm.folder / "go").touch()
     client.join()
     tracer.close()

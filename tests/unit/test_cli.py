@@ -15,9 +15,10 @@ from samples import COMPLETE, recording
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
-from tracer.backends import Choice, StackOptions
+from tracer.backends import StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.backends.bpf.requirements import unmet_requirements
+from tracer.backends.choose import Choice
 from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
 from tracer.commands.attaching import Plan, Session, finish

@@ -1,4 +1,4 @@
-"""Watches PHP workers and says what they did; the only part that needs privileges."""
+"""The interface of a backend, which watches PHP workers and reports what they did. Only backends need privileges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from tracer.errors import PhptraceError, UnsupportedError
 from tracer.facts import Fact
 
 if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
@@ -15,84 +14,53 @@ if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StackOptions:
-    """How call stacks are to be had."""
+    """How call stacks are sampled."""
 
     max_depth: int = 128  # frames, from the innermost
-    every: int = 16  # page faults a sample
-    hz: int = 999  # looks at Zend's heap, a second of CPU time
+    every: int = 16  # page faults per sample
+    hz: int = 999  # Zend heap samples per second of CPU time
 
 
 class Backend(Protocol):
-    """Watches PHP workers and says what they did.
+    """Watches PHP workers and reports what they did. One instance attaches once.
 
     Facts of one worker come in time order; workers may interleave. What could not be delivered
-    arrives as Loss. Workers forked later are included. Where stacks were asked for, the Growth of a
+    arrives as Loss. Workers forked later are included. If stacks were asked for, the Growth of a
     request follows its Request at once.
     """
 
     name: str
-    needs_symbols: bool  # whether a PHP whose functions cannot be found is beyond it
+    needs_symbols: bool  # True: it cannot trace a PHP whose functions cannot be found
 
     def attach(self, targets: Sequence[Target]) -> None:
-        """Begins to watch; raises a PhptraceError, having undone what was begun."""
+        """Begin to watch. The targets' files stay the caller's to close, after close().
+
+        Raises UnsupportedError if this kernel or PHP cannot be traced with this backend, NotPermittedError if this
+        process lacks a right, TargetGoneError if no target is left, or another PhptraceError. Before it raises, it
+        undoes what it began.
+        """
 
     def poll(self, timeout_s: float) -> list[Fact]:
-        """What happened since, waiting up to that long for something; [] on time-out."""
+        """Return the facts since the last call. Wait up to `timeout_s` seconds for the first; [] if there is none.
+
+        Raises IncompleteError if tracing has ended by itself (ptrace only); close() then returns what is left.
+        """
 
     def close(self) -> list[Fact]:
-        """Stops watching and returns what was still under way. Idempotent; workers go on undisturbed."""
+        """Stop watching and return the facts that were not yet given out, with the requests still running cut off.
+
+        Idempotent: later calls return []. Also allowed before or after an attach() that failed. The workers go on
+        undisturbed.
+        """
 
     @property
     def watched(self) -> int:
-        """How many workers are watched now."""
+        """Number of workers watched now; 0 when not attached."""
 
     @property
     def masters(self) -> int:
-        """How many masters are alive, whose future workers would be watched."""
+        """Number of live masters, whose future workers will be watched; 0 when not attached."""
 
     @property
     def lacking(self) -> Sequence[str]:
-        """What cannot be measured on these targets, in words."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
-    """A backend, and why it is this one."""
-
-    backend: Backend
-    why: str
-
-
-BACKENDS = ("bpf", "ptrace")
-PTRACE_MODES = ("syscalls", "boundaries")
-
-
-def choose(
-    wanted: str,
-    *,
-    keep_query: bool = False,
-    stacks: StackOptions | None = None,
-    ptrace_mode: str = "syscalls",
-    refused: PhptraceError | None = None,
-) -> Choice:
-    """The backend asked for, or with `auto` the first that works here; the error says why it does not.
-
-    `ptrace_mode` is one of PTRACE_MODES; `refused` is what BPF was found not to work for, when it was tried.
-    """
-    from tracer.backends.bpf.requirements import unmet_requirements
-
-    if wanted not in ("auto", *BACKENDS):
-        raise UnsupportedError(f"there is no backend {wanted!r}: write auto or {' or '.join(BACKENDS)}")
-    found = unmet_requirements() if wanted != "ptrace" else []
-    if not found and wanted != "ptrace":
-        from tracer.backends.bpf.backend import BpfBackend
-
-        why = "asked for" if wanted == "bpf" else "everything it needs is here"
-        return Choice(BpfBackend(keep_query=keep_query, stacks=stacks), why)
-    if wanted == "bpf":
-        raise found[0]
-    from tracer.backends.ptrace.backend import PtraceBackend
-
-    obstacle = refused or (found[0] if found else None)
-    why = "asked for" if obstacle is None else f"since BPF cannot be used: {obstacle}"
-    return Choice(PtraceBackend(keep_query=keep_query, stacks=stacks, boundaries=ptrace_mode == "boundaries"), why)
+        """What cannot be measured on these targets, one sentence each, for the user; complete after attach()."""

@@ -14,7 +14,8 @@ import click
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
-from tracer.backends import Choice, StackOptions, choose
+from tracer.backends import StackOptions
+from tracer.backends.choose import Choice, choose
 from tracer.capture import Filter, Progress, Why
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError, UsageError
 from tracer.targets.resolve import Target, targets

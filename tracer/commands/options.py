@@ -10,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from tracer.analysis.ranking import GroupBy, Sort
-from tracer.backends import BACKENDS, PTRACE_MODES, StackOptions
+from tracer.backends import StackOptions
+from tracer.backends.choose import BACKENDS, PTRACE_MODES
 from tracer.errors import UsageError
 from tracer.facts import Metric
 from tracer.units import parse_duration, parse_size

@@ -105,13 +105,13 @@ class GrowthProbes:
                 return programs, depth
 
     def enter_php_binary(self, index: int, php: Php) -> None:
-        """What is known of a binary, under its index in the map `builds`."""
+        """What is known of a binary, under its index in the map `stack_layouts`."""
         layout = php.stack
         if layout is None or php.executor_globals is None or php.heap is None:
             why = php.stack_lacking or "Zend's heap could not be found"
             self.lacking.append(f"not measured: call stacks: {why}")
             return
-        self._programs.map("layouts")[index] = STACK_LAYOUT.pack(
+        self._programs.map("stack_layouts")[index] = STACK_LAYOUT.pack(
             php.executor_globals + layout.eg_current_execute_data,
             php.heap.size,
             layout.filename,
@@ -183,7 +183,7 @@ class GrowthProbes:
         """What the kernel has counted as lost since the last look."""
         found: list[Loss] = []
         for what in LostStacks:
-            total = int.from_bytes(self._programs.map("stacks_lost")[what], "little")
+            total = int.from_bytes(self._programs.map("lost_stacks")[what], "little")
             if total > self._lost_before[what]:
                 found.append(Loss(time.time_ns(), total - self._lost_before[what], _WHY_LOST[what]))
                 self._lost_before[what] = total

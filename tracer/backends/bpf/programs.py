@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
 import importlib
 import mmap
@@ -15,8 +16,11 @@ from tracer.backends.bpf.perf_event import attach_software, attach_uprobe
 from tracer.errors import UnsupportedError
 from tracer.targets import kernel
 from tracer.targets.elf import Image
+from tracer.targets.processes import file_mappings
 
 RING_BYTES = 8 << 20
+_MADV_DONTNEED = 4
+_COMPILER = ("libLLVM", "libclang")
 
 
 class ProgramKind(enum.Enum):
@@ -123,3 +127,17 @@ class Programs:
 
     def close(self) -> None:
         self._bpf.cleanup()
+
+
+def release_compiler_memory() -> None:
+    """Give back the memory that only compiling needed: LLVM is most of what a bcc process weighs.
+
+    Frees what malloc holds on to, and lets go of the compiler's code. Code pages are clean copies of the file:
+    should anything still run there, they are read again. Only executable mappings, since those that are merely
+    read-only hold relocated pointers.
+    """
+    libc = ctypes.CDLL(None)
+    for mapping in file_mappings(os.getpid()):
+        if mapping.executable and os.path.basename(mapping.path).startswith(_COMPILER):
+            libc.madvise(ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.end - mapping.start), _MADV_DONTNEED)
+    libc.malloc_trim(0)

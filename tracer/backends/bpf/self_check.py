@@ -39,7 +39,7 @@ TEXT_OF = ("percpu_counter_set", "__percpu_counter_sum")
 
 
 def fill_layout(maps: Callable[[str], Map], layout: KernelLayout, cpus: int, *, simulated: bool = False) -> None:
-    """Writes the map `layout`; UnsupportedError if what comes of it is not what /proc says.
+    """Writes the map `kernel_layout`; UnsupportedError if what comes of it is not what /proc says.
 
     The program on_rename has to be attached to the raw tracepoint TRACEPOINT meanwhile. `simulated`
     repeats the real CPUs' areas up to `cpus`, which costs what so many CPUs cost and measures
@@ -62,7 +62,7 @@ def _write(maps: Callable[[str], Map], layout: KernelLayout, percpu: list[int]) 
     known = dataclasses.asdict(layout)
     values = [int(known.get(name, 0)) for name, _ in KERNEL_FIELDS[:-2]]
     padded = percpu + [0] * (CPUS_MAX - len(percpu))
-    maps("layout")[0] = KERNEL.pack(*values, mmap.PAGESIZE, *padded)
+    maps("kernel_layout")[0] = KERNEL.pack(*values, mmap.PAGESIZE, *padded)
 
 
 def _look(maps: Callable[[str], Map], text_from: int = 0) -> dict[str, Any]:

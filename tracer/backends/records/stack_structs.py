@@ -59,7 +59,7 @@ class Call(enum.IntEnum):
 
 
 class LostStacks(enum.IntEnum):
-    """Index into the map `stacks_lost`."""
+    """Index into the map `lost_stacks`."""
 
     GROWTH = 0
     STACKS = 1

@@ -54,7 +54,7 @@ ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "event_kind": (request_structs.EventKind, "EVENT_"),
     "request_flag": (request_structs.Flag, "REQUEST_"),
     "role": (request_structs.Role, "ROLE_"),
-    "loss": (request_structs.Lost, "LOST_"),
+    "lost": (request_structs.Lost, "LOST_"),
     "rss_kind": (RssKind, "RSS_"),
     "stack_event_kind": (stack_structs.StackEventKind, "EVENT_"),
     "metric": (stack_structs.MetricKind, "METRIC_"),
@@ -62,7 +62,7 @@ ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "function_flag": (stack_structs.FunctionFlag, "FUNCTION_"),
     "stack_flag": (stack_structs.StackFlag, "STACK_"),
     "memory_call": (stack_structs.Call, "CALL_"),
-    "stacks_loss": (stack_structs.LostStacks, "LOST_"),
+    "lost_stacks": (stack_structs.LostStacks, "LOST_"),
 }
 COUNTS = ("LOST_KINDS", "LOST_STACK_KINDS")
 DEFINES = {

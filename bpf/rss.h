@@ -1,59 +1,31 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
- * Reads of user and kernel memory, and the exact RSS of a process. No maps, no policy.
+ * The exact RSS of a process, in pages. No maps, no policy.
+ *
+ * Since 6.2 it is exact for every process. Before, it is exact for a process of one thread, as a
+ * php-fpm worker is: each task keeps the pages of up to 64 page faults to itself
+ * (TASK_RSS_EVENTS_THRESH, mm/memory.c, Linux 6.1), and only the running task's are read here, not
+ * those of other threads.
  */
-#ifndef PHPTRACE_MEMORY_H
-#define PHPTRACE_MEMORY_H
+#ifndef PHPTRACE_RSS_H
+#define PHPTRACE_RSS_H
 
 #include "request_events.h"
-
-/* bcc takes 0.1 s of compile time for each textual bpf_probe_read_user(); hence one of each. */
-static __always_inline int read_user(void *to, u32 bytes, u64 from)
-{
-	return bpf_probe_read_user(to, bytes, (void *)from);
-}
-
-static __always_inline int read_user_text(void *to, u32 bytes, u64 from)
-{
-	return bpf_probe_read_user_str(to, bytes, (void *)from);
-}
-
-static __always_inline u64 user_u64(u64 from)
-{
-	u64 value = 0;
-
-	read_user(&value, sizeof(value), from);
-	return value;
-}
-
-static __always_inline u64 kernel_u64(u64 from)
-{
-	u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)from);
-	return value;
-}
-
-static __always_inline u32 kernel_u32(u64 from)
-{
-	u32 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (void *)from);
-	return value;
-}
+#include "read.h"
 
 /* Indices of mm->rss_stat: include/linux/mm_types_task.h, Linux 5.10 to 6.18. */
 #define MM_FILEPAGES 0
 #define MM_ANONPAGES 1
 #define MM_SHMEMPAGES 3
 
-/* Pages, exact: what /proc/PID/status shows. */
+/* Pages. */
 struct rss {
 	s64 file;
 	s64 anon;
 	s64 shmem;
 };
 
+/* Linux >= 6.2: mm->rss_stat[] are percpu_counters. */
 static __always_inline void read_rss_percpu(struct kernel *k, u64 mm, struct rss *rss)
 {
 	u64 counter = mm + k->mm_rss_stat;
@@ -88,6 +60,7 @@ static __always_inline void read_rss_percpu(struct kernel *k, u64 mm, struct rss
 	}
 }
 
+/* Before: mm->rss_stat.count[], and what the running task has not yet added to them. */
 static __always_inline void read_rss_split(struct kernel *k, u64 task, u64 mm, struct rss *rss)
 {
 	u64 shared = mm + k->mm_rss_stat, own = task + k->task_rss_stat;
@@ -102,6 +75,7 @@ static __always_inline void read_rss_split(struct kernel *k, u64 task, u64 mm, s
 	rss->shmem += (s32)kernel_u32(own + 4 * MM_SHMEMPAGES);
 }
 
+/* `mm` is that of the running `task`, or nothing if it has none. */
 static __always_inline void read_rss(struct kernel *k, u64 task, u64 mm, struct rss *rss)
 {
 	if (k->rss_kind == RSS_PERCPU)

@@ -1,0 +1,186 @@
+"""What is set up for the processes under watch, on real processes; the kernel's side is kept in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import elfs
+import pytest
+from phps import executable, php_elf, running
+
+from tracer.backends.bpf.attaching import UPROBES_ON_PHP, Attachment
+from tracer.backends.records.request_decoder import RequestDecoder
+from tracer.backends.records.worker_table import WorkerTable
+from tracer.facts import Fact, Loss, Worker
+from tracer.targets import php as php_binary
+from tracer.targets.elf import Image, open_image
+from tracer.targets.processes import Process, children, process
+from tracer.targets.resolve import Target
+
+TITLE = "php-fpm: master process (x)"
+DIED = Worker(4001, 7, "www", "8.2.36", None, 11, "exited:0")
+
+
+class Entries(dict[int, bytes]):
+    """A BPF map."""
+
+    def add(self, key: int, value: bytes) -> None:
+        self.setdefault(key, value)
+
+    def remove(self, key: int) -> None:
+        self.pop(key, None)
+
+
+class Kernel:
+    """Takes entries and probes, as loaded programs do. A probe opens its file, and fails if that is closed."""
+
+    def __init__(self) -> None:
+        self.maps: dict[str, Entries] = defaultdict(Entries)
+        self.uprobes: list[str] = []
+
+    def map(self, name: str) -> Entries:
+        return self.maps[name]
+
+    def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
+        pass
+
+    def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
+        self.uprobes.append(function)
+        return os.open(image.path, os.O_RDONLY)
+
+
+def nothing() -> list[Fact]:
+    return []
+
+
+def attachment(kernel: Kernel, table: WorkerTable, read: Callable[[], list[Fact]] = nothing) -> Attachment:
+    return Attachment(
+        kernel,
+        contextlib.ExitStack(),
+        table,
+        RequestDecoder("host", 0, keep_query=False, calls=True),
+        None,
+        read=read,
+        lacking=[],
+        calls_by_tracepoint=False,
+    )
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+def table() -> WorkerTable:
+    return WorkerTable(0)
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Iterator[Process]:
+    with running(executable(tmp_path / "php-fpm", php_elf()), TITLE, ("php-fpm: pool www",)) as started:
+        yield started
+
+
+@pytest.fixture
+def target(tmp_path: Path, master: Process) -> Iterator[Target]:
+    image = open_image(str(tmp_path / "php-fpm"))
+    yield Target("php-fpm", php_binary.inspect(image), "fpm-fcgi", master, tuple(children(master)), None)
+    image.close()
+
+
+def before_upgrade(target: Target) -> Target:
+    """The target as it was when its master ran another file."""
+    assert target.master is not None
+    return dataclasses.replace(target, master=dataclasses.replace(target.master, executable=(3, 5)))
+
+
+def open_files(name: str) -> int:
+    """How many descriptors of this process are of a file of that name."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sum(os.path.basename(link) == name for link in links)
+
+
+def test_the_probe_on_the_start_of_a_request_comes_last(kernel, table, target):
+    made = attachment(kernel, table)
+    made.attach([target])
+    made.close()
+
+    assert kernel.uprobes == list(UPROBES_ON_PHP)
+
+
+def test_master_and_workers_are_entered(kernel, table, target, master):
+    made = attachment(kernel, table)
+    made.attach([target])
+    made.close()
+
+    assert set(kernel.maps["workers"]) == {master.pid, *(worker.pid for worker in children(master))}
+    assert [fact.pool for fact in made.take_pending()] == ["www"]
+
+
+def test_workers_of_a_master_that_replaces_itself_while_tracing_begins_are_kept(kernel, table, target, master):
+    def read() -> list[Fact]:
+        """As when the ring says that a worker died, and that the master replaced itself."""
+        made.follow(master.pid)
+        return [DIED]
+
+    made = attachment(kernel, table, read)
+    made.attach([before_upgrade(target)])
+    made.close()
+
+    worker = children(master)[0].pid
+    assert [fact.pid for fact in made.take_pending()] == [worker, DIED.pid]
+
+
+def test_an_upgraded_php_is_hooked_and_its_file_is_closed_in_the_end(kernel, table, tmp_path, target):
+    made = attachment(kernel, table)
+    made.attach([before_upgrade(target)])
+    upgraded = executable(tmp_path / "php-fpm-8.3", php_elf())
+    with running(upgraded, TITLE) as new:
+        table.masters[new.pid] = before_upgrade(target)
+        made.follow(new.pid)
+        during = open_files(upgraded.name)
+        made.close()
+
+    assert kernel.uprobes == [*UPROBES_ON_PHP, *UPROBES_ON_PHP]
+    assert during > 0
+    assert open_files(upgraded.name) == 0
+
+
+def test_an_upgrade_to_what_cannot_be_traced_is_a_loss_and_leaves_no_file_open(kernel, table, tmp_path, target):
+    made = attachment(kernel, table)
+    made.attach([before_upgrade(target)])
+    other = executable(tmp_path / "other", elfs.elf())
+    with running(other, TITLE) as new:
+        table.masters[new.pid] = before_upgrade(target)
+        made.follow(new.pid)
+        during = open_files(other.name)
+        (loss,) = made.take_pending()
+        made.close()
+
+    assert isinstance(loss, Loss)
+    assert "cannot be traced" in loss.why
+    assert during == 0
+
+
+def test_the_file_of_the_c_library_is_closed_in_the_end(kernel, table, target):
+    myself = process(os.getpid())
+    assert myself is not None
+    with_libc = dataclasses.replace(target, master=None, workers=(myself,))
+    before = open_files("libc.so.6")
+    made = attachment(kernel, table)
+    made.attach([with_libc])
+    during = open_files("libc.so.6")
+    made.close()
+
+    if during == before:
+        pytest.skip("/proc/PID/map_files may not be opened: run as root")
+    assert open_files("libc.so.6") == before

@@ -1,0 +1,313 @@
+"""Brings processes under watch: their entries in the kernel's table of workers, the probes on their PHP and C library.
+
+Also follows a master that replaces itself, by a graceful reload or an upgrade of PHP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from tracer.backends.bpf.growth_probes import GrowthProbes
+from tracer.backends.bpf.maps import MapFullError
+from tracer.backends.bpf.php_binary import php_binary_entry
+from tracer.backends.bpf.programs import Programs
+from tracer.backends.bpf.thread_sampling import wait_until_idle
+from tracer.backends.records.request_decoder import RequestDecoder
+from tracer.backends.records.request_structs import PHP_BINARIES_MAX, WORKER, WORKER_BYTES, Calls, Lost, Role
+from tracer.backends.records.worker_table import WorkerTable
+from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
+from tracer.facts import Fact, Loss
+from tracer.targets import libc, processes
+from tracer.targets import php as php_binary
+from tracer.targets.elf import Image
+from tracer.targets.libc import Libc
+from tracer.targets.php import Php
+from tracer.targets.processes import Process
+from tracer.targets.resolve import Target
+
+log = logging.getLogger(__name__)
+
+WHY_LOST = {
+    Lost.REQUESTS: "requests: the ring buffer was full",
+    Lost.PROCESS_EVENTS: "births or deaths of workers: the ring buffer was full",
+    Lost.WORKERS: "workers: more than the table holds were born",
+}
+# In the order in which they are set. The start comes last: a request whose start is seen is seen whole.
+UPROBES_ON_PHP = ("on_teardown", "on_script_end", "on_exit_call", "on_end", "on_startup")
+_RAW_TRACEPOINTS = (
+    ("sched_process_fork", "on_fork"),
+    ("sched_process_exec", "on_exec"),
+    ("sched_process_exit", "on_exit"),
+)
+_ATTEMPTS = 20
+
+
+class Attachment:
+    """What is set up for the processes under watch. close() takes the probes off."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        tracepoints: contextlib.ExitStack,
+        table: WorkerTable,
+        decoder: RequestDecoder,
+        growth_probes: GrowthProbes | None,
+        *,
+        read: Callable[[], list[Fact]],
+        lacking: list[str],
+        calls_by_tracepoint: bool,
+    ) -> None:
+        """Prepare to attach; nothing is set up yet.
+
+        `tracepoints` gets the raw tracepoints, which the caller detaches by closing it. `growth_probes` is None where
+        no stacks were asked for. `read` returns the facts in the ring. `lacking` gets a sentence for each figure that
+        cannot be measured. `calls_by_tracepoint` counts mmap and brk as if libc were unknown.
+        """
+        self._programs = programs
+        self._tracepoints = tracepoints
+        self._table = table
+        self._decoder = decoder
+        self._growth_probes = growth_probes
+        self._read = read
+        self._lacking = lacking
+        self._force_tracepoint = calls_by_tracepoint
+        self._binaries: dict[tuple[int, int], int] = {}
+        self._hooked: set[tuple[int, int]] = set()
+        self._libraries: dict[tuple[int, int], Libc | None] = {}
+        self._calls_in_kernel = False
+        self._images: list[Image] = []  # opened here, so closed here
+        self.uprobes: list[int] = []  # descriptors; whoever closes one takes it out
+        self._pending: list[Fact] = []  # found here, and not yet given out
+
+    def attach(self, targets: Sequence[Target]) -> None:
+        """Watch the targets' workers and those their masters fork from now on.
+
+        Raises TargetGoneError if all have ended, UnsupportedError if this PHP or kernel cannot be traced.
+        """
+        for target in targets:
+            if target.master is not None:
+                self._enter(target.master.pid, Role.MASTER, target)
+        for tracepoint, function in _RAW_TRACEPOINTS:
+            self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
+        for target in targets:
+            self._find_workers(target)
+        if not self._table.masters and not self._table.workers:
+            raise TargetGoneError(f"{', '.join(target.named for target in targets)} ended before it could be traced")
+        for target in targets:
+            if any(p.pid in self._table.masters or p.pid in self._table.workers for p in target.processes):
+                self._hook(target)
+
+    def follow(self, pid: int) -> None:
+        """Watch a master on after it replaced itself: a graceful reload runs the same file, an upgrade another.
+
+        If the new PHP cannot be traced, a Loss says so.
+        """
+        master, target = processes.process(pid), self._table.masters.get(pid)
+        if master is None or target is None or target.master is None:
+            return
+        if master.executable == target.master.executable:
+            return
+        try:
+            php = self._inspected(processes.open_executable(pid))
+            changed = dataclasses.replace(target, php=php, master=master, workers=())
+            # The master first: from then on its forks are entered with the new binary; then those before.
+            self._enter(pid, Role.MASTER, changed, replace=True)
+            self._table.masters[pid] = changed
+            known: set[int] = set()
+            while fresh := [child for child in processes.children(master) if child.pid not in known]:
+                known |= {child.pid for child in fresh}
+                for child in fresh:
+                    self._enter(child.pid, Role.WORKER, changed, titled=False, replace=True)
+                    self._pending.append(self._table.add(child, changed))
+            self._hook(changed)
+        except (OSError, PhptraceError) as exc:
+            self._pending.append(
+                Loss(time.time_ns(), 1, f"workers: the new PHP of master {pid} cannot be traced: {exc}")
+            )
+
+    def take_pending(self) -> list[Fact]:
+        """Return and forget the facts that were found here, by attach() or follow(), and not by reading the ring."""
+        facts, self._pending = self._pending, []
+        return facts
+
+    def close(self) -> None:
+        """Take the probes off that are still in `uprobes`, and close the files that were opened here. Idempotent."""
+        while self.uprobes:
+            os.close(self.uprobes.pop())
+        while self._images:
+            self._images.pop().close()
+
+    # Processes
+
+    def _inspected(self, image: Image) -> Php:
+        """What a PHP binary is, whose file close() then closes; if it cannot be traced, it is closed at once."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(image.close)
+            php = php_binary.inspect(image)
+            undo.pop_all()
+        self._images.append(image)
+        return php
+
+    def _enter(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
+        """Enters a process; one that the kernel has entered meanwhile stays as it is, unless `replace`."""
+        calls = self._calls_of(target)
+        head = WORKER.pack(role, self._binary_index(target), 0, int(titled), 0, calls, 0, 0, 0, 0, 0, 0, 0, 0)
+        entry = head.ljust(WORKER_BYTES, b"\0")
+        workers = self._programs.map("workers")
+        try:
+            if replace:
+                workers[pid] = entry
+            else:
+                workers.add(pid, entry)
+        except MapFullError:
+            self._pending.append(Loss(time.time_ns(), 1, WHY_LOST[Lost.WORKERS]))
+
+    def _binary_index(self, target: Target) -> int:
+        """The index of the target's binary in the map `php_binaries`, which gets an entry if it is new."""
+        php = target.php
+        if php.image.identity in self._binaries:
+            return self._binaries[php.image.identity]
+        index = len(self._binaries)
+        if index >= PHP_BINARIES_MAX:
+            raise UnsupportedError(f"more than {PHP_BINARIES_MAX} different PHP binaries")
+        self._programs.map("php_binaries")[index] = php_binary_entry(php, fastcgi=target.speaks_fastcgi)
+        self._binaries[php.image.identity] = index
+        self._lacking += php.lacking
+        if self._growth_probes is not None:
+            self._growth_probes.enter_php_binary(index, php)
+        return index
+
+    def _find_workers(self, target: Target) -> None:
+        """Enters the workers that are there now; those forked meanwhile the kernel has entered itself.
+
+        Compiling took a while: what was resolved before may be gone, and its pid another's.
+        """
+        unsampled: set[int] = set()  # workers that were born before their master was sampled
+        if target.master is None:
+            present = [worker for worker in target.workers if _is_there(worker)]
+        elif _is_there(target.master):
+            self._table.masters[target.master.pid] = target
+            if self._growth_probes is not None:
+                unsampled = self._sample_births(target.master.pid, self._growth_probes)
+            present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
+            self._take_births(target.master.pid)
+        else:
+            self._programs.map("workers").remove(target.master.pid)
+            return
+        for worker in present:
+            self._enter(worker.pid, Role.WORKER, target)
+            inherited = worker.pid in self._table.workers and worker.pid not in unsampled
+            if self._growth_probes is not None and not inherited:
+                self._growth_probes.watch(worker.pid)
+            self._pending.append(self._table.add(worker, target))
+
+    def _sample_births(self, master: int, growth_probes: GrowthProbes) -> set[int]:
+        """Samples a master and all that it forks from now on; returns the workers whose birth was seen before.
+
+        A birth that is seen while sampling starts may be on either side of it: then sampling starts once more.
+        """
+        for _ in range(_ATTEMPTS):
+            self._take_births(master)
+            before = set(self._table.workers)
+            growth_probes.watch(master)
+            self._take_births(master)
+            if before.issuperset(self._table.workers):
+                return before
+            growth_probes.unwatch(master)
+        growth_probes.watch(master)
+        self._lacking.append(f"stacks: master {master} forks all the time: some workers may not be sampled")
+        return set(self._table.workers)
+
+    def _take_births(self, master: int) -> None:
+        """Takes the births up to now, including that of a worker which is only half forked when this is called."""
+        wait_until_idle(master)
+        facts = self._read()  # which may call follow(), which adds to what is pending
+        self._pending += facts
+
+    # Probes
+
+    def _hook(self, target: Target) -> None:
+        """Sets the probes on the target's C library and PHP, unless they are there."""
+        php = target.php
+        self._hook_calls(target)
+        if php.image.identity in self._hooked:
+            return
+        if php.hooks is None:
+            raise UnsupportedError(f"{php.image.shown}: its functions cannot be found")
+        self._hooked.add(php.image.identity)
+        hooks = dataclasses.asdict(php.hooks)
+        for function in UPROBES_ON_PHP:
+            hook = hooks[function.removeprefix("on_")]
+            if hook is None:
+                continue
+            if not hook["emulated"]:
+                self._lacking.append(f"speed: {function} sits on an instruction the kernel single-steps (12 us a hit)")
+            at_return = function == "on_end" and php.hooks.end_is_return
+            self._uprobe(function, php.image, hook["file_offset"], at_return=at_return)
+        if self._growth_probes is not None:
+            self.uprobes.append(self._growth_probes.hook_end(php))
+
+    def _calls_of(self, target: Target) -> Calls:
+        """Where the target's memory calls are counted: in its C library if possible, or in the kernel."""
+        library = self._library_of(target)
+        return Calls.IN_KERNEL if library is None or library.missing else Calls.IN_LIBC
+
+    def _library_of(self, target: Target) -> Libc | None:
+        """The C library of the target's workers; None if there is none whose code is known."""
+        key = target.php.image.identity
+        if key not in self._libraries:
+            self._libraries[key] = None
+            witness = target.master or target.workers[0]
+            try:
+                image = None if self._force_tracepoint else processes.open_libc(witness.pid)
+                if image is not None:
+                    self._images.append(image)
+                    self._libraries[key] = libc.inspect(image)
+            except (OSError, UnsupportedError) as exc:
+                log.info("no C library found in process %d: %s", witness.pid, exc)
+        return self._libraries[key]
+
+    def _hook_calls(self, target: Target) -> None:
+        library = self._library_of(target)
+        if library is None or library.missing:
+            self._count_calls_in_kernel()
+        elif library.image.identity not in self._hooked:
+            self._hooked.add(library.image.identity)
+            for name, offset in library.sites.items():
+                self._uprobe(f"on_{name}", library.image, offset)
+            if self._growth_probes is not None:
+                self._growth_probes.hook_calls(library)
+
+    def _count_calls_in_kernel(self) -> None:
+        if self._calls_in_kernel:
+            return
+        self._calls_in_kernel = True
+        try:
+            self._programs.on_raw_tracepoint("sys_exit", "on_syscall_exit", self._tracepoints)
+        except UnsupportedError as exc:
+            self._decoder.calls = False
+            self._lacking.append(f"mmap and brk calls: neither this C library nor this kernel shows them ({exc})")
+            return
+        if self._growth_probes is not None:
+            try:
+                self._growth_probes.hook_calls_in_kernel()
+            except UnsupportedError as exc:
+                self._lacking.append(f"not measured: call stacks of mmap and brk: {exc}")
+        self._lacking.append(
+            "speed: mmap and brk are counted by a system-call tracepoint, for which every process on this host pays"
+            " some 0.03 us a system call, since this C library's wrappers have an unknown form"
+        )
+
+    def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
+        self.uprobes.append(self._programs.on_uprobe(function, image, offset, at_return=at_return))
+
+
+def _is_there(process: Process) -> bool:
+    """True if it is still that process, and not another one with its pid."""
+    now = processes.process(process.pid)
+    return now is not None and now.start_ticks == process.start_ticks
