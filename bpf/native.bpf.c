@@ -9,7 +9,9 @@
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
-#include "memory.h"
+#include "arch.h"
+#include "common.h"
+#include "read.h"
 
 /* Those of request.bpf.c: the loader puts its map in the place of this one. */
 BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
@@ -30,7 +32,6 @@ BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 #define LARGE (128 * 1024 - 64)
 /* No block is larger: PTRDIFF_MAX. What asks for more gets nothing. */
 #define BLOCK_MAX (1ULL << 47)
-#define MAX_ERRNO 4095
 
 static __always_inline struct native_book *this_book(void)
 {
@@ -101,7 +102,7 @@ static __always_inline void mapped(struct native_book *b, u64 result, u64 length
 {
 	u64 wanted = b->large;
 
-	if (!wanted || result >= (u64)-MAX_ERRNO || length < wanted || length > wanted + PAGE)
+	if (!wanted || failed(result) || length < wanted || length > wanted + PAGE)
 		return;
 	b->large = 0;
 	add(&b->alloc_bytes, length - wanted);

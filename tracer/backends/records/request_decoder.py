@@ -60,8 +60,16 @@ _COUNTED = (
 _RULES = (
     _Rule(
         Flag.ZEND_HEAP_UNKNOWN,
-        ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after",
-         "native_mapped_bytes", "native_kept"),
+        (
+            "zend_used_end",
+            "zend_peak",
+            "zend_real_before",
+            "zend_real_peak",
+            "zend_real_end",
+            "zend_real_after",
+            "native_mapped_bytes",
+            "native_kept",
+        ),
         Note.ZEND_HEAP_UNKNOWN,
     ),
     _Rule(Flag.PHP_LAYOUT_UNKNOWN, ("status", "memory_limit"), Note.PHP_LAYOUT_UNKNOWN),
@@ -76,7 +84,17 @@ _RULES = (
     _Rule(Flag.NATIVE_NOT_COUNTED, _COUNTED, Note.NATIVE_NOT_COUNTED),
     _Rule(
         Flag.END_NOT_SEEN,
-        (*_COUNTED, "native_mapped_bytes", "anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status"),
+        (
+            *_COUNTED,
+            "native_mapped_bytes",
+            "anon_after",
+            "file_after",
+            "shmem_after",
+            "zend_real_after",
+            "vm_after",
+            "brk_bytes",
+            "status",
+        ),
         Note.END_NOT_SEEN,
         Ending.CUT_OFF,
     ),
@@ -99,7 +117,9 @@ _RULES = (
     _Rule(_Found.SCRIPT_CUT, (), Note.SCRIPT_CUT),
 )
 # Notes that say nothing more once the end of the request was not seen.
-_SAID_BY_THE_MISSING_END = frozenset({Note.NATIVE_NOT_COUNTED, Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE})
+_SAID_BY_THE_MISSING_END = frozenset(
+    {Note.NATIVE_NOT_COUNTED, Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE}
+)
 _KNOWN_WITHOUT_A_START = frozenset({"host", "pid", "pool", "nth", "ending", "notes"})
 
 
