@@ -23,7 +23,9 @@ FIRST = Request(
     shmem_before=3_000_017, shmem_after=3_000_029, anon_peak=30_000_001, zend_used_end=401_987, zend_peak=2_921_293,
     zend_real_before=2_097_152, zend_real_peak=4_194_304, zend_real_end=2_359_309, zend_real_after=2_097_152,
     memory_limit=134_217_728, vm_before=250_000_013, vm_after=250_524_301, map_bytes=2_097_169, map_calls=5,
-    unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11, minor_faults=131, major_faults=1, notes=None,
+    unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11, native_alloc_bytes=70_096,
+    native_alloc_calls=67, native_free_bytes=34_304, native_free_calls=31, native_mapped_bytes=65_536,
+    native_kept=101_328, minor_faults=131, major_faults=1, notes=None,
 )  # fmt: skip
 BARE = Request(
     **{**dict.fromkeys(Request._fields), "host": "web1", "pid": 4243, "nth": 1, "ending": "cut_off",
