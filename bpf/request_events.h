@@ -53,6 +53,7 @@ enum request_flag {
 		1 << 13, /* this PHP's globals are unknown: no status, no fatal */
 	REQUEST_DETACHED = 1 << 14, /* tracing ended in mid-request */
 	REQUEST_NATIVE_NOT_COUNTED = 1 << 15, /* its malloc and free calls were not counted, or not all */
+	REQUEST_MAPPINGS_NOT_READ = 1 << 16, /* its private writable mappings were not measured */
 };
 
 struct request {

@@ -201,7 +201,11 @@ def _keeps_arguments(code: bytes) -> int | None:
         return 3
     if code[:2] == b"\x31\xc0":  # xor %eax,%eax
         return 2
-    return 4 if code[:3] == b"\x48\x83\xec" else None  # sub $imm8,%rsp
+    if code[:4] in (b"\x40\xf6\xc7\x0f", b"\x48\x8b\x14\x24"):  # test $15,%dil; mov (%rsp),%rdx
+        return 4
+    if code[:3] == b"\x48\x8b\x00":  # mov (%rax),%rax
+        return 3
+    return 4 if code[:3] in (b"\x48\x83\xec", b"\x48\x83\xff") else None  # sub $imm8,%rsp; cmp $imm8,%rdi
 
 
 def _harmless(code: bytes, number: int) -> int | None:

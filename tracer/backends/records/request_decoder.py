@@ -30,6 +30,7 @@ _HEAD_OF_RECORD = itemgetter(*map(_FIELDS.index, ("flags", "started_ns", "ended_
 _STRINGS = itemgetter(*map(_FIELDS.index, ("script_bytes", "uri_bytes", "script_stored", "uri_stored")))
 _ADDRESS_SPACE = itemgetter(*map(_FIELDS.index, ("vm_before", "vm_after", "map_bytes", "unmap_bytes", "brk_bytes")))
 _NATIVE = itemgetter(*map(_FIELDS.index, ("native_alloc_bytes", "native_free_bytes", "native_mapped_bytes")))
+_ENDING, _NOTES = Request._fields.index("ending"), Request._fields.index("notes")
 _EXIT_CODE = _FIELDS.index("exit_code")
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
 
@@ -82,6 +83,7 @@ _RULES = (
     _Rule(Flag.EXITED, ending=Ending.EXITED),
     _Rule(Flag.FATAL, ending=Ending.FATAL),
     _Rule(Flag.NATIVE_NOT_COUNTED, _COUNTED, Note.NATIVE_NOT_COUNTED),
+    _Rule(Flag.MAPPINGS_NOT_READ, ("native_mapped_bytes", "native_kept")),
     _Rule(
         Flag.END_NOT_SEEN,
         (
@@ -126,7 +128,7 @@ _KNOWN_WITHOUT_A_START = frozenset({"host", "pid", "pool", "nth", "ending", "not
 class _Changes(NamedTuple):
     """What a set of conditions changes in a request."""
 
-    absent: dict[str, Any]  # None for each field
+    absent: tuple[int, ...]  # indices of the fields of Request that are not known
     notes: str | None
     ending: Ending
 
@@ -135,13 +137,13 @@ class _Changes(NamedTuple):
 def _changes(conditions: int) -> _Changes:
     """What these bits of Flag and _Found mean together, by _RULES."""
     if conditions & Flag.START_NOT_SEEN:
-        nothing_else = (name for name in Request._fields if name not in _KNOWN_WITHOUT_A_START)
-        return _Changes(dict.fromkeys(nothing_else), Note.START_NOT_SEEN.value, Ending.CUT_OFF)
+        nothing_else = tuple(at for at, name in enumerate(Request._fields) if name not in _KNOWN_WITHOUT_A_START)
+        return _Changes(nothing_else, Note.START_NOT_SEEN.value, Ending.CUT_OFF)
     rules = [rule for rule in _RULES if conditions & rule.condition]
     silent = _SAID_BY_THE_MISSING_END if conditions & Flag.END_NOT_SEEN else frozenset()
     notes = [rule.note.value for rule in rules if rule.note and rule.note not in silent]
     endings = [rule.ending for rule in rules if rule.ending]
-    absent = dict.fromkeys(name for rule in rules for name in rule.absent)
+    absent = tuple({Request._fields.index(name) for rule in rules for name in rule.absent})
     return _Changes(absent, ",".join(notes) or None, (Ending.FINISHED, *endings)[-1])
 
 
@@ -209,8 +211,12 @@ class RequestDecoder:
             if holds:
                 found |= condition
         absent, notes, ending = _changes(found)
-        text = f"{ending.value}:{_signal(killed_by)}" if ending is Ending.KILLED else ending.value
-        return row._replace(**absent, ending=text, notes=notes)
+        changed: list[Any] = list(row)
+        for at in absent:
+            changed[at] = None
+        changed[_ENDING] = f"{ending.value}:{_signal(killed_by)}" if ending is Ending.KILLED else ending.value
+        changed[_NOTES] = notes
+        return Request._make(changed)
 
 
 def unfinished_request(worker: bytes, now_ns: int) -> bytes | None:

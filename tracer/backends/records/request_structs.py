@@ -74,6 +74,7 @@ class Flag(enum.IntFlag):
     PHP_LAYOUT_UNKNOWN = 1 << 13
     DETACHED = 1 << 14
     NATIVE_NOT_COUNTED = 1 << 15
+    MAPPINGS_NOT_READ = 1 << 16
 
 
 # (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.
