@@ -27,6 +27,8 @@
 #include "php_request.h"
 
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
+/* Filled by native.bpf.c. */
+BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 BPF_ARRAY(php_binaries, struct php_binary, PHP_BINARIES_MAX);
 BPF_ARRAY(kernel_layout, struct kernel, 1);
 BPF_ARRAY(lost, u64, LOST_KINDS);
@@ -125,6 +127,36 @@ static __always_inline void send_title(struct kernel *k, u32 pid, u64 mm)
 	submit_process(&event);
 }
 
+static __always_inline void start_native(struct worker *w, u32 pid)
+{
+	struct native_book *book = native_books.lookup(&pid);
+
+	w->native_counted = book != 0;
+	if (book)
+		w->native_before = *book;
+	else
+		w->request.flags |= REQUEST_NATIVE_NOT_COUNTED;
+}
+
+/* What the request allocated and freed; and what it mapped, which needs no probes. */
+static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes)
+{
+	struct native_book *book = native_books.lookup(&pid), *before = &w->native_before;
+	struct request *r = &w->request;
+
+	r->native_mapped_bytes =
+		data_bytes - r->brk_bytes - (r->zend_real_after - r->zend_real_before);
+	if (!book || !w->native_counted) {
+		r->flags |= REQUEST_NATIVE_NOT_COUNTED;
+		return;
+	}
+	r->native_alloc_bytes = book->alloc_bytes - before->alloc_bytes;
+	r->native_alloc_calls = book->alloc_calls - before->alloc_calls;
+	r->native_free_bytes = book->free_bytes - before->free_bytes;
+	r->native_free_calls = book->free_calls - before->free_calls;
+	r->native_mapped_bytes -= book->mapped_bytes - before->mapped_bytes;
+}
+
 int on_startup(struct pt_regs *ctx)
 {
 	struct worker *w = this_worker();
@@ -177,6 +209,8 @@ int on_startup(struct pt_regs *ctx)
 		if (table)
 			table += php->fcgi_env;
 	}
+	start_native(w, r->pid);
+	w->data_before = kernel_u64(mm + k->mm_data_vm);
 	read_script(w, php, table, sapi);
 	read_uri(w, php, table, sapi);
 	read_method(w, php, table, sapi);
@@ -338,6 +372,8 @@ int on_end(struct pt_regs *ctx)
 	r->brk_bytes = kernel_u64(mm + k->mm_brk) - w->brk_before;
 	if (w->heap)
 		r->zend_real_after = user_u64(w->heap + php->heap_real_size);
+	end_native(w, r->pid,
+		   (s64)(kernel_u64(mm + k->mm_data_vm) - w->data_before) * k->page_size);
 	close_request(w, k, task);
 	submit(w);
 	return 0;
@@ -550,5 +586,6 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	submit_process(&event);
 	workers.delete(&event.pid);
+	native_books.delete(&event.pid);
 	return 0;
 }

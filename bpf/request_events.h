@@ -52,6 +52,8 @@ enum request_flag {
 	REQUEST_PHP_LAYOUT_UNKNOWN =
 		1 << 13, /* this PHP's globals are unknown: no status, no fatal */
 	REQUEST_DETACHED = 1 << 14, /* tracing ended in mid-request */
+	REQUEST_NATIVE_NOT_COUNTED = 1 << 15, /* its malloc and free calls were not counted, or not all */
+	REQUEST_MAPPINGS_NOT_READ = 1 << 16, /* its private writable mappings were not measured */
 };
 
 struct request {
@@ -87,6 +89,11 @@ struct request {
 	__s64 unmap_calls;
 	__s64 brk_bytes; /* > 0 grown, < 0 shrunk: net, from mm->brk */
 	__s64 brk_calls;
+	__s64 native_alloc_bytes; /* malloc's chunks: requested sizes, rounded as glibc rounds them */
+	__s64 native_alloc_calls;
+	__s64 native_free_bytes; /* malloc's chunks: their real sizes */
+	__s64 native_free_calls;
+	__s64 native_mapped_bytes; /* other private writable mappings: neither Zend's nor malloc's */
 	__s64 minor_faults;
 	__s64 major_faults;
 	__s32 status; /* HTTP status; 0 where SG(sapi_headers) was never set */
@@ -97,6 +104,19 @@ struct request {
 	__u16 uri_stored;
 	__u32 pad;
 	char method[16]; /* NUL-terminated; cut at 15 */
+};
+
+/*
+ * What a worker has allocated and freed by malloc and its like since it was linked; keyed by tgid, absent where its
+ * calls are not counted. Sums only grow, so that a request is the difference of two looks.
+ */
+struct native_book {
+	__s64 alloc_bytes;
+	__s64 alloc_calls;
+	__s64 free_bytes;
+	__s64 free_calls;
+	__s64 mapped_bytes; /* net: of these, chunks that are mappings of their own (glibc: IS_MMAPPED) */
+	__s64 large; /* the chunk a call just asked for that may become a mapping; 0 = none */
 };
 
 struct process_event {
@@ -141,6 +161,10 @@ struct worker {
 	__u64 minor_before;
 	__u64 major_before;
 	__u64 brk_before;
+	__u64 data_before; /* pages: mm->data_vm */
+	__u32 native_counted; /* the request began with native_before filled in */
+	__u32 pad_native;
+	struct native_book native_before;
 	struct request request;
 	char strings[SCRIPT_MAX + URI_MAX]; /* script, then uri, without gap */
 };
@@ -168,6 +192,16 @@ struct php_binary {
 	__u32 known; /* 1 = sg_*, pg_* and eg_* are valid */
 };
 
+/* Where a probe of native.bpf.c sits: its cookie. */
+enum native_site {
+	NATIVE_MALLOC = 1,
+	NATIVE_FREE = 2,
+	NATIVE_CALLOC = 3,
+	NATIVE_REALLOC = 4,
+	NATIVE_MEMALIGN = 5,
+	NATIVE_MMAP = 6, /* behind the system call */
+};
+
 /* How the kernel keeps RSS. */
 enum rss_kind {
 	RSS_PERCPU = 1, /* Linux >= 6.2: struct percpu_counter rss_stat[] */
@@ -189,10 +223,10 @@ struct kernel {
 	__u32 mm_total_vm;
 	__u32 mm_brk;
 	__u32 mm_arg_start;
+	__u32 mm_data_vm;
 	__u32 counter_size; /* RSS_PERCPU: sizeof(struct percpu_counter) */
 	__u32 counter_count;
 	__u32 counter_counters;
-	__u32 pad;
 	__u32 rss_kind;
 	__u64 page_size;
 	__u64 percpu_offset[CPUS_MAX]; /* __per_cpu_offset[] */

@@ -30,6 +30,7 @@ class Note(enum.Enum):
     SCRIPT_END_NOT_SEEN = "script_end_not_seen"
     TEARDOWN_NOT_SEEN = "teardown_not_seen"
     PHP_LAYOUT_UNKNOWN = "php_layout_unknown"  # this PHP's globals are unknown: no status, no fatal
+    NATIVE_NOT_COUNTED = "native_not_counted"  # malloc and free calls of this request were not counted, or not all
     CALLS_NOT_HOOKED = "calls_not_hooked"  # mmap and brk calls of this worker cannot be counted
     URI_IS_SCRIPT_NAME = "uri_is_script_name"  # REQUEST_URI was not sent, or not found
     URI_UNKNOWN = "uri_unknown"
@@ -84,6 +85,12 @@ class Request(NamedTuple):
     unmap_calls: int | None
     brk_bytes: int | None  # signed
     brk_calls: int | None
+    native_alloc_bytes: int | None  # chunks of malloc and its like; up to 16 bytes a block too small
+    native_alloc_calls: int | None
+    native_free_bytes: int | None
+    native_free_calls: int | None
+    native_mapped_bytes: int | None  # signed: other private writable mappings, neither Zend's nor malloc's
+    native_kept: int | None  # signed: allocated and mapped, and not freed by the end
     minor_faults: int | None
     major_faults: int | None
     notes: str | None  # Note values, joined by commas

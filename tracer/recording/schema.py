@@ -161,6 +161,15 @@ _SCHEMA_3 = {
   brk_bytes INTEGER,
   brk_calls INTEGER
 ) STRICT""",
+    "native": """CREATE TABLE native (
+  id INTEGER PRIMARY KEY,
+  native_alloc_bytes INTEGER,
+  native_alloc_calls INTEGER,
+  native_free_bytes INTEGER,
+  native_free_calls INTEGER,
+  native_mapped_bytes INTEGER,
+  native_kept INTEGER
+) STRICT""",
     "request_row": """CREATE TABLE request_row (
   id INTEGER PRIMARY KEY,
   page INTEGER NOT NULL,
@@ -169,6 +178,7 @@ _SCHEMA_3 = {
   mappings INTEGER NOT NULL,
   heap INTEGER NOT NULL,
   calls INTEGER NOT NULL,
+  native INTEGER NOT NULL,
   nth INTEGER NOT NULL,
   started_ns INTEGER,
   duration_ns INTEGER,
@@ -219,6 +229,12 @@ _SCHEMA_3 = {
   calls.unmap_calls,
   calls.brk_bytes,
   calls.brk_calls,
+  native.native_alloc_bytes,
+  native.native_alloc_calls,
+  native.native_free_bytes,
+  native.native_free_calls,
+  native.native_mapped_bytes,
+  native.native_kept,
   request_row.minor_faults,
   request_row.major_faults,
   outcome.notes
@@ -229,8 +245,9 @@ FROM request_row
   LEFT JOIN mappings ON mappings.id = request_row.mappings
   LEFT JOIN heap ON heap.id = request_row.heap
   LEFT JOIN calls ON calls.id = request_row.calls
+  LEFT JOIN native ON native.id = request_row.native
   LEFT JOIN script ON script.id = page.script""",
 }
 SCHEMAS = {1: _SCHEMA_1, 2: _SCHEMA_2, 3: _SCHEMA_3}
 # The parts of a request that have tables of their own, which request_row names by their ids.
-PARTS = ("page", "process", "outcome", "mappings", "heap", "calls")
+PARTS = ("page", "process", "outcome", "mappings", "heap", "calls", "native")

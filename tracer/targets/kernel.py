@@ -49,6 +49,7 @@ class KernelLayout:
     mm_total_vm: int
     mm_brk: int
     mm_arg_start: int
+    mm_data_vm: int
     counter_size: int  # 0 unless PERCPU
     counter_count: int
     counter_counters: int
@@ -84,6 +85,7 @@ def kernel_layout(btf: Btf | None = None) -> KernelLayout:
         mm_total_vm=need("mm_struct", "total_vm"),
         mm_brk=need("mm_struct", "brk"),
         mm_arg_start=need("mm_struct", "arg_start"),
+        mm_data_vm=need("mm_struct", "data_vm"),
         counter_size=btf.size("percpu_counter") or 0 if percpu else 0,
         counter_count=need("percpu_counter", "count") if percpu else 0,
         counter_counters=need("percpu_counter", "counters") if percpu else 0,

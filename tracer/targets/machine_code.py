@@ -108,6 +108,105 @@ def behind_syscall(code: bytes, number: int) -> int | None:
     return None
 
 
+def argument_site(code: bytes) -> Site | None:
+    """The first instruction that the kernel emulates and at which %rdi and %rsi still hold the arguments.
+
+    Where none is recognised, the entry. Between the entry and that instruction only forms that are known are stepped
+    over: those of malloc and its like in glibc 2.31 to 2.43. None where there is no code.
+    """
+    at = _emulated_from(code, _after_endbr(code))
+    return entry_site(code) if at is None else Site(at, True)
+
+
+def argument_site_unless_null(code: bytes) -> Site | None:
+    """As argument_site(), but only where the first argument is not 0: behind `test %rdi,%rdi; je`.
+
+    free() is called with NULL many times as often as with a block.
+    """
+    start = _after_endbr(code)
+    if code[start : start + 3] == b"\x48\x85\xff":
+        jump = start + 3
+        if code[jump : jump + 1] == b"\x74":
+            behind: int | None = _emulated_from(code, jump + 2)
+        elif code[jump : jump + 2] == b"\x0f\x84":
+            behind = _emulated_from(code, jump + 6)
+        else:
+            behind = None
+        if behind is not None:
+            return Site(behind, True)
+    return argument_site(code)
+
+
+def jump_target(address: int, code: bytes) -> int | None:
+    """Address to which a function goes on by its first direct `jmp`, arguments unchanged; None if it does not."""
+    at = _after_endbr(code)
+    for _ in range(8):
+        if code[at : at + 1] == b"\xe9" and len(code) >= at + 5:
+            return address + at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
+        length = 2 if code[at : at + 1] and 0x70 <= code[at] <= 0x7F else _keeps_arguments(code[at : at + 8])
+        if length is None:
+            return None
+        at += length
+    return None
+
+
+def _after_endbr(code: bytes) -> int:
+    return 4 if code.startswith(_ENDBR64) else 0
+
+
+def _emulated_from(code: bytes, at: int) -> int | None:
+    """Offset of the first emulated instruction from there; None if a form that is not known comes before it."""
+    for _ in range(8):
+        rest = code[at : at + 8]
+        if _is_emulated(rest):
+            return at
+        length = _keeps_arguments(rest)
+        if length is None:
+            return None
+        at += length
+    return None
+
+
+def _is_emulated(code: bytes) -> bool:
+    """True for push of a register, a conditional or direct jump, and nop: arch/x86/kernel/uprobes.c, Linux 6.18."""
+    if not code:
+        return False
+    if 0x50 <= code[0] <= 0x57 or 0x70 <= code[0] <= 0x7F or code[0] in (0x90, 0xE9, 0xEB):
+        return True
+    if len(code) < 2:
+        return False
+    return (code[0] == 0x41 and 0x50 <= code[1] <= 0x57) or (code[0] == 0x0F and 0x80 <= code[1] <= 0x8F)
+
+
+def _keeps_arguments(code: bytes) -> int | None:
+    """Length of an instruction that changes neither %rdi nor %rsi; None for a form that is not known."""
+    if len(code) < 8:
+        return None
+    modrm = code[2]
+    register_form, rip_form = modrm >= 0xC0, modrm & 0xC7 == 0x05
+    if code[:2] in (b"\x48\x85", b"\x48\x39", b"\x48\x3b") and register_form:  # test, cmp of two registers
+        return 3
+    if code[:2] in (b"\x48\x89", b"\x49\x89") and register_form:  # mov reg,reg
+        return None if code[0] == 0x48 and modrm & 7 in (6, 7) else 3
+    if code[:2] in (b"\x48\x8b", b"\x48\x8d") and rip_form:  # mov, lea rel32(%rip),reg
+        return None if modrm >> 3 & 7 in (6, 7) else 7
+    if code[:2] == b"\x48\x8d" and modrm & 0xC7 in (0x46, 0x47):  # lea disp8(%rsi or %rdi),reg
+        return None if modrm >> 3 & 7 in (6, 7) else 4
+    if code[:2] == b"\x80\x3d":  # cmpb $imm8,rel32(%rip)
+        return 7
+    if code[:3] == b"\x48\xf7\xe6":  # mul %rsi
+        return 3
+    if code[:2] == b"\x0f\x90" and register_form:  # seto
+        return 3
+    if code[:2] == b"\x31\xc0":  # xor %eax,%eax
+        return 2
+    if code[:4] in (b"\x40\xf6\xc7\x0f", b"\x48\x8b\x14\x24"):  # test $15,%dil; mov (%rsp),%rdx
+        return 4
+    if code[:3] == b"\x48\x8b\x00":  # mov (%rax),%rax
+        return 3
+    return 4 if code[:3] in (b"\x48\x83\xec", b"\x48\x83\xff") else None  # sub $imm8,%rsp; cmp $imm8,%rdi
+
+
 def _harmless(code: bytes, number: int) -> int | None:
     """Length of an instruction that changes neither the result nor a counted argument; None for any other."""
     if code.startswith(b"\x48\x3d"):  # cmp $imm32,%rax

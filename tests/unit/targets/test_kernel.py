@@ -90,7 +90,7 @@ def structures(*, percpu: bool, without: str = "") -> Btf:
     else:
         rss = structure("mm_rss_stat", "events", "count")
         more = [] if without == "task_rss_stat" else [("rss_stat", structure("task_rss_stat", "events", "count"))]
-    structure("mm_struct", "pgd", "total_vm", "reserved", "brk", "arg_start", ("rss_stat", rss))
+    structure("mm_struct", "pgd", "total_vm", "reserved", "brk", "arg_start", "data_vm", ("rss_stat", rss))
     entity = structure("sched_entity", "load", "sum_exec_runtime")
     structure(
         "task_struct", "mm", "tgid", "pid", "exit_code", "min_flt", "maj_flt", "start_boottime", *more, ("se", entity)
@@ -102,17 +102,17 @@ def test_the_layout_of_a_kernel_with_percpu_counters_is_read():
     found = kernel_layout(structures(percpu=True))
 
     assert found.rss_kind is RssKind.PERCPU
-    assert (found.mm_rss_stat, found.counter_size, found.counter_count, found.counter_counters) == (40, 40, 8, 16)
+    assert (found.mm_rss_stat, found.counter_size, found.counter_count, found.counter_counters) == (48, 40, 8, 16)
     assert found.task_rss_stat == 0
     assert (found.task_mm, found.task_tgid, found.task_pid, found.task_sum_exec_runtime) == (0, 8, 16, 56 + 8)
-    assert (found.mm_total_vm, found.mm_brk, found.mm_arg_start) == (8, 24, 32)
+    assert (found.mm_total_vm, found.mm_brk, found.mm_arg_start, found.mm_data_vm) == (8, 24, 32, 40)
 
 
 def test_the_layout_of_a_kernel_that_splits_rss_between_mm_and_task_is_read():
     found = kernel_layout(structures(percpu=False))
 
     assert found.rss_kind is RssKind.SPLIT
-    assert (found.mm_rss_stat, found.task_rss_stat) == (40 + 8, 56 + 8)
+    assert (found.mm_rss_stat, found.task_rss_stat) == (48 + 8, 56 + 8)
     assert (found.counter_size, found.counter_count, found.counter_counters) == (0, 0, 0)
 
 

@@ -18,7 +18,7 @@ from tracer.backends.bpf.php_binary import php_binary_entry
 from tracer.backends.bpf.programs import Programs
 from tracer.backends.bpf.thread_sampling import wait_until_idle
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.request_structs import PHP_BINARIES_MAX, WORKER, WORKER_BYTES, Calls, Lost, Role
+from tracer.backends.records.request_structs import PHP_BINARIES_MAX, Calls, Lost, Role, worker_entry
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss
@@ -156,8 +156,7 @@ class Attachment:
     def _enter(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
         """Enters a process; one that the kernel has entered meanwhile stays as it is, unless `replace`."""
         calls = self._calls_of(target)
-        head = WORKER.pack(role, self._binary_index(target), 0, int(titled), 0, calls, 0, 0, 0, 0, 0, 0, 0, 0)
-        entry = head.ljust(WORKER_BYTES, b"\0")
+        entry = worker_entry(role=role, binary=self._binary_index(target), titled=int(titled), calls=calls)
         workers = self._programs.map("workers")
         try:
             if replace:

@@ -16,12 +16,14 @@ from tracer.backends import StackOptions
 from tracer.backends.bpf import self_check
 from tracer.backends.bpf.attaching import WHY_LOST, Attachment
 from tracer.backends.bpf.growth_probes import GrowthProbes
+from tracer.backends.bpf.native_probes import NativeProbes
 from tracer.backends.bpf.programs import RING_BYTES, Programs, release_compiler_memory
 from tracer.backends.bpf.ring_buffer import RingBuffer
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.request_decoder import RequestDecoder, unfinished_request
 from tracer.backends.records.request_structs import Lost
 from tracer.backends.records.worker_table import WorkerTable
+from tracer.errors import UnsupportedError
 from tracer.facts import Fact, Loss
 from tracer.targets import kernel
 from tracer.targets.resolve import Target
@@ -45,6 +47,7 @@ class BpfBackend:
         stacks: StackOptions | None = None,
         calls_by_tracepoint: bool = False,
         simulated_cpus: int | None = None,
+        native_budget: float | None = None,
         compiled: Callable[..., Programs] = Programs,
     ) -> None:
         """Prepare; nothing is loaded before attach().
@@ -55,6 +58,8 @@ class BpfBackend:
         compiles a file once.
         """
         self._compiled = compiled
+        self._native_budget = native_budget
+        self._native_probes: NativeProbes | None = None
         self._keep_query = keep_query
         self._stack_options = stacks
         self._growth_probes: GrowthProbes | None = None
@@ -89,6 +94,8 @@ class BpfBackend:
             undo.callback(self._undo.close)
             self._load(max(1024, 2 * sum(len(t.workers) for t in targets)))
             self._attachment.attach(targets)
+            if self._native_probes is not None:
+                self._native_probes.look(self._table.workers)
             release_compiler_memory()
             # On a saturated host the reader must not starve: it needs little, but the ring does not wait.
             with contextlib.suppress(OSError):
@@ -104,6 +111,8 @@ class BpfBackend:
             # On a timer even when there is much to take: a hundred records at a time cost less than one.
             time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
             facts = self._take()
+            if self._native_probes is not None:
+                self._native_probes.look(self._table.workers, facts)
             if self._growth_probes is not None:
                 facts = self._growth_probes.with_growth(facts)
             now = time.monotonic()
@@ -152,6 +161,17 @@ class BpfBackend:
             self._programs.on_raw_tracepoint(self_check.TRACEPOINT, "on_rename", meanwhile)
             simulated = self._simulated_cpus is not None
             self_check.fill_layout(self._programs.map, kernel.kernel_layout(), cpus, simulated=simulated)
+        if self._native_budget is not None:
+            try:
+                self._native_probes = NativeProbes(
+                    self._programs.map("native_books"),
+                    workers_max=workers_max,
+                    budget=self._native_budget,
+                    compiled=self._compiled,
+                )
+                self._undo.callback(self._native_probes.close)
+            except UnsupportedError as exc:
+                self._lacking.append(f"native memory not counted: {exc}")
         if self._stack_options is not None:
             self._growth_probes = GrowthProbes(
                 self._stack_options, workers.fd, workers_max=workers_max, cpus=cpus, compiled=self._compiled
@@ -196,6 +216,8 @@ class BpfBackend:
         The stack probes first: otherwise growth after an unseen request end would be charged to that request.
         """
         facts: list[Fact] = []
+        if self._native_probes is not None:
+            self._native_probes.stop()
         if self._growth_probes is not None:
             facts += self._closed(self._growth_probes.stop())
         facts += self._closed(self._attachment.uprobes)
@@ -227,6 +249,8 @@ class BpfBackend:
         return facts
 
     def _died(self, pid: int) -> None:
+        if self._native_probes is not None:
+            self._native_probes.gone(pid)
         if self._growth_probes is not None:
             self._growth_probes.process_died(pid)
 

@@ -98,13 +98,17 @@ class Programs:
         """
         os.dup2(fd, self.map(name).fd, inheritable=False)
 
-    def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE) -> int:
+    def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE, *, attach_type: int | None = None) -> int:
         """Return the descriptor of a program, which is loaded when it is first asked for, and stays ours to close.
 
+        `attach_type`: enum bpf_attach_type, for links that the kernel checks it for; None for the kind's own.
         Raises UnsupportedError if the kernel refuses it.
         """
         try:
-            return int(self._bpf.load_func(function.encode(), getattr(self._bpf, kind.value)).fd)
+            kind_of_bcc = getattr(self._bpf, kind.value)
+            if attach_type is None:
+                return int(self._bpf.load_func(function.encode(), kind_of_bcc).fd)
+            return int(self._bpf.load_func(function.encode(), kind_of_bcc, None, attach_type).fd)
         except Exception as exc:  # bcc raises nothing more precise
             raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
 

@@ -81,7 +81,7 @@ class OpenRequest:
 
     def record(self) -> bytes:
         """The `struct request`, once it has ended; nothing is read, so the worker may be running again."""
-        flags = Flag.SCRIPT_END_NOT_SEEN
+        flags = Flag.SCRIPT_END_NOT_SEEN | Flag.NATIVE_NOT_COUNTED | Flag.MAPPINGS_NOT_READ
         flags |= Flag.DETACHED if self.detached else Flag(0)
         flags |= Flag.ZEND_HEAP_UNKNOWN if self.zend_real_before is None else Flag(0)
         flags |= Flag.TEARDOWN_NOT_SEEN if self.anon_end is None else Flag(0)

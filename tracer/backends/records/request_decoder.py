@@ -17,7 +17,7 @@ from tracer.facts import Ending, Note, Request
 _FIELDS = tuple(name for name, _ in REQUEST_FIELDS)
 # What request() works out. Every other field of a Request is the field of that name in the record.
 _WORKED_OUT = (
-    "host", "pool", "started_ns", "duration_ns", "method", "uri", "script", "status", "ending", "notes",
+    "host", "pool", "started_ns", "duration_ns", "method", "uri", "script", "status", "ending", "native_kept", "notes",
 )  # fmt: skip
 # The fields of a Request, in its order, from those in the record's order and behind them those worked out.
 _IN_ORDER = itemgetter(
@@ -29,6 +29,8 @@ _IN_ORDER = itemgetter(
 _HEAD_OF_RECORD = itemgetter(*map(_FIELDS.index, ("flags", "started_ns", "ended_ns", "status", "method")))
 _STRINGS = itemgetter(*map(_FIELDS.index, ("script_bytes", "uri_bytes", "script_stored", "uri_stored")))
 _ADDRESS_SPACE = itemgetter(*map(_FIELDS.index, ("vm_before", "vm_after", "map_bytes", "unmap_bytes", "brk_bytes")))
+_NATIVE = itemgetter(*map(_FIELDS.index, ("native_alloc_bytes", "native_free_bytes", "native_mapped_bytes")))
+_ENDING, _NOTES = Request._fields.index("ending"), Request._fields.index("notes")
 _EXIT_CODE = _FIELDS.index("exit_code")
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
 
@@ -53,10 +55,22 @@ class _Rule(NamedTuple):
     ending: Ending | None = None  # of several, the last in the table
 
 
+_COUNTED = (
+    "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_kept",
+)  # fmt: skip
 _RULES = (
     _Rule(
         Flag.ZEND_HEAP_UNKNOWN,
-        ("zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after"),
+        (
+            "zend_used_end",
+            "zend_peak",
+            "zend_real_before",
+            "zend_real_peak",
+            "zend_real_end",
+            "zend_real_after",
+            "native_mapped_bytes",
+            "native_kept",
+        ),
         Note.ZEND_HEAP_UNKNOWN,
     ),
     _Rule(Flag.PHP_LAYOUT_UNKNOWN, ("status", "memory_limit"), Note.PHP_LAYOUT_UNKNOWN),
@@ -68,9 +82,21 @@ _RULES = (
     _Rule(Flag.METHOD_UNKNOWN, ("method",), Note.METHOD_UNKNOWN),
     _Rule(Flag.EXITED, ending=Ending.EXITED),
     _Rule(Flag.FATAL, ending=Ending.FATAL),
+    _Rule(Flag.NATIVE_NOT_COUNTED, _COUNTED, Note.NATIVE_NOT_COUNTED),
+    _Rule(Flag.MAPPINGS_NOT_READ, ("native_mapped_bytes", "native_kept")),
     _Rule(
         Flag.END_NOT_SEEN,
-        ("anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status"),
+        (
+            *_COUNTED,
+            "native_mapped_bytes",
+            "anon_after",
+            "file_after",
+            "shmem_after",
+            "zend_real_after",
+            "vm_after",
+            "brk_bytes",
+            "status",
+        ),
         Note.END_NOT_SEEN,
         Ending.CUT_OFF,
     ),
@@ -93,14 +119,16 @@ _RULES = (
     _Rule(_Found.SCRIPT_CUT, (), Note.SCRIPT_CUT),
 )
 # Notes that say nothing more once the end of the request was not seen.
-_SAID_BY_THE_MISSING_END = frozenset({Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE})
+_SAID_BY_THE_MISSING_END = frozenset(
+    {Note.NATIVE_NOT_COUNTED, Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE}
+)
 _KNOWN_WITHOUT_A_START = frozenset({"host", "pid", "pool", "nth", "ending", "notes"})
 
 
 class _Changes(NamedTuple):
     """What a set of conditions changes in a request."""
 
-    absent: dict[str, Any]  # None for each field
+    absent: tuple[int, ...]  # indices of the fields of Request that are not known
     notes: str | None
     ending: Ending
 
@@ -109,13 +137,13 @@ class _Changes(NamedTuple):
 def _changes(conditions: int) -> _Changes:
     """What these bits of Flag and _Found mean together, by _RULES."""
     if conditions & Flag.START_NOT_SEEN:
-        nothing_else = (name for name in Request._fields if name not in _KNOWN_WITHOUT_A_START)
-        return _Changes(dict.fromkeys(nothing_else), Note.START_NOT_SEEN.value, Ending.CUT_OFF)
+        nothing_else = tuple(at for at, name in enumerate(Request._fields) if name not in _KNOWN_WITHOUT_A_START)
+        return _Changes(nothing_else, Note.START_NOT_SEEN.value, Ending.CUT_OFF)
     rules = [rule for rule in _RULES if conditions & rule.condition]
     silent = _SAID_BY_THE_MISSING_END if conditions & Flag.END_NOT_SEEN else frozenset()
     notes = [rule.note.value for rule in rules if rule.note and rule.note not in silent]
     endings = [rule.ending for rule in rules if rule.ending]
-    absent = dict.fromkeys(name for rule in rules for name in rule.absent)
+    absent = tuple({Request._fields.index(name) for rule in rules for name in rule.absent})
     return _Changes(absent, ",".join(notes) or None, (Ending.FINISHED, *endings)[-1])
 
 
@@ -145,12 +173,14 @@ class RequestDecoder:
             query = uri.find(b"?")
             if query >= 0:
                 uri, uri_cut = uri[:query], False
+        allocated, freed, native_mapped = _NATIVE(values)
         row = Request._make(
             _IN_ORDER((
                 *values,
                 self._host, pool, started + self._offset, ended - started,
                 _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
-                uri.decode("utf-8", "surrogateescape"), script, status or None, "finished", None,
+                uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
+                allocated - freed + native_mapped, None,
             ))
         )  # fmt: skip
         vm_before, vm_after, mapped, unmapped, brk = _ADDRESS_SPACE(values)
@@ -181,8 +211,12 @@ class RequestDecoder:
             if holds:
                 found |= condition
         absent, notes, ending = _changes(found)
-        text = f"{ending.value}:{_signal(killed_by)}" if ending is Ending.KILLED else ending.value
-        return row._replace(**absent, ending=text, notes=notes)
+        changed: list[Any] = list(row)
+        for at in absent:
+            changed[at] = None
+        changed[_ENDING] = f"{ending.value}:{_signal(killed_by)}" if ending is Ending.KILLED else ending.value
+        changed[_NOTES] = notes
+        return Request._make(changed)
 
 
 def unfinished_request(worker: bytes, now_ns: int) -> bytes | None:

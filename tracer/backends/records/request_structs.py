@@ -48,6 +48,17 @@ class Lost(enum.IntEnum):
     WORKERS = 2
 
 
+class NativeSite(enum.IntEnum):
+    """The cookie of each probe on the allocator."""
+
+    MALLOC = 1
+    FREE = 2
+    CALLOC = 3
+    REALLOC = 4
+    MEMALIGN = 5
+    MMAP = 6
+
+
 class Flag(enum.IntFlag):
     """enum request_flag."""
 
@@ -66,6 +77,8 @@ class Flag(enum.IntFlag):
     SCRIPT_END_NOT_SEEN = 1 << 12
     PHP_LAYOUT_UNKNOWN = 1 << 13
     DETACHED = 1 << 14
+    NATIVE_NOT_COUNTED = 1 << 15
+    MAPPINGS_NOT_READ = 1 << 16
 
 
 # (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.
@@ -100,6 +113,11 @@ REQUEST_FIELDS = (
     ("unmap_calls", "q"),
     ("brk_bytes", "q"),
     ("brk_calls", "q"),
+    ("native_alloc_bytes", "q"),
+    ("native_alloc_calls", "q"),
+    ("native_free_bytes", "q"),
+    ("native_free_calls", "q"),
+    ("native_mapped_bytes", "q"),
     ("minor_faults", "q"),
     ("major_faults", "q"),
     ("status", "i"),
@@ -110,6 +128,14 @@ REQUEST_FIELDS = (
     ("uri_stored", "H"),
     ("pad", "I"),
     ("method", "16s"),
+)
+NATIVE_BOOK_FIELDS = (
+    ("alloc_bytes", "q"),
+    ("alloc_calls", "q"),
+    ("free_bytes", "q"),
+    ("free_calls", "q"),
+    ("mapped_bytes", "q"),
+    ("large", "q"),
 )
 PROCESS_EVENT_FIELDS = (
     ("kind", "I"),
@@ -135,6 +161,10 @@ WORKER_FIELDS = (
     ("minor_before", "Q"),
     ("major_before", "Q"),
     ("brk_before", "Q"),
+    ("data_before", "Q"),
+    ("native_counted", "I"),
+    ("pad_native", "I"),
+    ("native_before", "48s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),
@@ -171,10 +201,10 @@ KERNEL_FIELDS = (
     ("mm_total_vm", "I"),
     ("mm_brk", "I"),
     ("mm_arg_start", "I"),
+    ("mm_data_vm", "I"),
     ("counter_size", "I"),
     ("counter_count", "I"),
     ("counter_counters", "I"),
-    ("pad", "I"),
     ("rss_kind", "I"),
     ("page_size", "Q"),
     ("percpu_offset", f"{CPUS_MAX}Q"),
@@ -198,8 +228,15 @@ def _struct(fields: Sequence[tuple[str, str]]) -> struct.Struct:
 REQUEST = _struct(REQUEST_FIELDS)
 PROCESS_EVENT = _struct(PROCESS_EVENT_FIELDS)
 WORKER = _struct(WORKER_FIELDS)
+NATIVE_BOOK = _struct(NATIVE_BOOK_FIELDS)
 WORKER_BYTES = WORKER.size + REQUEST.size + SCRIPT_MAX + URI_MAX
 PHP_BINARY = _struct(PHP_BINARY_FIELDS)
 KERNEL = _struct(KERNEL_FIELDS)
 SELF_CHECK = _struct(SELF_CHECK_FIELDS)
 HEAD = struct.Struct("<II")  # what every record begins with: kind and pid
+
+
+def worker_entry(**known: int) -> bytes:
+    """Return a `struct worker` with those fields and no request; all else is 0."""
+    values = {name: b"" if form.endswith("s") else 0 for name, form in WORKER_FIELDS}
+    return WORKER.pack(*{**values, **known}.values()).ljust(WORKER_BYTES, b"\0")

@@ -18,7 +18,9 @@ from tracer.facts import Request
 
 OFFSET_NS = 1_700_000_000_000_000_003
 HEAP = HeapFigures(size=401_987, peak=2_921_293, real_size=2_359_309, real_peak=4_194_319)
-UNMEASURED = {"zend_used_end", "memory_limit"}  # of every request: they are seen at the script's end only
+# Of every request: they are seen at the script's end only, or counted by BPF alone.
+UNMEASURED = {"zend_used_end", "memory_limit", "native_alloc_bytes", "native_alloc_calls", "native_free_bytes",
+              "native_free_calls", "native_mapped_bytes", "native_kept"}  # fmt: skip
 
 RUNNING = OpenRequest(
     pid=4241,
@@ -85,7 +87,9 @@ def test_a_finished_request_has_all_that_can_be_seen_from_outside():
         zend_peak=2_921_293, zend_real_before=2_097_169, zend_real_peak=4_194_319, zend_real_end=2_359_309,
         zend_real_after=2_097_211, memory_limit=None, vm_before=250_000_013, vm_after=250_516_092,
         map_bytes=2_097_169, map_calls=5, unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11,
-        minor_faults=131, major_faults=3, notes="script_end_not_seen",
+        native_alloc_bytes=None, native_alloc_calls=None, native_free_bytes=None, native_free_calls=None,
+        native_mapped_bytes=None, native_kept=None, minor_faults=131, major_faults=3,
+        notes="native_not_counted,script_end_not_seen",
     )  # fmt: skip
 
 
@@ -174,7 +178,7 @@ def test_a_request_that_tracing_left_is_cut_off_and_its_worker_blamed_for_nothin
 def test_a_404_has_no_script():
     found = decoded(finished(script=None, script_bytes=0, status=404).record())
 
-    assert (found.status, found.notes) == (404, "no_script,script_end_not_seen")
+    assert (found.status, found.notes) == (404, "no_script,native_not_counted,script_end_not_seen")
     assert absent(found) == UNMEASURED | {"script"}
 
 
@@ -182,7 +186,7 @@ def test_a_request_whose_heap_is_not_known_has_nothing_of_it():
     made = finished(zend_real_before=None, heap_end=None)
     found = decoded(made.record())
 
-    assert found.notes == "zend_heap_unknown,script_end_not_seen"
+    assert found.notes == "zend_heap_unknown,native_not_counted,script_end_not_seen"
     assert absent(found) == UNMEASURED | {
         "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after",
     }  # fmt: skip
@@ -192,14 +196,14 @@ def test_a_request_whose_teardown_was_not_seen_has_no_peak_of_zends():
     made = dataclasses.replace(finished(), anon_end=None)
     found = decoded(made.record())
 
-    assert found.notes == "script_end_not_seen,teardown_not_seen"
+    assert found.notes == "native_not_counted,script_end_not_seen,teardown_not_seen"
     assert absent(found) == UNMEASURED | {"anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"}
 
 
 def test_of_an_unknown_layout_there_is_no_status():
     found = decoded(finished(layout_known=False).record())
 
-    assert found.notes == "php_layout_unknown,script_end_not_seen"
+    assert found.notes == "php_layout_unknown,native_not_counted,script_end_not_seen"
     assert absent(found) == UNMEASURED | {"status"}
 
 
@@ -216,27 +220,27 @@ def test_a_long_uri_is_cut_and_that_is_noted():
     found = decoded(finished(uri=uri, uri_bytes=3_001).record())
 
     assert found.uri == "/" + "x" * (URI_MAX - 1)
-    assert found.notes == "script_end_not_seen,uri_cut"
+    assert found.notes == "native_not_counted,script_end_not_seen,uri_cut"
     assert found.script == "/srv/index.php"
 
 
 def test_a_uri_of_which_only_a_part_was_read_is_noted_as_cut():
     found = decoded(finished(uri=b"/shop", uri_bytes=4_099).record())
 
-    assert (found.uri, found.notes) == ("/shop", "script_end_not_seen,uri_cut")
+    assert (found.uri, found.notes) == ("/shop", "native_not_counted,script_end_not_seen,uri_cut")
 
 
 def test_a_uri_that_just_fits_is_not_cut():
     uri = b"/" + b"x" * (URI_MAX - 1)
     found = decoded(finished(uri=uri, uri_bytes=URI_MAX).record())
 
-    assert (len(found.uri), found.notes) == (2048, "script_end_not_seen")
+    assert (len(found.uri), found.notes) == (2048, "native_not_counted,script_end_not_seen")
 
 
 def test_a_long_script_is_cut_and_that_is_noted():
     found = decoded(finished(script=b"s" * 1_031, script_bytes=1_031).record())
 
-    assert (found.script, found.notes) == ("s" * SCRIPT_MAX, "script_end_not_seen,script_cut")
+    assert (found.script, found.notes) == ("s" * SCRIPT_MAX, "native_not_counted,script_end_not_seen,script_cut")
     assert found.uri == "/shop?id=13"
 
 
@@ -257,7 +261,7 @@ def test_a_parameter_that_was_not_sent_is_none(name, note):
     )
 
     assert getattr(found, name) is None
-    assert found.notes == f"{note},script_end_not_seen"
+    assert found.notes == f"{note},native_not_counted,script_end_not_seen"
 
 
 def test_calls_that_were_not_counted_are_not_measured():
@@ -265,7 +269,7 @@ def test_calls_that_were_not_counted_are_not_measured():
         finished(map_bytes=0, map_calls=0, unmap_bytes=0, unmap_calls=0, brk_bytes=0, brk_calls=0).record(), calls=False
     )
 
-    assert found.notes == "script_end_not_seen,calls_not_hooked"
+    assert found.notes == "native_not_counted,script_end_not_seen,calls_not_hooked"
     assert absent(found) == UNMEASURED | {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"}
 
 

@@ -20,7 +20,19 @@ HEADER = Path(__file__).resolve().parents[4] / "bpf" / "request_events.h"
 USED_UP = {"kind", "flags", "started_ns", "ended_ns", "exit_code", "script_bytes", "uri_bytes", "script_stored",
            "uri_stored", "pad", "method", "status"}  # fmt: skip
 # Fields of a request that the decoder works out.
-WORKED_OUT = {"host", "pool", "started_ns", "duration_ns", "method", "uri", "script", "status", "ending", "notes"}
+WORKED_OUT = {
+    "host",
+    "pool",
+    "started_ns",
+    "duration_ns",
+    "method",
+    "uri",
+    "script",
+    "status",
+    "ending",
+    "native_kept",
+    "notes",
+}
 
 
 def first_difference(one: list[str], other: list[str]) -> str | None:
@@ -83,4 +95,4 @@ def test_a_flag_and_the_note_it_becomes_are_spelled_alike():
     both = {flag.name for flag in Flag} & {note.name for note in Note}
 
     assert {note.name: note.value for note in Note} == {note.name: note.name.lower() for note in Note}
-    assert {flag.name for flag in Flag} - both == {"EXITED", "FATAL", "DETACHED"}
+    assert {flag.name for flag in Flag} - both == {"EXITED", "FATAL", "DETACHED", "MAPPINGS_NOT_READ"}

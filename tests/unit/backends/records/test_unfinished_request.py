@@ -11,23 +11,23 @@ from records import record
 from samples import PROPERTY
 
 from tracer.backends.records.request_decoder import RequestDecoder, exit_text, unfinished_request
-from tracer.backends.records.request_structs import WORKER, WORKER_BYTES, WORKER_FIELDS
+from tracer.backends.records.request_structs import WORKER, WORKER_BYTES, worker_entry
 
 DECODER = RequestDecoder("web1", 0, keep_query=False, calls=True)
 
 
-def worker_entry(in_request: int, request: bytes) -> bytes:
+def entry(in_request: int, request: bytes) -> bytes:
     """A `struct worker` as the kernel keeps it."""
-    values = [in_request if name == "in_request" else 0 for name, _ in WORKER_FIELDS]
-    return (WORKER.pack(*values) + request).ljust(WORKER_BYTES, b"\0")
+    head = worker_entry(in_request=in_request)[: WORKER.size]
+    return (head + request).ljust(WORKER_BYTES, b"\0")
 
 
 def test_a_worker_between_requests_has_nothing_under_way():
-    assert unfinished_request(worker_entry(0, record()), 9_000_011) is None
+    assert unfinished_request(entry(0, record()), 9_000_011) is None
 
 
 def test_a_request_under_way_when_tracing_ends_is_cut_off_at_that_moment():
-    under_way = unfinished_request(worker_entry(1, record(script=b"/a.php", uri=b"/b")), 9_000_011)
+    under_way = unfinished_request(entry(1, record(script=b"/a.php", uri=b"/b")), 9_000_011)
 
     assert under_way is not None
     found = DECODER.request(under_way, "www")

@@ -1,0 +1,189 @@
+"""Native memory is charged to the request that keeps it, to the byte, whoever touches its pages first."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fpm import ONE_WORKER, Fpm
+from tracing import Tracer
+from waiting import wait_for
+
+from tracer.facts import Note, Request
+
+LEAK = 32 * (1040 + 32)  # bytes that native_leak.php keeps
+WITHOUT_LIMIT = {"native_budget": 100.0}
+
+
+def sent(fpm: Fpm, tracer: Tracer, scripts: list[str], **params: str) -> dict[str, list[Request]]:
+    """The requests for these scripts, one after the other, by script."""
+    found: dict[str, list[Request]] = defaultdict(list)
+    for at in range(0, len(scripts), 50):
+        batch = scripts[at : at + 50]
+        for script in batch:
+            fpm.get(script, **params)
+        for request in tracer.next(len(batch)):
+            found[os.path.basename(request.script or "")].append(request)
+    return found
+
+
+def kept(requests: list[Request]) -> list[int]:
+    """What each of the requests kept. All of them were counted."""
+    values = [request.native_kept for request in requests]
+    assert None not in values
+    return [value for value in values if value is not None]
+
+
+def blocks(requests: list[Request]) -> int:
+    """Blocks that were allocated and not freed."""
+    return sum((one.native_alloc_calls or 0) - (one.native_free_calls or 0) for one in requests)
+
+
+def warmed(fpm: Fpm) -> Fpm:
+    """Every worker has run every innocent page, and has its caches."""
+    for _ in range(20):
+        for script in ("native_page.php", "hello.php"):
+            fpm.get(script)
+    return fpm
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("order", ["in turn", "shuffled"])
+def test_a_leak_is_its_scripts_and_not_that_of_the_page_whose_holes_it_fills(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], workers: int, order: str
+) -> None:
+    fpm = warmed(start_fpm(www=f"pm = static\npm.max_children = {workers}"))
+    scripts = ["native_page.php", "hello.php", "native_leak.php"] * 50
+    if order == "shuffled":
+        random.Random(7).shuffle(scripts)
+    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+
+    found = sent(fpm, tracer, scripts)
+
+    # gettext doubles its table of bindings now and then.
+    assert sum(value == LEAK for value in kept(found["native_leak.php"])) >= 48
+    assert abs(sum(kept(found["native_leak.php"])) - 50 * LEAK) < 0.02 * 50 * LEAK
+    assert all(-512 <= value <= 0 for value in kept(found["native_page.php"]))
+    assert abs(blocks(found["native_page.php"])) <= 2
+    assert kept(found["hello.php"]) == [0] * 50
+
+
+def test_a_leak_is_seen_below_six_megabytes_that_zend_takes_and_gives_back(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = warmed(start_fpm(www=ONE_WORKER))
+    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+
+    found = sent(fpm, tracer, ["native_catalogue.php", "hello.php"] * 25)
+
+    assert abs(sum(kept(found["native_catalogue.php"])) - 25 * LEAK) < 0.02 * 25 * LEAK
+    assert kept(found["hello.php"]) == [0] * 25
+
+
+@pytest.mark.parametrize(
+    ("call", "bytes_kept", "calls"),
+    [
+        ("malloc", 1024, (1, 0)),
+        ("calloc", 7072, (1, 0)),
+        ("strdup", 1024, (1, 0)),
+        ("freed", 0, (100, 100)),
+        ("realloc up", 50_032, (2, 1)),
+        ("realloc down", 1024, (2, 1)),
+        ("realloc of nothing", 1024, (1, 0)),
+        ("realloc to nothing", 0, (1, 1)),
+        ("aligned", 1040, (1, 0)),
+        ("free of nothing", 0, (0, 0)),
+        ("mapped", 3_002_368, (1, 0)),
+        ("mapped and freed", 0, (1, 1)),
+        ("mapped and resized", 5_001_216, (2, 1)),
+    ],
+)
+def test_each_way_to_allocate_and_free_is_counted_to_the_byte(
+    fpm: Fpm, trace: Callable[..., Tracer], call: str, bytes_kept: int, calls: tuple[int, int]
+) -> None:
+    fpm.get("native_calls.php", QUERY_STRING="freed")
+    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+
+    fpm.get("native_calls.php", QUERY_STRING=call)
+
+    (found,) = tracer.next()
+    assert found.native_kept == bytes_kept
+    assert (found.native_alloc_calls, found.native_free_calls) == calls
+
+
+def test_a_worker_born_while_tracing_is_counted_whole_or_marked_as_not_counted(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www="pm = static\npm.max_children = 2\npm.max_requests = 15")
+    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    found: list[Request] = []
+    for _ in range(100):
+        fpm.get("native_leak.php")
+        found += tracer.next()
+
+    counted = [request.native_kept for request in found if request.native_kept is not None]
+    unmarked = [
+        one for one in found if one.native_kept is None and Note.NATIVE_NOT_COUNTED.value not in (one.notes or "")
+    ]
+    assert len(counted) > 50
+    # A worker's very first request also loads what the extension needs.
+    assert sum(abs(value - LEAK) <= 512 for value in counted) > 0.8 * len(counted)
+    assert unmarked == []
+
+
+def test_without_a_budget_nothing_is_counted_and_each_request_says_so(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
+    tracer = trace(str(fpm.master))
+
+    fpm.get("native_leak.php")
+
+    (found,) = tracer.next()
+    assert (found.native_kept, found.native_alloc_bytes) == (None, None)
+    assert found.notes == Note.NATIVE_NOT_COUNTED.value
+    assert found.native_mapped_bytes is not None
+
+
+def test_a_pool_that_allocates_more_than_its_budget_is_left_alone_until_it_has_earned_it(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = warmed(start_fpm(www=ONE_WORKER))
+    tracer = trace(str(fpm.master), native_budget=0.0)
+    leaks = 0
+
+    def left_alone() -> bool:
+        nonlocal leaks
+        fpm.get("native_leak.php", QUERY_STRING="2000")
+        leaks += 1
+        return tracer.next()[0].native_kept is None
+
+    wait_for(left_alone, "the pool to be left alone")
+
+    assert leaks > 20  # 0.2 s of 4,000 calls each of 0.85 µs
+    fpm.get("hello.php")
+    assert tracer.next()[0].native_kept is None
+
+
+def test_when_tracing_ends_malloc_is_as_it_was(start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]) -> None:
+    fpm = warmed(start_fpm(www=ONE_WORKER))
+    (worker,) = fpm.workers()
+    before = libc_text(worker)
+    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    assert libc_text(worker) != before
+
+    tracer.close()
+
+    assert libc_text(worker) == before
+
+
+def libc_text(pid: int) -> bytes:
+    """The code of the C library as a process has it in memory: a probe that is left would show in it."""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in maps:
+            if "libc.so" in line and " r-xp " in line:
+                start, end = (int(part, 16) for part in line.split()[0].split("-"))
+                memory.seek(start)
+                return memory.read(end - start)
+    raise AssertionError("no C library")

@@ -1,0 +1,215 @@
+"""The part of the BPF backend that counts what workers allocate and free natively: bpf/native.bpf.c.
+
+One uprobe_multi link a worker, so that nobody else pays. A worker's link comes first and its entry in the map
+`native_books` after it: what is counted is counted from the next request on, and the kernel's side marks requests
+before that as not counted. A pool whose workers allocate more than the budget allows is left alone until enough
+of their CPU time has gone by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+from tracer.backends.bpf import uprobe_multi
+from tracer.backends.bpf.maps import Map, MapFullError
+from tracer.backends.bpf.programs import Programs
+from tracer.backends.records.request_structs import NATIVE_BOOK, NATIVE_BOOK_FIELDS, NativeSite
+from tracer.backends.records.worker_table import TrackedWorker
+from tracer.errors import TargetGoneError, UnsupportedError
+from tracer.facts import Fact, Request
+from tracer.targets import allocator, libc, processes
+from tracer.targets.elf import Image
+
+log = logging.getLogger(__name__)
+
+# Each link makes every hit of every linked worker 55 ns dearer: that many of a pool at a time.
+MOST_OF_A_POOL = 8
+# What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
+CALL_NS = 850
+# What a pool may spend before its budget has to have grown, and from what on it is counted again.
+_ADVANCE_NS = 200_000_000
+_RESUME_NS = 20_000_000
+_EMPTY = NATIVE_BOOK.pack(*[0] * len(NATIVE_BOOK_FIELDS))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sites:
+    """Where a C library is probed: the file, and file offsets by cookie."""
+
+    image: Image
+    by_cookie: dict[int, int]
+
+
+@dataclasses.dataclass(slots=True)
+class _Link:
+    descriptor: int
+    pool: _Pool
+    calls: int = 0  # counted so far, at the last look
+
+
+@dataclasses.dataclass(slots=True)
+class _Pool:
+    """What the counting of a pool's workers may cost, in ns of their CPU time."""
+
+    left_ns: float = _ADVANCE_NS
+    paused: bool = False
+    linked: int = 0
+
+
+class NativeProbes:
+    """Links workers as they come, as far as the budget allows. close() takes all links off."""
+
+    def __init__(
+        self, books: Map, *, workers_max: int, budget: float, compiled: Callable[..., Programs] = Programs
+    ) -> None:
+        """`books` is the map `native_books`, which is shared; `budget` the share of the workers' CPU time to spend.
+
+        UnsupportedError if the program does not load: before Linux 6.6 the kernel has no such links.
+        """
+        self._books = books
+        self._budget = budget
+        self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max)
+        try:
+            self._programs.share("native_books", books.fd)
+            self._program = self._programs.fd("on_native", attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
+        except UnsupportedError:
+            self._programs.close()
+            raise
+        self.lacking: list[str] = []
+        self._links: dict[int, _Link] = {}
+        self._left_out: set[int] = set()  # workers that cannot be counted
+        self._pools: dict[tuple[int | None, str | None], _Pool] = {}
+        self._sites: dict[tuple[int, int], _Sites | None] = {}
+        self._closing: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._closer = threading.Thread(target=self._close_links, daemon=True)
+        self._closer.start()
+
+    def look(self, workers: Mapping[int, TrackedWorker], facts: Iterable[Fact] = ()) -> None:
+        """Link workers that are new, within the budget; `facts` are those since the last call, which earn it."""
+        for fact in facts:
+            if isinstance(fact, Request) and fact.cpu_ns and (worker := workers.get(fact.pid)) is not None:
+                pool = self._pool(worker)
+                pool.left_ns = min(pool.left_ns + self._budget * fact.cpu_ns, _ADVANCE_NS)
+        self._spend()
+        for pid, worker in workers.items():
+            if worker.wanted and pid not in self._links and pid not in self._left_out:
+                self._link(pid, worker)
+
+    def gone(self, pid: int) -> None:
+        """Forget that worker, which has ended."""
+        self._unlink(pid)
+        self._left_out.discard(pid)
+
+    def stop(self) -> None:
+        """Take all links off and wait for that. Idempotent."""
+        for pid in list(self._links):
+            self._unlink(pid)
+        if self._closer.is_alive():
+            self._closing.put(None)
+            self._closer.join()
+
+    def close(self) -> None:
+        """Take all links off, and unload the program. Idempotent."""
+        self.stop()
+        self._programs.close()
+        for sites in self._sites.values():
+            if sites is not None:
+                sites.image.close()
+        self._sites.clear()
+
+    def _pool(self, worker: TrackedWorker) -> _Pool:
+        master = worker.target.master
+        return self._pools.setdefault((master.pid if master else None, worker.fact.pool), _Pool())
+
+    def _spend(self) -> None:
+        """Take what the counting has cost from the budgets; leave alone who has spent too much."""
+        for pid, link in self._links.items():
+            book = self._books.get(pid)
+            if book is None:
+                continue
+            _, allocated, _, freed, _, _ = NATIVE_BOOK.unpack(book)
+            link.pool.left_ns -= (allocated + freed - link.calls) * CALL_NS
+            link.calls = allocated + freed
+        for pool in self._pools.values():
+            if pool.left_ns < 0 and not pool.paused:
+                pool.paused = True
+            elif pool.paused and pool.left_ns > _RESUME_NS:
+                pool.paused = False
+        for pid in [pid for pid, link in self._links.items() if link.pool.paused]:
+            self._unlink(pid)
+
+    def _link(self, pid: int, worker: TrackedWorker) -> None:
+        pool = self._pool(worker)
+        if pool.paused or pool.linked >= MOST_OF_A_POOL:
+            return
+        sites = self._sites_of(pid, worker)
+        if sites is None:
+            self._left_out.add(pid)
+            return
+        try:
+            descriptor = uprobe_multi.link(self._program, sites.image.path, sites.by_cookie, pid)
+        except TargetGoneError:
+            return
+        except UnsupportedError as exc:
+            self._left_out.add(pid)
+            self._lack(f"native memory not counted: {exc}")
+            return
+        self._links[pid] = _Link(descriptor, pool)
+        pool.linked += 1
+        try:
+            self._books[pid] = _EMPTY
+        except MapFullError:
+            self._unlink(pid)
+            self._left_out.add(pid)
+
+    def _unlink(self, pid: int) -> None:
+        """Stop counting that worker. Returns at once: the kernel takes some 30 ms for it."""
+        link = self._links.pop(pid, None)
+        if link is not None:
+            link.pool.linked -= 1
+            self._books.remove(pid)
+            self._closing.put(link.descriptor)
+
+    def _sites_of(self, pid: int, worker: TrackedWorker) -> _Sites | None:
+        """The sites in the C library of that worker's PHP; None if they are not known."""
+        key = worker.target.php.image.identity
+        if key not in self._sites:
+            self._sites[key] = self._found_sites(pid)
+        return self._sites[key]
+
+    def _found_sites(self, pid: int) -> _Sites | None:
+        try:
+            image = processes.open_libc(pid)
+        except OSError:
+            image = None
+        if image is None:
+            self._lack("native memory not counted: the workers' C library was not found")
+            return None
+        try:
+            found, calls = allocator.inspect(image), libc.inspect(image)
+        except UnsupportedError as exc:
+            image.close()
+            self._lack(f"native memory not counted: {exc}")
+            return None
+        if not found.usable:
+            image.close()
+            self._lack(f"native memory not counted: {', '.join(found.missing)} of the C library have an unknown form")
+            return None
+        by_cookie = {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()}
+        if "mmap" in calls.sites:
+            by_cookie[int(NativeSite.MMAP)] = calls.sites["mmap"]
+        return _Sites(image, by_cookie)
+
+    def _lack(self, text: str) -> None:
+        if text not in self.lacking:
+            self.lacking.append(text)
+            log.warning("%s", text)
+
+    def _close_links(self) -> None:
+        while (descriptor := self._closing.get()) is not None:
+            os.close(descriptor)

@@ -1,0 +1,54 @@
+"""Attaches a loaded BPF program to places in one process alone: BPF uprobe_multi links, Linux >= 6.6.
+
+A perf event's uprobe is paid for by every process that runs that file, or, opened for one process with inherit,
+makes its fork() fail. A link with a pid costs nobody else anything, and is gone when its descriptor is closed.
+Never link a process that forks: the child has the breakpoints in its copied memory, and pays for them until it
+runs another program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Mapping
+
+from tracer.errors import TargetGoneError, UnsupportedError
+
+_BPF = {"x86_64": 321, "aarch64": 280}
+# include/uapi/linux/bpf.h, Linux 6.18
+_LINK_CREATE = 28
+TRACE_UPROBE_MULTI = 48  # enum bpf_attach_type
+# union bpf_attr, link_create with uprobe_multi: prog_fd, target_fd, attach_type, flags; path, offsets,
+# ref_ctr_offsets, cookies, cnt, flags, pid.
+_ATTR = struct.Struct("<IIIIQQQQIII")
+_ATTR_BYTES = 128
+
+
+def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int) -> int:
+    """Run the program wherever that process executes one of the sites; closing the descriptor detaches.
+
+    `sites` are file offsets by the cookie that the program is given. The program has to be loaded with the attach
+    type TRACE_UPROBE_MULTI. TargetGoneError if the process has ended; UnsupportedError if the kernel refuses.
+    """
+    number = _BPF.get(platform.machine())
+    if number is None:
+        raise UnsupportedError(f"bpf(2) is not known on {platform.machine()}")
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    offsets = (ctypes.c_uint64 * len(sites))(*sites.values())
+    cookies = (ctypes.c_uint64 * len(sites))(*sites)
+    attr = _ATTR.pack(
+        program_fd, 0, TRACE_UPROBE_MULTI, 0,
+        ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies), len(sites), 0, pid,
+    )  # fmt: skip
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(attr.ljust(_ATTR_BYTES, b"\0"), _ATTR_BYTES)
+    descriptor = libc.syscall(number, _LINK_CREATE, buffer, _ATTR_BYTES)
+    if descriptor >= 0:
+        return int(descriptor)
+    code = ctypes.get_errno()
+    if code == errno.ESRCH:
+        raise TargetGoneError(f"process {pid} has ended")
+    raise UnsupportedError(f"cannot set probes in process {pid} alone: {os.strerror(code)}")
