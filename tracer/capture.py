@@ -36,7 +36,7 @@ class Filter:
     uri: str | None = None  # shell pattern
     script: str | None = None  # shell pattern
     slow_ns: int | None = None  # least duration
-    min_growth: int | None = None  # least bytes of native growth, or of growth where Zend's heap is unknown
+    min_growth: int | None = None  # least bytes of native memory kept, or of growth where that was not counted
 
     def __bool__(self) -> bool:
         """True if there is any condition."""
@@ -52,7 +52,7 @@ class Filter:
             return False
         if self.slow_ns is not None and (request.duration_ns is None or request.duration_ns < self.slow_ns):
             return False
-        growth = request.growth if request.zend_real_before is None else request.native_growth
+        growth = request.growth if request.native_kept is None else request.native_kept
         return self.min_growth is None or (growth is not None and growth >= self.min_growth)
 
 

@@ -90,7 +90,7 @@ class Request(NamedTuple):
     native_free_bytes: int | None
     native_free_calls: int | None
     native_mapped_bytes: int | None  # signed: other private writable mappings, neither Zend's nor malloc's
-    native_kept: int | None  # signed: allocated and mapped, and not freed by the end
+    native_kept: int | None  # signed: allocated and mapped, not freed by the end; 0 for malloc's rounding
     minor_faults: int | None
     major_faults: int | None
     notes: str | None  # Note values, joined by commas

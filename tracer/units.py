@@ -6,6 +6,7 @@ import re
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%?")
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_SECONDS = 1e9  # 31 years: nanoseconds of it still fit in 63 bits
@@ -40,6 +41,14 @@ def parse_duration(text: str) -> float:
     if seconds > _MAX_SECONDS:
         raise ValueError(f"{text!r} is too long for a duration")
     return seconds
+
+
+def parse_share(text: str) -> float:
+    """0.02 for `2%` or `2`; ValueError for what is no percentage from 0 to 100."""
+    match = _SHARE.fullmatch(text.strip())
+    if match is None or float(match[1]) > 100:
+        raise ValueError(f"{text!r} is not a percentage: write 2% or 0.5%")
+    return float(match[1]) / 100
 
 
 def show_bytes(size: float | None, *, signed: bool = False) -> str:

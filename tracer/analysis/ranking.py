@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from array import array
 from collections.abc import Callable, Iterable
 
+from tracer.analysis.kept import FirstRuns, KeptSum
+from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import Request, Worker
 
 _COLUMNS = (
-    "pid", "pool", "uri", "script", "ending", "duration_ns",
-    "anon_before", "anon_end", "anon_after", "anon_peak", "zend_peak", "zend_real_before", "zend_real_end",
+    "host", "pid", "pool", "nth", "uri", "script", "ending", "duration_ns",
+    "anon_before", "anon_after", "anon_peak", "zend_peak",
+    "native_alloc_calls", "native_free_calls", "native_kept",
 )  # fmt: skip
 
 
@@ -39,16 +41,16 @@ class Sort(enum.Enum):
 
 def columns_of(by: GroupBy) -> tuple[str, ...]:
     """Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others."""
-    return (*_COLUMNS, "host", "started_ns") if by is GroupBy.WORKER else _COLUMNS
+    return (*_COLUMNS, "started_ns") if by is GroupBy.WORKER else _COLUMNS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
     """Figures of the requests with one key, in bytes and nanoseconds. None: measured on none of them.
 
-    `growth_*` is all anonymous memory kept, Zend's chunk cache included: memory that one request
-    takes, another may free. `native_growth_*` is Request.native_growth: memory that stays.
-    Quantiles are by nearest rank: values that occurred.
+    `growth_*` is what the workers' anonymous memory grew by, Zend's chunk cache included: memory that one request
+    takes, another may free. `kept_*` is the native memory that the requests allocated and did not free, see
+    analysis.kept.Kept; `kept_how` is a How's value. Quantiles are by nearest rank: values that occurred.
     """
 
     key: str | None
@@ -57,9 +59,16 @@ class Group:
     growth_bytes: int | None
     growth_p50: int | None
     growth_p95: int | None
-    native_growth_bytes: int | None
-    native_growth_p50: int | None
-    native_growth_p95: int | None
+    kept_bytes: int | None
+    kept_per_request: float | None
+    kept_low: float | None
+    kept_high: float | None
+    kept_how: str | None
+    kept_share: float | None
+    kept_p50: int | None
+    kept_p95: int | None
+    warmup_bytes: int | None
+    counted: int
     anon_peak_max: int | None
     zend_peak_max: int | None
     duration_p95_ns: int | None
@@ -77,6 +86,7 @@ class Ranking:
         self.by = by
         self.overflow = 0
         self._workers = WorkerNames()
+        self._first_runs = FirstRuns()
         self._key: Callable[[Request], str | WorkerKey | None] = (
             self._workers.key if by is GroupBy.WORKER else _KEYS[by]
         )
@@ -96,13 +106,14 @@ class Ranking:
     def add(self, request: Request) -> None:
         """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
         key = self._key(request)
+        first = self._first_runs.is_first(request)
         group = self._groups.get(key)
         if group is None:
             if self._max_groups is not None and len(self._groups) >= self._max_groups:
                 self.overflow += 1
                 return
             group = self._groups[key] = _Accumulator(self._window)
-        group.add(request)
+        group.add(request, first=first)
 
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
@@ -128,7 +139,7 @@ _KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.POOL: lambda request: request.pool,
 }
 _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
-    Sort.NATIVE: lambda group: group.native_growth_bytes,
+    Sort.NATIVE: lambda group: group.kept_bytes,
     Sort.GROWTH: lambda group: group.growth_bytes,
     Sort.PEAK: lambda group: group.anon_peak_max,
     Sort.ZEND: lambda group: group.zend_peak_max,
@@ -137,55 +148,26 @@ _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
 }
 
 
-class _Values:
-    """The sum of all integers added, and quantiles of the last `window` of them (None: of all)."""
-
-    __slots__ = ("_last", "_window", "count", "total")
-
-    def __init__(self, window: int | None) -> None:
-        self._window = window
-        self._last = array("q")
-        self.count = 0
-        self.total = 0
-
-    def add(self, value: int) -> None:
-        if self._window is None or self.count < self._window:
-            self._last.append(value)
-        else:
-            self._last[self.count % self._window] = value
-        self.count += 1
-        self.total += value
-
-    def quantiles(self, *shares: float) -> list[int | None]:
-        if not self._last:
-            return [None for _ in shares]
-        ordered = sorted(self._last)
-        # Nearest rank: the smallest value such that at least that share of the values is not larger.
-        return [ordered[max(0, -int(-share * len(ordered) // 1) - 1)] for share in shares]
-
-
 class _Accumulator:
-    __slots__ = ("_anon_peak", "_durations", "_growth", "_incomplete", "_native", "_requests", "_zend_peak")
+    __slots__ = ("_anon_peak", "_durations", "_growth", "_incomplete", "_kept", "_requests", "_zend_peak")
 
     def __init__(self, window: int | None) -> None:
         self._requests = 0
         self._incomplete = 0
-        self._growth = _Values(window)
-        self._native = _Values(window)
-        self._durations = _Values(window)
+        self._growth = Values(window)
+        self._kept = KeptSum(window)
+        self._durations = Values(window)
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, *, first: bool) -> None:
         self._requests += 1
         before, after = request.anon_before, request.anon_after
         if before is None or after is None:
             self._incomplete += 1
         else:
             self._growth.add(after - before)
-            native = request.native_growth
-            if native is not None:
-                self._native.add(native)
+            self._kept.add(request, first=first)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -197,7 +179,7 @@ class _Accumulator:
 
     def group(self, key: str | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
-        native_p50, native_p95 = self._native.quantiles(0.5, 0.95)
+        kept = self._kept.kept()
         (duration_p95,) = self._durations.quantiles(0.95)
         return Group(
             key=key,
@@ -206,9 +188,16 @@ class _Accumulator:
             growth_bytes=self._growth.total if self._growth.count else None,
             growth_p50=growth_p50,
             growth_p95=growth_p95,
-            native_growth_bytes=self._native.total if self._native.count else None,
-            native_growth_p50=native_p50,
-            native_growth_p95=native_p95,
+            kept_bytes=kept.total,
+            kept_per_request=kept.per_request,
+            kept_low=kept.low,
+            kept_high=kept.high,
+            kept_how=kept.how.value if kept.how else None,
+            kept_share=kept.share,
+            kept_p50=kept.p50,
+            kept_p95=kept.p95,
+            warmup_bytes=kept.warmup,
+            counted=kept.counted,
             anon_peak_max=self._anon_peak,
             zend_peak_max=self._zend_peak,
             duration_p95_ns=duration_p95,

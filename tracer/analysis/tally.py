@@ -16,6 +16,7 @@ class Tally:
         self.killed = 0  # requests ended by a signal that killed the worker
         self.fatal = 0
         self.uri_unknown = 0
+        self.counted = 0  # requests whose native memory was counted
         self.lost = 0
         self.unended = 0  # recordings that were not closed: how much is missing is unknown
         self.losses: dict[str, int] = {}
@@ -37,6 +38,7 @@ class Tally:
         """Count a fact. `host` is the host of a Worker, which does not name it; None if all are of one host."""
         if isinstance(fact, Request):
             self.requests += 1
+            self.counted += fact.native_kept is not None
             if fact.anon_before is None or fact.anon_after is None:
                 self.incomplete += 1
             elif fact.uri is None:

@@ -22,6 +22,15 @@ class StackOptions:
     hz: int = 999  # Zend heap samples per second of CPU time
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class NativeOptions:
+    """How much the counting of native memory, malloc's and its like, may cost."""
+
+    budget: float = 0.02  # share of a pool's CPU time; math.inf for no limit
+    advance_s: float = 0.2  # CPU time that a pool may spend at first, and at most save up
+    required: bool = False  # True: attach() fails where it cannot be counted
+
+
 class PtraceMode(enum.Enum):
     """Where ptrace stops a worker."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from tracer.backends import Backend, PtraceMode, StackOptions
+from tracer.backends import Backend, NativeOptions, PtraceMode, StackOptions
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 
 
@@ -16,6 +16,7 @@ class BackendOptions:
     keep_query: bool = False  # False: cut the query string off the URI
     stacks: StackOptions | None = None  # None: no call stacks
     ptrace_mode: PtraceMode = PtraceMode.SYSCALLS  # BPF ignores it
+    native: NativeOptions | None = None  # None: do not count native memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def _bpf_unmet() -> list[PhptraceError]:
 def _bpf(options: BackendOptions) -> Backend:
     from tracer.backends.bpf.backend import BpfBackend
 
-    return BpfBackend(keep_query=options.keep_query, stacks=options.stacks)
+    return BpfBackend(keep_query=options.keep_query, stacks=options.stacks, native=options.native)
 
 
 def _ptrace_unmet() -> list[PhptraceError]:
@@ -57,6 +58,10 @@ def _ptrace_unmet() -> list[PhptraceError]:
 def _ptrace(options: BackendOptions) -> Backend:
     from tracer.backends.ptrace.backend import PtraceBackend
 
+    if options.native is not None and options.native.required:
+        raise UnsupportedError(
+            "cannot count native memory with ptrace: it sees no calls inside PHP. Use --backend bpf, or --native auto."
+        )
     return PtraceBackend(keep_query=options.keep_query, stacks=options.stacks, mode=options.ptrace_mode)
 
 
@@ -70,6 +75,7 @@ def choose(
     keep_query: bool = False,
     stacks: StackOptions | None = None,
     ptrace_mode: PtraceMode = PtraceMode.SYSCALLS,
+    native: NativeOptions | None = None,
     refused: PhptraceError | None = None,
 ) -> Choice:
     """Return the backend that was asked for; with `auto`, the first that works on this host.
@@ -78,7 +84,7 @@ def choose(
     given. Raises UnsupportedError if there is no backend of that name; with `bpf`, the first of its unmet
     requirements.
     """
-    options = BackendOptions(keep_query, stacks, ptrace_mode)
+    options = BackendOptions(keep_query, stacks, ptrace_mode, native)
     if wanted not in ("auto", *BACKENDS):
         raise UnsupportedError(f"there is no backend {wanted!r}. Use auto or {' or '.join(BACKENDS)}.")
     unmet = BACKENDS["bpf"].unmet() if wanted != "ptrace" else []

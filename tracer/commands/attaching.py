@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import platform
 import time
@@ -12,11 +13,18 @@ from typing import Any
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
-from tracer.backends import PtraceMode, StackOptions
+from tracer.backends import NativeOptions, PtraceMode, StackOptions
 from tracer.backends.choose import Choice, choose
 from tracer.capture import Filter, Progress, Why
 from tracer.commands.messages import note_limits, notice
-from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError, UsageError
+from tracer.errors import (
+    IncompleteError,
+    NotPermittedError,
+    PhptraceError,
+    TargetGoneError,
+    UnsupportedError,
+    UsageError,
+)
 from tracer.targets.resolve import Target, targets
 from tracer.units import counted, counted_loss
 
@@ -38,6 +46,7 @@ class Plan:
     force: bool
     stacks: StackOptions | None = None  # None: do not record call stacks
     ptrace_mode: PtraceMode = PtraceMode.SYSCALLS
+    native: NativeOptions | None = None  # None: do not count native memory
 
     @classmethod
     def of(
@@ -55,6 +64,8 @@ class Plan:
         query: str,
         force: bool,
         ptrace_mode: PtraceMode = PtraceMode.SYSCALLS,
+        native: str = "off",
+        native_budget: float = 0.02,
         stacks: bool = False,
         max_depth: int = 0,
         every: int = 0,
@@ -68,8 +79,17 @@ class Plan:
             raise UsageError("--ptrace-mode cannot be used with --backend bpf")
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
+        if native == "on" and backend == "ptrace":
+            raise UsageError("--native on cannot be used with --backend ptrace")
+        counting = {
+            "off": None,
+            "auto": NativeOptions(native_budget),
+            "on": NativeOptions(math.inf, required=True),
+        }[native]
         options = StackOptions(max_depth, every, hz) if stacks else None
-        return cls(names, duration or None, count, backend, keep, query == "keep", force, options, ptrace_mode)
+        return cls(
+            names, duration or None, count, backend, keep, query == "keep", force, options, ptrace_mode, counting
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,8 +103,10 @@ class Session:
     def meta(self, plan: Plan) -> dict[str, Any]:
         """The entries of a recording's `meta` table: how and where it was made."""
         stacks = {} if plan.stacks is None else {"stacks": dataclasses.asdict(plan.stacks)}
+        native = {} if plan.native is None else {"native": {"budget": min(plan.native.budget, 1.0)}}
         return {
             **stacks,
+            **native,
             "phptrace": __version__,
             "host": os.uname().nodename,
             "kernel": platform.release(),
@@ -111,17 +133,15 @@ def session(plan: Plan) -> Iterator[Session]:
     With `--backend auto`, go on to ptrace if BPF does not work. Raises a PhptraceError if the last
     backend fails, too.
     """
-    choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode)
+    choice = _choose(plan)
     try:
         found = _attach_to_targets(plan, choice)
     except (UnsupportedError, NotPermittedError) as exc:
-        if plan.backend != "auto":
+        if plan.backend != "auto" or (plan.native is not None and plan.native.required):
             raise
         if choice.backend.name != "bpf":
             raise type(exc)(f"{exc} (Tried ptrace {choice.why})") from exc
-        choice = choose(
-            "ptrace", keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode, refused=exc
-        )
+        choice = _choose(plan, refused=exc)
         found = _attach_to_targets(plan, choice)
     try:
         shown = ", ".join(plan.names)
@@ -136,6 +156,18 @@ def session(plan: Plan) -> Iterator[Session]:
     finally:
         choice.backend.close()
         _close(found)
+
+
+def _choose(plan: Plan, refused: PhptraceError | None = None) -> Choice:
+    """The backend that the plan asks for; ptrace if `refused` is the error of the other one."""
+    return choose(
+        plan.backend if refused is None else "ptrace",
+        keep_query=plan.keep_query,
+        stacks=plan.stacks,
+        ptrace_mode=plan.ptrace_mode,
+        native=plan.native,
+        refused=refused,
+    )
 
 
 def _attach_to_targets(plan: Plan, choice: Choice) -> list[Target]:

@@ -14,7 +14,7 @@ from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.choose import BACKENDS
 from tracer.errors import UsageError
 from tracer.facts import Metric
-from tracer.units import parse_duration, parse_size
+from tracer.units import parse_duration, parse_share, parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -73,6 +73,19 @@ class _Size(click.ParamType):
             self.fail(str(exc), param, ctx)
 
 
+class _Share(click.ParamType):
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A share from 0 to 1 of the text; a usage error if it is not a percentage."""
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_share(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
 class _PtraceMode(click.Choice):
     """A PtraceMode by its value. `boundaries`, the former name of breakpoints, still works and is shown nowhere."""
 
@@ -89,6 +102,7 @@ class _PtraceMode(click.Choice):
 
 DURATION = _Duration()
 SIZE = _Size()
+SHARE = _Share()
 PTRACE_MODE = _PtraceMode()
 
 
@@ -146,6 +160,22 @@ def attach_options(command: Command) -> Command:
             show_default=True,
             help="How ptrace observes workers: system calls (complete, slow) or hardware breakpoints (fast, no mmap/brk"
             " counts).",
+        ),
+        click.option(
+            "--native",
+            type=click.Choice(("auto", "on", "off")),
+            default="auto",
+            show_default=True,
+            help="Count the native memory that each request allocates and frees; auto keeps within --native-budget, on"
+            " counts every call whatever it costs. Needs backend bpf.",
+        ),
+        click.option(
+            "--native-budget",
+            type=SHARE,
+            metavar="PERCENT",
+            default="2%",
+            show_default=True,
+            help="Most CPU time of the workers that --native auto may cost, such as 2% or 0.5%.",
         ),
         click.option("--uri", metavar="GLOB", help="Keep only requests whose URI matches this shell pattern."),
         click.option("--script", metavar="GLOB", help="Keep only requests whose script matches this shell pattern."),

@@ -11,7 +11,7 @@ from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heaviest | None = None) -> None:
@@ -23,6 +23,7 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heavies
         "incomplete": tally.incomplete,
         "unended": tally.unended,
         "uri_unknown": tally.uri_unknown,
+        "counted": tally.counted,
         "workers": tally.workers,
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
         "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],

@@ -10,7 +10,7 @@ from tracer.reporters.delimited import tsv_line
 
 HEADER = (
     "time", "pid", "pool", "method", "status", "ending", "duration_ms",
-    "growth_bytes", "native_growth_bytes", "anon_bytes", "zend_peak_bytes", "script", "uri", "notes",
+    "growth_bytes", "kept_bytes", "anon_bytes", "zend_peak_bytes", "script", "uri", "notes",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ class RequestLines:
                     request.ending,
                     None if request.duration_ns is None else f"{request.duration_ns / 1e6:.3f}",
                     request.growth,
-                    request.native_growth,
+                    request.native_kept,
                     request.anon_after,
                     request.zend_peak,
                     request.script,

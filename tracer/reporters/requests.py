@@ -10,10 +10,11 @@ from tracer.facts import Request
 from tracer.reporters.delimited import render_csv, render_tsv
 from tracer.reporters.json_report import json_text
 
-DERIVED = ("growth_bytes", "native_growth_bytes")
+DERIVED = ("growth_bytes",)
 COLUMNS = (*Request._fields, *DERIVED)
 # awk counts columns from the left: those that people rank by come first, and the order never changes.
-TSV_COLUMNS = (*DERIVED, "script", "uri", *(name for name in Request._fields if name not in ("script", "uri")))
+_FIRST = ("native_kept", "growth_bytes", "script", "uri")
+TSV_COLUMNS = (*_FIRST, *(name for name in Request._fields if name not in _FIRST))
 _TEXTS = tuple(Request._fields.index(name) for name in ("pool", "method", "uri", "script"))
 
 
@@ -38,7 +39,7 @@ def render_requests_tsv(requests: Iterable[Request], out: TextIO) -> None:
 
 
 def _row(request: Request) -> tuple[object, ...]:
-    return (*request, request.growth, request.native_growth)
+    return (*request, request.growth)
 
 
 def _tsv_rows(requests: Iterable[Request]) -> Iterator[list[object]]:

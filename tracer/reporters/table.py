@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracer.analysis.kept import How
 from tracer.analysis.ranking import Group, GroupBy, Sort
 from tracer.analysis.tally import Tally
 from tracer.units import counted, counted_loss, printable, show_bytes, show_duration
@@ -23,8 +24,9 @@ def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], 
     """(name, width, the sort order that it shows, cell) of each column after the key."""
     columns: list[tuple[str, int, Sort | None, Callable[[Group], str]]] = [
         ("requests", 9, Sort.REQUESTS, lambda g: f"{g.requests:,}"),
-        ("native growth", 14, Sort.NATIVE, lambda g: show_bytes(g.native_growth_bytes, signed=True)),
-        ("per request", 11, None, lambda g: show_bytes(g.native_growth_p50, signed=True)),
+        ("native kept", 12, Sort.NATIVE, lambda g: _kept(g, g.kept_bytes)),
+        ("per request", 11, None, lambda g: _kept(g, g.kept_per_request)),
+        ("keep", 4, None, lambda g: "-" if g.kept_share is None else f"{g.kept_share:.0%}"),
         ("anon peak", 10, Sort.PEAK, lambda g: show_bytes(g.anon_peak_max)),
         ("zend peak", 10, Sort.ZEND, lambda g: show_bytes(g.zend_peak_max)),
         ("p95", 8, Sort.DURATION, lambda g: show_duration(g.duration_p95_ns)),
@@ -34,11 +36,19 @@ def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], 
     return columns
 
 
+def _kept(group: Group, value: float | None) -> str:
+    """A figure of native memory; an estimate has a tilde."""
+    about = "~" if group.kept_how == How.ESTIMATED.value else ""
+    return about + show_bytes(value, signed=True)
+
+
 def legend(sort: Sort) -> str:
     """A paragraph on what the columns mean."""
     text = (
-        'native growth: memory still held after the request, outside PHP\'s own heap. "per request" is the median;'
-        " peaks are maxima. p95: 95 % of the requests took no longer. (none): no script ran (404), or it was not seen."
+        "native kept: memory outside PHP's own heap that requests allocated and did not free, without each worker's"
+        ' first request for a script, which fills caches. "per request" is the mean, "keep" the share of requests that'
+        " kept any; - is not counted, ~ an estimate. peaks are maxima. p95: 95 % of the requests took no longer."
+        " (none): no script ran (404), or it was not seen."
     )
     if sort is Sort.GROWTH:
         text += " growth: all memory still held, including PHP's chunk cache, which later requests free."
@@ -105,6 +115,9 @@ def summary(tally: Tally) -> str:
         parts.append(f"{tally.uri_unknown} with unknown URI")
     if tally.died:
         parts.append(f"workers: {tally.born} born, {tally.died} died")
+    if tally.counted < tally.requests:
+        share = 100 * tally.counted // tally.requests
+        parts.append(f"native memory counted in {share} % of the requests")
     text = " · ".join(parts)
     for why, lost in tally.losses.items():
         text += f"\nLOST {counted_loss(lost, printable(why))}"

@@ -66,10 +66,10 @@ def test_json_has_the_agreed_fields_and_exact_figures(recording: Path) -> None:
     document = json.loads(run("report", "--format", "json", str(recording)).stdout)
 
     assert {"schema", "requests", "lost", "incomplete", "workers", "groups"} <= set(document)
-    assert (document["schema"], document["requests"], document["lost"], document["workers"]) == (1, 25, 0, 1)
+    assert (document["schema"], document["requests"], document["lost"], document["workers"]) == (2, 25, 0, 1)
     leaker = document["groups"][0]
     assert leaker["key"].endswith("/leak.php")
-    assert leaker["native_growth_p50"] == 524_288
+    assert leaker["kept_p50"] == 524_304  # 512 KiB and the header of the block
     assert {"growth_bytes", "growth_p95", "anon_peak_max", "zend_peak_max", "duration_p95_ns"} <= set(leaker)
 
 
@@ -217,7 +217,7 @@ def test_attach_fits_a_terminal_of_100_by_30(fpm: Fpm, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert max(map(len, lines)) <= 100
     assert len(lines) <= 30
-    ranked = next(at for at, line in enumerate(lines) if "native growth↓" in line)
+    ranked = next(at for at, line in enumerate(lines) if "native kept↓" in line)
     assert "leak.php" in lines[ranked + 1]
     assert "+512 KiB" in lines[ranked + 1]
     assert re.search(r"bpf · 1 worker · [\d,]+ requests/s · \d+ s · 0 lost", "\n".join(lines))

@@ -28,7 +28,7 @@ def test_the_demo_puts_the_planted_leaker_on_top(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
     live, report = answer.stdout.split("== Which scripts made the workers grow")
     for shown in (live, report):
-        header = next(at for at, line in enumerate(shown.splitlines()) if "native growth↓" in line)
+        header = next(at for at, line in enumerate(shown.splitlines()) if "native kept↓" in line)
         assert "native-leak.php" in shown.splitlines()[header + 1]
     first = next(line for line in report.splitlines() if "native-leak.php" in line)
     requests, kept = (int(found) for found in re.findall(r"native-leak\.php\s+(\d+).*\+(\d+) KiB", first)[0])

@@ -22,9 +22,9 @@ def grown(growth: int, script: str | None = "/a.php", **changed: object) -> Requ
     return request(**{"script": script, **memory, **changed})
 
 
-def native(growth: int, script: str | None = "/a.php") -> Request:
-    """A request that kept so much while Zend's heap stayed as large as it was."""
-    return grown(0, script, anon_end=1_000_003 + growth, zend_real_end=COMPLETE.zend_real_before)
+def native(kept: int, script: str | None = "/a.php") -> Request:
+    """A request that kept so much, the first for its script in its worker."""
+    return grown(0, script, native_kept=kept)
 
 
 def ranked(*requests: Request, by: GroupBy = GroupBy.SCRIPT, **options: int) -> Ranking:
@@ -169,17 +169,11 @@ def test_growth_is_summed_and_its_quantiles_are_values_that_occurred():
     assert (group.requests, group.growth_bytes, group.growth_p50, group.growth_p95) == (5, 22, 5, 11)
 
 
-def test_native_growth_is_summed_apart():
+def test_native_memory_that_was_kept_is_summed_apart():
     group = only(ranked(native(13), native(17), native(101)))
 
-    assert (group.native_growth_bytes, group.native_growth_p50, group.native_growth_p95) == (131, 17, 101)
+    assert (group.kept_bytes, group.kept_p50, group.kept_p95) == (131, 17, 101)
     assert group.growth_bytes == 0
-
-
-def test_native_growth_is_that_of_the_request():
-    group = only(ranked(COMPLETE))
-
-    assert group.native_growth_bytes == COMPLETE.native_growth is not None
 
 
 def test_peaks_are_the_highest_of_any_request():
@@ -220,7 +214,8 @@ def test_what_was_measured_on_none_is_none():
 
     assert group == Group(
         key=None, requests=1, incomplete=1, growth_bytes=None, growth_p50=None, growth_p95=None,
-        native_growth_bytes=None, native_growth_p50=None, native_growth_p95=None,
+        kept_bytes=None, kept_per_request=None, kept_low=None, kept_high=None, kept_how=None, kept_share=None,
+        kept_p50=None, kept_p95=None, warmup_bytes=None, counted=0,
         anon_peak_max=None, zend_peak_max=None, duration_p95_ns=None,
     )  # fmt: skip
 
@@ -269,12 +264,11 @@ SORTED = [
 
 
 def some_groups() -> Ranking:
-    same = COMPLETE.zend_real_before
     return ranked(
-        grown(700, "a", anon_end=1_000_003 + 3, zend_real_end=same, anon_peak=5, zend_peak=5, duration_ns=997),
-        grown(-100, "b", anon_end=1_000_003 + 5, zend_real_end=same, anon_peak=7, zend_peak=3, duration_ns=991),
-        grown(-100, "b", anon_end=1_000_003, zend_real_end=same, anon_peak=1, zend_peak=1, duration_ns=7),
-        grown(300, "c", anon_end=1_000_003 + 7, zend_real_end=same, anon_peak=3, zend_peak=7, duration_ns=983),
+        grown(700, "a", native_kept=3, anon_peak=5, zend_peak=5, duration_ns=997),
+        grown(-100, "b", native_kept=5, anon_peak=7, zend_peak=3, duration_ns=991),
+        grown(-100, "b", native_kept=0, anon_peak=1, zend_peak=1, duration_ns=7),
+        grown(300, "c", native_kept=7, anon_peak=3, zend_peak=7, duration_ns=983),
         UNMEASURED._replace(script="none"),
     )
 

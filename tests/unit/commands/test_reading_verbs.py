@@ -23,9 +23,7 @@ from tracer.reporters.requests import render_requests_csv
 
 export = importlib.import_module("tracer.commands.export")  # by its module's name: the command has the same
 ROOT = Path(__file__).resolve().parents[3]
-LEAKS = [
-    request(script="/leak.php", uri="/l", anon_before=0, anon_end=1_000_003, zend_real_end=0, nth=n) for n in range(5)
-]
+LEAKS = [request(script="/leak.php", uri="/l", native_kept=1_000_003, nth=n) for n in range(5)]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -150,10 +148,10 @@ def test_only_requests_that_are_asked_for_are_exported(run, path, options, nths)
     ("name", "options", "begins"),
     [
         ("o.csv", [], "host,pid,"),
-        ("o.tsv", [], "growth_bytes\tnative_growth_bytes\t"),
+        ("o.tsv", [], "native_kept\tgrowth_bytes\t"),
         ("o.ndjson", [], '{"host": "web1"'),
         ("o.txt", [], '{"host": "web1"'),
-        ("o.csv", ["--format", "tsv"], "growth_bytes\t"),
+        ("o.csv", ["--format", "tsv"], "native_kept\t"),
     ],
 )
 def test_the_format_of_an_export_is_what_is_asked_for_or_what_the_name_says(run, path, tmp_path, name, options, begins):

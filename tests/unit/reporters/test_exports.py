@@ -34,7 +34,6 @@ def test_ndjson_has_the_public_columns_and_what_follows_from_them():
     assert first == {
         **COMPLETE._asdict(),
         "growth_bytes": COMPLETE.growth,
-        "native_growth_bytes": COMPLETE.native_growth,
     }
     assert (second["uri"], second["pid"]) == (None, 4241)
 
@@ -55,9 +54,9 @@ def test_csv_has_the_public_columns():
     render_requests_csv([COMPLETE], out)
 
     header, row = csv.reader(io.StringIO(out.getvalue(), newline=""))
-    assert header == [*Request._fields, "growth_bytes", "native_growth_bytes"] == list(COLUMNS)
+    assert header == [*Request._fields, "growth_bytes"] == list(COLUMNS)
     assert row[:4] == ["web1", "4241", "www", "3"]
-    assert row[-2:] == [str(COMPLETE.growth), str(COMPLETE.native_growth)]
+    assert row[-1:] == [str(COMPLETE.growth)]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0", "|x", "%x", '="a",b'])
@@ -110,9 +109,9 @@ def test_tsv_begins_with_what_people_rank_by():
     render_requests_tsv([request(uri="/a\tb")], out)
 
     header, row = (line.split("\t") for line in out.getvalue().splitlines())
-    assert header[:4] == ["growth_bytes", "native_growth_bytes", "script", "uri"]
+    assert header[:4] == ["native_kept", "growth_bytes", "script", "uri"]
     assert sorted(header) == sorted(COLUMNS) == sorted(TSV_COLUMNS)
-    assert row[:4] == [str(COMPLETE.growth), str(COMPLETE.native_growth), "/srv/www/index.php", "/a\\tb"]
+    assert row[:4] == [str(COMPLETE.native_kept), str(COMPLETE.growth), "/srv/www/index.php", "/a\\tb"]
 
 
 def test_lines_have_a_header_and_a_line_for_each_request():

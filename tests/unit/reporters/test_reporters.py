@@ -20,16 +20,18 @@ from tracer.reporters import checklist, json_report, table
 from tracer.reporters.live import LiveView, Status
 
 # Design, section 6: fields of a group of `report --format json`.
-GROUP_FIELDS = {"key", "requests", "growth_bytes", "native_growth_bytes", "growth_p95", "anon_peak_max",
-                "zend_peak_max", "duration_p95_ns"}  # fmt: skip
+GROUP_FIELDS = {"key", "requests", "growth_bytes", "kept_bytes", "kept_per_request", "kept_low", "kept_high",
+                "kept_how", "kept_share", "growth_p95", "anon_peak_max", "zend_peak_max",
+                "duration_p95_ns"}  # fmt: skip
 LARGE = Group(
     key="/srv/www/releases/20261123T154700Z/public/index.php", requests=9_999_999, incomplete=7,
     growth_bytes=-1_022_999_999_999, growth_p50=-1_022_999, growth_p95=1_022_999_999,
-    native_growth_bytes=1_022_999_999_999, native_growth_p50=1_022_999_999, native_growth_p95=1_022_999_999,
+    kept_bytes=-1_022_999_999_999, kept_per_request=-1_022_999_999.5, kept_low=-1_022_999_999.5, kept_high=0.5,
+    kept_how="estimated", kept_share=1.0, kept_p50=1_022_999_999, kept_p95=1_022_999_999, warmup_bytes=-7, counted=3,
     anon_peak_max=1_022_999_999, zend_peak_max=1_022_999_999, duration_p95_ns=999_900_000,
 )  # fmt: skip
-SMALL = Group("/a.php", 3, 0, 7, 2, 5, 11, 3, 5, 13, 17, 1_000)
-NONE = Group(None, 1, 1, None, None, None, None, None, None, None, None, None)
+SMALL = Group("/a.php", 3, 0, 7, 2, 5, 11, 3.5, 3.5, 4.5, "counted", 0.5, 3, 5, 0, 3, 13, 17, 1_000)
+NONE = Group(None, 1, 1, *[None] * 12, 0, *[None] * 3)
 EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t\0"
 ANY_TEXT = st.text(st.characters(), max_size=20)
 
@@ -59,7 +61,20 @@ def test_on_a_terminal_of_100_columns_nothing_is_wider_and_no_number_is_cut(term
 
     assert max(map(len, text.splitlines())) <= 100
     row = next(line for line in text.splitlines() if "9,999,999" in line)
-    assert row.split()[1:] == ["9,999,999", "+953", "GiB", "+976", "MiB", "976", "MiB", "976", "MiB", "999.9", "ms"]
+    assert row.split()[1:] == [
+        "9,999,999",
+        "~-953",
+        "GiB",
+        "~-976",
+        "MiB",
+        "100%",
+        "976",
+        "MiB",
+        "976",
+        "MiB",
+        "999.9",
+        "ms",
+    ]
 
 
 def test_sorted_by_growth_a_terminal_of_100_columns_still_has_room(terminal):
@@ -91,7 +106,7 @@ SMALL_VALUES = tuple(getattr(SMALL, name) for name in Group.__slots__[1:])
 def test_what_was_not_measured_is_a_dash():
     row = next(line for line in shown([NONE], io.StringIO()).splitlines() if line.startswith("(none)"))
 
-    assert row.split() == ["(none)", "1", "-", "-", "-", "-", "-"]
+    assert row.split() == ["(none)", "1", "-", "-", "-", "-", "-", "-"]
 
 
 def test_the_column_that_sorts_is_marked():
@@ -117,13 +132,14 @@ def test_a_key_is_shown_without_anything_that_acts_on_a_terminal(terminal):
 def test_the_summary_says_what_was_seen_and_what_was_not():
     tally = Tally()
     tally.add_all([
-        COMPLETE, request(anon_after=None, ending="killed:KILL"), request(uri=None), request(ending="fatal"),
+        COMPLETE, request(anon_after=None, native_kept=None, ending="killed:KILL"),
+        request(uri=None), request(ending="fatal"),
         Worker(2, 3, "www", "8.2.36", 5, 7, "exited:0"), Loss(1, 1_009, "requests: the ring buffer was full"),
     ])  # fmt: skip
 
     assert table.summary(tally).splitlines() == [
         "4 requests · 1 worker · 1 incomplete (1 killed) · 1,009 lost · 1 fatal error · 1 with unknown URI"
-        " · workers: 1 born, 1 died",
+        " · workers: 1 born, 1 died · native memory counted in 75 % of the requests",
         "LOST 1,009 requests: the ring buffer was full",
     ]
 
@@ -161,7 +177,7 @@ def test_the_json_report_has_the_fields_of_the_design():
 
     document = json.loads(out.getvalue())
     numbers = {name: document[name] for name in ("schema", "requests", "lost", "incomplete", "workers")}
-    assert numbers == {"schema": 1, "requests": 2, "lost": 13, "incomplete": 1, "workers": 1}
+    assert numbers == {"schema": 2, "requests": 2, "lost": 13, "incomplete": 1, "workers": 1}
     assert [group.keys() >= GROUP_FIELDS for group in document["groups"]] == [True, True]
     assert document["groups"][0] == {name: getattr(SMALL, name) for name in Group.__slots__}
     assert document["groups"][1]["key"] is None

@@ -13,6 +13,7 @@ from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Reque
 # Fields of Request that a FlameBuilder needs.
 COLUMNS = (
     "uri", "script", "ending", "anon_before", "anon_end", "anon_after", "zend_real_before", "zend_real_end",
+    "native_kept",
     "zend_used_end",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from tracer.backends import StackOptions
+from tracer.backends import NativeOptions, StackOptions
 from tracer.backends.bpf import self_check
 from tracer.backends.bpf.attaching import WHY_LOST, Attachment
 from tracer.backends.bpf.growth_probes import GrowthProbes
@@ -47,18 +47,18 @@ class BpfBackend:
         stacks: StackOptions | None = None,
         calls_by_tracepoint: bool = False,
         simulated_cpus: int | None = None,
-        native_budget: float | None = None,
+        native: NativeOptions | None = None,
         compiled: Callable[..., Programs] = Programs,
     ) -> None:
         """Prepare; nothing is loaded before attach().
 
-        `keep_query` keeps the query string of the URI. `stacks` is None for no call stacks. `calls_by_tracepoint`
-        counts mmap and brk as if libc were unknown. `simulated_cpus` is for benchmarks: it costs what so many CPUs
-        cost, and measures nonsense. `compiled` makes Programs of a source file and its defines; tests pass one that
-        compiles a file once.
+        `keep_query` keeps the query string of the URI. `stacks` is None for no call stacks, `native` None where native
+        memory is not to be counted. `calls_by_tracepoint` counts mmap and brk as if libc were unknown.
+        `simulated_cpus` is for benchmarks: it costs what so many CPUs cost, and measures nonsense. `compiled` makes
+        Programs of a source file and its defines; tests pass one that compiles a file once.
         """
         self._compiled = compiled
-        self._native_budget = native_budget
+        self._native = native
         self._native_probes: NativeProbes | None = None
         self._keep_query = keep_query
         self._stack_options = stacks
@@ -86,7 +86,8 @@ class BpfBackend:
     @property
     def lacking(self) -> Sequence[str]:
         """See the Backend protocol."""
-        return tuple(dict.fromkeys([*self._lacking, *(self._growth_probes.lacking if self._growth_probes else ())]))
+        parts = [part.lacking for part in (self._native_probes, self._growth_probes) if part is not None]
+        return tuple(dict.fromkeys([*self._lacking, *(text for part in parts for text in part)]))
 
     def attach(self, targets: Sequence[Target]) -> None:
         """See the Backend protocol. Compiles the programs, which takes most of the time."""
@@ -161,17 +162,8 @@ class BpfBackend:
             self._programs.on_raw_tracepoint(self_check.TRACEPOINT, "on_rename", meanwhile)
             simulated = self._simulated_cpus is not None
             self_check.fill_layout(self._programs.map, kernel.kernel_layout(), cpus, simulated=simulated)
-        if self._native_budget is not None:
-            try:
-                self._native_probes = NativeProbes(
-                    self._programs.map("native_books"),
-                    workers_max=workers_max,
-                    budget=self._native_budget,
-                    compiled=self._compiled,
-                )
-                self._undo.callback(self._native_probes.close)
-            except UnsupportedError as exc:
-                self._lacking.append(f"native memory not counted: {exc}")
+        if self._native is not None:
+            self._load_native(self._native, workers_max)
         if self._stack_options is not None:
             self._growth_probes = GrowthProbes(
                 self._stack_options, workers.fd, workers_max=workers_max, cpus=cpus, compiled=self._compiled
@@ -198,6 +190,17 @@ class BpfBackend:
             unwanted=workers.remove,  # it then pays nothing more than a look-up
             died=self._died,
         )
+
+    def _load_native(self, options: NativeOptions, workers_max: int) -> None:
+        books = self._programs.map("native_books")
+        try:
+            self._native_probes = NativeProbes(books, options, workers_max=workers_max, compiled=self._compiled)
+        except UnsupportedError as exc:
+            if options.required:
+                raise
+            self._lacking.append(f"native memory not counted: {exc}")
+        else:
+            self._undo.callback(self._native_probes.close)
 
     def _read(self) -> list[Fact]:
         """The facts of the records in the ring. If a master's reload is among them, follow() may find more."""

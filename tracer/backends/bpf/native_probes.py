@@ -3,18 +3,21 @@
 One uprobe_multi link a worker, so that nobody else pays. A worker's link comes first and its entry in the map
 `native_books` after it: what is counted is counted from the next request on, and the kernel's side marks requests
 before that as not counted. A pool whose workers allocate more than the budget allows is left alone until enough
-of their CPU time has gone by.
+of their CPU time has gone by. Of a pool with many workers some are counted at a time, by turns.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
+from tracer.backends import NativeOptions
 from tracer.backends.bpf import uprobe_multi
 from tracer.backends.bpf.maps import Map, MapFullError
 from tracer.backends.bpf.programs import Programs
@@ -31,9 +34,10 @@ log = logging.getLogger(__name__)
 MOST_OF_A_POOL = 8
 # What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
 CALL_NS = 850
-# What a pool may spend before its budget has to have grown, and from what on it is counted again.
-_ADVANCE_NS = 200_000_000
-_RESUME_NS = 20_000_000
+# Share of the advance from which on a paused pool is counted again.
+_RESUME = 0.1
+# Where a pool has more workers than are counted at a time, one of them gives its turn to another so often.
+_TURN_S = 2.0
 _EMPTY = NATIVE_BOOK.pack(*[0] * len(NATIVE_BOOK_FIELDS))
 
 
@@ -56,23 +60,26 @@ class _Link:
 class _Pool:
     """What the counting of a pool's workers may cost, in ns of their CPU time."""
 
-    left_ns: float = _ADVANCE_NS
+    left_ns: float
     paused: bool = False
     linked: int = 0
+    next_turn: float = 0.0  # time.monotonic()
 
 
 class NativeProbes:
     """Links workers as they come, as far as the budget allows. close() takes all links off."""
 
     def __init__(
-        self, books: Map, *, workers_max: int, budget: float, compiled: Callable[..., Programs] = Programs
+        self, books: Map, options: NativeOptions, *, workers_max: int, compiled: Callable[..., Programs] = Programs
     ) -> None:
-        """`books` is the map `native_books`, which is shared; `budget` the share of the workers' CPU time to spend.
+        """`books` is the map `native_books`, which is shared.
 
         UnsupportedError if the program does not load: before Linux 6.6 the kernel has no such links.
         """
         self._books = books
-        self._budget = budget
+        self._budget = options.budget
+        self._advance_ns = options.advance_s * 1e9
+        self._required = options.required
         self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max)
         try:
             self._programs.share("native_books", books.fd)
@@ -90,15 +97,32 @@ class NativeProbes:
         self._closer.start()
 
     def look(self, workers: Mapping[int, TrackedWorker], facts: Iterable[Fact] = ()) -> None:
-        """Link workers that are new, within the budget; `facts` are those since the last call, which earn it."""
+        """Link workers that are new, within the budget; `facts` are those since the last call, which earn it.
+
+        UnsupportedError if the counting is required, and a worker cannot be counted.
+        """
         for fact in facts:
             if isinstance(fact, Request) and fact.cpu_ns and (worker := workers.get(fact.pid)) is not None:
                 pool = self._pool(worker)
-                pool.left_ns = min(pool.left_ns + self._budget * fact.cpu_ns, _ADVANCE_NS)
+                pool.left_ns = min(pool.left_ns + self._budget * fact.cpu_ns, self._advance_ns)
         self._spend()
-        for pid, worker in workers.items():
-            if worker.wanted and pid not in self._links and pid not in self._left_out:
-                self._link(pid, worker)
+        waiting = {
+            pid: worker
+            for pid, worker in workers.items()
+            if worker.wanted and pid not in self._links and pid not in self._left_out
+        }
+        self._make_room(waiting)
+        for pid, worker in waiting.items():
+            self._link(pid, worker)
+
+    def _make_room(self, waiting: Mapping[int, TrackedWorker]) -> None:
+        """End the turn of the worker that was linked first, in pools where others wait for theirs."""
+        now = time.monotonic()
+        for pool in {id(pool): pool for pool in map(self._pool, waiting.values())}.values():
+            if pool.linked < MOST_OF_A_POOL or now < pool.next_turn:
+                continue
+            pool.next_turn = now + _TURN_S
+            self._unlink(next(pid for pid, link in self._links.items() if link.pool is pool))
 
     def gone(self, pid: int) -> None:
         """Forget that worker, which has ended."""
@@ -124,7 +148,7 @@ class NativeProbes:
 
     def _pool(self, worker: TrackedWorker) -> _Pool:
         master = worker.target.master
-        return self._pools.setdefault((master.pid if master else None, worker.fact.pool), _Pool())
+        return self._pools.setdefault((master.pid if master else None, worker.fact.pool), _Pool(self._advance_ns))
 
     def _spend(self) -> None:
         """Take what the counting has cost from the budgets; leave alone who has spent too much."""
@@ -136,9 +160,9 @@ class NativeProbes:
             link.pool.left_ns -= (allocated + freed - link.calls) * CALL_NS
             link.calls = allocated + freed
         for pool in self._pools.values():
-            if pool.left_ns < 0 and not pool.paused:
+            if pool.left_ns < 0 and not pool.paused and self._budget < math.inf:
                 pool.paused = True
-            elif pool.paused and pool.left_ns > _RESUME_NS:
+            elif pool.paused and pool.left_ns > _RESUME * self._advance_ns:
                 pool.paused = False
         for pid in [pid for pid, link in self._links.items() if link.pool.paused]:
             self._unlink(pid)
@@ -206,6 +230,8 @@ class NativeProbes:
         return _Sites(image, by_cookie)
 
     def _lack(self, text: str) -> None:
+        if self._required:
+            raise UnsupportedError(text)
         if text not in self.lacking:
             self.lacking.append(text)
             log.warning("%s", text)

@@ -1,0 +1,162 @@
+"""The native memory that a group of requests kept: per request, as a whole, and how sure that is.
+
+A worker's first request for a script fills caches that the later ones find filled. What it keeps beyond what the
+others keep is warm-up: it comes once a worker, so it is a figure of its own and no part of a leak.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from array import array
+from collections import OrderedDict
+from typing import NamedTuple
+
+from tracer.analysis.quantiles import Values
+from tracer.facts import Request
+
+# glibc may make a block so many bytes larger than it was asked to (malloc/malloc.c, MINSIZE less the alignment).
+DRIFT_BYTES = 16
+# With fewer counted requests than this among uncounted ones, no mean is given.
+_LEAST_COUNTED = 5
+_CONFIDENCE = 1.96  # standard errors, for 95 %
+_WORKERS_MAX = 8192
+_SCRIPTS_MAX = 4096
+
+
+class How(enum.Enum):
+    """How the native memory that requests kept is known."""
+
+    COUNTED = "counted"  # every allocation and every free was counted, in every request or in enough of them
+    ESTIMATED = "estimated"  # from the growth of the workers
+
+
+class Kept(NamedTuple):
+    """Native bytes that the requests of a group kept. None: not known."""
+
+    how: How | None = None
+    total: int | None = None  # of all its requests, without warm-up
+    per_request: float | None = None  # mean
+    low: float | None = None  # the interval of the mean: 95 % if requests were sampled, certain if all were counted
+    high: float | None = None
+    share: float | None = None  # of its requests that kept anything
+    p50: int | None = None
+    p95: int | None = None
+    warmup: int | None = None  # what the workers' first requests kept beyond the mean
+    counted: int = 0  # requests of which the allocations were counted
+
+
+NOTHING_KNOWN = Kept()
+
+
+class FirstRuns:
+    """Tells which requests are the first for their script in their worker. Forgets the oldest workers when many."""
+
+    def __init__(self) -> None:
+        """No worker has been seen."""
+        self._workers: OrderedDict[tuple[str, int], tuple[list[int], set[str | None]]] = OrderedDict()
+
+    def is_first(self, request: Request) -> bool:
+        """True if this worker is not known to have run the script before. Call once a request, in order."""
+        worker = request.host, request.pid
+        known = self._workers.get(worker)
+        # The count of a worker's requests begins anew where another worker got the pid.
+        if known is None or request.nth <= known[0][0]:
+            known = self._workers[worker] = ([0], set())
+            if len(self._workers) > _WORKERS_MAX:
+                self._workers.popitem(last=False)
+        known[0][0] = request.nth
+        if request.script in known[1]:
+            return False
+        if len(known[1]) < _SCRIPTS_MAX:
+            known[1].add(request.script)
+        return True
+
+
+class KeptSum:
+    """Adds up what the counted requests of a group kept."""
+
+    __slots__ = ("_complete", "_drift", "_first_total", "_firsts", "_kept_any", "_squares", "_values")
+
+    def __init__(self, window: int | None) -> None:
+        """`window`: how many last requests the quantiles cover; None for all."""
+        self._values = Values(window)
+        self._complete = 0
+        self._kept_any = 0
+        self._squares = 0.0
+        self._drift = 0
+        self._firsts = array("q")
+        self._first_total = 0
+
+    def add(self, request: Request, *, first: bool) -> None:
+        """Count a request of which both ends were seen. `first`: it is its worker's first for this script."""
+        self._complete += 1
+        kept = request.native_kept
+        if kept is None:
+            return
+        if first:
+            self._firsts.append(kept)
+            self._first_total += kept
+            return
+        self._values.add(kept)
+        self._kept_any += kept > 0
+        self._squares += float(kept) * kept
+        self._drift += _drift(request)
+
+    def kept(self) -> Kept:
+        """The figures of the requests so far."""
+        values = self._values
+        if not values.count:
+            return self._of_first_runs()
+        mean = values.total / values.count
+        counted = values.count + len(self._firsts)
+        low, high = mean, mean + self._drift / values.count
+        if counted < self._complete:
+            if values.count < _LEAST_COUNTED:
+                return Kept(counted=counted)
+            spread = math.sqrt(max(0.0, self._squares / values.count - mean * mean) / (values.count - 1))
+            low, high = low - _CONFIDENCE * spread, high + _CONFIDENCE * spread
+        p50, p95 = values.quantiles(0.5, 0.95)
+        return Kept(
+            How.COUNTED,
+            round(mean * self._complete),
+            mean,
+            low,
+            high,
+            self._kept_any / values.count,
+            p50,
+            p95,
+            self._first_total - round(mean * len(self._firsts)),
+            counted,
+        )
+
+    def _of_first_runs(self) -> Kept:
+        """Where each request was its worker's first: what is a leak and what is warm-up cannot be told apart."""
+        count = len(self._firsts)
+        if not count or count < self._complete:
+            return Kept(counted=count)
+        firsts = Values(None)
+        for value in self._firsts:
+            firsts.add(value)
+        p50, p95 = firsts.quantiles(0.5, 0.95)
+        mean = self._first_total / count
+        return Kept(
+            How.COUNTED,
+            self._first_total,
+            mean,
+            min(0.0, mean),
+            max(0.0, mean),
+            sum(value > 0 for value in self._firsts) / count,
+            p50,
+            p95,
+            None,
+            count,
+        )
+
+
+def _drift(request: Request) -> int:
+    """Bytes that the request may have kept beyond what was counted."""
+    allocated, freed = request.native_alloc_calls, request.native_free_calls
+    if not allocated or allocated == freed:
+        return 0
+    return DRIFT_BYTES * allocated

@@ -1,0 +1,35 @@
+"""The sum of many integers, and quantiles of the last of them."""
+
+from __future__ import annotations
+
+from array import array
+
+
+class Values:
+    """The sum of all integers added, and quantiles of the last `window` of them (None: of all)."""
+
+    __slots__ = ("_last", "_window", "count", "total")
+
+    def __init__(self, window: int | None) -> None:
+        """No value has been added."""
+        self._window = window
+        self._last = array("q")
+        self.count = 0
+        self.total = 0
+
+    def add(self, value: int) -> None:
+        """Add a value. OverflowError if it does not fit in 64 bits."""
+        if self._window is None or self.count < self._window:
+            self._last.append(value)
+        else:
+            self._last[self.count % self._window] = value
+        self.count += 1
+        self.total += value
+
+    def quantiles(self, *shares: float) -> list[int | None]:
+        """The value of each share (0.5 is the median), by nearest rank: values that occurred; None if there is none."""
+        if not self._last:
+            return [None for _ in shares]
+        ordered = sorted(self._last)
+        # Nearest rank: the smallest value such that at least that share of the values is not larger.
+        return [ordered[max(0, -int(-share * len(ordered) // 1) - 1)] for share in shares]
