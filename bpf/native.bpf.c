@@ -2,10 +2,8 @@
 /*
  * What a worker allocates and frees by glibc's malloc and its like. Loaded only where that is counted.
  *
- * Set by uprobe_multi links, one a worker, at the entries of the functions: no address is kept, and no return is
- * probed. A block's size when it is freed is in its header; when it is allocated it is what glibc makes of the size
- * asked for. Where glibc splits a chunk and less than 32 bytes would be left, the block is 16 bytes larger than that:
- * so the sum of allocations is up to 16 bytes a block too small, and never too large.
+ * Set by uprobe_multi links, a pair for each worker. A block's size is in its header: it is read where an allocation
+ * returns, and where a block is freed. So no address is kept, and the difference is exact.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
@@ -23,14 +21,9 @@ BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 /* malloc/malloc.c, glibc 2.31 to 2.43 */
 #define HEADER 8
 #define CHUNK_ALIGNMENT 16
-#define CHUNK_MIN 32
 #define FLAG_BITS 7
 #define IS_MMAPPED 2
-#define MMAPPED_HEADER 16
-#define PAGE 4096
-/* DEFAULT_MMAP_THRESHOLD; it only ever grows. A little below, since memalign asks for more than it was asked for. */
-#define LARGE (128 * 1024 - 64)
-/* No block is larger: PTRDIFF_MAX. What asks for more gets nothing. */
+/* No block is larger: PTRDIFF_MAX. */
 #define BLOCK_MAX (1ULL << 47)
 
 static __always_inline struct native_book *this_book(void)
@@ -40,11 +33,9 @@ static __always_inline struct native_book *this_book(void)
 	return native_books.lookup(&pid);
 }
 
-static __always_inline u64 chunk(u64 bytes)
+static __always_inline u32 this_thread(void)
 {
-	u64 size = (bytes + HEADER + CHUNK_ALIGNMENT - 1) & ~(u64)(CHUNK_ALIGNMENT - 1);
-
-	return size < CHUNK_MIN ? CHUNK_MIN : size;
+	return bpf_get_current_pid_tgid();
 }
 
 static __always_inline u64 header_of(u64 block)
@@ -57,58 +48,19 @@ static __always_inline void add(s64 *sum, s64 value)
 	__sync_fetch_and_add(sum, value);
 }
 
-static __always_inline void allocated(struct native_book *b, u64 bytes)
+static __always_inline void count(struct native_book *b, u64 header, s64 sign)
 {
-	b->large = 0;
-	if (bytes >= BLOCK_MAX)
-		return;
-	add(&b->alloc_bytes, chunk(bytes));
-	add(&b->alloc_calls, 1);
-	if (bytes >= LARGE)
-		b->large = chunk(bytes);
-}
-
-static __always_inline void freed(struct native_book *b, u64 header)
-{
-	u64 size = header & ~(u64)FLAG_BITS;
+	s64 size = header & ~(u64)FLAG_BITS;
 
 	if (size >= BLOCK_MAX)
 		return;
-	b->large = 0;
-	add(&b->free_bytes, size);
-	add(&b->free_calls, 1);
+	add(sign > 0 ? &b->alloc_bytes : &b->free_bytes, size);
+	add(sign > 0 ? &b->alloc_calls : &b->free_calls, 1);
 	if (header & IS_MMAPPED)
-		add(&b->mapped_bytes, -(s64)size);
+		add(&b->mapped_bytes, sign * size);
 }
 
-static __always_inline void reallocated(struct native_book *b, u64 block, u64 bytes)
-{
-	u64 header = header_of(block), size;
-
-	freed(b, header);
-	if (header & IS_MMAPPED && bytes >= LARGE && bytes < BLOCK_MAX) {
-		/* mremap_chunk(): it stays a mapping. */
-		size = (bytes + MMAPPED_HEADER + PAGE - 1) & ~(u64)(PAGE - 1);
-		add(&b->alloc_bytes, size);
-		add(&b->alloc_calls, 1);
-		add(&b->mapped_bytes, size);
-		return;
-	}
-	allocated(b, bytes);
-}
-
-/* A block of its own: sysmalloc_mmap() maps whole pages for a chunk that is large. */
-static __always_inline void mapped(struct native_book *b, u64 result, u64 length)
-{
-	u64 wanted = b->large;
-
-	if (!wanted || failed(result) || length < wanted || length > wanted + PAGE)
-		return;
-	b->large = 0;
-	add(&b->alloc_bytes, length - wanted);
-	add(&b->mapped_bytes, length);
-}
-
+/* At the entry of free(), realloc() and the core of memalign(), with their arguments. */
 int on_native(struct pt_regs *ctx)
 {
 	struct native_book *b = this_book();
@@ -117,30 +69,51 @@ int on_native(struct pt_regs *ctx)
 	if (!b)
 		return 0;
 	switch (bpf_get_attach_cookie(ctx)) {
-	case NATIVE_MALLOC:
-		allocated(b, one);
-		break;
 	case NATIVE_FREE:
 		if (one)
-			freed(b, header_of(one));
-		break;
-	case NATIVE_CALLOC:
-		if (!two || one < BLOCK_MAX / two)
-			allocated(b, one * two);
+			count(b, header_of(one), -1);
 		break;
 	case NATIVE_REALLOC:
 		/* Of no block it is malloc(), to no bytes it is free(): they call those. */
-		if (one && two)
-			reallocated(b, one, two);
+		if (one && two) {
+			b->resized = header_of(one);
+			b->resizing_thread = this_thread();
+		}
 		break;
 	case NATIVE_MEMALIGN:
 		/* With less alignment than every block has, it calls malloc(). */
 		if (one > CHUNK_ALIGNMENT)
-			allocated(b, two);
-		break;
-	case NATIVE_MMAP:
-		mapped(b, PT_REGS_RC(ctx), two);
+			b->aligning_thread = this_thread();
 		break;
 	}
+	return 0;
+}
+
+/* Where malloc() and its like return a block, whose header has its size. */
+int on_native_return(struct pt_regs *ctx)
+{
+	struct native_book *b = this_book();
+	u64 block = PT_REGS_RC(ctx);
+	u32 thread = this_thread();
+
+	if (!b)
+		return 0;
+	switch (bpf_get_attach_cookie(ctx)) {
+	case NATIVE_REALLOC:
+		if (b->resizing_thread != thread)
+			return 0;
+		b->resizing_thread = 0;
+		/* Without memory the old block stays as it is. */
+		if (block)
+			count(b, b->resized, -1);
+		break;
+	case NATIVE_MEMALIGN:
+		if (b->aligning_thread != thread)
+			return 0;
+		b->aligning_thread = 0;
+		break;
+	}
+	if (block)
+		count(b, header_of(block), 1);
 	return 0;
 }

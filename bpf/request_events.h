@@ -52,7 +52,8 @@ enum request_flag {
 	REQUEST_PHP_LAYOUT_UNKNOWN =
 		1 << 13, /* this PHP's globals are unknown: no status, no fatal */
 	REQUEST_DETACHED = 1 << 14, /* tracing ended in mid-request */
-	REQUEST_NATIVE_NOT_COUNTED = 1 << 15, /* its malloc and free calls were not counted, or not all */
+	REQUEST_NATIVE_NOT_COUNTED =
+		1 << 15, /* its malloc and free calls were not counted, or not all */
 	REQUEST_MAPPINGS_NOT_READ = 1 << 16, /* its private writable mappings were not measured */
 };
 
@@ -89,9 +90,9 @@ struct request {
 	__s64 unmap_calls;
 	__s64 brk_bytes; /* > 0 grown, < 0 shrunk: net, from mm->brk */
 	__s64 brk_calls;
-	__s64 native_alloc_bytes; /* malloc's chunks: requested sizes, rounded as glibc rounds them */
+	__s64 native_alloc_bytes; /* malloc's chunks */
 	__s64 native_alloc_calls;
-	__s64 native_free_bytes; /* malloc's chunks: their real sizes */
+	__s64 native_free_bytes;
 	__s64 native_free_calls;
 	__s64 native_mapped_bytes; /* other private writable mappings: neither Zend's nor malloc's */
 	__s64 minor_faults;
@@ -116,7 +117,9 @@ struct native_book {
 	__s64 free_bytes;
 	__s64 free_calls;
 	__s64 mapped_bytes; /* net: of these, chunks that are mappings of their own (glibc: IS_MMAPPED) */
-	__s64 large; /* the chunk a call just asked for that may become a mapping; 0 = none */
+	__u64 resized; /* header of the block that realloc() is at */
+	__u32 resizing_thread; /* the thread that is in realloc(); 0 = none */
+	__u32 aligning_thread; /* the same of memalign() */
 };
 
 struct process_event {
@@ -199,7 +202,6 @@ enum native_site {
 	NATIVE_CALLOC = 3,
 	NATIVE_REALLOC = 4,
 	NATIVE_MEMALIGN = 5,
-	NATIVE_MMAP = 6, /* behind the system call */
 };
 
 /* How the kernel keeps RSS. */

@@ -85,12 +85,12 @@ class Request(NamedTuple):
     unmap_calls: int | None
     brk_bytes: int | None  # signed
     brk_calls: int | None
-    native_alloc_bytes: int | None  # chunks of malloc and its like; up to 16 bytes a block too small
+    native_alloc_bytes: int | None  # chunks of malloc and its like, headers included
     native_alloc_calls: int | None
     native_free_bytes: int | None
     native_free_calls: int | None
     native_mapped_bytes: int | None  # signed: other private writable mappings, neither Zend's nor malloc's
-    native_kept: int | None  # signed: allocated and mapped, not freed by the end; 0 for malloc's rounding
+    native_kept: int | None  # signed: allocated and mapped, and not freed by the end
     minor_faults: int | None
     major_faults: int | None
     notes: str | None  # Note values, joined by commas

@@ -15,8 +15,6 @@ from typing import NamedTuple
 from tracer.analysis.quantiles import Values
 from tracer.facts import Request
 
-# glibc may make a block so many bytes larger than it was asked to (malloc/malloc.c, MINSIZE less the alignment).
-DRIFT_BYTES = 16
 # With fewer counted requests than this among uncounted ones, no mean is given.
 _LEAST_COUNTED = 5
 _CONFIDENCE = 1.96  # standard errors, for 95 %
@@ -37,7 +35,7 @@ class Kept(NamedTuple):
     how: How | None = None
     total: int | None = None  # of all its requests, without warm-up
     per_request: float | None = None  # mean
-    low: float | None = None  # the interval of the mean: 95 % if requests were sampled, certain if all were counted
+    low: float | None = None  # 95 % interval of the mean; equal to it if every request was counted
     high: float | None = None
     share: float | None = None  # of its requests that kept anything
     p50: int | None = None
@@ -76,7 +74,7 @@ class FirstRuns:
 class KeptSum:
     """Adds up what the counted requests of a group kept."""
 
-    __slots__ = ("_complete", "_drift", "_first_total", "_firsts", "_kept_any", "_squares", "_values")
+    __slots__ = ("_complete", "_first_total", "_firsts", "_kept_any", "_squares", "_values")
 
     def __init__(self, window: int | None) -> None:
         """`window`: how many last requests the quantiles cover; None for all."""
@@ -84,7 +82,6 @@ class KeptSum:
         self._complete = 0
         self._kept_any = 0
         self._squares = 0.0
-        self._drift = 0
         self._firsts = array("q")
         self._first_total = 0
 
@@ -101,7 +98,6 @@ class KeptSum:
         self._values.add(kept)
         self._kept_any += kept > 0
         self._squares += float(kept) * kept
-        self._drift += _drift(request)
 
     def kept(self) -> Kept:
         """The figures of the requests so far."""
@@ -110,7 +106,7 @@ class KeptSum:
             return self._of_first_runs()
         mean = values.total / values.count
         counted = values.count + len(self._firsts)
-        low, high = mean, mean + self._drift / values.count
+        low = high = mean
         if counted < self._complete:
             if values.count < _LEAST_COUNTED:
                 return Kept(counted=counted)
@@ -152,11 +148,3 @@ class KeptSum:
             None,
             count,
         )
-
-
-def _drift(request: Request) -> int:
-    """Bytes that the request may have kept beyond what was counted."""
-    allocated, freed = request.native_alloc_calls, request.native_free_calls
-    if not allocated or allocated == freed:
-        return 0
-    return DRIFT_BYTES * allocated

@@ -14,7 +14,7 @@ from tracer.facts import Request, Worker
 _COLUMNS = (
     "host", "pid", "pool", "nth", "uri", "script", "ending", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_peak",
-    "native_alloc_calls", "native_free_calls", "native_kept",
+    "native_kept",
 )  # fmt: skip
 
 

@@ -111,6 +111,7 @@ def behind_syscall(code: bytes, number: int) -> int | None:
 def argument_site(code: bytes) -> Site | None:
     """The first instruction that the kernel emulates and at which %rdi and %rsi still hold the arguments.
 
+    The return address is still on top of the stack there.
     Where none is recognised, the entry. Between the entry and that instruction only forms that are known are stepped
     over: those of malloc and its like in glibc 2.31 to 2.43. None where there is no code.
     """
@@ -179,7 +180,7 @@ def _is_emulated(code: bytes) -> bool:
 
 
 def _keeps_arguments(code: bytes) -> int | None:
-    """Length of an instruction that changes neither %rdi nor %rsi; None for a form that is not known."""
+    """Length of an instruction that changes none of %rdi, %rsi and %rsp; None for a form that is not known."""
     if len(code) < 8:
         return None
     modrm = code[2]
@@ -187,11 +188,11 @@ def _keeps_arguments(code: bytes) -> int | None:
     if code[:2] in (b"\x48\x85", b"\x48\x39", b"\x48\x3b") and register_form:  # test, cmp of two registers
         return 3
     if code[:2] in (b"\x48\x89", b"\x49\x89") and register_form:  # mov reg,reg
-        return None if code[0] == 0x48 and modrm & 7 in (6, 7) else 3
+        return None if code[0] == 0x48 and modrm & 7 in (4, 6, 7) else 3
     if code[:2] in (b"\x48\x8b", b"\x48\x8d") and rip_form:  # mov, lea rel32(%rip),reg
-        return None if modrm >> 3 & 7 in (6, 7) else 7
+        return None if modrm >> 3 & 7 in (4, 6, 7) else 7
     if code[:2] == b"\x48\x8d" and modrm & 0xC7 in (0x46, 0x47):  # lea disp8(%rsi or %rdi),reg
-        return None if modrm >> 3 & 7 in (6, 7) else 4
+        return None if modrm >> 3 & 7 in (4, 6, 7) else 4
     if code[:2] == b"\x80\x3d":  # cmpb $imm8,rel32(%rip)
         return 7
     if code[:3] == b"\x48\xf7\xe6":  # mul %rsi

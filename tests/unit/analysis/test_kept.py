@@ -9,15 +9,11 @@ from tracer.analysis.kept import FirstRuns, How, Kept, KeptSum
 from tracer.facts import Request
 
 
-def kept_of(*requests: tuple[int | None, bool], calls: tuple[int, int] = (2, 1)) -> Kept:
+def kept_of(*requests: tuple[int | None, bool]) -> Kept:
     """The figures of requests that kept so much, each with whether it was its worker's first for the script."""
     summed = KeptSum(None)
     for kept, first in requests:
-        allocated, freed = calls
-        summed.add(
-            request(native_kept=kept, native_alloc_calls=allocated, native_free_calls=freed),
-            first=first,
-        )
+        summed.add(request(native_kept=kept), first=first)
     return summed.kept()
 
 
@@ -25,18 +21,12 @@ def steady(*values: int | None) -> list[tuple[int | None, bool]]:
     return [(value, False) for value in values]
 
 
-def test_the_mean_is_of_all_requests_and_the_interval_has_the_rounding_of_malloc():
-    found = kept_of(*steady(100, 200, 0, 500), calls=(3, 1))
+def test_the_mean_of_requests_that_were_all_counted_is_exact():
+    found = kept_of(*steady(100, 200, 0, 500))
 
     assert (found.how, found.total, found.per_request, found.counted) == (How.COUNTED, 800, 200.0, 4)
-    assert (found.low, found.high) == (200.0, 200.0 + 3 * 16)
+    assert (found.low, found.high) == (200.0, 200.0)
     assert (found.share, found.p50, found.p95) == (0.75, 100, 500)
-
-
-def test_where_as_many_blocks_were_freed_as_allocated_there_is_no_rounding():
-    found = kept_of(*steady(0, 0), calls=(300, 300))
-
-    assert (found.low, found.high, found.total) == (0.0, 0.0, 0)
 
 
 def test_what_the_first_request_of_a_worker_kept_beyond_the_others_is_warm_up():
@@ -52,7 +42,7 @@ def test_where_every_request_was_its_workers_first_the_interval_reaches_to_nothi
 
 
 def test_of_requests_that_were_counted_in_part_the_mean_stands_for_all_with_an_interval():
-    found = kept_of(*steady(*[1000, 1200] * 8, *[None] * 84), calls=(0, 0))
+    found = kept_of(*steady(*[1000, 1200] * 8, *[None] * 84))
 
     assert (found.total, found.per_request, found.counted) == (110_000, 1100.0, 16)
     assert found.low == pytest.approx(1100 - 1.96 * 100 / 15**0.5)

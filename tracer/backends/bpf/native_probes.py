@@ -1,6 +1,6 @@
 """The part of the BPF backend that counts what workers allocate and free natively: bpf/native.bpf.c.
 
-One uprobe_multi link a worker, so that nobody else pays. A worker's link comes first and its entry in the map
+A pair of uprobe_multi links a worker, so that nobody else pays. A worker's link comes first and its entry in the map
 `native_books` after it: what is counted is counted from the next request on, and the kernel's side marks requests
 before that as not counted. A pool whose workers allocate more than the budget allows is left alone until enough
 of their CPU time has gone by. Of a pool with many workers some are counted at a time, by turns.
@@ -25,7 +25,7 @@ from tracer.backends.records.request_structs import NATIVE_BOOK, NATIVE_BOOK_FIE
 from tracer.backends.records.worker_table import TrackedWorker
 from tracer.errors import TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Request
-from tracer.targets import allocator, libc, processes
+from tracer.targets import allocator, processes
 from tracer.targets.elf import Image
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 # Each link makes every hit of every linked worker 55 ns dearer: that many of a pool at a time.
 MOST_OF_A_POOL = 8
 # What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
-CALL_NS = 850
+CALL_NS = 1_100
+# Where each function is counted: at its entry, and where it returns.
+_AT_ENTRY = (NativeSite.FREE, NativeSite.REALLOC, NativeSite.MEMALIGN)
+_AT_RETURN = (NativeSite.MALLOC, NativeSite.CALLOC, NativeSite.REALLOC, NativeSite.MEMALIGN)
 # Share of the advance from which on a paused pool is counted again.
 _RESUME = 0.1
 # Where a pool has more workers than are counted at a time, one of them gives its turn to another so often.
@@ -51,7 +54,7 @@ class _Sites:
 
 @dataclasses.dataclass(slots=True)
 class _Link:
-    descriptor: int
+    descriptors: tuple[int, int]
     pool: _Pool
     calls: int = 0  # counted so far, at the last look
 
@@ -83,7 +86,10 @@ class NativeProbes:
         self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max)
         try:
             self._programs.share("native_books", books.fd)
-            self._program = self._programs.fd("on_native", attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
+            self._at_entry, self._at_return = (
+                self._programs.fd(name, attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
+                for name in ("on_native", "on_native_return")
+            )
         except UnsupportedError:
             self._programs.close()
             raise
@@ -156,7 +162,7 @@ class NativeProbes:
             book = self._books.get(pid)
             if book is None:
                 continue
-            _, allocated, _, freed, _, _ = NATIVE_BOOK.unpack(book)
+            _, allocated, _, freed, *_ = NATIVE_BOOK.unpack(book)
             link.pool.left_ns -= (allocated + freed - link.calls) * CALL_NS
             link.calls = allocated + freed
         for pool in self._pools.values():
@@ -176,14 +182,14 @@ class NativeProbes:
             self._left_out.add(pid)
             return
         try:
-            descriptor = uprobe_multi.link(self._program, sites.image.path, sites.by_cookie, pid)
+            descriptors = self._links_of(pid, sites)
         except TargetGoneError:
             return
         except UnsupportedError as exc:
             self._left_out.add(pid)
             self._lack(f"native memory not counted: {exc}")
             return
-        self._links[pid] = _Link(descriptor, pool)
+        self._links[pid] = _Link(descriptors, pool)
         pool.linked += 1
         try:
             self._books[pid] = _EMPTY
@@ -191,13 +197,28 @@ class NativeProbes:
             self._unlink(pid)
             self._left_out.add(pid)
 
+    def _links_of(self, pid: int, sites: _Sites) -> tuple[int, int]:
+        """Descriptors of the two links. TargetGoneError or UnsupportedError if one of them cannot be made."""
+
+        def link(program: int, cookies: tuple[NativeSite, ...], *, at_return: bool) -> int:
+            places = {int(cookie): sites.by_cookie[cookie] for cookie in cookies if cookie in sites.by_cookie}
+            return uprobe_multi.link(program, sites.image.path, places, pid, at_return=at_return)
+
+        at_return = link(self._at_return, _AT_RETURN, at_return=True)
+        try:
+            return at_return, link(self._at_entry, _AT_ENTRY, at_return=False)
+        except BaseException:
+            os.close(at_return)
+            raise
+
     def _unlink(self, pid: int) -> None:
         """Stop counting that worker. Returns at once: the kernel takes some 30 ms for it."""
         link = self._links.pop(pid, None)
         if link is not None:
             link.pool.linked -= 1
             self._books.remove(pid)
-            self._closing.put(link.descriptor)
+            for descriptor in link.descriptors:
+                self._closing.put(descriptor)
 
     def _sites_of(self, pid: int, worker: TrackedWorker) -> _Sites | None:
         """The sites in the C library of that worker's PHP; None if they are not known."""
@@ -215,7 +236,7 @@ class NativeProbes:
             self._lack("native memory not counted: the workers' C library was not found")
             return None
         try:
-            found, calls = allocator.inspect(image), libc.inspect(image)
+            found = allocator.inspect(image)
         except UnsupportedError as exc:
             image.close()
             self._lack(f"native memory not counted: {exc}")
@@ -224,10 +245,7 @@ class NativeProbes:
             image.close()
             self._lack(f"native memory not counted: {', '.join(found.missing)} of the C library have an unknown form")
             return None
-        by_cookie = {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()}
-        if "mmap" in calls.sites:
-            by_cookie[int(NativeSite.MMAP)] = calls.sites["mmap"]
-        return _Sites(image, by_cookie)
+        return _Sites(image, {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()})
 
     def _lack(self, text: str) -> None:
         if self._required:

@@ -21,14 +21,17 @@ _BPF = {"x86_64": 321, "aarch64": 280}
 # include/uapi/linux/bpf.h, Linux 6.18
 _LINK_CREATE = 28
 TRACE_UPROBE_MULTI = 48  # enum bpf_attach_type
+_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 # union bpf_attr, link_create with uprobe_multi: prog_fd, target_fd, attach_type, flags; path, offsets,
 # ref_ctr_offsets, cookies, cnt, flags, pid.
 _ATTR = struct.Struct("<IIIIQQQQIII")
 _ATTR_BYTES = 128
 
 
-def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int) -> int:
+def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_return: bool = False) -> int:
     """Run the program wherever that process executes one of the sites; closing the descriptor detaches.
+
+    With `at_return`, run it where the function returns: at each site the return address is on top of the stack.
 
     `sites` are file offsets by the cookie that the program is given. The program has to be loaded with the attach
     type TRACE_UPROBE_MULTI. TargetGoneError if the process has ended; UnsupportedError if the kernel refuses.
@@ -41,7 +44,8 @@ def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int) -> int:
     cookies = (ctypes.c_uint64 * len(sites))(*sites)
     attr = _ATTR.pack(
         program_fd, 0, TRACE_UPROBE_MULTI, 0,
-        ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies), len(sites), 0, pid,
+        ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies), len(sites),
+        _RETURN if at_return else 0, pid,
     )  # fmt: skip
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(attr.ljust(_ATTR_BYTES, b"\0"), _ATTR_BYTES)

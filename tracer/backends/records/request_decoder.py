@@ -29,20 +29,8 @@ _IN_ORDER = itemgetter(
 _HEAD_OF_RECORD = itemgetter(*map(_FIELDS.index, ("flags", "started_ns", "ended_ns", "status", "method")))
 _STRINGS = itemgetter(*map(_FIELDS.index, ("script_bytes", "uri_bytes", "script_stored", "uri_stored")))
 _ADDRESS_SPACE = itemgetter(*map(_FIELDS.index, ("vm_before", "vm_after", "map_bytes", "unmap_bytes", "brk_bytes")))
-_NATIVE = itemgetter(
-    *map(
-        _FIELDS.index,
-        (
-            "native_alloc_bytes",
-            "native_alloc_calls",
-            "native_free_bytes",
-            "native_free_calls",
-            "native_mapped_bytes",
-        ),
-    )
-)
+_NATIVE = itemgetter(*map(_FIELDS.index, ("native_alloc_bytes", "native_free_bytes", "native_mapped_bytes")))
 _ENDING, _NOTES = Request._fields.index("ending"), Request._fields.index("notes")
-_DRIFT_BYTES = 16  # malloc/malloc.c, glibc 2.31 to 2.43: the least block less its alignment
 _EXIT_CODE = _FIELDS.index("exit_code")
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
 
@@ -185,18 +173,14 @@ class RequestDecoder:
             query = uri.find(b"?")
             if query >= 0:
                 uri, uri_cut = uri[:query], False
-        allocated, alloc_calls, freed, free_calls, native_mapped = _NATIVE(values)
-        kept = allocated - freed
-        # A block may be larger than it was counted when it was allocated, and is freed as large as it is.
-        if kept < 0 and alloc_calls == free_calls and -kept <= _DRIFT_BYTES * alloc_calls:
-            kept = 0
+        allocated, freed, native_mapped = _NATIVE(values)
         row = Request._make(
             _IN_ORDER((
                 *values,
                 self._host, pool, started + self._offset, ended - started,
                 _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
                 uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
-                kept + native_mapped, None,
+                allocated - freed + native_mapped, None,
             ))
         )  # fmt: skip
         vm_before, vm_after, mapped, unmapped, brk = _ADDRESS_SPACE(values)

@@ -56,7 +56,6 @@ class NativeSite(enum.IntEnum):
     CALLOC = 3
     REALLOC = 4
     MEMALIGN = 5
-    MMAP = 6
 
 
 class Flag(enum.IntFlag):
@@ -135,7 +134,9 @@ NATIVE_BOOK_FIELDS = (
     ("free_bytes", "q"),
     ("free_calls", "q"),
     ("mapped_bytes", "q"),
-    ("large", "q"),
+    ("resized", "Q"),
+    ("resizing_thread", "I"),
+    ("aligning_thread", "I"),
 )
 PROCESS_EVENT_FIELDS = (
     ("kind", "I"),
@@ -164,7 +165,7 @@ WORKER_FIELDS = (
     ("data_before", "Q"),
     ("native_counted", "I"),
     ("pad_native", "I"),
-    ("native_before", "48s"),
+    ("native_before", "56s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),

@@ -66,11 +66,11 @@ def test_a_leak_is_its_scripts_and_not_that_of_the_page_whose_holes_it_fills(
 
     found = sent(fpm, tracer, scripts)
 
-    # gettext doubles its table of bindings now and then.
-    assert sum(value == LEAK for value in kept(found["native_leak.php"])) >= 48
+    # Where glibc splits a free block and too little would be left, it gives 16 bytes more than it was asked for.
+    assert all(LEAK <= value <= LEAK + 64 * 16 for value in kept(found["native_leak.php"]))
     assert abs(sum(kept(found["native_leak.php"])) - 50 * LEAK) < 0.02 * 50 * LEAK
     assert set(kept(found["native_page.php"])) == {0}
-    assert abs(blocks(found["native_page.php"])) <= 2
+    assert blocks(found["native_page.php"]) == 0
     assert kept(found["hello.php"]) == [0] * 50
 
 
@@ -97,7 +97,7 @@ def test_a_leak_is_seen_below_six_megabytes_that_zend_takes_and_gives_back(
         ("realloc down", 1024, (2, 1)),
         ("realloc of nothing", 1024, (1, 0)),
         ("realloc to nothing", 0, (1, 1)),
-        ("aligned", 1040, (1, 0)),
+        ("aligned", 1072, (1, 0)),
         ("free of nothing", 0, (0, 0)),
         ("mapped", 3_002_368, (1, 0)),
         ("mapped and freed", 0, (1, 1)),
