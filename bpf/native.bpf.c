@@ -3,7 +3,8 @@
  * What a worker allocates and frees by glibc's malloc and its like. Loaded only where that is counted.
  *
  * Set by uprobe_multi links, a pair for each worker. A block's size is in its header: it is read where an allocation
- * returns, and where a block is freed. So no address is kept, and the difference is exact.
+ * returns, and where a block is freed: the sums are exact. Which request allocated a block is remembered until it is
+ * freed: so what a request leaves behind is known, and what a later request frees of it.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
@@ -11,8 +12,18 @@
 #include "common.h"
 #include "read.h"
 
-/* Those of request.bpf.c: the loader puts its map in the place of this one. */
+/* Those of request.bpf.c: the loader puts its maps in the place of these. */
 BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
+BPF_ARRAY(lost, u64, LOST_KINDS);
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+
+struct block {
+	u64 address;
+	u64 pid;
+};
+
+/* When the request started that allocated the block. The oldest are forgotten: they are kept for good. */
+BPF_TABLE("lru_hash", struct block, u64, native_owners, BLOCKS_MAX);
 
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
@@ -60,6 +71,66 @@ static __always_inline void count(struct native_book *b, u64 header, s64 sign)
 		add(&b->mapped_bytes, sign * size);
 }
 
+static __always_inline void count_lost(u32 what)
+{
+	u64 *n = lost.lookup(&what);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
+/* Sends what was freed last of the blocks of one earlier request, if there is anything. */
+static __always_inline void send_release(struct native_book *b, u32 pid)
+{
+	struct release_event event = {
+		.kind = EVENT_RELEASED,
+		.pid = pid,
+		.owner_started_ns = b->released_owner,
+		.bytes = b->released_bytes,
+		.blocks = b->released_blocks,
+	};
+
+	if (!event.blocks)
+		return;
+	b->released_blocks = 0;
+	b->released_bytes = 0;
+	if (events.ringbuf_output(&event, sizeof(event), NO_WAKEUP))
+		count_lost(LOST_RELEASES);
+}
+
+static __always_inline void allocated(struct native_book *b, u64 block)
+{
+	struct block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
+	u64 owner = b->request;
+
+	count(b, header_of(block), 1);
+	if (owner)
+		native_owners.update(&key, &owner);
+}
+
+static __always_inline void freed(struct native_book *b, u64 block, u64 header)
+{
+	struct block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
+	u64 *found = native_owners.lookup(&key), owner = 0;
+	s64 size = header & ~(u64)FLAG_BITS;
+
+	count(b, header, -1);
+	if (found) {
+		owner = *found;
+		native_owners.delete(&key);
+		if (owner == b->request)
+			return;
+	}
+	add(&b->freed_earlier, size);
+	if (owner < b->since_ns || size >= BLOCK_MAX)
+		return;
+	if (owner != b->released_owner)
+		send_release(b, key.pid);
+	b->released_owner = owner;
+	b->released_bytes += size;
+	b->released_blocks++;
+}
+
 /* At the entry of free(), realloc() and the core of memalign(), with their arguments. */
 int on_native(struct pt_regs *ctx)
 {
@@ -71,12 +142,13 @@ int on_native(struct pt_regs *ctx)
 	switch (bpf_get_attach_cookie(ctx)) {
 	case NATIVE_FREE:
 		if (one)
-			count(b, header_of(one), -1);
+			freed(b, one, header_of(one));
 		break;
 	case NATIVE_REALLOC:
 		/* Of no block it is malloc(), to no bytes it is free(): they call those. */
 		if (one && two) {
-			b->resized = header_of(one);
+			b->resized_block = one;
+			b->resized_header = header_of(one);
 			b->resizing_thread = this_thread();
 		}
 		break;
@@ -105,7 +177,7 @@ int on_native_return(struct pt_regs *ctx)
 		b->resizing_thread = 0;
 		/* Without memory the old block stays as it is. */
 		if (block)
-			count(b, b->resized, -1);
+			freed(b, b->resized_block, b->resized_header);
 		break;
 	case NATIVE_MEMALIGN:
 		if (b->aligning_thread != thread)
@@ -114,6 +186,6 @@ int on_native_return(struct pt_regs *ctx)
 		break;
 	}
 	if (block)
-		count(b, header_of(block), 1);
+		allocated(b, block);
 	return 0;
 }

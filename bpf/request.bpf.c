@@ -27,14 +27,14 @@
 #include "php_request.h"
 
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
-/* Filled by native.bpf.c. */
-BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 BPF_ARRAY(php_binaries, struct php_binary, PHP_BINARIES_MAX);
 BPF_ARRAY(kernel_layout, struct kernel, 1);
-BPF_ARRAY(lost, u64, LOST_KINDS);
 BPF_ARRAY(blank_worker, struct worker, 1);
 BPF_ARRAY(self_check, struct self_check, 1);
+BPF_ARRAY(lost, u64, LOST_KINDS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+/* Filled by native.bpf.c. */
+BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
@@ -127,14 +127,36 @@ static __always_inline void send_title(struct kernel *k, u32 pid, u64 mm)
 	submit_process(&event);
 }
 
+/* Sends what was freed last of the blocks of one earlier request, if there is anything. The same is in
+ * native.bpf.c: bcc compiles no map calls in headers. */
+static __always_inline void send_release(struct native_book *b, u32 pid)
+{
+	struct release_event event = {
+		.kind = EVENT_RELEASED,
+		.pid = pid,
+		.owner_started_ns = b->released_owner,
+		.bytes = b->released_bytes,
+		.blocks = b->released_blocks,
+	};
+
+	if (!event.blocks)
+		return;
+	b->released_blocks = 0;
+	b->released_bytes = 0;
+	if (events.ringbuf_output(&event, sizeof(event), NO_WAKEUP))
+		count_lost(LOST_RELEASES);
+}
+
 static __always_inline void start_native(struct worker *w, u32 pid)
 {
 	struct native_book *book = native_books.lookup(&pid);
 
 	w->native_counted = book != 0;
-	if (book)
+	if (book) {
+		send_release(book, pid);
+		book->request = w->request.started_ns;
 		w->native_before = *book;
-	else
+	} else
 		w->request.flags |= REQUEST_NATIVE_NOT_COUNTED;
 }
 
@@ -150,10 +172,13 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 		r->flags |= REQUEST_NATIVE_NOT_COUNTED;
 		return;
 	}
+	send_release(book, pid);
+	book->request = 0;
 	r->native_alloc_bytes = book->alloc_bytes - before->alloc_bytes;
 	r->native_alloc_calls = book->alloc_calls - before->alloc_calls;
 	r->native_free_bytes = book->free_bytes - before->free_bytes;
 	r->native_free_calls = book->free_calls - before->free_calls;
+	r->native_freed_earlier = book->freed_earlier - before->freed_earlier;
 	r->native_mapped_bytes -= book->mapped_bytes - before->mapped_bytes;
 }
 

@@ -30,6 +30,7 @@ enum event_kind {
 	EVENT_TITLED = 3, /* a worker born under watch began its first request: its title is set */
 	EVENT_DIED = 4,
 	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
+	EVENT_RELEASED = 6, /* blocks that an earlier request had allocated were freed */
 };
 
 /* struct request.flags: what could not be measured, and how the request ended. */
@@ -94,6 +95,7 @@ struct request {
 	__s64 native_alloc_calls;
 	__s64 native_free_bytes;
 	__s64 native_free_calls;
+	__s64 native_freed_earlier; /* of these bytes: blocks from before this request */
 	__s64 native_mapped_bytes; /* other private writable mappings: neither Zend's nor malloc's */
 	__s64 minor_faults;
 	__s64 major_faults;
@@ -117,9 +119,25 @@ struct native_book {
 	__s64 free_bytes;
 	__s64 free_calls;
 	__s64 mapped_bytes; /* net: of these, chunks that are mappings of their own (glibc: IS_MMAPPED) */
-	__u64 resized; /* header of the block that realloc() is at */
+	__s64 freed_earlier; /* of free_bytes: blocks that were not allocated in the request that freed them */
+	__u64 since_ns; /* set by the loader: blocks of requests before that are another worker's */
+	__u64 request; /* started_ns of the running request; 0 between requests */
+	__u64 released_owner; /* started_ns of the request whose blocks were freed last, and what was not sent yet */
+	__s64 released_bytes;
+	__s64 released_blocks;
+	__u64 resized_block; /* the block that realloc() is at */
+	__u64 resized_header;
 	__u32 resizing_thread; /* the thread that is in realloc(); 0 = none */
 	__u32 aligning_thread; /* the same of memalign() */
+};
+
+/* An earlier request of the worker, which is known by when it started, no longer holds these blocks. */
+struct release_event {
+	__u32 kind; /* EVENT_RELEASED */
+	__u32 pid;
+	__u64 owner_started_ns;
+	__s64 bytes;
+	__s64 blocks;
 };
 
 struct process_event {
@@ -254,7 +272,8 @@ enum lost {
 	LOST_REQUESTS = 0, /* the ring was full */
 	LOST_PROCESS_EVENTS = 1, /* the ring was full */
 	LOST_WORKERS = 2, /* the table of workers was full: a worker was born that is not traced */
-	LOST_KINDS = 3,
+	LOST_RELEASES = 3, /* the ring was full */
+	LOST_KINDS = 4,
 };
 
 #endif

@@ -89,8 +89,10 @@ class Request(NamedTuple):
     native_alloc_calls: int | None
     native_free_bytes: int | None
     native_free_calls: int | None
+    native_freed_earlier: int | None  # of the bytes freed: blocks from before this request
     native_mapped_bytes: int | None  # signed: other private writable mappings, neither Zend's nor malloc's
-    native_kept: int | None  # signed: allocated and mapped, and not freed by the end
+    native_kept: int | None  # signed: allocated and mapped by this request, and not freed by its end
+    native_released: int | None  # of native_kept: freed later, as far as is known when a recording is read
     minor_faults: int | None
     major_faults: int | None
     notes: str | None  # Note values, joined by commas
@@ -116,6 +118,13 @@ class Request(NamedTuple):
             return None
         growth = end - before
         return growth if growth <= 0 else max(0, growth - max(0, real_end - real_before))
+
+    @property
+    def native_retained(self) -> int | None:
+        """Native bytes that the request kept and that nobody freed later, as far as is known; None if not counted."""
+        if self.native_kept is None:
+            return None
+        return self.native_kept - (self.native_released or 0)
 
     @property
     def complete(self) -> bool:
@@ -182,6 +191,15 @@ class Worker(NamedTuple):
     exit: str | None  # `exited:0`, `killed:TERM`, `replaced` (exec); None: it is alive
 
 
+class Release(NamedTuple):
+    """Native memory that an earlier request kept and that has been freed now."""
+
+    pid: int
+    started_ns: int  # of the request that allocated it
+    bytes: int
+    blocks: int
+
+
 class Loss(NamedTuple):
     """Facts that happened and could not be delivered."""
 
@@ -190,4 +208,4 @@ class Loss(NamedTuple):
     why: str
 
 
-Fact = Request | Growth | Worker | Loss
+Fact = Request | Growth | Release | Worker | Loss

@@ -88,7 +88,7 @@ class KeptSum:
     def add(self, request: Request, *, first: bool) -> None:
         """Count a request of which both ends were seen. `first`: it is its worker's first for this script."""
         self._complete += 1
-        kept = request.native_kept
+        kept = request.native_retained
         if kept is None:
             return
         if first:
@@ -98,6 +98,14 @@ class KeptSum:
         self._values.add(kept)
         self._kept_any += kept > 0
         self._squares += float(kept) * kept
+
+    def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
+        """Take back what a request of the group had kept. `nothing_left`: that was all of it."""
+        if first:
+            self._first_total -= freed
+            return
+        self._values.total -= freed
+        self._kept_any -= nothing_left
 
     def kept(self) -> Kept:
         """The figures of the requests so far."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from tracer.analysis.kept import FirstRuns, KeptSum
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import Request, Worker
+from tracer.facts import Release, Request, Worker
 
 _COLUMNS = (
     "host", "pid", "pool", "nth", "uri", "script", "ending", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_peak",
-    "native_kept",
+    "native_kept", "native_released",
 )  # fmt: skip
 
 
@@ -74,6 +75,21 @@ class Group:
     duration_p95_ns: int | None
 
 
+# Requests that kept something, of which a ranking remembers for a while how much that was.
+_HELD_MAX = 65_536
+
+
+class _Held:
+    """What a request keeps so far, and where it is counted."""
+
+    __slots__ = ("bytes", "first", "group")
+
+    def __init__(self, group: _Accumulator, kept: int, *, first: bool) -> None:
+        self.group = group
+        self.bytes = kept
+        self.first = first
+
+
 class Ranking:
     """Takes requests one by one; groups() may be called at any time.
 
@@ -87,6 +103,7 @@ class Ranking:
         self.overflow = 0
         self._workers = WorkerNames()
         self._first_runs = FirstRuns()
+        self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._key: Callable[[Request], str | WorkerKey | None] = (
             self._workers.key if by is GroupBy.WORKER else _KEYS[by]
         )
@@ -114,6 +131,24 @@ class Ranking:
                 return
             group = self._groups[key] = _Accumulator(self._window)
         group.add(request, first=first)
+        kept = request.native_kept
+        if self._window is not None and kept and request.started_ns is not None:
+            self._held[request.pid, request.started_ns] = _Held(group, kept, first=first)
+            if len(self._held) > _HELD_MAX:
+                self._held.popitem(last=False)
+
+    def release(self, fact: Release) -> None:
+        """Take back what a request had kept, and what has been freed now. Only with a `window`.
+
+        A recording's requests come with what was freed of them.
+        """
+        held = self._held.get((fact.pid, fact.started_ns))
+        if held is None:
+            return
+        held.bytes -= fact.bytes
+        held.group.release(fact.bytes, first=held.first, nothing_left=held.bytes <= 0)
+        if held.bytes <= 0:
+            del self._held[fact.pid, fact.started_ns]
 
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
@@ -176,6 +211,9 @@ class _Accumulator:
         peak = request.zend_peak
         if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
             self._zend_peak = peak
+
+    def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
+        self._kept.release(freed, first=first, nothing_left=nothing_left)
 
     def group(self, key: str | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)

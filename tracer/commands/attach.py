@@ -14,7 +14,7 @@ from tracer.capture import Progress, Stop, capture
 from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
 from tracer.commands.messages import notice
 from tracer.commands.options import attach_options, ranking_options
-from tracer.facts import Fact, Request
+from tracer.facts import Fact, Release, Request
 from tracer.recording.writer import Writer, check_output
 from tracer.reporters.live import LiveView, Status
 from tracer.reporters.request_lines import RequestLines
@@ -47,6 +47,8 @@ class _RankingOutput:
         for fact in facts:
             if isinstance(fact, Request):
                 self._ranking.add(fact)
+            elif isinstance(fact, Release):
+                self._ranking.release(fact)
 
     def update(self, progress: Progress) -> None:
         self._view.update(self._ranking, self._tally, self._status(progress))

@@ -167,9 +167,17 @@ _SCHEMA_3 = {
   native_alloc_calls INTEGER,
   native_free_bytes INTEGER,
   native_free_calls INTEGER,
+  native_freed_earlier INTEGER,
   native_mapped_bytes INTEGER,
   native_kept INTEGER
 ) STRICT""",
+    "released": """CREATE TABLE released (
+  pid INTEGER NOT NULL,
+  started_ns INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  blocks INTEGER NOT NULL,
+  PRIMARY KEY (pid, started_ns)
+) STRICT, WITHOUT ROWID""",
     "request_row": """CREATE TABLE request_row (
   id INTEGER PRIMARY KEY,
   page INTEGER NOT NULL,
@@ -233,8 +241,10 @@ _SCHEMA_3 = {
   native.native_alloc_calls,
   native.native_free_bytes,
   native.native_free_calls,
+  native.native_freed_earlier,
   native.native_mapped_bytes,
   native.native_kept,
+  CASE WHEN native.native_kept IS NULL THEN NULL ELSE coalesce(released.bytes, 0) END AS native_released,
   request_row.minor_faults,
   request_row.major_faults,
   outcome.notes
@@ -246,7 +256,8 @@ FROM request_row
   LEFT JOIN heap ON heap.id = request_row.heap
   LEFT JOIN calls ON calls.id = request_row.calls
   LEFT JOIN native ON native.id = request_row.native
-  LEFT JOIN script ON script.id = page.script""",
+  LEFT JOIN script ON script.id = page.script
+  LEFT JOIN released ON released.pid = process.pid AND released.started_ns = request_row.started_ns""",
 }
 SCHEMAS = {1: _SCHEMA_1, 2: _SCHEMA_2, 3: _SCHEMA_3}
 # The parts of a request that have tables of their own, which request_row names by their ids.

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 WHY_LOST = {
     Lost.REQUESTS: "requests: the ring buffer was full",
     Lost.PROCESS_EVENTS: "births or deaths of workers: the ring buffer was full",
+    Lost.RELEASES: "records of freed native memory: the ring buffer was full",
     Lost.WORKERS: "workers not traced: worker table is full",
 }
 # In the order in which they are set. The start comes last: a request whose start is seen is seen whole.

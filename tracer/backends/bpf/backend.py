@@ -192,9 +192,10 @@ class BpfBackend:
         )
 
     def _load_native(self, options: NativeOptions, workers_max: int) -> None:
-        books = self._programs.map("native_books")
         try:
-            self._native_probes = NativeProbes(books, options, workers_max=workers_max, compiled=self._compiled)
+            self._native_probes = NativeProbes(
+                self._programs.map, options, workers_max=workers_max, compiled=self._compiled
+            )
         except UnsupportedError as exc:
             if options.required:
                 raise

@@ -41,7 +41,8 @@ _AT_RETURN = (NativeSite.MALLOC, NativeSite.CALLOC, NativeSite.REALLOC, NativeSi
 _RESUME = 0.1
 # Where a pool has more workers than are counted at a time, one of them gives its turn to another so often.
 _TURN_S = 2.0
-_EMPTY = NATIVE_BOOK.pack(*[0] * len(NATIVE_BOOK_FIELDS))
+# Blocks whose request is remembered, of all workers; the kernel needs some 80 bytes for each.
+_BLOCKS_MAX = 262_144
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,19 +74,25 @@ class NativeProbes:
     """Links workers as they come, as far as the budget allows. close() takes all links off."""
 
     def __init__(
-        self, books: Map, options: NativeOptions, *, workers_max: int, compiled: Callable[..., Programs] = Programs
+        self,
+        shared: Callable[[str], Map],
+        options: NativeOptions,
+        *,
+        workers_max: int,
+        compiled: Callable[..., Programs] = Programs,
     ) -> None:
-        """`books` is the map `native_books`, which is shared.
+        """`shared` gives the maps of request.bpf.c by name.
 
         UnsupportedError if the program does not load: before Linux 6.6 the kernel has no such links.
         """
-        self._books = books
+        self._books = shared("native_books")
         self._budget = options.budget
         self._advance_ns = options.advance_s * 1e9
         self._required = options.required
-        self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max)
+        self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max, BLOCKS_MAX=_BLOCKS_MAX)
         try:
-            self._programs.share("native_books", books.fd)
+            for name in ("native_books", "events", "lost"):
+                self._programs.share(name, shared(name).fd)
             self._at_entry, self._at_return = (
                 self._programs.fd(name, attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
                 for name in ("on_native", "on_native_return")
@@ -192,7 +199,7 @@ class NativeProbes:
         self._links[pid] = _Link(descriptors, pool)
         pool.linked += 1
         try:
-            self._books[pid] = _EMPTY
+            self._books[pid] = _new_book()
         except MapFullError:
             self._unlink(pid)
             self._left_out.add(pid)
@@ -257,3 +264,10 @@ class NativeProbes:
     def _close_links(self) -> None:
         while (descriptor := self._closing.get()) is not None:
             os.close(descriptor)
+
+
+def _new_book() -> bytes:
+    """A book without a call, which begins now."""
+    values = dict.fromkeys((name for name, _ in NATIVE_BOOK_FIELDS), 0)
+    values["since_ns"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    return NATIVE_BOOK.pack(*values.values())

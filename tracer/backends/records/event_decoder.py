@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.request_structs import HEAD, PROCESS_EVENT, EventKind
+from tracer.backends.records.request_structs import HEAD, PROCESS_EVENT, RELEASE_EVENT, EventKind
 from tracer.backends.records.worker_table import WorkerTable
-from tracer.facts import Fact
+from tracer.facts import Fact, Release
 
 
 def _nothing(pid: int) -> None:
@@ -42,6 +42,7 @@ class EventDecoder:
         found: list[Fact] = []
         workers, head = self._table.workers, HEAD.unpack_from
         request, add, of_request = self._decoder.request, found.append, int(EventKind.REQUEST)
+        of_release = int(EventKind.RELEASED)
         for record in records:
             kind, pid = head(record)
             if kind == of_request:
@@ -50,6 +51,10 @@ class EventDecoder:
                     add(request(record, None))
                 elif tracked.wanted:
                     add(request(record, tracked.fact.pool))
+            elif kind == of_release:
+                _, _, started, size, blocks = RELEASE_EVENT.unpack(record[: RELEASE_EVENT.size])
+                if (tracked := workers.get(pid)) is None or tracked.wanted:
+                    add(Release(pid, self._decoder.unix_ns(started), size, blocks))
             else:
                 fact = self._process_event(record[: PROCESS_EVENT.size])
                 if fact is not None:

@@ -17,7 +17,8 @@ from tracer.facts import Ending, Note, Request
 _FIELDS = tuple(name for name, _ in REQUEST_FIELDS)
 # What request() works out. Every other field of a Request is the field of that name in the record.
 _WORKED_OUT = (
-    "host", "pool", "started_ns", "duration_ns", "method", "uri", "script", "status", "ending", "native_kept", "notes",
+    "host", "pool", "started_ns", "duration_ns", "method", "uri", "script", "status", "ending", "native_kept",
+    "native_released", "notes",
 )  # fmt: skip
 # The fields of a Request, in its order, from those in the record's order and behind them those worked out.
 _IN_ORDER = itemgetter(
@@ -29,7 +30,12 @@ _IN_ORDER = itemgetter(
 _HEAD_OF_RECORD = itemgetter(*map(_FIELDS.index, ("flags", "started_ns", "ended_ns", "status", "method")))
 _STRINGS = itemgetter(*map(_FIELDS.index, ("script_bytes", "uri_bytes", "script_stored", "uri_stored")))
 _ADDRESS_SPACE = itemgetter(*map(_FIELDS.index, ("vm_before", "vm_after", "map_bytes", "unmap_bytes", "brk_bytes")))
-_NATIVE = itemgetter(*map(_FIELDS.index, ("native_alloc_bytes", "native_free_bytes", "native_mapped_bytes")))
+_NATIVE = itemgetter(
+    *map(
+        _FIELDS.index,
+        ("native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_mapped_bytes"),
+    )
+)
 _ENDING, _NOTES = Request._fields.index("ending"), Request._fields.index("notes")
 _EXIT_CODE = _FIELDS.index("exit_code")
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
@@ -56,7 +62,8 @@ class _Rule(NamedTuple):
 
 
 _COUNTED = (
-    "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_kept",
+    "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
+    "native_kept", "native_released",
 )  # fmt: skip
 _RULES = (
     _Rule(
@@ -70,6 +77,7 @@ _RULES = (
             "zend_real_after",
             "native_mapped_bytes",
             "native_kept",
+            "native_released",
         ),
         Note.ZEND_HEAP_UNKNOWN,
     ),
@@ -83,7 +91,7 @@ _RULES = (
     _Rule(Flag.EXITED, ending=Ending.EXITED),
     _Rule(Flag.FATAL, ending=Ending.FATAL),
     _Rule(Flag.NATIVE_NOT_COUNTED, _COUNTED, Note.NATIVE_NOT_COUNTED),
-    _Rule(Flag.MAPPINGS_NOT_READ, ("native_mapped_bytes", "native_kept")),
+    _Rule(Flag.MAPPINGS_NOT_READ, ("native_mapped_bytes", "native_kept", "native_released")),
     _Rule(
         Flag.END_NOT_SEEN,
         (
@@ -160,6 +168,10 @@ class RequestDecoder:
         self._keep_query = keep_query
         self.calls = calls
 
+    def unix_ns(self, monotonic_ns: int) -> int:
+        """The Unix time of that reading of CLOCK_MONOTONIC, as requests have it."""
+        return monotonic_ns + self._offset
+
     def request(self, record: bytes, pool: str | None) -> Request:
         """Return the Request of a `struct request` and the strings behind it."""
         values = REQUEST.unpack_from(record)
@@ -173,14 +185,14 @@ class RequestDecoder:
             query = uri.find(b"?")
             if query >= 0:
                 uri, uri_cut = uri[:query], False
-        allocated, freed, native_mapped = _NATIVE(values)
+        allocated, freed, freed_earlier, native_mapped = _NATIVE(values)
         row = Request._make(
             _IN_ORDER((
                 *values,
                 self._host, pool, started + self._offset, ended - started,
                 _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
                 uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
-                allocated - freed + native_mapped, None,
+                allocated - freed + freed_earlier + native_mapped, 0, None,
             ))
         )  # fmt: skip
         vm_before, vm_after, mapped, unmapped, brk = _ADDRESS_SPACE(values)

@@ -24,6 +24,7 @@ class EventKind(enum.IntEnum):
     TITLED = 3
     DIED = 4
     EXECED = 5
+    RELEASED = 6
 
 
 class Role(enum.IntEnum):
@@ -46,6 +47,7 @@ class Lost(enum.IntEnum):
     REQUESTS = 0
     PROCESS_EVENTS = 1
     WORKERS = 2
+    RELEASES = 3
 
 
 class NativeSite(enum.IntEnum):
@@ -116,6 +118,7 @@ REQUEST_FIELDS = (
     ("native_alloc_calls", "q"),
     ("native_free_bytes", "q"),
     ("native_free_calls", "q"),
+    ("native_freed_earlier", "q"),
     ("native_mapped_bytes", "q"),
     ("minor_faults", "q"),
     ("major_faults", "q"),
@@ -134,9 +137,23 @@ NATIVE_BOOK_FIELDS = (
     ("free_bytes", "q"),
     ("free_calls", "q"),
     ("mapped_bytes", "q"),
-    ("resized", "Q"),
+    ("freed_earlier", "q"),
+    ("since_ns", "Q"),
+    ("request", "Q"),
+    ("released_owner", "Q"),
+    ("released_bytes", "q"),
+    ("released_blocks", "q"),
+    ("resized_block", "Q"),
+    ("resized_header", "Q"),
     ("resizing_thread", "I"),
     ("aligning_thread", "I"),
+)
+RELEASE_EVENT_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("owner_started_ns", "Q"),
+    ("bytes", "q"),
+    ("blocks", "q"),
 )
 PROCESS_EVENT_FIELDS = (
     ("kind", "I"),
@@ -165,7 +182,7 @@ WORKER_FIELDS = (
     ("data_before", "Q"),
     ("native_counted", "I"),
     ("pad_native", "I"),
-    ("native_before", "56s"),
+    ("native_before", "112s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),
@@ -227,6 +244,7 @@ def _struct(fields: Sequence[tuple[str, str]]) -> struct.Struct:
 
 
 REQUEST = _struct(REQUEST_FIELDS)
+RELEASE_EVENT = _struct(RELEASE_EVENT_FIELDS)
 PROCESS_EVENT = _struct(PROCESS_EVENT_FIELDS)
 WORKER = _struct(WORKER_FIELDS)
 NATIVE_BOOK = _struct(NATIVE_BOOK_FIELDS)

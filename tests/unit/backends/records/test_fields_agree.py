@@ -31,6 +31,7 @@ WORKED_OUT = {
     "status",
     "ending",
     "native_kept",
+    "native_released",
     "notes",
 }
 

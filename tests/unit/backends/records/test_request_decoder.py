@@ -75,9 +75,10 @@ def test_a_status_of_zero_was_never_set():
     ("flag", "none", "notes"),
     [
         (Flag.ZEND_HEAP_UNKNOWN, {"zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end",
-                        "zend_real_after", "native_mapped_bytes", "native_kept"}, "zend_heap_unknown"),
+                        "zend_real_after", "native_mapped_bytes", "native_kept", "native_released"},
+         "zend_heap_unknown"),
         (Flag.NATIVE_NOT_COUNTED, {"native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls",
-                                   "native_kept"}, "native_not_counted"),
+                                   "native_freed_earlier", "native_kept", "native_released"}, "native_not_counted"),
         (Flag.TEARDOWN_NOT_SEEN, {"anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"},
          "teardown_not_seen"),
         (Flag.SCRIPT_END_NOT_SEEN, {"zend_used_end", "memory_limit"}, "script_end_not_seen"),
