@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from tracer.backends import StackOptions
 from tracer.backends.bpf import self_check
-from tracer.backends.bpf.attaching import WHY_LOST, Attachment
+from tracer.backends.bpf.attachment import WHY_LOST, Attachment
 from tracer.backends.bpf.growth_probes import GrowthProbes
 from tracer.backends.bpf.programs import RING_BYTES, Programs, release_compiler_memory
 from tracer.backends.bpf.ring_buffer import RingBuffer
