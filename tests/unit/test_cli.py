@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
 from tracer.commands.attaching import Plan, Session, finish
 from tracer.commands.messages import note_limits
-from tracer.errors import IncompleteError, TargetGoneError, UsageError
+from tracer.errors import IncompleteError, PhptraceError, TargetGoneError, UsageError
 from tracer.facts import Loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,9 @@ def test_the_help_names_every_verb_and_the_exit_codes(run):
 
     assert code == 0
     assert all(f"\n  {verb} " in out for verb in VERBS)
-    assert "7 bad recording" in out
+    kinds = [PhptraceError, *PhptraceError.__subclasses__()]
+    listed = re.findall(r"^ +(\d+)  \w", out, re.MULTILINE)
+    assert [int(code) for code in listed] == [0, *sorted(kind.exit_code for kind in kinds), 130]
 
 
 def test_the_version_is_printed(run):
@@ -244,7 +247,7 @@ def test_the_doctor_reports_an_unknown_target_with_the_exit_code_of_an_attach(tm
 
 
 def test_a_plan_needs_a_target():
-    with pytest.raises(UsageError, match="no target given. Name php-fpm"):
+    with pytest.raises(UsageError, match="cannot trace: no target is given. Name php-fpm"):
         Plan.of(targets=(), pids=(), duration=None, count=None, backend="auto", uri=None, script=None, slow=None,
                 min_growth=None, query="strip", force=False)  # fmt: skip
 

@@ -13,10 +13,17 @@ from typing import Any
 from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import PtraceMode, StackOptions
-from tracer.backends.choose import Choice, choose
+from tracer.backends.choose import Choice, choose, fallback
 from tracer.capture import Filter, Progress, Why
 from tracer.commands.messages import note_limits, notice
-from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError, UsageError
+from tracer.errors import (
+    IncompleteError,
+    NotPermittedError,
+    PhptraceError,
+    TargetGoneError,
+    UnsupportedError,
+    UsageError,
+)
 from tracer.targets.resolve import Target, targets
 from tracer.units import counted, counted_loss
 
@@ -63,9 +70,13 @@ class Plan:
         """Make a plan of attach_options and stack_recording_options. UsageError if they contradict each other."""
         names = (*targets, *map(str, pids))
         if not names:
-            raise UsageError("no target given. Name php-fpm (every master on this host), php-fpm:POOL, or a PID.")
-        if backend == "bpf" and ptrace_mode is not PtraceMode.SYSCALLS:
-            raise UsageError("--ptrace-mode cannot be used with --backend bpf")
+            raise UsageError(
+                "cannot trace: no target is given. Name php-fpm (every master on this host), php-fpm:POOL, or a PID."
+            )
+        if backend not in ("auto", "ptrace") and ptrace_mode is not PtraceMode.SYSCALLS:
+            raise UsageError(
+                f"cannot use --ptrace-mode with --backend {backend}: only ptrace has modes. Use --backend ptrace."
+            )
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
         options = StackOptions(max_depth, every, hz) if stacks else None
@@ -108,21 +119,10 @@ class Session:
 def session(plan: Plan) -> Iterator[Session]:
     """Find the targets and attach to them. Print which backend is used, and what it cannot measure.
 
-    With `--backend auto`, go on to ptrace if BPF does not work. Raises a PhptraceError if the last
-    backend fails, too.
+    With `--backend auto`, go on to the next backend if one does not work. Raises a PhptraceError if the last
+    fails, too.
     """
-    choice = choose(plan.backend, keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode)
-    try:
-        found = _attach_to_targets(plan, choice)
-    except (UnsupportedError, NotPermittedError) as exc:
-        if plan.backend != "auto":
-            raise
-        if choice.backend.name != "bpf":
-            raise type(exc)(f"{exc} (Tried ptrace {choice.why})") from exc
-        choice = choose(
-            "ptrace", keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode, refused=exc
-        )
-        found = _attach_to_targets(plan, choice)
+    choice, found = _attached(plan)
     try:
         shown = ", ".join(plan.names)
         workers = counted(choice.backend.watched, "worker")
@@ -136,6 +136,24 @@ def session(plan: Plan) -> Iterator[Session]:
     finally:
         choice.backend.close()
         _close(found)
+
+
+def _attached(plan: Plan) -> tuple[Choice, list[Target]]:
+    """Choose a backend and attach it to the targets. The caller closes both."""
+    refused: dict[str, PhptraceError] = {}
+    while True:
+        choice = choose(
+            plan.backend, keep_query=plan.keep_query, stacks=plan.stacks, ptrace_mode=plan.ptrace_mode, refused=refused
+        )
+        name = choice.backend.name
+        try:
+            return choice, _attach_to_targets(plan, choice)
+        except (UnsupportedError, NotPermittedError) as exc:
+            if plan.backend != "auto":
+                raise
+            if name == fallback():
+                raise type(exc)(f"{exc} (Tried {name} {choice.why})") from exc
+            refused[name] = exc
 
 
 def _attach_to_targets(plan: Plan, choice: Choice) -> list[Target]:

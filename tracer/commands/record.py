@@ -30,10 +30,13 @@ from tracer.reporters.table import summary
 @attach_options
 @stack_recording_options
 @click.option(
-    "-o", "--output", metavar="FILE", help="File to record to; - for stdout. Default: named after target and time."
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Record to this file; - is stdout. Default: phptrace-TARGET-TIME.phptrace in the current directory.",
 )
 def record(output: str | None, **options: Any) -> None:
-    """Record every request to one file.
+    """Record every request to a file, to read later.
 
     TARGET is php-fpm (every master on this host), php-fpm:POOL, or a PID. The PID of a master selects all its workers.
 

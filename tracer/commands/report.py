@@ -63,13 +63,20 @@ _WITH_STACKS = ("table", "json")
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @ranking_options
-@click.option("--stacks", is_flag=True, help="Also show the heaviest call stacks, as many as -n.")
-@stack_metric_options
-@click.option("--format", "form", type=click.Choice(tuple(_RENDER)), default="table", show_default=True)
+@click.option("--stacks", is_flag=True, help="Also show the heaviest call stacks; -n limits their number, too.")
+@stack_metric_options(note=" Requires --stacks.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(tuple(_RENDER)),
+    default="table",
+    show_default=True,
+    help=f"How to print the ranking. With --stacks: {' or '.join(_WITH_STACKS)}.",
+)
 def report(
     files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, metric: str, retained: bool
 ) -> None:
-    """Rank scripts by what their requests did to memory.
+    """Rank scripts by how much memory their requests kept.
 
     FILE is a recording of `phptrace record`. The requests of several recordings are ranked together.
     """
