@@ -13,9 +13,7 @@ from tracer.errors import PhptraceError, UnsupportedError
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(
-        UnsupportedError, match="cannot use backend 'dtrace': there is none of that name. Use auto, bpf or ptrace"
-    ):
+    with pytest.raises(UnsupportedError, match="^cannot use backend 'dtrace': .* Use auto, bpf or ptrace.$"):
         choose("dtrace")
 
 
@@ -41,23 +39,26 @@ def test_auto_falls_back_to_ptrace_for_the_first_unmet_requirement_of_bpf():
     assert choice.why == (f"since BPF cannot be used: {unmet[0]}" if unmet else "everything it needs is here")
 
 
+class Third(PtraceBackend):
+    """A backend that is neither of the two there are."""
+
+    name = "third"
+
+
 @pytest.fixture
 def third(monkeypatch: pytest.MonkeyPatch) -> list[PhptraceError]:
     """Puts a third backend between the two; what is added to the list keeps it from working on this host."""
     unmet: list[PhptraceError] = []
-    factory = BackendFactory("a third one", "", lambda: unmet, lambda options: PtraceBackend(keep_query=True))
+    factory = BackendFactory("a third one", "", lambda: unmet, lambda options: Third(stacks=options.stacks))
     table = {"bpf": BACKENDS["bpf"], "third": factory, "ptrace": BACKENDS["ptrace"]}
-    for name in table:
-        monkeypatch.delitem(BACKENDS, name, raising=False)
-    for name, one in table.items():
-        monkeypatch.setitem(BACKENDS, name, one)
+    monkeypatch.setattr("tracer.backends.choose.BACKENDS", table)
     return unmet
 
 
 def test_a_third_backend_is_taken_when_it_is_asked_for(third):
     choice = choose("third")
 
-    assert choice.backend.name == "ptrace"  # the class that the third one makes in this test
+    assert isinstance(choice.backend, Third)
     assert choice.why == "asked for"
 
 
@@ -71,7 +72,10 @@ def test_a_third_backend_that_lacks_something_is_refused_when_it_is_asked_for(th
 def test_auto_tries_the_backends_in_the_order_of_the_table(third):
     refused = {"bpf": UnsupportedError("no room")}
 
-    assert choose("auto", refused=refused).why == "since BPF cannot be used: no room"
+    second = choose("auto", refused=refused)
+    assert isinstance(second.backend, Third)
+    assert second.why == "since BPF cannot be used: no room"
+
     third.append(UnsupportedError("no third"))
     assert (
         choose("auto", refused=refused).why == "since BPF cannot be used: no room; a third one cannot be used: no third"
