@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> Any:
         _drop_stdout()
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        click.echo(f"phptrace: {'the output is incomplete: ' if full else ''}{exc}", err=True)
+        incomplete = f"cannot write all of the output: {exc.strerror}. It is incomplete. Write it to another disk."
+        click.echo(f"phptrace: {incomplete if full else exc}", err=True)
         code = IncompleteError.exit_code if full else 1
         _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)

@@ -165,13 +165,14 @@ def test_a_file_that_is_no_recording_is_exit_code_7(run, verb, tmp_path):
     code, out, err = run(verb, tmp_path / "x")
 
     assert (code, out) == (7, "")
-    assert err == f"phptrace: {tmp_path}/x is not a phptrace recording\n"
+    assert err.startswith(f"phptrace: cannot read {tmp_path}/x: it is not a phptrace recording. ")
 
 
 def test_one_file_that_is_not_there_fails_all(run, path, tmp_path):
     code, out, err = run("report", path, tmp_path / "gone")
 
-    assert (code, out, err) == (7, "", f"phptrace: there is no recording {tmp_path}/gone\n")
+    assert (code, out) == (7, "")
+    assert err == f"phptrace: cannot read {tmp_path}/gone: there is no such file. Check its name.\n"
 
 
 def drop_capability() -> None:
@@ -300,7 +301,7 @@ def test_how_many_requests_a_filter_kept_is_printed(capsys):
 
 
 def test_a_run_whose_target_ended_is_exit_code_6():
-    with pytest.raises(TargetGoneError, match="php-fpm ended: nothing is left to trace") as ended:
+    with pytest.raises(TargetGoneError, match="cannot go on tracing php-fpm: .* nothing is left to trace") as ended:
         finish(Why.TARGET_GONE, Progress(), Tally(), plan())
 
     assert ended.value.exit_code == 6

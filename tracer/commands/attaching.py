@@ -1,4 +1,4 @@
-"""What `attach` and `record` have in common: find the targets, choose a backend, attach, report how it ended."""
+"""The part common to `attach` and `record`: find the targets, choose a backend, attach, report how it ended."""
 
 from __future__ import annotations
 
@@ -179,7 +179,8 @@ def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:
         notice(f"kept {progress.kept:,} of {counted(progress.seen, 'request')}")
     if why is Why.TARGET_GONE:
         raise TargetGoneError(
-            f"{', '.join(plan.names)} ended: nothing is left to trace. What was seen until then is in the output."
+            f"cannot go on tracing {', '.join(plan.names)}: its processes have ended, and nothing is left to trace."
+            " What was seen until then is in the output."
         )
     if tally.lost:
         reasons = "; ".join(counted_loss(lost, reason) for reason, lost in tally.losses.items())

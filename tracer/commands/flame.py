@@ -16,7 +16,7 @@ from tracer.facts import Metric
 from tracer.output_file import opened, refuse_own_input
 from tracer.reporters.flame import folded, speedscope, svg
 from tracer.reporters.table import summary
-from tracer.units import printable
+from tracer.units import counted, printable
 
 _RENDER = {"svg": svg.render, "folded": folded.render, "speedscope": speedscope.render}
 _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "speedscope"}
@@ -51,9 +51,12 @@ def flame(
     """
     form = form or _SUFFIXES.get(os.path.splitext(output)[1], "svg")
     if diff and len(files) != 2:
-        raise UsageError("--diff requires exactly two recordings: phptrace flame --diff BEFORE AFTER")
+        raise UsageError(
+            f"cannot compare {counted(len(files), 'recording')}: --diff takes exactly two. Write"
+            " `phptrace flame --diff BEFORE AFTER`."
+        )
     if output == "-" and form == "svg" and sys.stdout.isatty():
-        raise UsageError("refusing to write SVG to a terminal; use -o FILE.svg or --format folded")
+        raise UsageError("cannot write SVG to a terminal: it is a picture. Use -o FILE.svg or --format folded.")
     refuse_own_input(output, files)
     builder, tally, about = flame_builder(Metric(metric), retained=retained, difference=diff)
     if diff:

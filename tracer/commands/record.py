@@ -52,7 +52,9 @@ def record(output: str | None, **options: Any) -> None:
         _record(plan, path)
         return
     if sys.stdout.isatty():
-        raise UsageError("refusing to write a binary recording to a terminal; use -o FILE.phptrace, or redirect stdout")
+        raise UsageError(
+            "cannot write a recording to a terminal: it is a binary file. Use -o FILE.phptrace, or redirect stdout."
+        )
     with tempfile.TemporaryDirectory(prefix="phptrace-") as directory:
         temporary = os.path.join(directory, "recording" + SUFFIX)
         try:

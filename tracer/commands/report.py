@@ -84,8 +84,8 @@ def report(
     if stacks:
         if form not in _WITH_STACKS:
             raise UsageError(
-                f"--stacks cannot be used with --format {form}. Use --format table or json, or"
-                " `phptrace flame --format folded`."
+                f"cannot use --stacks with --format {form}: it has no place for call stacks. Use --format"
+                f" {' or '.join(_WITH_STACKS)}, or `phptrace flame --format folded`."
             )
         heaviest = _heaviest(files, Metric(metric), retained=retained, top=top)
     else:
@@ -110,7 +110,9 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
             try:
                 ranking.add(request)
             except OverflowError as exc:
-                raise RecordingError(f"{path} is corrupt: it has memory figures of more than 64 bits") from exc
+                raise RecordingError(
+                    f"cannot read {path}: it is corrupt, with memory figures of more than 64 bits. Record again."
+                ) from exc
 
 
 def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int) -> Heaviest:
