@@ -40,6 +40,10 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError as exc:
             raise _ReaderGoneError from exc
+        except click.NoSuchOption as exc:
+            if any(exc.option_name in option.opts for option in self.params):
+                exc.message += " of this verb. Write it before the verb."
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)

@@ -93,6 +93,18 @@ def test_the_help_names_every_verb_and_the_exit_codes(run):
     assert [int(code) for code in listed] == [0, *sorted(kind.exit_code for kind in kinds), 130]
 
 
+@pytest.mark.parametrize("option", ["-v", "-q", "--verbose"])
+def test_an_option_for_all_verbs_given_behind_the_verb_is_refused_with_its_place(run, option):
+    code, _, err = run("report", option, "x")
+
+    assert code == 2
+    assert f"No such option: {option} of this verb. Write it before the verb." in err
+
+
+def test_an_option_that_no_verb_has_is_refused_without_a_place(run):
+    assert run("report", "--nonsense", "x")[2].endswith("No such option: --nonsense\n")
+
+
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"phptrace, version {__version__}\n", "")
 
@@ -156,6 +168,22 @@ def test_options_about_stacks_are_taken_with_stacks(run, tmp_path, options):
 
     assert code == 2
     assert "there is no directory" in err
+
+
+@pytest.mark.parametrize(("option", "allowed"), [("--max-depth", "4 to 1024"), ("--every", "1 to 65536"),
+                                                 ("--hz", "1 to 20000")])  # fmt: skip
+def test_the_help_states_the_range_that_an_option_allows(run, option, allowed):
+    _, text, _ = run("record", "--help")
+    _, _, below = run("record", option, "0", "php-fpm")
+    _, _, above = run("record", option, "65537", "php-fpm")
+
+    assert f"({allowed})" in " ".join(text.split())
+    assert f"0 is not allowed; the value must be {allowed}\n" in below
+    assert f"65537 is not allowed; the value must be {allowed}\n" in above
+
+
+def test_a_number_that_is_none_is_refused(run):
+    assert "'seven' is not a whole number" in run("record", "-c", "seven", "php-fpm")[2]
 
 
 @pytest.mark.parametrize("verb", ["report", "flame", "export"])

@@ -152,7 +152,7 @@ def attach_options(command: Command) -> Command:
             "--count",
             type=WholeNumber(1),
             metavar="N",
-            help="Stop after this many requests, counted over all workers.",
+            help="Stop after this many requests that the filters keep, counted over all workers.",
         ),
         click.option(
             "--backend",
