@@ -20,10 +20,10 @@ _INTERRUPTED = 130
 # Hence each text here is also the first sentence of the verb's docstring (tests/unit/test_cli.py compares them).
 _VERBS = {
     "attach": "Show live which scripts make the workers grow.",
-    "record": "Record every request to one file.",
-    "report": "Rank scripts by what their requests did to memory.",
-    "flame": "Draw which PHP functions made the workers grow.",
-    "export": "Write every request of a recording in a format for other tools.",
+    "record": "Record every request to a file, to read later.",
+    "report": "Rank scripts by how much memory their requests kept.",
+    "flame": "Draw a flame graph of the PHP functions that made workers grow.",
+    "export": "Write every request of one or more recordings for other tools.",
     "doctor": "Check this host; show how to fix what is missing.",
 }
 
@@ -40,6 +40,10 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError as exc:
             raise _ReaderGoneError from exc
+        except click.NoSuchOption as exc:
+            if any(exc.option_name in option.opts for option in self.params):
+                exc.message += " of this verb. Write it before the verb."
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -56,25 +60,42 @@ class _Verbs(click.Group):
 
 
 @click.command(
-    cls=_Verbs, subcommand_metavar="VERB [ARGS]...", context_settings={"help_option_names": ["-h", "--help"]}
+    cls=_Verbs,
+    options_metavar="[-v|-q]",
+    subcommand_metavar="VERB [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, "-V", "--version", prog_name="phptrace")
-@click.option("-v", "--verbose", count=True, help="Explain what phptrace chooses; -vv for debug output.")
+@click.option("-v", "--verbose", count=True, help="Explain what phptrace chooses; -vv prints debug output, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only results, warnings and errors.")
 def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.messages.notice() asks click for it
     """Find which PHP script makes php-fpm workers grow. Live, without changes to PHP.
 
     \b
-      sudo phptrace attach php-fpm                     live ranking of scripts
-      sudo phptrace record -d 60s -o r.phptrace php-fpm
-      phptrace report r.phptrace                       the same ranking, of a recording
-      sudo phptrace record --stacks -d 60s -o s.phptrace php-fpm
-      phptrace flame s.phptrace -o growth.svg          which PHP functions did it
+      sudo phptrace attach php-fpm                        # rank scripts, live
+      sudo phptrace record -o a.phptrace php-fpm          # record until Ctrl-C
+      phptrace report a.phptrace                          # rank them from the file
+      sudo phptrace record --stacks -o b.phptrace php-fpm # also call stacks
+      phptrace flame b.phptrace -o growth.svg             # draw the PHP functions
+
+    Native memory, in the rankings and options, is memory outside PHP's own (Zend) heap: leaks of extensions and
+    libraries are there.
+
+    Options given before the verb are for all verbs: phptrace -v attach php-fpm. `phptrace VERB --help` lists the
+    others.
 
     \b
-    Exit codes: 0 success, 2 usage error, 3 no such target, 4 not permitted,
-    5 kernel or PHP not supported, 6 target ended, 7 bad recording, 8 data incomplete,
-    130 interrupted twice.
+    Exit codes:
+      0  success, also if Ctrl-C ended attach or record
+      1  any other error
+      2  usage error
+      3  no such target
+      4  not permitted
+      5  kernel or PHP not supported
+      6  target ended
+      7  bad recording
+      8  data incomplete
+    130  stopped at once by Ctrl-C, of attach and record by a second Ctrl-C
     """
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, format="phptrace: %(message)s", stream=sys.stderr)
@@ -103,7 +124,8 @@ def main(arguments: list[str] | None = None) -> Any:
         _drop_stdout()
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        click.echo(f"phptrace: {'the output is incomplete: ' if full else ''}{exc}", err=True)
+        incomplete = f"cannot write all of the output: {exc.strerror}. It is incomplete. Write it to another disk."
+        click.echo(f"phptrace: {incomplete if full else exc}", err=True)
         code = IncompleteError.exit_code if full else 1
         _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)

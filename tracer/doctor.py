@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import importlib.metadata
 import os
 import platform
@@ -18,21 +17,19 @@ from collections.abc import Iterator, Sequence
 
 from tracer.backends.bpf import self_check
 from tracer.backends.bpf.programs import bcc_problem, bcc_version
+from tracer.backends.choose import BACKENDS, fallback
 from tracer.backends.ptrace import permissions
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
-from tracer.targets import btf, kernel, libc, processes
+from tracer.targets import arch, btf, kernel, libc, processes
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import FPM, Target, targets
 from tracer.units import counted
 
-
-class RequiredBy(enum.Enum):
-    """The backend that does not work where a check fails."""
-
-    BPF = "bpf"
-    PTRACE = "ptrace"
-    BOTH = "both"
+# Backends, by their names in BACKENDS, that do not work where a check fails.
+BPF = ("bpf",)
+PTRACE = ("ptrace",)
+ALL = tuple(BACKENDS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,27 +42,25 @@ class Check:
     fix: str | None = None  # what to do if it is not ok
     needed: bool = True  # False: tracing works without it, but shows less or costs more
     exit_code: int | None = UnsupportedError.exit_code  # of `attach` if this stops it; None: another check then fails
-    by: RequiredBy = RequiredBy.BPF
+    by: tuple[str, ...] = BPF  # names of the backends that do not work without it
 
 
 def usable(found: Sequence[Check]) -> str | None:
-    """The backend that `--backend auto` would take; None if neither works."""
-    failed = {check.by for check in found if check.needed and not check.ok}
-    if not failed & {RequiredBy.BPF, RequiredBy.BOTH}:
-        return "bpf"
-    return None if failed & {RequiredBy.PTRACE, RequiredBy.BOTH} else "ptrace"
+    """The backend that `--backend auto` would take; None if none works."""
+    broken = {name for check in found if check.needed and not check.ok for name in check.by}
+    return next((name for name in BACKENDS if name not in broken), None)
 
 
 def exit_code(found: Sequence[Check]) -> int:
     """The exit code `attach` would end with: 0 if a backend works.
 
-    Where BPF does not work, `attach` goes on to ptrace and reports why that fails: a target that is not
+    Where no other backend works, `attach` goes on to the fallback and reports why that fails: a target that is not
     there first, then what the fallback lacks.
     """
     if usable(found) is not None:
         return 0
-    failed = [check for check in found if check.needed and not check.ok and check.by is not RequiredBy.BPF]
-    failed.sort(key=lambda check: check.by is RequiredBy.PTRACE)
+    failed = [check for check in found if check.needed and not check.ok and fallback() in check.by]
+    failed.sort(key=lambda check: check.by != ALL)
     codes = [check.exit_code for check in failed if check.exit_code is not None]
     return codes[0] if codes else UnsupportedError.exit_code
 
@@ -89,7 +84,7 @@ def _rights() -> Check:
 
 def _kernel_checks() -> Iterator[Check]:
     machine = platform.machine()
-    yield Check("kernel", machine == "x86_64", f"Linux {platform.release()} on {machine}", "use an x86-64 host")
+    yield Check("kernel", machine == arch.MACHINE, f"Linux {platform.release()} on {machine}", "use an x86-64 host")
     try:
         layout = kernel.kernel_layout()
         yield Check("BTF", True, f"{btf.VMLINUX}: found all offsets")
@@ -136,13 +131,13 @@ def _ptrace_checks() -> Iterator[Check]:
     obstacle = permissions.obstacle()
     held = "CAP_SYS_PTRACE" if permissions.has_capability() else "own processes only, CAP_SYS_PTRACE is missing"
     code = NotPermittedError.exit_code
-    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, exit_code=code, by=RequiredBy.PTRACE)
+    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, exit_code=code, by=PTRACE)
     scope = permissions.yama_scope()
     shown = "not in this kernel" if scope is None else f"ptrace_scope {scope}"
     free = scope in (None, 0) or (scope in (1, 2) and permissions.has_capability())
     fix = "sysctl kernel.yama.ptrace_scope=0, or run with sudo"
     # If Yama forbids tracing, the check `tracees` fails, too, and has the exit code.
-    yield Check("Yama", free, shown, fix, exit_code=None, by=RequiredBy.PTRACE)
+    yield Check("Yama", free, shown, fix, exit_code=None, by=PTRACE)
 
 
 def _is_ours(command: str) -> bool:
@@ -159,7 +154,7 @@ def _target_checks(names: Sequence[str]) -> Iterator[Check]:
         try:
             found = targets([name], symbols=False)  # ptrace needs none, and `attach` falls back to it
         except PhptraceError as exc:
-            yield Check(name, False, str(exc), exit_code=exc.exit_code, by=RequiredBy.BOTH)
+            yield Check(name, False, str(exc), exit_code=exc.exit_code, by=ALL)
             continue
         for target in found:
             yield from _php_checks(name, target)
@@ -226,14 +221,14 @@ def _tracee_checks(target: Target) -> Iterator[Check]:
     """Reasons why ptrace cannot trace these processes."""
     if not target.speaks_fastcgi:
         found = f"SAPI {target.sapi}: ptrace finds requests by FastCGI, which php-fpm and php-cgi speak"
-        yield Check("FastCGI", False, found, "use --backend bpf", by=RequiredBy.PTRACE)
+        yield Check("FastCGI", False, found, "use --backend bpf", by=PTRACE)
     refused = [why for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
     if refused:
         fix, code = "see the reason; not needed with BPF", refused[0].exit_code
-        yield Check("tracees", False, str(refused[0]), fix, exit_code=code, by=RequiredBy.PTRACE)
+        yield Check("tracees", False, str(refused[0]), fix, exit_code=code, by=PTRACE)
     else:
         found = "phptrace may trace every worker, and no other process does"
-        yield Check("tracees", True, found, by=RequiredBy.PTRACE)
+        yield Check("tracees", True, found, by=PTRACE)
     if target.master is not None and has_slowlog(target.master):
         found = "request_slowlog_timeout is set: php-fpm's slowlog stays empty while ptrace traces the workers"
         yield Check("slowlog", False, found, "use BPF, which leaves the slowlog alone", needed=False)

@@ -1,4 +1,4 @@
-"""What a backend reports: Request, Growth, Worker, Loss. Imports nothing of ours.
+"""The facts that a backend reports: Request, Growth, Worker, Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.
@@ -141,7 +141,7 @@ class Metric(enum.Enum):
 
 
 class FrameKind(enum.Enum):
-    """What a frame of a call stack is."""
+    """The kind of a frame of a call stack."""
 
     USER = "user"  # PHP code
     INTERNAL = "internal"  # a function of PHP or of an extension

@@ -18,6 +18,7 @@ from typing import TextIO
 from tracer.errors import IncompleteError, UsageError
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ELSEWHERE = "Name a file in another place with -o."
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -32,13 +33,13 @@ def create(path: str) -> int:
     except FileExistsError:
         raise
     except OSError as exc:
-        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
+        raise UsageError(f"cannot write {path}: {exc.strerror}. {_ELSEWHERE}") from exc
 
 
 def refuse_own_input(output: str, files: Sequence[str]) -> None:
     """UsageError if the output file is one of the input files, under whatever name."""
     if os.path.exists(output) and any(os.path.exists(path) and os.path.samefile(output, path) for path in files):
-        raise UsageError(f"output file {output} is also an input file")
+        raise UsageError(f"cannot write {output}: it is also an input file. Choose another name with -o.")
 
 
 @contextlib.contextmanager
@@ -64,14 +65,15 @@ def opened(path: str, *, force: bool) -> Iterator[TextIO]:
         try:
             descriptor = _create(temporary)
         except OSError as exc:
-            raise UsageError(f"cannot {'overwrite' if taken else 'write'} {path}: {exc.strerror}") from exc
+            verb = "overwrite" if taken else "write"
+            raise UsageError(f"cannot {verb} {path}: {exc.strerror}. {_ELSEWHERE}") from exc
         try:
             with open(descriptor, "w", encoding="utf-8", newline="") as out:
                 yield out
         except OSError as exc:
             if exc.errno not in _FULL:
                 raise
-            raise IncompleteError(f"cannot write {path}: {exc.strerror}. No file was written.") from exc
+            raise IncompleteError(f"cannot write {path}: {exc.strerror}. No file was written. {_ELSEWHERE}") from exc
         _rename(temporary, path, force=force)
 
 
@@ -100,11 +102,12 @@ def _rename(temporary: str, path: str, *, force: bool) -> None:
                 return
         os.replace(temporary, path)
     except OSError as exc:
-        raise UsageError(f"cannot {'overwrite' if force else 'write'} {path}: {exc.strerror}") from exc
+        verb = "overwrite" if force else "write"
+        raise UsageError(f"cannot {verb} {path}: {exc.strerror}. {_ELSEWHERE}") from exc
 
 
 def _exists(path: str) -> UsageError:
-    return UsageError(f"{path} exists. Choose another name, or overwrite it with -f.")
+    return UsageError(f"cannot write {path}: it exists. Choose another name, or overwrite it with -f.")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
 from tracer.commands.attaching import Plan, Session, finish
 from tracer.commands.messages import note_limits
-from tracer.errors import IncompleteError, TargetGoneError, UsageError
+from tracer.errors import IncompleteError, PhptraceError, TargetGoneError, UsageError
 from tracer.facts import Loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +88,21 @@ def test_the_help_names_every_verb_and_the_exit_codes(run):
 
     assert code == 0
     assert all(f"\n  {verb} " in out for verb in VERBS)
-    assert "7 bad recording" in out
+    kinds = [PhptraceError, *PhptraceError.__subclasses__()]
+    listed = re.findall(r"^ +(\d+)  \w", out, re.MULTILINE)
+    assert [int(code) for code in listed] == [0, *sorted(kind.exit_code for kind in kinds), 130]
+
+
+@pytest.mark.parametrize("option", ["-v", "-q", "--verbose"])
+def test_an_option_for_all_verbs_given_behind_the_verb_is_refused_with_its_place(run, option):
+    code, _, err = run("report", option, "x")
+
+    assert code == 2
+    assert f"No such option: {option} of this verb. Write it before the verb." in err
+
+
+def test_an_option_that_no_verb_has_is_refused_without_a_place(run):
+    assert run("report", "--nonsense", "x")[2].endswith("No such option: --nonsense\n")
 
 
 def test_the_version_is_printed(run):
@@ -155,6 +170,22 @@ def test_options_about_stacks_are_taken_with_stacks(run, tmp_path, options):
     assert "there is no directory" in err
 
 
+@pytest.mark.parametrize(("option", "allowed"), [("--max-depth", "4 to 1024"), ("--every", "1 to 65536"),
+                                                 ("--hz", "1 to 20000")])  # fmt: skip
+def test_the_help_states_the_range_that_an_option_allows(run, option, allowed):
+    _, text, _ = run("record", "--help")
+    _, _, below = run("record", option, "0", "php-fpm")
+    _, _, above = run("record", option, "65537", "php-fpm")
+
+    assert f"({allowed})" in " ".join(text.split())
+    assert f"0 is not allowed; the value must be {allowed}\n" in below
+    assert f"65537 is not allowed; the value must be {allowed}\n" in above
+
+
+def test_a_number_that_is_none_is_refused(run):
+    assert "'seven' is not a whole number" in run("record", "-c", "seven", "php-fpm")[2]
+
+
 @pytest.mark.parametrize("verb", ["report", "flame", "export"])
 def test_a_file_that_is_no_recording_is_exit_code_7(run, verb, tmp_path):
     (tmp_path / "x").write_text("not a recording")
@@ -162,13 +193,14 @@ def test_a_file_that_is_no_recording_is_exit_code_7(run, verb, tmp_path):
     code, out, err = run(verb, tmp_path / "x")
 
     assert (code, out) == (7, "")
-    assert err == f"phptrace: {tmp_path}/x is not a phptrace recording\n"
+    assert err.startswith(f"phptrace: cannot read {tmp_path}/x: it is not a phptrace recording. ")
 
 
 def test_one_file_that_is_not_there_fails_all(run, path, tmp_path):
     code, out, err = run("report", path, tmp_path / "gone")
 
-    assert (code, out, err) == (7, "", f"phptrace: there is no recording {tmp_path}/gone\n")
+    assert (code, out) == (7, "")
+    assert err == f"phptrace: cannot read {tmp_path}/gone: there is no such file. Check its name.\n"
 
 
 def drop_capability() -> None:
@@ -244,7 +276,7 @@ def test_the_doctor_reports_an_unknown_target_with_the_exit_code_of_an_attach(tm
 
 
 def test_a_plan_needs_a_target():
-    with pytest.raises(UsageError, match="no target given. Name php-fpm"):
+    with pytest.raises(UsageError, match="cannot trace: no target is given. Name php-fpm"):
         Plan.of(targets=(), pids=(), duration=None, count=None, backend="auto", uri=None, script=None, slow=None,
                 min_growth=None, query="strip", force=False)  # fmt: skip
 
@@ -297,7 +329,7 @@ def test_how_many_requests_a_filter_kept_is_printed(capsys):
 
 
 def test_a_run_whose_target_ended_is_exit_code_6():
-    with pytest.raises(TargetGoneError, match="php-fpm ended: nothing is left to trace") as ended:
+    with pytest.raises(TargetGoneError, match="cannot go on tracing php-fpm: .* nothing is left to trace") as ended:
         finish(Why.TARGET_GONE, Progress(), Tally(), plan())
 
     assert ended.value.exit_code == 6

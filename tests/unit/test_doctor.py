@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from phps import executable, php_data, php_elf, running
 
+from tracer.backends.choose import BACKENDS
 from tracer.backends.ptrace import syscalls
-from tracer.doctor import Check, RequiredBy, checks, exit_code, usable
+from tracer.doctor import ALL, BPF, PTRACE, Check, checks, exit_code, usable
 
 ROOT = Path(__file__).resolve().parents[2]
-BPF, PTRACE, BOTH = RequiredBy.BPF, RequiredBy.PTRACE, RequiredBy.BOTH
 IDLE = "php-fpm: pool www"
 
 
-def check(name: str, by: RequiredBy, code: int | None, *, ok: bool = False, needed: bool = True) -> Check:
+def check(name: str, by: tuple[str, ...], code: int | None, *, ok: bool = False, needed: bool = True) -> Check:
     return Check(name, ok, "found", needed=needed, exit_code=code, by=by)
 
 
@@ -51,6 +51,10 @@ def test_the_exit_code_is_the_one_of_an_attach_with_or_without_rights(target, co
     assert code_of("attach", target, setup=setup) == code
 
 
+def test_every_check_names_backends_that_there_are():
+    assert {name for one in checks(["nonsense"]) for name in one.by} == set(BACKENDS)
+
+
 def test_the_exit_code_is_0_where_a_backend_works():
     assert exit_code([check("rights", BPF, 4), check("tracees", PTRACE, 4, ok=True)]) == 0
 
@@ -59,8 +63,8 @@ def test_the_exit_code_is_0_where_a_backend_works():
     ("failing", "code"),
     [
         ([check("rights", BPF, 4), check("ptrace", PTRACE, 5)], 5),
-        ([check("rights", BPF, 4), check("nonsense", BOTH, 3)], 3),
-        ([check("rights", BPF, 4), check("ptrace", PTRACE, 5), check("nonsense", BOTH, 3)], 3),
+        ([check("rights", BPF, 4), check("nonsense", ALL, 3)], 3),
+        ([check("rights", BPF, 4), check("ptrace", PTRACE, 5), check("nonsense", ALL, 3)], 3),
         ([check("bcc", BPF, 5), check("Yama", PTRACE, None), check("tracees", PTRACE, 4)], 4),
         ([check("bcc", BPF, 5), check("slowlog", PTRACE, 3, needed=False), check("tracees", PTRACE, 4)], 4),
     ],
@@ -100,4 +104,4 @@ def test_a_php_without_symbols_can_be_traced_with_ptrace(tmp_path):
 
     assert (found["request hooks"].ok, found["request hooks"].by) == (False, BPF)
     assert found["tracees"].ok
-    assert usable([dataclasses.replace(one, ok=one.by is not BPF) for one in found.values()]) == "ptrace"
+    assert usable([dataclasses.replace(one, ok=one.by != BPF) for one in found.values()]) == "ptrace"

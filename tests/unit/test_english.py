@@ -1,6 +1,7 @@
 """Texts that users read are in plain English: none of the words and word orders below is in them.
 
-Held are every --help, every string of tracer/ that is a text and not a docstring, and README.md.
+Held are every --help, every string of tracer/ that is a text and not a docstring, and README.md. Of docstrings, only
+the first word is held.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ DENIED = {
     r"^(Whether|What|Who|Whose|That of|Those|For who)\b": "name the subject first",
     r": [^.;!?`{}]*\w: ": "one colon in a sentence",
 }
+FIRST_DENIED = r"(Whether|What|Who|Whose|That of|Those|For who)\b"
 # Texts in which a pattern means something else.
 ALLOWED = {
     "securityContext: {capabilities: {add: [SYS_PTRACE]}} and shareProcessNamespace: true": "YAML",
@@ -82,6 +84,15 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from texts(node)
 
 
+def first_lines(path: str) -> Iterator[tuple[int, str]]:
+    """(line, first line) of each docstring."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text is not None:
+                yield node.body[0].lineno, text.splitlines()[0]
+
+
 @pytest.mark.parametrize("verb", ["", *phptrace.list_commands(click.Context(phptrace))])
 def test_every_help_is_plain_english(verb):
     answer = CliRunner().invoke(phptrace, [verb, "--help"] if verb else ["--help"], prog_name="phptrace")
@@ -98,6 +109,11 @@ def test_every_text_of_the_program_is_plain_english(path):
     source = ast.parse((ROOT / path).read_text())
 
     assert [f"{path}:{line}: {fault}" for line, text in texts(source) for fault in faults(text)] == []
+
+
+@pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tracer").rglob("*.py")))
+def test_no_docstring_of_the_program_begins_with_a_question_word(path):
+    assert [f"{path}:{line}: {text}" for line, text in first_lines(path) if re.match(FIRST_DENIED, text)] == []
 
 
 def test_the_readme_is_plain_english():

@@ -1,4 +1,4 @@
-"""The import rules of the design (section 3): what each part of tracer/ may know of the others."""
+"""The import rules: what each part of tracer/ may know of the others, so that reading a recording needs no backend."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_walk_finds_the_parts_that_the_rules_are_about():
     assert parts >= MAY_IMPORT.keys()
 
 
-def test_each_part_imports_only_what_the_design_lets_it_know():
+def test_each_part_imports_only_what_it_may_know():
     broken = [
         f"{name} imports {one.module}"
         for name, found in modules().items()

@@ -19,6 +19,7 @@ from tracer.errors import IncompleteError, UsageError
 from tracer.output_file import create, opened, refuse_own_input
 
 ROOT = Path(__file__).resolve().parents[2]
+ADVICE = "Name a file in another place with -o."
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
@@ -88,7 +89,7 @@ def test_a_file_in_a_folder_that_is_not_there_is_a_mistake_of_usage(tmp_path):
     with pytest.raises(UsageError) as refused:
         create(f"{tmp_path}/no/new")
 
-    assert str(refused.value) == f"cannot write {tmp_path}/no/new: No such file or directory"
+    assert str(refused.value) == f"cannot write {tmp_path}/no/new: No such file or directory. {ADVICE}"
 
 
 @AS_ROOT
@@ -165,7 +166,7 @@ def test_an_output_overwrites_a_file_only_with_force(path):
     with opened(str(path), force=True) as out:
         out.write("growth")
 
-    assert str(refused.value) == f"{path} exists. Choose another name, or overwrite it with -f."
+    assert str(refused.value) == f"cannot write {path}: it exists. Choose another name, or overwrite it with -f."
     assert path.read_text() == "growth"
 
 
@@ -200,7 +201,7 @@ def test_an_output_on_a_full_disk_is_named_and_leaves_nothing(path):
     with pytest.raises(IncompleteError) as failed, opened(str(path), force=False):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    assert str(failed.value) == f"cannot write {path}: No space left on device. No file was written."
+    assert str(failed.value) == f"cannot write {path}: No space left on device. No file was written. {ADVICE}"
     assert list(path.parent.iterdir()) == []
 
 
@@ -245,5 +246,5 @@ def test_an_output_must_not_be_an_input(tmp_path):
     with pytest.raises(UsageError) as refused:
         refuse_own_input(str(two), [str(one)])
 
-    assert str(refused.value) == f"output file {two} is also an input file"
+    assert str(refused.value) == f"cannot write {two}: it is also an input file. Choose another name with -o."
     refuse_own_input(str(tmp_path / "three"), [str(one), str(tmp_path / "gone")])

@@ -1,9 +1,9 @@
-"""Chooses the backend. The only module that knows both; each is imported when it is needed."""
+"""Chooses the backend. Has the only list of backends; each is imported when it is needed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tracer.backends import Backend, NativeOptions, PtraceMode, StackOptions
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
@@ -15,14 +15,16 @@ class BackendOptions:
 
     keep_query: bool = False  # False: cut the query string off the URI
     stacks: StackOptions | None = None  # None: no call stacks
-    ptrace_mode: PtraceMode = PtraceMode.SYSCALLS  # BPF ignores it
+    ptrace_mode: PtraceMode = PtraceMode.SYSCALLS  # only ptrace has modes
     native: NativeOptions | None = None  # None: do not count native memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackendFactory:
-    """How to make one backend."""
+    """How to make one backend, and how to name it to the user."""
 
+    title: str  # in a sentence: "since BPF cannot be used"
+    caveat: str  # of tracing with it, as a clause that begins with a comma; "" if there is none
     unmet: Callable[[], list[PhptraceError]]  # what this host lacks for it, the gravest first; [] if nothing
     create: Callable[[BackendOptions], Backend]
 
@@ -65,8 +67,22 @@ def _ptrace(options: BackendOptions) -> Backend:
     return PtraceBackend(keep_query=options.keep_query, stacks=options.stacks, mode=options.ptrace_mode)
 
 
-# By name, the preferred first; `auto` takes the last where nothing else works, and its attach() says what it lacks.
-BACKENDS = {"bpf": BackendFactory(_bpf_unmet, _bpf), "ptrace": BackendFactory(_ptrace_unmet, _ptrace)}
+# By name, the preferred first. The last is the fallback: nothing is checked before it is taken, and its attach() says
+# what it lacks.
+BACKENDS = {
+    "bpf": BackendFactory("BPF", "", _bpf_unmet, _bpf),
+    "ptrace": BackendFactory("ptrace", ", which slows requests down", _ptrace_unmet, _ptrace),
+}
+
+
+def preferred() -> str:
+    """Name of the backend that `auto` tries first."""
+    return next(iter(BACKENDS))
+
+
+def fallback() -> str:
+    """Name of the backend that `auto` takes if no other can be used."""
+    return next(reversed(BACKENDS))
 
 
 def choose(
@@ -76,23 +92,32 @@ def choose(
     stacks: StackOptions | None = None,
     ptrace_mode: PtraceMode = PtraceMode.SYSCALLS,
     native: NativeOptions | None = None,
-    refused: PhptraceError | None = None,
+    refused: Mapping[str, PhptraceError] | None = None,
 ) -> Choice:
     """Return the backend that was asked for; with `auto`, the first that works on this host.
 
-    `refused` is the error of a BPF backend that was tried, for the reason
-    given. Raises UnsupportedError if there is no backend of that name; with `bpf`, the first of its unmet
-    requirements.
+    `refused` has the errors of the backends that failed to attach, by name: `auto` skips them, and names
+    their errors as the reason. Raises UnsupportedError if there is no backend of that name; the first unmet
+    requirement of a backend that was asked for and is not the fallback.
     """
+    if wanted != "auto" and wanted not in BACKENDS:
+        raise UnsupportedError(f"cannot use backend {wanted!r}: there is none of that name. Use {_listed()}.")
     options = BackendOptions(keep_query, stacks, ptrace_mode, native)
-    if wanted not in ("auto", *BACKENDS):
-        raise UnsupportedError(f"there is no backend {wanted!r}. Use auto or {' or '.join(BACKENDS)}.")
-    unmet = BACKENDS["bpf"].unmet() if wanted != "ptrace" else []
-    if not unmet and wanted != "ptrace":
-        why = "asked for" if wanted == "bpf" else "everything it needs is here"
-        return Choice(BACKENDS["bpf"].create(options), why)
-    if wanted == "bpf":
-        raise unmet[0]
-    obstacle = refused or (unmet[0] if unmet else None)
-    why = "asked for" if obstacle is None else f"since BPF cannot be used: {obstacle}"
-    return Choice(BACKENDS["ptrace"].create(options), why)
+    if wanted != "auto":
+        if wanted != fallback() and (unmet := BACKENDS[wanted].unmet()):
+            raise unmet[0]
+        return Choice(BACKENDS[wanted].create(options), "asked for")
+    taken, reasons = fallback(), []
+    for name in list(BACKENDS)[:-1]:
+        error = (refused or {}).get(name) or next(iter(BACKENDS[name].unmet()), None)
+        if error is None:
+            taken = name
+            break
+        reasons.append(f"{BACKENDS[name].title} cannot be used: {error}")
+    why = f"since {'; '.join(reasons)}" if reasons else "everything it needs is here"
+    return Choice(BACKENDS[taken].create(options), why)
+
+
+def _listed() -> str:
+    names = ["auto", *BACKENDS]
+    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -99,14 +99,14 @@ class _LinesOutput:
 @click.command()
 @attach_options
 @ranking_options
-@click.option("-o", "--output", metavar="FILE", help="Also record to this file.")
+@click.option("-o", "--output", metavar="FILE", help="Also record the requests to this file.")
 def attach(output: str | None, group_by: str, sort: str, top: int, **options: Any) -> None:
     """Show live which scripts make the workers grow.
 
     TARGET is php-fpm (every master on this host), php-fpm:POOL, or a PID. The PID of a master selects all its workers.
 
-    On a terminal, phptrace shows a ranking and updates it every second. In a pipe, it writes one line per request.
-    Stop it with Ctrl-C.
+    On a terminal, phptrace shows a ranking and updates it every second. In a pipe, it writes one line per request and
+    ignores --group-by, --sort and --top. Stop it with Ctrl-C.
     """
     plan = Plan.of(**options)
     if output is not None:

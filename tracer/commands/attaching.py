@@ -1,4 +1,4 @@
-"""What `attach` and `record` have in common: find the targets, choose a backend, attach, report how it ended."""
+"""The part common to `attach` and `record`: find the targets, choose a backend, attach, report how it ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import NativeOptions, PtraceMode, StackOptions
-from tracer.backends.choose import Choice, choose
+from tracer.backends.choose import Choice, choose, fallback
 from tracer.capture import Filter, Progress, Why
 from tracer.commands.messages import note_limits, notice
 from tracer.errors import (
@@ -74,13 +74,19 @@ class Plan:
         """Make a plan of attach_options and stack_recording_options. UsageError if they contradict each other."""
         names = (*targets, *map(str, pids))
         if not names:
-            raise UsageError("no target given. Name php-fpm (every master on this host), php-fpm:POOL, or a PID.")
-        if backend == "bpf" and ptrace_mode is not PtraceMode.SYSCALLS:
-            raise UsageError("--ptrace-mode cannot be used with --backend bpf")
+            raise UsageError(
+                "cannot trace: no target is given. Name php-fpm (every master on this host), php-fpm:POOL, or a PID."
+            )
+        if backend not in ("auto", "ptrace") and ptrace_mode is not PtraceMode.SYSCALLS:
+            raise UsageError(
+                f"cannot use --ptrace-mode with --backend {backend}: only ptrace has modes. Use --backend ptrace."
+            )
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
         if native == "on" and backend == "ptrace":
-            raise UsageError("--native on cannot be used with --backend ptrace")
+            raise UsageError(
+                "cannot use --native on with --backend ptrace: it sees no calls inside PHP. Use --backend bpf."
+            )
         counting = {
             "off": None,
             "auto": NativeOptions(native_budget),
@@ -130,19 +136,10 @@ class Session:
 def session(plan: Plan) -> Iterator[Session]:
     """Find the targets and attach to them. Print which backend is used, and what it cannot measure.
 
-    With `--backend auto`, go on to ptrace if BPF does not work. Raises a PhptraceError if the last
-    backend fails, too.
+    With `--backend auto`, go on to the next backend if one does not work. Raises a PhptraceError if the last
+    fails, too.
     """
-    choice = _choose(plan)
-    try:
-        found = _attach_to_targets(plan, choice)
-    except (UnsupportedError, NotPermittedError) as exc:
-        if plan.backend != "auto" or (plan.native is not None and plan.native.required):
-            raise
-        if choice.backend.name != "bpf":
-            raise type(exc)(f"{exc} (Tried ptrace {choice.why})") from exc
-        choice = _choose(plan, refused=exc)
-        found = _attach_to_targets(plan, choice)
+    choice, found = _attached(plan)
     try:
         shown = ", ".join(plan.names)
         workers = counted(choice.backend.watched, "worker")
@@ -158,16 +155,27 @@ def session(plan: Plan) -> Iterator[Session]:
         _close(found)
 
 
-def _choose(plan: Plan, refused: PhptraceError | None = None) -> Choice:
-    """The backend that the plan asks for; ptrace if `refused` is the error of the other one."""
-    return choose(
-        plan.backend if refused is None else "ptrace",
-        keep_query=plan.keep_query,
-        stacks=plan.stacks,
-        ptrace_mode=plan.ptrace_mode,
-        native=plan.native,
-        refused=refused,
-    )
+def _attached(plan: Plan) -> tuple[Choice, list[Target]]:
+    """Choose a backend and attach it to the targets. The caller closes both."""
+    refused: dict[str, PhptraceError] = {}
+    while True:
+        choice = choose(
+            plan.backend,
+            keep_query=plan.keep_query,
+            stacks=plan.stacks,
+            ptrace_mode=plan.ptrace_mode,
+            native=plan.native,
+            refused=refused,
+        )
+        name = choice.backend.name
+        try:
+            return choice, _attach_to_targets(plan, choice)
+        except (UnsupportedError, NotPermittedError) as exc:
+            if plan.backend != "auto" or (plan.native is not None and plan.native.required):
+                raise
+            if name == fallback():
+                raise type(exc)(f"{exc} (Tried {name} {choice.why})") from exc
+            refused[name] = exc
 
 
 def _attach_to_targets(plan: Plan, choice: Choice) -> list[Target]:
@@ -193,7 +201,8 @@ def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:
         notice(f"kept {progress.kept:,} of {counted(progress.seen, 'request')}")
     if why is Why.TARGET_GONE:
         raise TargetGoneError(
-            f"{', '.join(plan.names)} ended: nothing is left to trace. What was seen until then is in the output."
+            f"cannot go on tracing {', '.join(plan.names)}: its processes have ended, and nothing is left to trace."
+            " What was seen until then is in the output."
         )
     if tally.lost:
         reasons = "; ".join(counted_loss(lost, reason) for reason, lost in tally.losses.items())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from tracer.backends.choose import BACKENDS, preferred
 from tracer.doctor import checks, exit_code, usable
 from tracer.reporters import checklist
 
@@ -17,10 +18,17 @@ from tracer.reporters import checklist
 def doctor(targets: Sequence[str], as_json: bool) -> None:
     """Check this host; show how to fix what is missing.
 
-    Checks whether this host can be traced, and everything that tracing TARGET needs. TARGET defaults to php-fpm.
-    The exit code is the one `phptrace attach` would end with.
+    Check everything that tracing TARGET on this host needs. TARGET is php-fpm (every master on this host, the default),
+    php-fpm:POOL, or a PID.
+
+    The exit code is 0 if TARGET can be traced. Otherwise it is the exit code that `phptrace attach TARGET` would fail
+    with.
     """
     found = list(checks(targets))
-    render = checklist.render_json if as_json else checklist.render
-    render(found, sys.stdout, usable(found))
+    backend = usable(found)
+    if as_json:
+        checklist.render_json(found, sys.stdout, backend)
+    else:
+        caveat = BACKENDS[backend].caveat if backend is not None else ""
+        checklist.render(found, sys.stdout, backend, preferred=preferred(), caveat=caveat)
     click.get_current_context().exit(exit_code(found))

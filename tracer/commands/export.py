@@ -23,9 +23,12 @@ _RENDER = {"ndjson": render_ndjson, "csv": render_requests_csv, "tsv": render_re
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
-    "--format", "form", type=click.Choice(tuple(_RENDER)), help="Default: from the extension of -o, else ndjson."
+    "--format",
+    "form",
+    type=click.Choice(tuple(_RENDER)),
+    help="Output format. Default: from the extension of -o, else ndjson.",
 )
-@click.option("-o", "--output", metavar="FILE", default="-", help="Output file. Default: stdout, also written as -.")
+@click.option("-o", "--output", metavar="FILE", default="-", help="Write to this file; - is stdout, the default.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists.")
 @click.option("--uri", metavar="GLOB", help="Export only requests whose URI matches this shell pattern.")
 @click.option("--script", metavar="GLOB", help="Export only requests whose script matches this shell pattern.")
@@ -33,7 +36,8 @@ _RENDER = {"ndjson": render_ndjson, "csv": render_requests_csv, "tsv": render_re
 @click.option(
     "--min-growth",
     type=SIZE,
-    help="Export only requests that grew the worker by at least this much, such as 64K or 1M.",
+    help="Export only requests that left at least this much native memory (outside PHP's own heap) in the worker, such"
+    " as 64K or 1M.",
 )
 def export(
     files: Sequence[str],
@@ -45,9 +49,10 @@ def export(
     slow: float | None,
     min_growth: int | None,
 ) -> None:
-    """Write every request of a recording in a format for other tools.
+    """Write every request of one or more recordings for other tools.
 
-    The formats are NDJSON (one JSON object per line), CSV for spreadsheets and TSV for awk and sort.
+    FILE is a recording of `phptrace record`. The formats are NDJSON (one JSON object per line), CSV for spreadsheets
+    and TSV for awk and sort.
     """
     keep = Filter(uri, script, None if slow is None else round(slow * 1e9), min_growth)
     by_name = os.path.splitext(output)[1].lstrip(".")

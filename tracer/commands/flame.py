@@ -16,7 +16,7 @@ from tracer.facts import Metric
 from tracer.output_file import opened, refuse_own_input
 from tracer.reporters.flame import folded, speedscope, svg
 from tracer.reporters.table import summary
-from tracer.units import printable
+from tracer.units import counted, printable
 
 _RENDER = {"svg": svg.render, "folded": folded.render, "speedscope": speedscope.render}
 _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "speedscope"}
@@ -24,26 +24,39 @@ _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "spe
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@stack_metric_options
+@stack_metric_options()
 @click.option(
-    "--format", "form", type=click.Choice(tuple(_RENDER)), help="Default: from the extension of -o, else svg."
+    "--format",
+    "form",
+    type=click.Choice(tuple(_RENDER)),
+    help="Output format: a picture (svg), or input for flamegraph.pl (folded) or speedscope.app. Default: from the"
+    " extension of -o, else svg.",
 )
-@click.option("--diff", is_flag=True, help="Compare two recordings, given as BEFORE AFTER.")
-@click.option("-o", "--output", metavar="FILE", default="-", help="Output file. Default: stdout, also written as -.")
+@click.option(
+    "--diff", is_flag=True, help="Compare two recordings, the earlier one first; red has grown, blue has shrunk."
+)
+@click.option("-o", "--output", metavar="FILE", default="-", help="Write to this file; - is stdout, the default.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists.")
 def flame(
     files: Sequence[str], metric: str, retained: bool, form: str | None, diff: bool, output: str, force: bool
 ) -> None:
-    """Draw which PHP functions made the workers grow.
+    """Draw a flame graph of the PHP functions that made workers grow.
 
-    The flame graph shows the route, the script and the PHP call stacks; the width of a frame is its bytes.
-    Record FILE with `phptrace record --stacks`. The requests of several recordings are added up.
+    \b
+      phptrace flame s.phptrace -o growth.svg
+      phptrace flame --diff before.phptrace after.phptrace -o diff.svg
+
+    Frames are the route (a URI without its numbers), the script and the PHP functions it called. The wider a frame,
+    the more bytes. Record FILE with `phptrace record --stacks`. The requests of several recordings are added up.
     """
     form = form or _SUFFIXES.get(os.path.splitext(output)[1], "svg")
     if diff and len(files) != 2:
-        raise UsageError("--diff requires exactly two recordings: phptrace flame --diff BEFORE AFTER")
+        raise UsageError(
+            f"cannot compare {counted(len(files), 'recording')}: --diff takes exactly two. Write"
+            " `phptrace flame --diff BEFORE AFTER`."
+        )
     if output == "-" and form == "svg" and sys.stdout.isatty():
-        raise UsageError("refusing to write SVG to a terminal; use -o FILE.svg or --format folded")
+        raise UsageError("cannot write SVG to a terminal: it is a picture. Use -o FILE.svg or --format folded.")
     refuse_own_input(output, files)
     builder, tally, about = flame_builder(Metric(metric), retained=retained, difference=diff)
     if diff:

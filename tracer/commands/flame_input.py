@@ -1,4 +1,4 @@
-"""What `flame` and `report --stacks` have in common: read growth by call stack, and explain what it does not show."""
+"""The input of `flame` and `report --stacks`: growth by call stack, and notes on what it does not show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_S = 1e9  # a recording of more seconds is corrupt
 
 @dataclasses.dataclass(slots=True)
 class RecordingNotes:
-    """What the `meta` tables of the recordings hold that a reader of a flame should know. They are untrusted."""
+    """The entries of the recordings' `meta` tables that a reader of a flame should know. They are untrusted."""
 
     every: set[int] = dataclasses.field(default_factory=set)  # page faults a sample
     hz: set[int] = dataclasses.field(default_factory=set)  # samples of Zend's heap a second of CPU time
@@ -56,10 +56,10 @@ def _extend(known: list[str], found: Any) -> None:
 def flame_builder(
     metric: Metric, *, retained: bool, difference: bool = False
 ) -> tuple[FlameBuilder, Tally, RecordingNotes]:
-    """What add_recording() fills. UsageError if `retained` and the metric contradict each other."""
+    """Return the objects that add_recording() fills. UsageError if `retained` and the metric contradict each other."""
     if retained and metric is Metric.ZEND:
         raise UsageError(
-            "--retained cannot be used with --metric zend: Zend's heap frees everything at the end of a request."
+            "cannot use --retained with --metric zend: Zend's heap frees everything at the end of a request."
             " Use --metric rss or mapped."
         )
     return FlameBuilder(metric, retained=retained, difference=difference), Tally(), RecordingNotes()
@@ -71,7 +71,9 @@ def add_recording(
     """Add a recording, with `before` as the one to compare with. UsageError if it has no call stacks."""
     with Reader(path) as recording:
         if not recording.has_stacks:
-            raise UsageError(f"{path} has no call stacks. Record them with `phptrace record --stacks`.")
+            raise UsageError(
+                f"cannot show call stacks of {path}: it has none. Record again with `phptrace record --stacks`."
+            )
         tally.unended += not recording.ended
         tally.add_all(recording.workers(), host=str(recording.meta.get("host")))
         tally.add_all(recording.losses())

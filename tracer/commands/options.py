@@ -86,6 +86,28 @@ class _Share(click.ParamType):
             self.fail(str(exc), param, ctx)
 
 
+class WholeNumber(click.ParamType):
+    """A whole number from `least` to `most`; `most` None: any. Unlike click.IntRange, it adds nothing to --help."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int | None = None) -> None:
+        """Both ends are allowed values."""
+        self.least = least
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of the text; a usage error if it is not a number in the range."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        if number < self.least or (self.most is not None and number > self.most):
+            allowed = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
+            self.fail(f"{number} is not allowed; the value must be {allowed}", param, ctx)
+        return number
+
+
 class _PtraceMode(click.Choice):
     """A PtraceMode by its value. `boundaries`, the former name of breakpoints, still works and is shown nowhere."""
 
@@ -126,15 +148,15 @@ def require_option(required: str, *names: str) -> None:
 def attach_options(command: Command) -> Command:
     """Add the target and the options of every verb that attaches."""
     return _all_of(
-        click.argument("targets", nargs=-1, metavar="TARGET..."),
+        click.argument("targets", nargs=-1, metavar="[TARGET]..."),
         click.option(
             "-p",
             "--pid",
             "pids",
-            type=click.IntRange(1),
+            type=WholeNumber(1),
             metavar="PID",
             multiple=True,
-            help="Also trace this process; repeatable.",
+            help="Trace this process, too; repeatable. TARGET may then be omitted.",
         ),
         click.option(
             "-d", "--duration", type=DURATION, help="Stop after this long: 30s, 5m, 1h. Default: until Ctrl-C."
@@ -142,32 +164,32 @@ def attach_options(command: Command) -> Command:
         click.option(
             "-c",
             "--count",
-            type=click.IntRange(1),
+            type=WholeNumber(1),
             metavar="N",
-            help="Stop after this many requests, counted over all workers.",
+            help="Stop after this many requests that the filters keep, counted over all workers.",
         ),
         click.option(
             "--backend",
             type=click.Choice(("auto", *BACKENDS)),
             default="auto",
             show_default=True,
-            help="How to trace; auto takes bpf if it works here, else ptrace.",
+            help=f"How to trace. auto uses {' if this host allows it, otherwise '.join(BACKENDS)}.",
         ),
         click.option(
             "--ptrace-mode",
             type=PTRACE_MODE,
             default=PtraceMode.SYSCALLS.value,
             show_default=True,
-            help="How ptrace observes workers: system calls (complete, slow) or hardware breakpoints (fast, no mmap/brk"
-            " counts).",
+            help="Where ptrace stops a worker: at its system calls (complete, slow) or at hardware breakpoints (fast,"
+            " no mmap/brk counts).",
         ),
         click.option(
             "--native",
             type=click.Choice(("auto", "on", "off")),
             default="auto",
             show_default=True,
-            help="Count the native memory that each request allocates and frees; auto keeps within --native-budget, on"
-            " counts every call whatever it costs. Needs backend bpf.",
+            help="Count the native memory that each request allocates and frees: auto within --native-budget, on"
+            " whatever it costs. Requires backend bpf.",
         ),
         click.option(
             "--native-budget",
@@ -177,22 +199,31 @@ def attach_options(command: Command) -> Command:
             show_default=True,
             help="Most CPU time of the workers that --native auto may cost, such as 2% or 0.5%.",
         ),
-        click.option("--uri", metavar="GLOB", help="Keep only requests whose URI matches this shell pattern."),
-        click.option("--script", metavar="GLOB", help="Keep only requests whose script matches this shell pattern."),
         click.option(
-            "--slow", type=DURATION, help="Keep only requests that took at least this long, such as 3s or 500ms."
+            "--uri", metavar="GLOB", help="Show and record only requests whose URI matches this shell pattern."
+        ),
+        click.option(
+            "--script",
+            metavar="GLOB",
+            help="Show and record only requests whose script (full path) matches this shell pattern.",
+        ),
+        click.option(
+            "--slow",
+            type=DURATION,
+            help="Show and record only requests that took at least this long, such as 3s or 500ms.",
         ),
         click.option(
             "--min-growth",
             type=SIZE,
-            help="Keep only requests that grew the worker by at least this much, such as 64K or 1M.",
+            help="Show and record only requests that left at least this much native memory (outside PHP's own heap) in"
+            " the worker, such as 64K or 1M.",
         ),
         click.option(
             "--query",
             type=click.Choice(("strip", "keep")),
             default="strip",
             show_default=True,
-            help="Remove or keep the query string of URIs, which may hold secrets.",
+            help="Remove (strip) or keep the query string of URIs. It may contain secrets.",
         ),
         click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists."),
     )(command)
@@ -205,33 +236,36 @@ def stack_recording_options(command: Command) -> Command:
         click.option("--stacks", is_flag=True, help="Also record the PHP call stacks that make the workers grow."),
         click.option(
             "--max-depth",
-            type=click.IntRange(4, 1024),
+            type=WholeNumber(4, 1024),
             metavar="N",
             default=default.max_depth,
             show_default=True,
-            help="Record at most this many frames of a stack, from the innermost.",
+            help="Record at most this many frames of a stack (4 to 1024), the innermost first. Requires --stacks.",
         ),
         click.option(
             "--every",
-            type=click.IntRange(1, 65536),
+            type=WholeNumber(1, 65536),
             metavar="N",
             default=default.every,
             show_default=True,
-            help="Record the stack of every Nth page fault.",
+            help="Record the stack of every Nth page fault (1 to 65536). Requires --stacks.",
         ),
         click.option(
             "--hz",
-            type=click.IntRange(1, 20_000),
+            type=WholeNumber(1, 20_000),
             metavar="N",
             default=default.hz,
             show_default=True,
-            help="Zend heap samples per second of CPU time.",
+            help="Sample Zend's heap this often per second of CPU time (1 to 20000). Requires --stacks.",
         ),
     )(command)
 
 
-def stack_metric_options(command: Command) -> Command:
-    """Add the options of every verb that shows growth by call stack."""
+def stack_metric_options(note: str = "") -> Callable[[Command], Command]:
+    """Return a decorator that adds the options of every verb that shows growth by call stack.
+
+    `note` is appended to the help of each.
+    """
     return _all_of(
         click.option(
             "--metric",
@@ -240,16 +274,18 @@ def stack_metric_options(command: Command) -> Command:
             type=click.Choice([metric.value for metric in Metric]),
             default=Metric.RSS.value,
             show_default=True,
-            help="Measure growth by page faults (rss), mapped address space, or Zend's heap.",
+            help="How to measure growth: rss (page faults), mapped (address space added by mmap and brk) or zend"
+            f" (growth of PHP's own heap).{note}",
         ),
         click.option(
             "--retained",
             "--kept",
             cls=RenamedOption,
             is_flag=True,
-            help="Show only native memory still held after the request; isolates leaks.",
+            help="Show only native memory (outside PHP's own heap) still held after the request; isolates leaks."
+            f"{note}",
         ),
-    )(command)
+    )
 
 
 def ranking_options(command: Command) -> Command:
@@ -260,19 +296,21 @@ def ranking_options(command: Command) -> Command:
             type=click.Choice([by.value for by in GroupBy]),
             default=GroupBy.SCRIPT.value,
             show_default=True,
-            help="Show one row for each of these.",
+            help="Show one row per script, URI, worker or pool.",
         ),
         click.option(
             "--sort",
             type=click.Choice([sort.value for sort in Sort]),
             default=Sort.NATIVE.value,
             show_default=True,
-            help="Sort rows by this, largest first; key sorts by name.",
+            help="Sort by native (native memory kept), growth (all anonymous memory kept), peak (most anonymous memory"
+            " of a worker), zend (peak of Zend's heap), requests (their number), duration (95th percentile) or key"
+            " (name of the row). The largest is first, except with key.",
         ),
         click.option(
             "-n",
             "--top",
-            type=click.IntRange(0),
+            type=WholeNumber(0),
             metavar="N",
             default=20,
             show_default=True,

@@ -30,10 +30,13 @@ from tracer.reporters.table import summary
 @attach_options
 @stack_recording_options
 @click.option(
-    "-o", "--output", metavar="FILE", help="File to record to; - for stdout. Default: named after target and time."
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Record to this file; - is stdout. Default: phptrace-TARGET-TIME.phptrace in the current directory.",
 )
 def record(output: str | None, **options: Any) -> None:
-    """Record every request to one file.
+    """Record every request to a file, to read later.
 
     TARGET is php-fpm (every master on this host), php-fpm:POOL, or a PID. The PID of a master selects all its workers.
 
@@ -49,7 +52,9 @@ def record(output: str | None, **options: Any) -> None:
         _record(plan, path)
         return
     if sys.stdout.isatty():
-        raise UsageError("refusing to write a binary recording to a terminal; use -o FILE.phptrace, or redirect stdout")
+        raise UsageError(
+            "cannot write a recording to a terminal: it is a binary file. Use -o FILE.phptrace, or redirect stdout."
+        )
     with tempfile.TemporaryDirectory(prefix="phptrace-") as directory:
         temporary = os.path.join(directory, "recording" + SUFFIX)
         try:

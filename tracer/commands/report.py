@@ -63,13 +63,20 @@ _WITH_STACKS = ("table", "json")
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @ranking_options
-@click.option("--stacks", is_flag=True, help="Also show the heaviest call stacks, as many as -n.")
-@stack_metric_options
-@click.option("--format", "form", type=click.Choice(tuple(_RENDER)), default="table", show_default=True)
+@click.option("--stacks", is_flag=True, help="Also show the heaviest call stacks; -n limits their number, too.")
+@stack_metric_options(note=" Requires --stacks.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(tuple(_RENDER)),
+    default="table",
+    show_default=True,
+    help=f"How to print the ranking. With --stacks: {' or '.join(_WITH_STACKS)}.",
+)
 def report(
     files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, metric: str, retained: bool
 ) -> None:
-    """Rank scripts by what their requests did to memory.
+    """Rank scripts by how much memory their requests kept.
 
     FILE is a recording of `phptrace record`. The requests of several recordings are ranked together.
     """
@@ -77,8 +84,8 @@ def report(
     if stacks:
         if form not in _WITH_STACKS:
             raise UsageError(
-                f"--stacks cannot be used with --format {form}. Use --format table or json, or"
-                " `phptrace flame --format folded`."
+                f"cannot use --stacks with --format {form}: it has no place for call stacks. Use --format"
+                f" {' or '.join(_WITH_STACKS)}, or `phptrace flame --format folded`."
             )
         heaviest = _heaviest(files, Metric(metric), retained=retained, top=top)
     else:
@@ -103,7 +110,9 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
             try:
                 ranking.add(request)
             except OverflowError as exc:
-                raise RecordingError(f"{path} is corrupt: it has memory figures of more than 64 bits") from exc
+                raise RecordingError(
+                    f"cannot read {path}: it is corrupt, with memory figures of more than 64 bits. Record again."
+                ) from exc
 
 
 def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int) -> Heaviest:

@@ -23,10 +23,12 @@ from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
 
+_COPY = "Copy it again, with its -wal file if there is one, or record again."
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Totals:
-    """What a recording holds, and what it lacks."""
+    """Number of facts that a recording holds, and of those that it lacks."""
 
     requests: int
     incomplete: int  # requests whose start or end was not seen
@@ -46,18 +48,23 @@ class Reader:
         self.path = path
         head = _head(path)
         if not head:
-            raise RecordingError(f"the recording {path} is empty: phptrace was killed before it wrote anything")
+            raise RecordingError(
+                f"cannot read {path}: it is empty, since phptrace was killed before it wrote anything. Record again."
+            )
         if not head.startswith(b"SQLite format 3\0") or int.from_bytes(head[68:72], "big") != APPLICATION_ID:
-            raise RecordingError(f"{path} is not a phptrace recording")
+            raise RecordingError(
+                f"cannot read {path}: it is not a phptrace recording. Name a file that `phptrace record` wrote."
+            )
         self._schema = schema = int.from_bytes(head[60:64], "big")
         if schema > SCHEMA:
             raise RecordingError(
-                f"{path} has schema {schema}; this phptrace reads up to {SCHEMA}. Read it with a newer phptrace."
+                f"cannot read {path}: it has schema {schema}, and this phptrace reads up to {SCHEMA}."
+                " Use a newer phptrace."
             )
         page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
         # With a journal beside it, the rest may be there: the disk is full, or the writer is still running.
         if not os.path.exists(path + "-wal") and os.path.getsize(path) < (65536 if page == 1 else page) * pages:
-            raise RecordingError(f"{path} is damaged or cut short")
+            raise RecordingError(f"cannot read {path}: it is damaged or cut short. {_COPY}")
         self._connection = self._open(path, in_wal_mode=head[18] == 2)
         try:
             self.meta: dict[str, Any] = self._checked()
@@ -71,12 +78,13 @@ class Reader:
             found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
             if found != SCHEMAS.get(self._schema):
                 raise RecordingError(
-                    f"{self.path} is not a phptrace recording: its tables are not those of schema {self._schema}"
+                    f"cannot read {self.path}: it is not a phptrace recording (its tables are not those of schema"
+                    f" {self._schema}). Name a file that `phptrace record` wrote."
                 )
             # STRICT binds only what is written through SQLite; a crafted file may have any type in any column.
             (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
-                raise RecordingError(f"{self.path} is damaged: {verdict}")
+                raise RecordingError(f"cannot read {self.path}: it is damaged ({verdict}). {_COPY}")
             if self._schema >= 3:
                 check_ids(self._connection)
             # Fields that an older schema lacks are NULL.
@@ -169,7 +177,7 @@ class Reader:
                     f"cannot read {self.path}: it was not closed, and SQLite has to create a file beside it to read its"
                     f" journal. Copy it and {self.path}-wal to a directory of your own."
                 ) from exc
-            raise RecordingError(f"{self.path} is damaged or cut short: {exc}") from exc
+            raise RecordingError(f"cannot read {self.path}: it is damaged or cut short ({exc}). {_COPY}") from exc
 
     def _open(self, path: str, *, in_wal_mode: bool) -> sqlite3.Connection:
         with self.reading():
@@ -190,11 +198,13 @@ def _head(path: str) -> bytes:
     """The first 100 bytes of the file: SQLite's header. Raises RecordingError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise RecordingError(f"there is no recording {path}: it is not a regular file")
+            raise RecordingError(
+                f"cannot read {path}: it is not a regular file. Name a file that `phptrace record` wrote."
+            )
         with open(path, "rb") as file:
             return file.read(100)
     except FileNotFoundError as exc:
-        raise RecordingError(f"there is no recording {path}") from exc
+        raise RecordingError(f"cannot read {path}: there is no such file. Check its name.") from exc
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
-        raise RecordingError(f"cannot read the recording {path}: {reason}") from exc
+        raise RecordingError(f"cannot read {path}: {reason}. Check its name and permissions.") from exc

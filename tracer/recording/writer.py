@@ -59,7 +59,10 @@ class Writer:
             self._connection = connection
             # The owner of the directory could have replaced the file between its creation and this.
             if os.stat(path, follow_symlinks=False).st_ino != inode:
-                raise UsageError(f"{path} was replaced while it was being created")
+                raise UsageError(
+                    f"cannot write {path}: another process replaced it while phptrace created it. Choose a directory"
+                    " that no other user may write to."
+                )
             # Safe against a killed process; a crash of the machine may cost the last seconds.
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
@@ -169,8 +172,10 @@ class Writer:
 def check_output(path: str, *, force: bool) -> None:
     """Raise UsageError if a Writer could not create that file, as far as can be known without touching anything."""
     directory = os.path.dirname(path) or "."
-    if not path or not os.path.isdir(directory):
-        raise UsageError(f"cannot write {path!r}: there is no directory {directory}")
+    if not path:
+        raise UsageError("cannot write to a file without a name. Name one with -o.")
+    if not os.path.isdir(directory):
+        raise UsageError(f"cannot write {path}: there is no directory {directory}. Create it, or choose another name.")
     for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
         try:
             mode = os.lstat(name).st_mode
@@ -178,9 +183,10 @@ def check_output(path: str, *, force: bool) -> None:
             continue
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # root would replace /dev/null
             kind = "is a directory" if stat.S_ISDIR(mode) else "is not a file"
-            raise UsageError(f"cannot write {path}: {name} {kind}")
+            raise UsageError(f"cannot write {path}: {name} {kind}. Choose another name.")
         if not force:
-            raise UsageError(f"{name} exists. Choose another name, or overwrite it with -f.")
+            taken = "it" if name == path else name
+            raise UsageError(f"cannot write {path}: {taken} exists. Choose another name, or overwrite it with -f.")
 
 
 def _create(path: str, *, force: bool) -> int:
@@ -191,11 +197,11 @@ def _create(path: str, *, force: bool) -> int:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
         except OSError as exc:
-            raise UsageError(f"cannot overwrite {name}: {exc.strerror}") from exc
+            raise UsageError(f"cannot overwrite {name}: {exc.strerror}. Choose another name.") from exc
     try:
         descriptor = create(path)
     except FileExistsError as exc:
-        raise UsageError(f"cannot write {path}: {exc.strerror}") from exc
+        raise UsageError(f"cannot write {path}: {exc.strerror}. Choose another name.") from exc
     try:
         return os.fstat(descriptor).st_ino
     finally:

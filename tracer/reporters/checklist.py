@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol, TextIO
 
 from tracer.units import counted, printable
-
-
-class Backend(Protocol):
-    """A tracer.doctor.RequiredBy: `bpf`, `ptrace` or `both`."""
-
-    @property
-    def value(self) -> str:
-        """The name."""
-        ...
 
 
 class Finding(Protocol):
@@ -23,7 +14,7 @@ class Finding(Protocol):
 
     @property
     def name(self) -> str:
-        """What is checked."""
+        """Name of the requirement."""
         ...
 
     @property
@@ -33,12 +24,12 @@ class Finding(Protocol):
 
     @property
     def found(self) -> str:
-        """What was found, in words."""
+        """The state of the host or the target, in words."""
         ...
 
     @property
     def fix(self) -> str | None:
-        """What to do if it is not met; None if nothing can be done."""
+        """The action that helps if it is not met; None if nothing can be done."""
         ...
 
     @property
@@ -47,16 +38,20 @@ class Finding(Protocol):
         ...
 
     @property
-    def by(self) -> Backend:
-        """The backend that does not work without it."""
+    def by(self) -> Collection[str]:
+        """Names of the backends that do not work without it."""
         ...
 
 
-def render(findings: Sequence[Finding], out: TextIO, backend: str | None) -> None:
-    """Write a line per check, the fix below each failed one, and the verdict. `backend` works; None if none does."""
+def render(findings: Sequence[Finding], out: TextIO, backend: str | None, *, preferred: str, caveat: str = "") -> None:
+    """Write a line per check, the fix below each failed one, and the verdict.
+
+    `backend` is the one that would be used, None if none works; `caveat`, a clause on it for the verdict. `preferred`
+    is the backend to fix the checks for.
+    """
     width = max(len(printable(finding.name)) for finding in findings)
     for finding in findings:
-        matters = finding.needed and not (backend == "bpf" and finding.by.value == "ptrace")
+        matters = finding.needed and (backend is None or preferred in finding.by)
         mark = "ok  " if finding.ok else "FAIL" if matters else "warn"
         out.write(f"{mark}  {printable(finding.name):<{width}}  {printable(finding.found)}\n")
         if not finding.ok and finding.fix:
@@ -64,17 +59,18 @@ def render(findings: Sequence[Finding], out: TextIO, backend: str | None) -> Non
     failed = [finding for finding in findings if finding.needed and not finding.ok]
     if backend is None:
         out.write(f"\nCannot trace. Fix {counted(len(failed), 'problem')} (listed above).\n")
-    elif backend == "bpf":
-        out.write("\nCan trace, with backend bpf.\n")
+    elif backend == preferred:
+        out.write(f"\nCan trace, with backend {backend}{caveat}.\n")
     else:
-        checks = "failed check above" if len(failed) == 1 else f"{len(failed)} failed checks above, first one first"
-        out.write(f"\nCan trace, with backend {backend}, which slows requests down. To use bpf, fix the {checks}.\n")
+        count = sum(preferred in finding.by for finding in failed)
+        checks = "failed check above" if count == 1 else f"{count} failed checks above, first one first"
+        out.write(f"\nCan trace, with backend {backend}{caveat}. To use {preferred}, fix the {checks}.\n")
 
 
 def render_json(findings: Sequence[Finding], out: TextIO, backend: str | None) -> None:
     """Write {"can_trace", "backend", "checks": [{"name", "ok", "found", "fix", "needed", "by"}]}.
 
-    `fix` is null for a check that is ok.
+    `fix` is null for a check that is ok; `by` is the backend that needs it, or "both".
     """
     rows = [
         {
@@ -83,7 +79,7 @@ def render_json(findings: Sequence[Finding], out: TextIO, backend: str | None) -
             "found": finding.found,
             "fix": None if finding.ok else finding.fix,
             "needed": finding.needed,
-            "by": finding.by.value,
+            "by": next(iter(finding.by)) if len(finding.by) == 1 else "both",
         }
         for finding in findings
     ]

@@ -21,7 +21,7 @@ _FRAME_LINES = 8  # header, summary and legend
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What the header shows."""
+    """The figures of the header."""
 
     target: str
     backend: str

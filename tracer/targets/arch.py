@@ -1,4 +1,4 @@
-"""What is particular to x86-64: the place to start from for another architecture.
+"""Facts particular to x86-64: the place to start from for another architecture.
 
 Also to be ported: the instruction forms in targets/machine_code.py, the registers that bpf/*.c reads, and the machine
 code and signal frame of backends/ptrace/sigtrap_handler.py.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 
-MACHINE = "x86_64"  # what platform.machine() says
+MACHINE = "x86_64"  # the result of platform.machine()
+ELF_MACHINE = "x64"  # the machine of an ELF file, by pyelftools' short names
 
 # System call numbers: arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18.
 SYS_READ = 0
@@ -23,6 +24,7 @@ SYS_MREMAP = 25
 SYS_ACCEPT = 43
 SYS_SENDTO = 44
 SYS_ACCEPT4 = 288
+SYS_PERF_EVENT_OPEN = 298  # 241 on aarch64
 
 # Machine code: Intel SDM volume 2.
 SYSCALL = b"\x0f\x05"

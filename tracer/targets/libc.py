@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from tracer.targets import machine_code
+from tracer.targets import arch, machine_code
 from tracer.targets.elf import Elf, Image
 
-# arch/x86/entry/syscalls/syscall_64.tbl, Linux 6.18
-SYSCALLS = {"mmap": 9, "munmap": 11, "brk": 12, "mremap": 25}
+SYSCALLS = {"mmap": arch.SYS_MMAP, "munmap": arch.SYS_MUNMAP, "brk": arch.SYS_BRK, "mremap": arch.SYS_MREMAP}
 _WRAPPER_BYTES = 160
 
 
@@ -33,7 +32,7 @@ def inspect(image: Image) -> Libc:
     sites = {}
     for name, number in SYSCALLS.items():
         wrapper = elf.symbol(name)
-        if wrapper is None or elf.machine != "x64":
+        if wrapper is None or elf.machine != arch.ELF_MACHINE:
             continue
         code = elf.code(wrapper.address, min(wrapper.size or _WRAPPER_BYTES, _WRAPPER_BYTES))
         jump = machine_code.behind_syscall(code, number)

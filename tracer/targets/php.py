@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from tracer.errors import UnsupportedError
-from tracer.targets import machine_code
+from tracer.targets import arch, machine_code
 from tracer.targets.elf import Elf, Image
 from tracer.targets.layouts import Layout, StackLayout, layout_of, stack_layout_of
 
@@ -92,7 +92,7 @@ def without_symbols(image: Image, why: str) -> Php | None:
         version = _version(elf)
     except UnsupportedError:
         return None
-    if version is None or elf.machine != "x64":
+    if version is None or elf.machine != arch.ELF_MACHINE:
         return None
     lacking = f"not measured: Zend's figures, status, fatal errors. Reason: {why}"
     return Php(image, version, None, None, None, None, None, None, None, None, why, (lacking,))
@@ -106,7 +106,7 @@ def inspect(image: Image) -> Php:
     elf = Elf(image)
     version = _version(elf)
     where = image.shown + (f" (PHP {'.'.join(map(str, version))})" if version else "")
-    if elf.machine != "x64":
+    if elf.machine != arch.ELF_MACHINE:
         raise UnsupportedError(
             f"cannot trace {where}: it is built for {elf.machine}; only x86-64 is supported."
             " Use a PHP built for x86-64."

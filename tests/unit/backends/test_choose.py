@@ -7,13 +7,13 @@ import pytest
 from tracer.backends import StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.backends.bpf.requirements import unmet_requirements
-from tracer.backends.choose import BACKENDS, BackendOptions, choose
+from tracer.backends.choose import BACKENDS, BackendFactory, BackendOptions, choose
 from tracer.backends.ptrace.backend import PtraceBackend
-from tracer.errors import UnsupportedError
+from tracer.errors import PhptraceError, UnsupportedError
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(UnsupportedError, match="no backend 'dtrace'. Use auto or bpf or ptrace"):
+    with pytest.raises(UnsupportedError, match="^cannot use backend 'dtrace': .* Use auto, bpf or ptrace.$"):
         choose("dtrace")
 
 
@@ -25,7 +25,10 @@ def test_ptrace_is_taken_when_it_is_asked_for():
 
 
 def test_ptrace_after_a_bpf_that_was_tried_names_the_error_of_bpf():
-    assert choose("ptrace", refused=UnsupportedError("no room")).why == "since BPF cannot be used: no room"
+    choice = choose("auto", refused={"bpf": UnsupportedError("no room")})
+
+    assert isinstance(choice.backend, PtraceBackend)
+    assert choice.why == "since BPF cannot be used: no room"
 
 
 def test_auto_falls_back_to_ptrace_for_the_first_unmet_requirement_of_bpf():
@@ -34,6 +37,49 @@ def test_auto_falls_back_to_ptrace_for_the_first_unmet_requirement_of_bpf():
 
     assert choice.backend.name == ("ptrace" if unmet else "bpf")
     assert choice.why == (f"since BPF cannot be used: {unmet[0]}" if unmet else "everything it needs is here")
+
+
+class Third(PtraceBackend):
+    """A backend that is neither of the two there are."""
+
+    name = "third"
+
+
+@pytest.fixture
+def third(monkeypatch: pytest.MonkeyPatch) -> list[PhptraceError]:
+    """Puts a third backend between the two; what is added to the list keeps it from working on this host."""
+    unmet: list[PhptraceError] = []
+    factory = BackendFactory("a third one", "", lambda: unmet, lambda options: Third(stacks=options.stacks))
+    table = {"bpf": BACKENDS["bpf"], "third": factory, "ptrace": BACKENDS["ptrace"]}
+    monkeypatch.setattr("tracer.backends.choose.BACKENDS", table)
+    return unmet
+
+
+def test_a_third_backend_is_taken_when_it_is_asked_for(third):
+    choice = choose("third")
+
+    assert isinstance(choice.backend, Third)
+    assert choice.why == "asked for"
+
+
+def test_a_third_backend_that_lacks_something_is_refused_when_it_is_asked_for(third):
+    third.append(UnsupportedError("no third"))
+
+    with pytest.raises(UnsupportedError, match="^no third$"):
+        choose("third")
+
+
+def test_auto_tries_the_backends_in_the_order_of_the_table(third):
+    refused = {"bpf": UnsupportedError("no room")}
+
+    second = choose("auto", refused=refused)
+    assert isinstance(second.backend, Third)
+    assert second.why == "since BPF cannot be used: no room"
+
+    third.append(UnsupportedError("no third"))
+    assert (
+        choose("auto", refused=refused).why == "since BPF cannot be used: no room; a third one cannot be used: no third"
+    )
 
 
 @pytest.mark.parametrize(("name", "kind"), [("bpf", BpfBackend), ("ptrace", PtraceBackend)])

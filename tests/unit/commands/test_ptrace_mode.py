@@ -37,7 +37,9 @@ def test_the_former_name_is_not_in_the_help():
 
 
 def test_the_mode_cannot_be_used_with_bpf():
-    with pytest.raises(UsageError, match="^--ptrace-mode cannot be used with --backend bpf$"):
+    with pytest.raises(
+        UsageError, match="^cannot use --ptrace-mode with --backend bpf: only ptrace has modes. Use --backend ptrace.$"
+    ):
         Plan.of(
             targets=["php-fpm"], pids=[], duration=None, count=None, backend="bpf", uri=None, script=None, slow=None,
             min_growth=None, query="strip", force=False, ptrace_mode=PtraceMode.BREAKPOINTS,

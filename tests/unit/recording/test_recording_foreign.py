@@ -66,18 +66,18 @@ def retyped(path: Path, table: str, insert: str, *values: object) -> Path:
 
 
 def test_a_file_that_is_not_there_is_refused(path):
-    refused(path, "there is no recording")
+    refused(path, "there is no such file")
 
 
 def test_a_directory_is_refused(tmp_path):
-    refused(tmp_path, "there is no recording")
+    refused(tmp_path, "is not a regular file")
 
 
 @pytest.mark.parametrize("content", [b"", b"PTRC", b"SQLite format 3\0", b"SQLite format 3\0" + bytes(84), bytes(4096)])
 def test_what_is_no_recording_is_refused(path, content):
     path.write_bytes(content)
 
-    refused(path, "is not a phptrace recording|is empty")
+    refused(path, "it is not a phptrace recording|it is empty")
 
 
 def test_a_database_of_another_program_is_refused(path):
@@ -89,7 +89,7 @@ def test_a_database_of_another_program_is_refused(path):
 def test_a_newer_schema_is_refused_with_what_to_do(path):
     altered(recording(path, [COMPLETE]), "PRAGMA user_version = 4")
 
-    refused(path, "has schema 4; this phptrace reads up to 3. Read it with a newer phptrace")
+    refused(path, "has schema 4, and this phptrace reads up to 3. Use a newer phptrace")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_recording_that_is_damaged_anywhere_is_read_or_refused(path, whole, da
 def test_a_request_that_names_a_part_that_is_not_there_is_refused(path, statement, part):
     altered(recording(path, FACTS), statement)
 
-    refused(path, f"is damaged or cut short: a request refers to a {part} that is not there")
+    refused(path, rf"is damaged or cut short \(a request refers to a {part} that is not there\)")
 
 
 @pytest.mark.parametrize("value", ["", "{", "nonsense", '"unfinished', "\x1b"])
@@ -227,7 +227,7 @@ def test_a_column_of_another_type_is_refused(path, table, column, value):
 
 
 def test_a_name_that_no_file_can_have_is_refused():
-    refused(Path("/" + "r" * 300), "recording")
+    refused(Path("/" + "r" * 300), "File name too long. Check its name")
 
 
 @pytest.fixture

@@ -365,7 +365,7 @@ def real(path: Path) -> Callable[..., Path]:
     ],
 )
 def test_stacks_that_no_writer_wrote_are_refused(real, statement, why):
-    refused(real(statement), f"is damaged or cut short: {why}")
+    refused(real(statement), rf"is damaged or cut short \({why}\)")
 
 
 def test_growth_is_its_requests_when_earlier_ones_were_deleted_with_theirs(path):

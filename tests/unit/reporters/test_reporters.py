@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -14,7 +15,7 @@ from samples import COMPLETE, PROPERTY, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.doctor import Check, RequiredBy, usable
+from tracer.doctor import ALL, BPF, PTRACE, Check, usable
 from tracer.facts import Loss, Worker
 from tracer.reporters import checklist, json_report, table
 from tracer.reporters.live import LiveView, Status
@@ -218,7 +219,7 @@ def test_the_checklist_has_each_fix_and_the_verdict():
     out = io.StringIO()
 
     found = [check("kernel", ok=True), check("bcc", ok=False), check("heap", ok=False, needed=False)]
-    checklist.render(found, out, None)
+    checklist.render(found, out, None, preferred="bpf")
 
     assert [line.split("  ")[0] for line in out.getvalue().splitlines() if line[:1].strip()] == [
         "ok", "FAIL", "warn", "Cannot trace. Fix 1 problem (listed above).",
@@ -229,26 +230,39 @@ def test_the_checklist_has_each_fix_and_the_verdict():
 
 @pytest.mark.parametrize(
     ("failing", "backend"),
-    [(set(), "bpf"), ({"ptrace"}, "bpf"), ({"bpf"}, "ptrace"), ({"bpf", "ptrace"}, None), ({"both"}, None)],
+    [(set(), "bpf"), ({PTRACE}, "bpf"), ({BPF}, "ptrace"), ({BPF, PTRACE}, None), ({ALL}, None)],
 )
 def test_the_backend_is_the_first_of_which_every_need_is_met(failing, backend):
-    found = [Check(by.value, by.value not in failing, "", by=by) for by in RequiredBy]
+    found = [Check("rights", by not in failing, "", by=by) for by in (BPF, PTRACE, ALL)]
 
     out = io.StringIO()
-    checklist.render(found, out, usable(found))
+    checklist.render(found, out, usable(found), preferred="bpf")
 
     assert usable(found) == backend
     last = out.getvalue().splitlines()[-1]
     assert last.startswith("Cannot trace" if backend is None else f"Can trace, with backend {backend}")
 
 
+def test_the_checklist_asks_to_fix_only_what_the_preferred_backend_needs():
+    out = io.StringIO()
+
+    found = [Check("bcc", False, "", by=BPF), Check("tracees", False, "", by=PTRACE), Check("host", True, "", by=ALL)]
+    checklist.render(found, out, "third", preferred="bpf", caveat=", which is new")
+
+    lines = out.getvalue().splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["FAIL", "warn", "ok"]
+    assert lines[-1] == "Can trace, with backend third, which is new. To use bpf, fix the failed check above."
+
+
 def test_the_checklist_as_json_has_the_verdict_and_the_fixes():
     out = io.StringIO()
 
-    checklist.render_json([check("kernel", ok=True), check("heap", ok=False, needed=False)], out, "bpf")
+    heap = dataclasses.replace(check("heap", ok=False, needed=False), by=ALL)
+    checklist.render_json([check("kernel", ok=True), heap], out, "bpf")
 
     document = json.loads(out.getvalue())
     assert document["can_trace"] is True
+    assert [one["by"] for one in document["checks"]] == ["bpf", "both"]
     assert [(one["name"], one["ok"], one["fix"]) for one in document["checks"]] == [
         ("kernel", True, None), ("heap", False, "do this"),
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from tracer.backends import NativeOptions, StackOptions
 from tracer.backends.bpf import self_check
-from tracer.backends.bpf.attaching import WHY_LOST, Attachment
+from tracer.backends.bpf.attachment import WHY_LOST, Attachment
 from tracer.backends.bpf.growth_probes import GrowthProbes
 from tracer.backends.bpf.native_probes import NativeProbes
 from tracer.backends.bpf.programs import RING_BYTES, Programs, release_compiler_memory

@@ -15,8 +15,8 @@ import os
 import platform
 
 from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
+from tracer.targets import arch
 
-_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 # include/uapi/linux/perf_event.h, Linux 6.18
 _IOC_ENABLE = 0x2400
 _IOC_SET_BPF = 0x4004_2408
@@ -103,11 +103,10 @@ def perf_error(code: int, what: str) -> PhptraceError:
 
 def _open(attr: _Attr, program_fd: int, pid: int, cpu: int, what: str) -> int:
     attr.size = ctypes.sizeof(_Attr)
-    number = _PERF_EVENT_OPEN.get(platform.machine())
-    if number is None:
+    if platform.machine() != arch.MACHINE:
         raise UnsupportedError(f"perf_event_open is not known on {platform.machine()}")
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(number, ctypes.byref(attr), pid, cpu, -1, ctypes.c_ulong(_FLAG_FD_CLOEXEC))
+    fd = libc.syscall(arch.SYS_PERF_EVENT_OPEN, ctypes.byref(attr), pid, cpu, -1, ctypes.c_ulong(_FLAG_FD_CLOEXEC))
     if fd < 0:
         raise perf_error(ctypes.get_errno(), what)
     with contextlib.ExitStack() as undo:

@@ -6,7 +6,7 @@ import platform
 
 from tracer.backends.bpf.programs import bcc_problem
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
-from tracer.targets import kernel
+from tracer.targets import arch, kernel
 
 
 def unmet_requirements() -> list[PhptraceError]:
@@ -17,7 +17,7 @@ def unmet_requirements() -> list[PhptraceError]:
         found.append(
             NotPermittedError(f"tracing with BPF needs {', '.join(missing)}, which this process lacks. Run with sudo.")
         )
-    if platform.machine() != "x86_64":
+    if platform.machine() != arch.MACHINE:
         found.append(
             UnsupportedError(f"the BPF backend supports x86-64 only, not {platform.machine()}. Use --backend ptrace.")
         )

@@ -42,7 +42,7 @@ _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HE
 
 
 class _Found(enum.IntFlag):
-    """What the decoder finds out itself, beside the bits of Flag."""
+    """Conditions that the decoder finds out itself, beside the bits of Flag."""
 
     KILLED = 1 << 32  # the worker died of a signal in mid-request
     WORKER_EXITED = 1 << 33  # the worker left in mid-request, and neither was killed nor did tracing end
@@ -53,7 +53,7 @@ class _Found(enum.IntFlag):
 
 
 class _Rule(NamedTuple):
-    """What a condition means for a request: which fields are not known, a note, and how it ended."""
+    """The meaning of a condition for a request: which fields are not known, a note, and how it ended."""
 
     condition: Flag | _Found
     absent: tuple[str, ...] = ()
@@ -134,7 +134,7 @@ _KNOWN_WITHOUT_A_START = frozenset({"host", "pid", "pool", "nth", "ending", "not
 
 
 class _Changes(NamedTuple):
-    """What a set of conditions changes in a request."""
+    """The changes that a set of conditions makes to a request."""
 
     absent: tuple[int, ...]  # indices of the fields of Request that are not known
     notes: str | None
@@ -143,7 +143,7 @@ class _Changes(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _changes(conditions: int) -> _Changes:
-    """What these bits of Flag and _Found mean together, by _RULES."""
+    """Return the changes that these bits of Flag and _Found make together, by _RULES."""
     if conditions & Flag.START_NOT_SEEN:
         nothing_else = tuple(at for at, name in enumerate(Request._fields) if name not in _KNOWN_WITHOUT_A_START)
         return _Changes(nothing_else, Note.START_NOT_SEEN.value, Ending.CUT_OFF)

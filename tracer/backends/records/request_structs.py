@@ -17,7 +17,7 @@ TEXT_BYTES = 512
 
 
 class EventKind(enum.IntEnum):
-    """What a record of the ring is about."""
+    """The subject of a record of the ring."""
 
     REQUEST = 1
     BORN = 2
@@ -28,7 +28,7 @@ class EventKind(enum.IntEnum):
 
 
 class Role(enum.IntEnum):
-    """What a watched process is to php-fpm."""
+    """The role of a watched process in php-fpm."""
 
     MASTER = 1
     WORKER = 2

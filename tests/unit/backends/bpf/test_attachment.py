@@ -13,7 +13,7 @@ import elfs
 import pytest
 from phps import executable, php_elf, running
 
-from tracer.backends.bpf.attaching import UPROBES_ON_PHP, Attachment
+from tracer.backends.bpf.attachment import UPROBES_ON_PHP, Attachment
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.facts import Fact, Loss, Worker
