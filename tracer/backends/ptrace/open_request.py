@@ -1,5 +1,5 @@
-"""A request watched from outside. Its record is packed into C's struct request (bpf/request_events.h), sent through the
-pipe, and decoded by the same decoder as BPF's.
+"""A request seen from outside. It is packed into C's struct request (bpf/request_events.h), sent through the pipe,
+and decoded by the same decoder as BPF's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OpenRequest:
     peaks: tuple[int, int] = (0, 0)  # zend_peak, zend_real_peak
     status: int | None = None
     fatal: bool = False
-    script_found: bool = False  # PHP has found the file it is to run
+    script_found: bool = False  # PHP has found the file it will run
     layout_known: bool = True
     map_bytes: int = 0
     map_calls: int = 0
@@ -52,11 +52,11 @@ class OpenRequest:
     detached: bool = False
 
     def sample(self, anon: int) -> None:
-        """Raise the peak of anonymous memory, in bytes, if this is more."""
+        """Raise the peak of anonymous memory to `anon` bytes, if that is more."""
         self.anon_peak = max(self.anon_peak, anon)
 
     def at_teardown(self, heap: HeapFigures | None, anon: int) -> None:
-        """The script is over, and Zend has not given back its memory. May be called again while that holds."""
+        """Note memory after the script's end, before Zend frees its heap. May be called again until then."""
         self.sample(anon)
         self.anon_end = max(self.anon_end or 0, anon)
         if heap is not None:
@@ -64,7 +64,7 @@ class OpenRequest:
             self.peaks = max(self.peaks[0], heap.peak), max(self.peaks[1], heap.real_peak)
 
     def end(self, ended_ns: int, files: WorkerFiles, heap: HeapFigures | None) -> None:
-        """The request is over; what is read of the worker is read here."""
+        """Note the end of the request; all reads of the stopped worker happen here."""
         self.ended_ns = ended_ns
         self.after = files.memory()
         self.sample(self.after.anon)
@@ -73,14 +73,14 @@ class OpenRequest:
         self.cpu_ns = files.cpu_ns() - self.cpu_before_ns
         self.zend_real_after = heap.real_size if heap else 0
 
-    def leave(self, ended_ns: int, exit_code: int, *, detached: bool = False) -> None:
-        """The worker left in mid-request, or tracing did: nothing can be said of its end."""
+    def cut_off(self, ended_ns: int, exit_code: int, *, detached: bool = False) -> None:
+        """Note that the worker ended, or tracing did, before the request: its end has no measurements."""
         self.ended_ns = ended_ns
         self.exit_code = exit_code
         self.detached = detached
 
     def record(self) -> bytes:
-        """The `struct request`, once it has ended; nothing is read, so the worker may be running again."""
+        """Return the `struct request` of an ended request; reads nothing of the worker, which may be running again."""
         flags = Flag.SCRIPT_END_NOT_SEEN
         flags |= Flag.DETACHED if self.detached else Flag(0)
         flags |= Flag.ZEND_HEAP_UNKNOWN if self.zend_real_before is None else Flag(0)

@@ -23,19 +23,21 @@ from tracer.targets import arch, processes
 
 _SA_RESTORER, _SA_RESTART = 0x0400_0000, 0x1000_0000
 _ACTION = struct.Struct("<QQQQ")  # struct kernel_sigaction: handler, flags, restorer, mask
-_BELOW = 2048  # bytes below the stack pointer: far beyond the red zone
+_FRAME_DISTANCE = 2048  # bytes below the stack pointer: far beyond the red zone
 _FLOATS_AT, _ACTION_AT, _OLD_AT = 512, 1024, 1056  # from the frame; the first at a multiple of 64
-_TEXT_MOST = 8 << 20
-_HOLDS = (signal.SIGTRAP, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_TEXT_MAX_BYTES = 8 << 20
+_HELD_SIGNALS = (signal.SIGTRAP, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 # struct rt_sigframe, from pretcode on: arch/x86/include/asm/sigframe.h and uapi/asm/sigcontext.h. uc_stack
 # has flags that make no sense, so that the alternate stack stays as it is (restore_altstack() ignores EINVAL).
 _FRAME = struct.Struct("<QQQQiiQ18Q4H5Q64xQ")
 _STRICT_SS = 0x2 | 0x4  # UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
 _NO_STACK = 0x7777
-_SOFTWARE = slice(464, 512)  # of an FXSAVE image: no magic here says that no more than it is to be restored
-_GENERAL = ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx",
-            "rsp", "rip", "eflags")  # fmt: skip
+_SOFTWARE_BYTES = slice(464, 512)  # of an FXSAVE image: no magic here says that no more than it is to be restored
+_GENERAL_REGISTERS = (
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx",
+    "rsp", "rip", "eflags",
+)  # fmt: skip
 
 
 class Died(Exception):  # noqa: N818 - no error: what waitpid() said of a worker that ended in our hands
@@ -85,31 +87,31 @@ class SigtrapHandler:
         """
         if _status(pid).get("x86_Thread_features", "").find("shstk") >= 0:
             raise UnsupportedError(f"process {pid} has a shadow stack")
-        before, held = self._action(pid, None)
-        if before == self._ours():
+        before, held = self._sigaction(pid, None)
+        if before == self._own_action():
             return True, held  # of a tracer that was killed
         if before[0] != 0:
             return False, held
-        _, again = self._action(pid, self._ours())
-        return True, _one(pid, held, again)
+        _, again = self._sigaction(pid, self._own_action())
+        return True, _keep_first(pid, held, again)
 
     def remove(self, pid: int) -> int:
         """Gives SIGTRAP back what it does by default, if the handler is ours. Returns, and raises, as install()."""
-        before, held = self._action(pid, None)
-        if before != self._ours():
+        before, held = self._sigaction(pid, None)
+        if before != self._own_action():
             return held
-        _, again = self._action(pid, (0, 0, 0, 0))
-        return _one(pid, held, again)
+        _, again = self._sigaction(pid, (0, 0, 0, 0))
+        return _keep_first(pid, held, again)
 
-    def _ours(self) -> tuple[int, int, int, int]:
+    def _own_action(self) -> tuple[int, int, int, int]:
         return self._places[arch.RET], _SA_RESTORER | _SA_RESTART, self._places[arch.RESTORER], 0
 
-    def _action(self, pid: int, wanted: tuple[int, int, int, int] | None) -> tuple[tuple[int, int, int, int], int]:
+    def _sigaction(self, pid: int, wanted: tuple[int, int, int, int] | None) -> tuple[tuple[int, int, int, int], int]:
         """Has the worker call rt_sigaction(SIGTRAP); what was in force before, and the signal held meanwhile."""
         before = syscalls.registers(pid)
-        frame = (before.rsp - _BELOW) & ~63
+        frame = (before.rsp - _FRAME_DISTANCE) & ~63
         floats = bytearray(syscalls.float_registers(pid))
-        floats[_SOFTWARE] = bytes(_SOFTWARE.stop - _SOFTWARE.start)
+        floats[_SOFTWARE_BYTES] = bytes(_SOFTWARE_BYTES.stop - _SOFTWARE_BYTES.start)
         content = self._frame(before, frame + _FLOATS_AT, _blocked(pid)).ljust(_FLOATS_AT, b"\0") + floats
         syscalls.write_memory(pid, frame, content + _ACTION.pack(*(wanted or (0, 0, 0, 0))) + bytes(_ACTION.size))
         regs = syscalls.Registers.from_buffer_copy(before)
@@ -118,7 +120,7 @@ class SigtrapHandler:
         regs.rdi, regs.rsi, regs.rdx = signal.SIGTRAP, frame + _ACTION_AT if wanted else 0, frame + _OLD_AT
         regs.r10 = 8
         syscalls.set_registers(pid, regs)
-        result, held = _through_calls(pid, before)
+        result, held = _run_injected_call(pid, before)
         handler, flags, restorer, mask = _ACTION.unpack(syscalls.read_memory(pid, frame + _OLD_AT, _ACTION.size))
         if result != 0:
             raise UnsupportedError(f"process {pid} may not set a handler")
@@ -126,7 +128,7 @@ class SigtrapHandler:
 
     def _frame(self, regs: syscalls.Registers, floats: int, blocked: int) -> bytes:
         """The signal frame of what the worker comes back to: where it is, or before a system call to make again."""
-        values = {name: getattr(regs, name) for name in _GENERAL}
+        values = {name: getattr(regs, name) for name in _GENERAL_REGISTERS}
         if arch.syscall_result(regs.rax) in arch.RESTARTS:
             values["rax"] = regs.orig_rax
             values["rip"] = regs.rip - len(arch.SYSCALL)
@@ -136,7 +138,7 @@ class SigtrapHandler:
         )  # fmt: skip
 
 
-def _through_calls(pid: int, before: syscalls.Registers) -> tuple[int, int]:
+def _run_injected_call(pid: int, before: syscalls.Registers) -> tuple[int, int]:
     """Lets it make the call and come back; the call's result, and a signal that came, to be delivered later, or 0.
 
     Should the code fault, the worker is put back to where it was: UnsupportedError.
@@ -163,13 +165,13 @@ def _through_calls(pid: int, before: syscalls.Registers) -> tuple[int, int]:
         elif stopped in arch.FAULTS:
             syscalls.set_registers(pid, before)
             raise UnsupportedError(f"process {pid} cannot be made to set a handler ({signal.Signals(stopped).name})")
-        elif stopped in _HOLDS:
-            held = _one(pid, held, stopped)
+        elif stopped in _HELD_SIGNALS:
+            held = _keep_first(pid, held, stopped)
         else:
             deliver = stopped  # where it is, it may run a handler, or end
 
 
-def _one(pid: int, held: int, more: int) -> int:
+def _keep_first(pid: int, held: int, more: int) -> int:
     """One signal can be delivered when a worker is resumed: the first; another is sent, where that is permitted."""
     if held and more:
         with contextlib.suppress(OSError):
@@ -190,7 +192,9 @@ def _status(pid: int) -> dict[str, str]:
 def _libc_text(pid: int) -> tuple[int, bytes]:
     for mapping in processes.file_mappings(pid):
         if mapping.executable and processes.is_libc(mapping.path):
-            return mapping.start, syscalls.read_memory(pid, mapping.start, min(mapping.end - mapping.start, _TEXT_MOST))
+            return mapping.start, syscalls.read_memory(
+                pid, mapping.start, min(mapping.end - mapping.start, _TEXT_MAX_BYTES)
+            )
     raise UnsupportedError(f"process {pid} has no C library that is known")
 
 
@@ -207,7 +211,7 @@ def drain_traps(pid: int) -> int:
             raise Died(status)
         number, event = status >> 8 & 0xFF, status >> 16
         if not event and number != signal.SIGTRAP:
-            other = _one(pid, other, number)
+            other = _keep_first(pid, other, number)
     return other
 
 

@@ -19,7 +19,7 @@ from tracer.backends.records.stack_structs import (
 )
 
 _FIRST_HASH = 16  # HASHES_RESERVED
-_MOST_STACKS = 16384  # a request; what comes then is [stack lost]
+_MAX_STACKS = 16384  # a request; what comes then is [stack lost]
 
 
 class StackSender:
@@ -56,7 +56,7 @@ class StackSender:
         known = self._stacks.get(walked)
         if known is not None:
             return known
-        if len(self._stacks) >= _MOST_STACKS:
+        if len(self._stacks) >= _MAX_STACKS:
             return HASH_LOST
         frames = b""
         for frame in walked.frames:

@@ -34,7 +34,7 @@ _MEMORY_CALLS = {
     arch.SYS_BRK: Call.BRK,
 }
 _WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
-_READ_MOST = 64 << 10  # of one call: php reads a request's bodies in larger pieces, which are only skipped
+_READ_MAX_BYTES = 64 << 10  # of one call: php reads a request's bodies in larger pieces, which are only skipped
 _END_REQUEST_BYTES = 16
 _HEADER_BYTES = 8
 # How Apache's mod_proxy_fcgi sends SCRIPT_FILENAME; php takes it off, too: sapi/fpm/fpm/fpm_main.c, PHP 8.2.
@@ -106,14 +106,14 @@ class SyscallTracer:
         self.pid = pid
         self.requests = 0
         self.accepts = False  # it has waited for a connection: it is no master
-        self.given_up = 0  # connections that made no sense, since last asked
+        self.malformed_count = 0  # connections that made no sense, since last asked
         self._files = files
         self._memory = memory
         self._emit = emit
         self._on_call = on_call
         self.phase = Phase.START_NOT_SEEN if busy else Phase.IDLE
         self._request: OpenRequest | None = None
-        self._heap_tells = False  # of the end of this request: not with USE_ZEND_ALLOC=0
+        self._heap_shows_end = False  # of the end of this request: not with USE_ZEND_ALLOC=0
         self._listening: int | None = None
         self._keep = False
         self._connections: dict[int, _Connection] = {}
@@ -129,7 +129,7 @@ class SyscallTracer:
             self._vm_at_brk = self._files.vm()
         number, request = entry.number, self._request
         if request is not None and self.phase is Phase.RUNNING:
-            self._look_for_script(request)
+            self._read_script(request)
         if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
             self.accepts = True
             self._end()
@@ -137,12 +137,12 @@ class SyscallTracer:
             return
         elif self.phase in _AFTER_ANSWER:
             kept = self._keep and number == arch.SYS_READ and entry.arguments[0] in self._connections
-            if kept or (self._heap_tells and not self._memory.in_request()):
+            if kept or (self._heap_shows_end and not self._memory.in_request()):
                 self._end()
             else:
-                self._look_at_teardown(request)
-        elif number in _WRITING and entry.arguments[0] in self._connections and self._is_end(entry.arguments):
-            self._answer(request)
+                self._sample_teardown(request)
+        elif number in _WRITING and entry.arguments[0] in self._connections and self._is_end_request(entry.arguments):
+            self._at_end_request(request)
 
     def at_exit(self, made: Exit) -> None:
         """Follow the system call whose entry came last, with its result."""
@@ -162,12 +162,12 @@ class SyscallTracer:
         elif number in _MEMORY_CALLS:
             self._memory_call(_MEMORY_CALLS[number], arguments, made.result)
 
-    def left(self, exit_code: int) -> None:
+    def exited(self, exit_code: int) -> None:
         """It died, or became another program, of which `exit_code` tells."""
         if self._request is not None:
             request, self._request = self._request, None
             self.phase = Phase.IDLE
-            request.leave(_now(), exit_code)
+            request.cut_off(_now(), exit_code)
             self._emit(request.record)
 
     def cut_off(self) -> None:
@@ -175,7 +175,7 @@ class SyscallTracer:
         if self._request is not None:
             request, self._request = self._request, None
             self.phase = Phase.IDLE
-            request.leave(_now(), 0, detached=True)
+            request.cut_off(_now(), 0, detached=True)
             self._emit(request.record)
 
     def close(self) -> None:
@@ -195,13 +195,13 @@ class SyscallTracer:
         if not size or not (descriptor in self._connections or may_be_adopted):
             return
         try:
-            data = read_memory(self.pid, address, min(size, _READ_MOST))
+            data = read_memory(self.pid, address, min(size, _READ_MAX_BYTES))
         except OSError:
             return
         connection = self._connections.get(descriptor) or self._adopt_connection(descriptor, data)
         if connection is None:
             return
-        known = connection.reader.given_up
+        known = connection.reader.malformed_count
         for event in connection.reader.feed(data):
             if isinstance(event, Begun):
                 self._end()
@@ -209,7 +209,7 @@ class SyscallTracer:
             elif isinstance(event, Params):
                 self._begin(event, keep=connection.keep)
         if descriptor in self._connections:
-            self.given_up += connection.reader.given_up - known
+            self.malformed_count += connection.reader.malformed_count - known
 
     def _adopt_connection(self, descriptor: int, data: bytes) -> _Connection | None:
         """A connection that the worker accepted before tracing began; None if the descriptor is no socket.
@@ -261,7 +261,7 @@ class SyscallTracer:
         )
         self.phase = Phase.RUNNING
 
-    def _is_end(self, arguments: tuple[int, ...]) -> bool:
+    def _is_end_request(self, arguments: tuple[int, ...]) -> bool:
         """True if what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
         _, address, size, *_ = arguments
         if size < _END_REQUEST_BYTES:
@@ -272,16 +272,16 @@ class SyscallTracer:
             return False
         return tail[:2] == b"\x01\x03" and tail[4:6] == b"\x00\x08"
 
-    def _answer(self, request: OpenRequest) -> None:
+    def _at_end_request(self, request: OpenRequest) -> None:
         """The answer is complete. fastcgi_finish_request() answers, and the script goes on."""
         self.phase = Phase.ANSWERED if self._memory.runs_script() else Phase.TEARDOWN
-        self._heap_tells = bool(self._memory.in_request())
+        self._heap_shows_end = bool(self._memory.in_request())
         request.status = self._memory.status()
         if not request.script_found and request.layout_known:
             request.script, request.script_bytes = None, 0  # a 404: PHP was asked for a file, and ran none
-        self._look_at_teardown(request)
+        self._sample_teardown(request)
 
-    def _look_for_script(self, request: OpenRequest) -> None:
+    def _read_script(self, request: OpenRequest) -> None:
         """Read what PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
         if request.script_found or not request.layout_known:
             return
@@ -289,7 +289,7 @@ class SyscallTracer:
         if found is not None:
             request.script, request.script_bytes, request.script_found = found, len(found), True
 
-    def _look_at_teardown(self, request: OpenRequest) -> None:
+    def _sample_teardown(self, request: OpenRequest) -> None:
         """Again and again until Zend's allocator has been reset; a script that goes on may meet its fatal error yet."""
         heap = self._memory.heap()
         if heap is None or heap.peak > 0:

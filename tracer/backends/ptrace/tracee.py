@@ -10,9 +10,9 @@ class Tracee(Protocol):
 
     pid: int
     accepts: bool  # it waits for connections, so it is a worker and no master
-    given_up: int  # how often a connection's data was malformed, since this was last set to 0
+    malformed_count: int  # how often a connection's data was malformed, since this was last set to 0
 
-    def left(self, exit_code: int) -> None:
+    def exited(self, exit_code: int) -> None:
         """Record the open request as cut off: the worker died, or became another program (REPLACED)."""
 
     def cut_off(self) -> None:

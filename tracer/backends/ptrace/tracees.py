@@ -20,9 +20,9 @@ from tracer.targets.processes import Process
 from tracer.targets.resolve import Target
 
 # What may go wrong with one worker, whose memory and /proc files may hold anything.
-TROUBLE = (OSError, ValueError, ArithmeticError, LookupError, struct.error, PhptraceError)
-_FOLLOWED = syscalls.O_SYSGOOD | syscalls.O_FORK | syscalls.O_EXEC
-_WORKER = syscalls.O_SYSGOOD | syscalls.O_EXEC
+WORKER_ERRORS = (OSError, ValueError, ArithmeticError, LookupError, struct.error, PhptraceError)
+_FORK_OPTIONS = syscalls.O_SYSGOOD | syscalls.O_FORK | syscalls.O_EXEC
+_WORKER_OPTIONS = syscalls.O_SYSGOOD | syscalls.O_EXEC
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # php-fpm's slowlog holds a worker for as long as it takes to write its stack.
 _RETRIES, _RETRY_S = 10, 0.02
@@ -35,15 +35,15 @@ class Tracees:
         self,
         factory: WorkerFactory,
         emit: Callable[[Callable[[], bytes]], None],
-        tell_abandoned: Callable[[Exception], None],
+        report_abandoned: Callable[[Exception], None],
     ) -> None:
-        """`emit` takes what makes a record of whoever comes and goes; `tell_abandoned` why one cannot be watched."""
+        """`emit` takes what makes a record of whoever comes and goes; `report_abandoned` why one cannot be watched."""
         self.masters: dict[int, Target] = {}
         self.workers: dict[int, Tracee] = {}
         self._factory = factory
         self._emit = emit
-        self._tell_abandoned = tell_abandoned
-        self._of: dict[int, Target] = {}  # which target a worker belongs to
+        self._report_abandoned = report_abandoned
+        self._targets: dict[int, Target] = {}  # which target a worker belongs to
         self._new: set[int] = set()  # children of masters of which it is not yet known what they are
 
     def __contains__(self, pid: int) -> bool:
@@ -60,7 +60,7 @@ class Tracees:
 
     def family(self, pid: int) -> int:
         """The pid of a worker's master, or its own."""
-        owner = self._of[pid].master
+        owner = self._targets[pid].master
         return pid if owner is None else owner.pid
 
     def seize(self, targets: list[Target]) -> list[tuple[int, int]]:
@@ -91,25 +91,25 @@ class Tracees:
 
     def promote(self, pid: int) -> None:
         """A daemon's graceful reload: the master forked, and what it forked forks the workers."""
-        self.masters[pid] = self._of[pid]
+        self.masters[pid] = self._targets[pid]
         self.forget(pid)
 
-    def is_doubtful(self, pid: int) -> bool:
+    def needs_pool_check(self, pid: int) -> bool:
         """True if it is new, and may be of a pool that nobody asked for."""
-        return pid in self._new and self._of[pid].pools is not None
+        return pid in self._new and self._targets[pid].pools is not None
 
     def has_title(self, pid: int) -> bool:
-        """True if its title names its pool, so that settle() can tell."""
+        """True if its title names its pool, so that confirm_worker() can tell."""
         process = processes.process(pid)
         return process is None or process.pool is not None
 
-    def settle(self, pid: int) -> bool:
+    def confirm_worker(self, pid: int) -> bool:
         """A stopped new child is a worker; False if it is of a pool nobody asked for."""
         self._new.discard(pid)
-        syscalls.set_options(pid, _WORKER)
+        syscalls.set_options(pid, _WORKER_OPTIONS)
         process = processes.process(pid)
         self.event(EventKind.TITLED, pid, title=b"" if process is None else _title(process))
-        return self._of[pid].wants(process.pool if process is not None else None)
+        return self._targets[pid].wants(process.pool if process is not None else None)
 
     def forget(self, pid: int) -> None:
         """A worker that ended, or was let go."""
@@ -117,7 +117,7 @@ class Tracees:
         if worker is not None:
             worker.close()
         self._new.discard(pid)
-        self._of.pop(pid, None)
+        self._targets.pop(pid, None)
 
     def event(
         self,
@@ -135,7 +135,7 @@ class Tracees:
         self._emit(lambda: event)
 
     def _seize_master(self, pid: int, target: Target) -> list[tuple[int, int]]:
-        code = _seize(pid, _FOLLOWED)
+        code = _seize(pid, _FORK_OPTIONS)
         if code:
             return [] if code == errno.ESRCH else [(pid, code)]
         self.masters[pid] = target
@@ -152,7 +152,7 @@ class Tracees:
         if born and process.executable not in (None, target.php.image.identity):
             return []  # not the master's fork, but what it started
         self._factory.bias(pid, target, born=born)  # takes a while: before it stands still
-        code = _seize(pid, _FOLLOWED if untitled else _WORKER, retries=0 if born else _RETRIES)
+        code = _seize(pid, _FORK_OPTIONS if untitled else _WORKER_OPTIONS, retries=0 if born else _RETRIES)
         if code:
             # A child born while its master was being held is held already.
             return [] if code == errno.ESRCH or (born and code == errno.EPERM) else [(pid, code)]
@@ -168,10 +168,10 @@ class Tracees:
             worker = self._factory.worker(pid, target, born=born)
         except (ProcessLookupError, FileNotFoundError):
             return False
-        except TROUBLE as exc:
-            self._tell_abandoned(exc)
+        except WORKER_ERRORS as exc:
+            self._report_abandoned(exc)
             return False
-        self._of[pid] = target
+        self._targets[pid] = target
         self.workers[pid] = worker
         return True
 

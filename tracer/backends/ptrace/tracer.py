@@ -23,7 +23,7 @@ from tracer.backends.ptrace.breakpoints import Breakpoints, can_call, is_signal
 from tracer.backends.ptrace.pipe import Channel, PipeWriter
 from tracer.backends.ptrace.sigtrap_handler import Died
 from tracer.backends.ptrace.syscall_tracer import SyscallTracer
-from tracer.backends.ptrace.tracees import TROUBLE, Tracees
+from tracer.backends.ptrace.tracees import WORKER_ERRORS, Tracees
 from tracer.backends.ptrace.worker_factory import WorkerFactory
 from tracer.backends.records.request_structs import REPLACED, EventKind
 from tracer.targets.resolve import Target
@@ -48,10 +48,10 @@ class TracingLoop:
         self._parent = parent
         self._deferred: list[Callable[[], bytes]] = []
         self._factory = WorkerFactory(self._deferred.append, self._send_stack, stacks, mode)
-        self._tracees = Tracees(self._factory, self._deferred.append, self._tell_abandoned)
+        self._tracees = Tracees(self._factory, self._deferred.append, self._report_abandoned)
         self._breakpoints = Breakpoints()
         self._stopping = False
-        self._hurry = False
+        self._force = False
 
     def run(self) -> None:
         """Returns when nothing is traced any more. SIGTERM is to be blocked when it is called."""
@@ -67,10 +67,10 @@ class TracingLoop:
             return
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, -10)
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # four a worker
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # four a worker
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         try:
-            self._say(self._tracees.seize(self._targets))
+            self._report_attached(self._tracees.seize(self._targets))
             if self._stopping:  # told so while attaching: there may be more by now
                 self._stop(signal.SIGTERM, None)
             self._wait_for_all()
@@ -82,9 +82,9 @@ class TracingLoop:
         finally:
             self._out.flush(_FLUSH_S)
 
-    def _say(self, failed: list[tuple[int, int]]) -> None:
-        said = {"failed": failed, "workers": sorted(self._tracees.workers), "masters": sorted(self._tracees.masters)}
-        self._out.put(Channel.SAID, json.dumps(said).encode())
+    def _report_attached(self, failed: list[tuple[int, int]]) -> None:
+        outcome = {"failed": failed, "workers": sorted(self._tracees.workers), "masters": sorted(self._tracees.masters)}
+        self._out.put(Channel.ATTACHED, json.dumps(outcome).encode())
         self._out.flush(_FLUSH_S)
 
     # Stops
@@ -96,26 +96,26 @@ class TracingLoop:
             except ChildProcessError:
                 return
             self._handle(pid, status)
-            self._send()
+            self._send_deferred()
 
     def _handle(self, pid: int, status: int) -> None:
         number, event = status >> 8 & 0xFF, status >> 16
         try:
             if not os.WIFSTOPPED(status):
-                self._ended(pid, status)
+                self._at_process_exit(pid, status)
                 return
             stopping = self._stopping
-            self._stopped(pid, number, event)
+            self._at_stop(pid, number, event)
             if self._stopping and not stopping and pid in self._tracees:
                 syscalls.interrupt(pid)  # told to stop meanwhile, which may have gone under
         except ProcessLookupError:
             pass  # killed while it stood still: its end is still to come
         except Died as exc:
-            self._ended(pid, exc.status)
-        except TROUBLE as exc:
+            self._at_process_exit(pid, exc.status)
+        except WORKER_ERRORS as exc:
             self._abandon(pid, exc, number if is_signal(number, event) else 0)
 
-    def _send(self) -> None:
+    def _send_deferred(self) -> None:
         """Send the records of what was seen, now that the worker is running again."""
         for make in self._deferred:
             try:
@@ -131,31 +131,31 @@ class TracingLoop:
     def _send_stack(self, record: bytes) -> None:
         self._out.put(Channel.STACKS, record)
 
-    def _stopped(self, pid: int, number: int, event: int) -> None:
+    def _at_stop(self, pid: int, number: int, event: int) -> None:
         if pid not in self._tracees:
             self._tracees.adopt(pid)
         if self._stopping:
-            self._let_go(pid, number, event)
+            self._detach(pid, number, event)
         elif number == _SYSCALL_STOP:
             self._at_syscall(pid)
         elif number == signal.SIGTRAP and not event:
-            self._trapped(pid)
+            self._at_trap(pid)
         elif event == syscalls.EVENT_STOP and number != signal.SIGTRAP:
             syscalls.listen(pid)
         elif event == syscalls.EVENT_FORK:
-            self._forked(pid)
+            self._at_fork(pid)
         elif event == syscalls.EVENT_EXEC:
-            self._replaced(pid)
+            self._at_exec(pid)
         elif event:
             self._resume(pid)
         else:
             self._resume(pid, number)
 
-    def _trapped(self, pid: int) -> None:
+    def _at_trap(self, pid: int) -> None:
         """A breakpoint, or somebody else's SIGTRAP, which is passed on."""
         worker = self._tracees.workers.get(pid)
         ours = isinstance(worker, BreakpointTracer) and worker.at_breakpoint(syscalls.registers(pid).rip)
-        if ours and self._tracees.is_new(pid) and not self._settle(pid):
+        if ours and self._tracees.is_new(pid) and not self._confirm_worker(pid):
             return
         self._resume(pid, 0 if ours else signal.SIGTRAP)
 
@@ -167,20 +167,20 @@ class TracingLoop:
             return
         if isinstance(made, syscalls.Entry):
             worker.at_entry(made)
-            if worker.accepts and self._tracees.is_new(pid) and not self._settle(pid):
+            if worker.accepts and self._tracees.is_new(pid) and not self._confirm_worker(pid):
                 return
         else:
             worker.at_exit(made)
         self._resume(pid)
-        if worker.given_up:
-            self._out.put(Channel.GIVEN_UP, worker.given_up.to_bytes(8, "little"))
-            worker.given_up = 0
+        if worker.malformed_count:
+            self._out.put(Channel.MALFORMED, worker.malformed_count.to_bytes(8, "little"))
+            worker.malformed_count = 0
 
-    def _settle(self, pid: int) -> bool:
+    def _confirm_worker(self, pid: int) -> bool:
         """A new child waits for its first connection, so it is a worker; False, and let go, if of a pool that nobody
         asked for.
         """
-        if self._tracees.settle(pid):
+        if self._tracees.confirm_worker(pid):
             return True
         if self._mode is PtraceMode.BREAKPOINTS:
             syscalls.set_breakpoints(pid, ())
@@ -188,12 +188,12 @@ class TracingLoop:
         self._forget(pid)
         return False
 
-    def _forked(self, pid: int) -> None:
+    def _at_fork(self, pid: int) -> None:
         if self._tracees.is_new(pid):
             self._tracees.promote(pid)
         self._resume(pid)
 
-    def _replaced(self, pid: int) -> None:
+    def _at_exec(self, pid: int) -> None:
         if pid in self._tracees.masters:
             self._factory.forget(pid)
             self._breakpoints.forget_family(pid)
@@ -202,15 +202,15 @@ class TracingLoop:
             return
         worker = self._tracees.workers.get(pid)
         if worker is not None:
-            worker.left(REPLACED)
+            worker.exited(REPLACED)
             self._tracees.event(EventKind.DIED, pid, exit_code=REPLACED)
             self._forget(pid)
         syscalls.detach(pid)
 
-    def _ended(self, pid: int, status: int) -> None:
+    def _at_process_exit(self, pid: int, status: int) -> None:
         worker = self._tracees.workers.get(pid)
         if worker is not None:
-            worker.left(status)
+            worker.exited(status)
             self._forget(pid)
         elif self._tracees.masters.pop(pid, None) is None:
             return
@@ -234,11 +234,11 @@ class TracingLoop:
             syscalls.detach(pid, number)
 
     def _may_arm(self, pid: int) -> bool:
-        return not self._tracees.is_doubtful(pid) or self._tracees.has_title(pid)
+        return not self._tracees.needs_pool_check(pid) or self._tracees.has_title(pid)
 
     def _arm(self, pid: int, worker: BreakpointTracer) -> int:
         """Sets a worker's breakpoints; the signal to resume it with. One that cannot have them is let be."""
-        if self._tracees.is_doubtful(pid) and not self._settle(pid):
+        if self._tracees.needs_pool_check(pid) and not self._confirm_worker(pid):
             return 0
         has_handler, held = self._breakpoints.arm(worker, self._tracees.family(pid))
         if not has_handler:
@@ -249,10 +249,10 @@ class TracingLoop:
 
     def _abandon(self, pid: int, exc: Exception, number: int) -> None:
         """One worker's trouble is not the others': it goes on untraced, and that is told."""
-        self._tell_abandoned(exc)
+        self._report_abandoned(exc)
         worker = self._tracees.workers.get(pid)
         if worker is not None:
-            with contextlib.suppress(*TROUBLE):
+            with contextlib.suppress(*WORKER_ERRORS):
                 worker.cut_off()
         with contextlib.suppress(OSError):
             if self._mode is PtraceMode.BREAKPOINTS:
@@ -262,7 +262,7 @@ class TracingLoop:
         self._forget(pid)
         self._tracees.masters.pop(pid, None)
 
-    def _tell_abandoned(self, exc: Exception) -> None:
+    def _report_abandoned(self, exc: Exception) -> None:
         self._out.put(Channel.ABANDONED, f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:200])
 
     def _forget(self, pid: int) -> None:
@@ -279,7 +279,7 @@ class TracingLoop:
 
     def _tick(self, number: int, frame: FrameType | None) -> None:
         if self._stopping:
-            self._hurry = True
+            self._force = True
             self._interrupt_all()
         elif os.getppid() != self._parent:
             self._stop(number, frame)
@@ -289,17 +289,17 @@ class TracingLoop:
             with contextlib.suppress(OSError):
                 syscalls.interrupt(pid)
 
-    def _let_go(self, pid: int, number: int, event: int) -> None:
+    def _detach(self, pid: int, number: int, event: int) -> None:
         worker = self._tracees.workers.get(pid)
         delivered: int | None = number if is_signal(number, event) else 0
         if isinstance(worker, BreakpointTracer):
             trapped = delivered == signal.SIGTRAP and worker.at_breakpoint(syscalls.registers(pid).rip)
             stopped = event == syscalls.EVENT_STOP and number != signal.SIGTRAP
-            delivered = self._breakpoints.let_go(
+            delivered = self._breakpoints.disarm(
                 worker,
                 at_syscall=number == _SYSCALL_STOP,
                 number=0 if trapped else delivered or 0,
-                hurry=self._hurry or stopped,
+                force=self._force or stopped,
             )
             if delivered is None:
                 return

@@ -63,7 +63,7 @@ class WorkerFactory:
         """OSError if it is gone; UnsupportedError if breakpoints are wanted and there is no place for them."""
         php, bias = target.php, self.bias(pid, target, born=born)
         if bias is None:
-            php, bias = _opaque(php), 0
+            php, bias = _without_offsets(php), 0
         memory = PhpMemory(pid, php, bias)
         if self._mode is PtraceMode.BREAKPOINTS:
             if php.hooks is None:
@@ -82,7 +82,7 @@ class WorkerFactory:
         return StackSender(pid, Walker(pid, php.stack, current, self._stacks.max_depth), self._send_stack)
 
 
-def _opaque(php: Php) -> Php:
+def _without_offsets(php: Php) -> Php:
     """The same, with nothing known of what is in it."""
     return dataclasses.replace(
         php, hooks=None, heap=None, layout=None, sapi_globals=None, core_globals=None, executor_globals=None,

@@ -178,7 +178,7 @@ def test_php_that_speaks_no_fastcgi_is_refused(backend: str) -> None:
     try:
         assert process.stdout is not None
         process.stdout.read(1)
-        with pytest.raises(UnsupportedError, match=r"is PHP's cli: .*FastCGI.*--backend bpf"):
+        with pytest.raises(UnsupportedError, match=r"is PHP's cli, .*FastCGI.*--backend bpf"):
             Tracer(make_backend(backend), str(process.pid))
     finally:
         process.kill()

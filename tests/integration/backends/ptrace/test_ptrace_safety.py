@@ -102,7 +102,7 @@ def test_the_death_of_the_process_that_traces_is_an_error(pool: Fpm) -> None:
         while True:
             tracer.poll()
 
-    with pytest.raises(IncompleteError, match=r"the process that traces has ended \(killed by SIGKILL\)"):
+    with pytest.raises(IncompleteError, match=r"the tracing process has ended \(killed by SIGKILL\)"):
         until_told()
     tracer.close()
 

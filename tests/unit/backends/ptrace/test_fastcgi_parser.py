@@ -23,7 +23,7 @@ from tracer.backends.ptrace.fastcgi_parser import (
     Begun,
     Event,
     FastCgiReader,
-    GaveUp,
+    Malformed,
     Params,
     Value,
 )
@@ -243,7 +243,7 @@ def test_nothing_of_an_unwanted_parameter_is_ever_stored():
     for byte in single_bytes(stream):
         one.feed(byte)
         assert b"#" not in b"".join(stored(one))
-    assert one.given_up == 0
+    assert one.malformed_count == 0
 
 
 def test_of_a_wanted_value_nothing_is_stored_behind_the_limit():
@@ -296,11 +296,11 @@ def test_a_request_forged_in_a_body_is_not_believed_though_nonsense_follows_in_i
 
     assert read(begin() + params(PLAIN), header, forged + bytes(8)) == [
         *PLAIN_EVENTS,
-        GaveUp("a record of FastCGI version 0, not 1"),
+        Malformed("a record of FastCGI version 0, not 1"),
     ]
     assert read(begin() + params(PLAIN), header, forged + bytes(3), bytes(5)) == [
         *PLAIN_EVENTS,
-        GaveUp("a record of FastCGI version 0, not 1"),
+        Malformed("a record of FastCGI version 0, not 1"),
     ]
 
 
@@ -347,7 +347,7 @@ def test_an_abort_may_have_content():
 
 
 def test_after_an_abort_its_parameters_make_no_sense():
-    assert read(begin() + record(ABORT_REQUEST) + params(PLAIN))[2:] == [GaveUp("PARAMS without a request")]
+    assert read(begin() + record(ABORT_REQUEST) + params(PLAIN))[2:] == [Malformed("PARAMS without a request")]
 
 
 @pytest.mark.parametrize("request_id", [1, 2])
@@ -387,8 +387,8 @@ def test_nonsense_is_given_up_once_and_said_why(why: str):
     one = reader()
     events = [event for chunk in (NONSENSE[why], b"more of it", b"\0" * 70_000) for event in one.feed(chunk)]
 
-    assert [event for event in events if isinstance(event, GaveUp)] == [GaveUp(why)]
-    assert one.given_up == 1
+    assert [event for event in events if isinstance(event, Malformed)] == [Malformed(why)]
+    assert one.malformed_count == 1
     assert one.buffered == 0
 
 
@@ -396,7 +396,7 @@ def test_nonsense_is_given_up_once_and_said_why(why: str):
     "cut", [b"\x0b", b"\x80", b"\x80\0\0", b"\x0b\x80\0\0", b"\x0b\x01REQUEST_URI", b"\x0b\x01HTTP"]
 )
 def test_parameters_that_end_within_a_pair_are_nonsense(cut: bytes):
-    assert read(begin() + record(PARAMS, cut) + record(PARAMS))[1:] == [GaveUp("PARAMS that end within a pair")]
+    assert read(begin() + record(PARAMS, cut) + record(PARAMS))[1:] == [Malformed("PARAMS that end within a pair")]
 
 
 def test_a_parameter_may_be_as_large_as_a_record():
@@ -413,7 +413,7 @@ def test_a_request_after_nonsense_is_found_where_a_chunk_begins(why: str, cut):
     one.feed(NONSENSE[why])
 
     assert [event for chunk in cut(request()) for event in one.feed(chunk)] == PLAIN_EVENTS
-    assert one.given_up == 1
+    assert one.malformed_count == 1
 
 
 @pytest.mark.parametrize("end", [bytes(8), begin()[:8]])
@@ -432,12 +432,12 @@ def test_each_time_the_stream_is_given_up_is_counted():
 
     for chunk in (b"\0" * 8, request() + b"\0" * 8, b"\0" * 8, request() + b"\0" * 8):
         one.feed(chunk)
-    assert one.given_up == 3
+    assert one.malformed_count == 3
 
 
 def test_after_nonsense_a_request_within_a_chunk_is_not_believed():
     assert read(b"\0" * 8 + request(), b"\0" + request(), request()[1:]) == [
-        GaveUp("a record of FastCGI version 0, not 1")
+        Malformed("a record of FastCGI version 0, not 1")
     ]
 
 
@@ -446,7 +446,7 @@ def test_after_nonsense_what_is_no_begin_request_is_not_believed(position: int):
     header = bytearray(request())
     header[position] += 1
 
-    assert read(b"\0" * 8, bytes(header)) == [GaveUp("a record of FastCGI version 0, not 1")]
+    assert read(b"\0" * 8, bytes(header)) == [Malformed("a record of FastCGI version 0, not 1")]
 
 
 def test_after_nonsense_id_padding_and_reserved_may_be_anything():
@@ -474,7 +474,7 @@ def test_a_request_is_found_where_parameters_were_to_go_on_but_make_no_sense():
     # As parameters, the padding of its BEGIN_REQUEST is the lengths of a pair.
     assert read(half, begin(padding=8) + params(PLAIN)) == [
         Begun(1, RESPONDER, False),
-        GaveUp("a parameter of 1861152494 + 1861152494 bytes, more than a record holds"),
+        Malformed("a parameter of 1861152494 + 1861152494 bytes, more than a record holds"),
         *PLAIN_EVENTS,
     ]
 
@@ -595,13 +595,13 @@ ANYTHING = st.lists(
 @example([b"\1\1\0\1\0\x08"])
 def test_whatever_came_before_the_next_request_in_a_chunk_is_found(chunks: list[bytes]):
     one = reader()
-    gave_up = 0
+    malformed = 0
     # The zeros complete any record that was open, and are themselves none.
     for chunk in (*chunks, bytes(0xFFFF + 255 + 8 + 8)):
-        gave_up += sum(isinstance(event, GaveUp) for event in one.feed(chunk))
+        malformed += sum(isinstance(event, Malformed) for event in one.feed(chunk))
         check_bounds(one)
 
-    assert gave_up == one.given_up > 0
+    assert malformed == one.malformed_count > 0
     assert one.feed(request()) == PLAIN_EVENTS
 
 
@@ -612,7 +612,7 @@ def test_whatever_came_before_nothing_is_believed_without_a_request(chunks: list
     for event in read(*chunks):
         if isinstance(event, Begun):
             open_request, complete = event.request_id, False
-        elif isinstance(event, GaveUp):
+        elif isinstance(event, Malformed):
             open_request = None
         else:
             assert event.request_id == open_request
@@ -644,7 +644,7 @@ def test_the_requests_of_a_real_program_are_read(program: str, cutting: str):
             Params(1, whole(dict(zip(WANTED, (prefix + script, uri, method), strict=True)))),
         )
     ]
-    assert one.given_up == 0
+    assert one.malformed_count == 0
 
 
 @pytest.mark.parametrize("program", KEPT)

@@ -136,7 +136,7 @@ def test_of_several_looks_at_the_teardown_the_most_memory_counts_and_the_last_he
 def test_a_request_left_by_a_signal_has_no_end():
     made = running()
     made.at_teardown(HEAP, 10_400_009)
-    made.leave(3_000_017, 11)
+    made.cut_off(3_000_017, 11)
     found = decoded(made.record())
 
     assert (found.ending, found.notes, found.duration_ns) == ("killed:SEGV", "end_not_seen", 2_000_014)
@@ -147,14 +147,14 @@ def test_a_request_left_by_a_signal_has_no_end():
 
 def test_a_signal_that_left_a_core_is_that_signal():
     made = running()
-    made.leave(3_000_017, 6 | 0x80)
+    made.cut_off(3_000_017, 6 | 0x80)
 
     assert decoded(made.record()).ending == "killed:ABRT"
 
 
 def test_a_request_whose_worker_exited_is_cut_off():
     made = running()
-    made.leave(3_000_017, 0)
+    made.cut_off(3_000_017, 0)
     found = decoded(made.record())
 
     assert (found.ending, found.notes) == ("cut_off", "end_not_seen,worker_exited")
@@ -163,7 +163,7 @@ def test_a_request_whose_worker_exited_is_cut_off():
 
 def test_a_request_that_tracing_left_is_cut_off_and_its_worker_blamed_for_nothing():
     made = running()
-    made.leave(3_000_017, 0, detached=True)
+    made.cut_off(3_000_017, 0, detached=True)
     found = decoded(made.record())
 
     assert (found.ending, found.notes) == ("cut_off", "end_not_seen")

@@ -66,7 +66,7 @@ def drained(writer: PipeWriter, reader: PipeReader) -> list[tuple[Channel, bytes
 
 
 def test_records_come_in_order_with_their_channel(writer, reader):
-    sent = [(Channel.REQUESTS, b"first"), (Channel.SAID, b""), (Channel.STACKS, b"third\0")]
+    sent = [(Channel.REQUESTS, b"first"), (Channel.ATTACHED, b""), (Channel.STACKS, b"third\0")]
     for channel, record in sent:
         writer.put(channel, record)
     writer.flush()
@@ -97,7 +97,7 @@ def test_a_record_is_read_once(writer, reader):
 
 
 def test_a_frame_is_its_length_its_channel_and_the_record(ends, writer):
-    writer.put(Channel.GIVEN_UP, b"seven b")
+    writer.put(Channel.MALFORMED, b"seven b")
     writer.flush()
 
     assert os.read(ends.read_fd, 100) == struct.pack("<IB", 7, 4) + b"seven b"
@@ -204,7 +204,7 @@ def test_the_writer_is_told_that_nobody_reads(ends, writer):
     ends.close(ends.read_fd)
     writer.put(Channel.REQUESTS, b"first")
 
-    with pytest.raises(BrokenPipeError, match="nobody reads"):
+    with pytest.raises(BrokenPipeError, match="its reader has ended"):
         writer.flush()
 
 

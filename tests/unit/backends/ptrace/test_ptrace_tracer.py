@@ -18,7 +18,7 @@ def test_a_record_that_cannot_be_made_is_lost_and_counted_and_the_next_is_sent()
         lambda: (1 << 200).to_bytes(8, "little"),
         lambda: b"good",
     ]
-    loop._send()
+    loop._send_deferred()
     os.close(writing)
     found = PipeReader(reading).records(1.0)
     os.close(reading)

@@ -129,7 +129,7 @@ def test_a_read_on_a_kept_connection_ends_the_answered_request_and_begins_the_ne
 
 
 @pytest.mark.parametrize("answer", [b"", END_REQUEST], ids=["running", "teardown"])
-@pytest.mark.parametrize("leave", [lambda tracer: tracer.left(0), lambda tracer: tracer.cut_off()])
+@pytest.mark.parametrize("leave", [lambda tracer: tracer.exited(0), lambda tracer: tracer.cut_off()])
 def test_leaving_cuts_the_request_off(worker, busy, answer, leave):
     worker.accept()
     worker.read_request()
