@@ -52,6 +52,8 @@ enum request_flag {
 	REQUEST_PHP_LAYOUT_UNKNOWN =
 		1 << 13, /* this PHP's globals are unknown: no status, no fatal */
 	REQUEST_DETACHED = 1 << 14, /* tracing ended in mid-request */
+	REQUEST_CALLS_NOT_SEEN = 1 << 17, /* its memory calls were not seen, brk among them */
+	REQUEST_USAGE_NOT_READ = 1 << 18, /* its CPU time and page faults were not read */
 };
 
 struct request {

@@ -91,6 +91,7 @@ class BreakpointTracer:
             faults_before=self._files.faults(),
             cpu_before_ns=self._files.cpu_ns(),
             zend_real_before=heap.real_size if heap else None,
+            calls=None,
             anon_peak=before.anon,
             layout_known=self._memory.knows_globals,
         )

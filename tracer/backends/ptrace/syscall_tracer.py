@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, begins_request
-from tracer.backends.ptrace.open_request import OpenRequest, end_alone
+from tracer.backends.ptrace.open_request import CallCounts, OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.syscalls import Entry, Exit, read_memory
@@ -113,6 +113,7 @@ class SyscallTracer:
         self._on_call = on_call
         self.phase = Phase.START_NOT_SEEN if busy else Phase.IDLE
         self._request: OpenRequest | None = None
+        self._counts = CallCounts()  # of the open request
         self._heap_shows_end = False  # of the end of this request: not with USE_ZEND_ALLOC=0
         self._listening: int | None = None
         self._keep = False
@@ -243,6 +244,7 @@ class SyscallTracer:
         self._keep = keep
         heap = self._memory.heap()
         before = self._files.memory()
+        self._counts = CallCounts()
         self._request = OpenRequest(
             pid=self.pid,
             nth=self.requests,
@@ -256,6 +258,7 @@ class SyscallTracer:
             faults_before=self._files.faults(),
             cpu_before_ns=self._files.cpu_ns(),
             zend_real_before=heap.real_size if heap else None,
+            calls=self._counts,
             anon_peak=before.anon,
             layout_known=self._memory.knows_globals,
         )
@@ -323,22 +326,23 @@ class SyscallTracer:
         request = self._request
         if request is None:
             return
+        counts = self._counts
         if call is Call.MMAP:
             address = result
-            request.map_bytes += whole_pages(size)
-            request.map_calls += 1
+            counts.map_bytes += whole_pages(size)
+            counts.map_calls += 1
         elif call is Call.MUNMAP:
-            request.unmap_bytes += whole_pages(size)
-            request.unmap_calls += 1
+            counts.unmap_bytes += whole_pages(size)
+            counts.unmap_calls += 1
         elif call is Call.MREMAP:
             to, to_size = result, arguments[2]
-            request.map_bytes += whole_pages(to_size)
-            request.map_calls += 1
-            request.unmap_bytes += whole_pages(size)
-            request.unmap_calls += 1
+            counts.map_bytes += whole_pages(to_size)
+            counts.map_calls += 1
+            counts.unmap_bytes += whole_pages(size)
+            counts.unmap_calls += 1
         else:
-            request.brk_calls += 1
-            request.brk_bytes += result - before
+            counts.brk_calls += 1
+            counts.brk_bytes += result - before
             address, size, to = before, 0, result
         request.sample(self._files.anon())
         if self._on_call is not None:

@@ -66,6 +66,8 @@ class Flag(enum.IntFlag):
     SCRIPT_END_NOT_SEEN = 1 << 12
     PHP_LAYOUT_UNKNOWN = 1 << 13
     DETACHED = 1 << 14
+    CALLS_NOT_SEEN = 1 << 17
+    USAGE_NOT_READ = 1 << 18
 
 
 # (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.

@@ -83,4 +83,4 @@ def test_a_flag_and_the_note_it_becomes_are_spelled_alike():
     both = {flag.name for flag in Flag} & {note.name for note in Note}
 
     assert {note.name: note.value for note in Note} == {note.name: note.name.lower() for note in Note}
-    assert {flag.name for flag in Flag} - both == {"EXITED", "FATAL", "DETACHED"}
+    assert {flag.name for flag in Flag} - both == {"EXITED", "FATAL", "DETACHED", "CALLS_NOT_SEEN", "USAGE_NOT_READ"}
