@@ -1,6 +1,6 @@
 """Trace workers with ptrace, where BPF is not allowed: each system call stops the worker twice.
 
-Data flow: a separate tracing process is attached to the workers (tracer.py) and follows their system calls
+Data flow: a separate tracing process is attached to the workers (tracing_process.py) and follows their system calls
 (syscall_tracer.py). It sends the records that BPF's programs send through their ring, through a pipe.
 poll() turns them into facts.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace.permissions import obstacle, refusal
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
-from tracer.backends.ptrace.tracer import TracingLoop
+from tracer.backends.ptrace.tracing_process import TracingProcess
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.request_decoder import RequestDecoder
@@ -232,7 +232,7 @@ class PtraceBackend:
             try:
                 os.close(reading)
                 out = PipeWriter(writing)
-                TracingLoop(targets, out, parent, self._stack_options, self._mode).run()
+                TracingProcess(targets, out, parent, self._stack_options, self._mode).run()
                 code = 0
             finally:
                 os._exit(code)

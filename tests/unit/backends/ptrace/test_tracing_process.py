@@ -1,4 +1,4 @@
-"""The tracing process's own care: one worker's nonsense is counted, and costs the others nothing."""
+"""The tracing process drops and counts the corrupt record of one worker, and sends those of the others."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import struct
 
 from tracer.backends import PtraceMode
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
-from tracer.backends.ptrace.tracer import TracingLoop
+from tracer.backends.ptrace.tracing_process import TracingProcess
 
 
-def test_a_record_that_cannot_be_made_is_lost_and_counted_and_the_next_is_sent():
+def test_a_record_that_cannot_be_packed_is_counted_as_lost_and_the_next_is_sent():
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    loop = TracingLoop([], PipeWriter(writing), os.getpid(), None, PtraceMode.SYSCALLS)
-    loop._deferred += [
+    process = TracingProcess([], PipeWriter(writing), os.getpid(), None, PtraceMode.SYSCALLS)
+    process._deferred += [
         lambda: struct.pack("<q", 1 << 64),  # bytes that no address space has
         lambda: (1 << 200).to_bytes(8, "little"),
         lambda: b"good",
     ]
-    loop._send_deferred()
+    process._send_deferred()
     os.close(writing)
     found = PipeReader(reading).records(1.0)
     os.close(reading)
