@@ -200,7 +200,7 @@ def end_alone(pid: int, nth: int, ended_ns: int) -> bytes:
 def _packed(pid: int, nth: int, flags: Flag, known: Mapping[str, Any]) -> bytes:
     """Return the `struct request` of the fields that are known; None counts as not known.
 
-    Raises LookupError if a field is neither known nor absent by the flags, or if the struct has no such field.
+    Raises ValueError if a field is neither known nor absent by the flags, or if the struct has no such field.
     """
     absent = {name for flag, names in ABSENT.items() if flags & flag for name in names}
     left = {"kind": EventKind.REQUEST, "pid": pid, "nth": nth, "flags": flags, "pad": 0, **known}
@@ -208,8 +208,8 @@ def _packed(pid: int, nth: int, flags: Flag, known: Mapping[str, Any]) -> bytes:
     for name, form in REQUEST_FIELDS:
         value = left.pop(name, None)
         if value is None and name not in absent:
-            raise LookupError(f"field {name} of struct request is neither filled nor declared absent")
+            raise ValueError(f"field {name} of struct request is neither filled nor declared absent")
         values.append(value if value is not None else b"" if form.endswith("s") else 0)
     if left:
-        raise LookupError(f"struct request has no field {next(iter(left))}")
+        raise ValueError(f"struct request has no field {next(iter(left))}")
     return REQUEST.pack(*values)

@@ -123,7 +123,7 @@ class TracingProcess:
         for make in self._deferred:
             try:
                 record = make()
-            except (struct.error, OverflowError, ValueError):  # sizes that no kernel has
+            except (struct.error, OverflowError, ValueError):  # sizes that no kernel has, or a forgotten field
                 self._out.put(Channel.LOST, (1).to_bytes(8, "little"))
                 continue
             self._out.put(Channel.REQUESTS, record)

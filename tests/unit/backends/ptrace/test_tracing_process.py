@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import struct
 
+import pytest
+
 from tracer.backends import PtraceMode
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace.tracing_process import TracingProcess
+from tracer.errors import UnsupportedError
 
 
 def test_a_record_that_cannot_be_packed_is_counted_as_lost_and_the_next_is_sent():
@@ -25,3 +28,22 @@ def test_a_record_that_cannot_be_packed_is_counted_as_lost_and_the_next_is_sent(
 
     one = (1).to_bytes(8, "little")
     assert found == [(Channel.LOST, one), (Channel.LOST, one), (Channel.REQUESTS, b"good")]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UnsupportedError("cannot set breakpoints: why. Do this."), b"cannot set breakpoints: why. Do this."),
+        (OSError(24, "Too many open files"), b"OSError: [Errno 24] Too many open files"),
+    ],
+)
+def test_the_error_that_ends_the_tracing_of_one_worker_is_reported(error, text):
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    out = PipeWriter(writing)
+    TracingProcess([], out, os.getpid(), None, PtraceMode.BREAKPOINTS)._report_abandoned(error)
+    out.flush()
+    os.close(writing)
+    found = PipeReader(reading).records(1.0)
+    os.close(reading)
+
+    assert found == [(Channel.ABANDONED, text)]
