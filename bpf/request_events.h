@@ -56,6 +56,8 @@ enum request_flag {
 	REQUEST_NATIVE_NOT_COUNTED =
 		1 << 15, /* its malloc and free calls were not counted, or not all */
 	REQUEST_MAPPINGS_NOT_READ = 1 << 16, /* its private writable mappings were not measured */
+	REQUEST_CALLS_NOT_SEEN = 1 << 17, /* its memory calls were not seen, brk among them */
+	REQUEST_USAGE_NOT_READ = 1 << 18, /* its CPU time and page faults were not read */
 };
 
 struct request {

@@ -80,7 +80,7 @@ _HELD_MAX = 65_536
 
 
 class _Held:
-    """What a request keeps so far, and where it is counted."""
+    """The native memory that a request still holds, and the group it is counted in."""
 
     __slots__ = ("bytes", "first", "group")
 

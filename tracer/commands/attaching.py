@@ -65,7 +65,7 @@ class Plan:
         force: bool,
         ptrace_mode: PtraceMode = PtraceMode.SYSCALLS,
         native: str = "off",
-        native_budget: float = 0.02,
+        native_budget: float | None = None,
         stacks: bool = False,
         max_depth: int = 0,
         every: int = 0,
@@ -87,9 +87,11 @@ class Plan:
             raise UsageError(
                 "cannot use --native on with --backend ptrace: it sees no calls inside PHP. Use --backend bpf."
             )
+        if native != "auto" and native_budget is not None:
+            raise UsageError(f"cannot use --native-budget with --native {native}: it is for --native auto.")
         counting = {
             "off": None,
-            "auto": NativeOptions(native_budget),
+            "auto": NativeOptions() if native_budget is None else NativeOptions(native_budget),
             "on": NativeOptions(math.inf, required=True),
         }[native]
         options = StackOptions(max_depth, every, hz) if stacks else None

@@ -195,9 +195,7 @@ def attach_options(command: Command) -> Command:
             "--native-budget",
             type=SHARE,
             metavar="PERCENT",
-            default="2%",
-            show_default=True,
-            help="Most CPU time of the workers that --native auto may cost, such as 2% or 0.5%.",
+            help="Most CPU time of the workers that --native auto may cost, such as 0.5%. Default: 2%.",
         ),
         click.option(
             "--uri", metavar="GLOB", help="Show and record only requests whose URI matches this shell pattern."

@@ -24,7 +24,7 @@ from tracer.backends.records.request_decoder import RequestDecoder, unfinished_r
 from tracer.backends.records.request_structs import Lost
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import UnsupportedError
-from tracer.facts import Fact, Loss
+from tracer.facts import Fact, Loss, Worker
 from tracer.targets import kernel
 from tracer.targets.resolve import Target
 
@@ -32,6 +32,9 @@ _POLL_S = 0.05
 _BATCH = 8192
 _NICE = -10
 _HOUSEKEEPING_S = 1.0
+# So often for a while after a worker was born: it is to be counted from its first requests on.
+_POLL_AFTER_BIRTH_S = 0.005
+_BIRTHS_S = 0.2
 
 
 class BpfBackend:
@@ -71,6 +74,7 @@ class BpfBackend:
         self._lost_before = dict.fromkeys(Lost, 0)
         self._housekeeping_at = 0.0
         self._next_look = 0.0
+        self._births_until = 0.0
         self._taken = 0  # records, at the last look
 
     @property
@@ -117,7 +121,9 @@ class BpfBackend:
             if self._growth_probes is not None:
                 facts = self._growth_probes.with_growth(facts)
             now = time.monotonic()
-            self._next_look = now + _POLL_S
+            if self._native_probes is not None and any(isinstance(fact, Worker) for fact in facts):
+                self._births_until = now + _BIRTHS_S
+            self._next_look = now + (_POLL_AFTER_BIRTH_S if now < self._births_until else _POLL_S)
             if now >= self._housekeeping_at:
                 self._housekeeping_at = now + _HOUSEKEEPING_S
                 facts += self._housekeep()

@@ -62,7 +62,7 @@ class _Link:
 
 @dataclasses.dataclass(slots=True)
 class _Pool:
-    """What the counting of a pool's workers may cost, in ns of their CPU time."""
+    """The budget of a pool: how much the counting may still cost its workers, in ns of their CPU time."""
 
     left_ns: float
     paused: bool = False

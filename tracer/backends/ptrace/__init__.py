@@ -1,1 +1,1 @@
-"""Watches workers with ptrace, where BPF is not allowed."""
+"""Trace workers with ptrace, where BPF is not allowed."""

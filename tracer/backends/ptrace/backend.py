@@ -1,7 +1,7 @@
-"""Watches workers with ptrace, where BPF is not allowed: every system call of theirs stops twice.
+"""Trace workers with ptrace, where BPF is not allowed: each system call stops the worker twice.
 
-Data flow: a process of its own holds the workers (tracer.py), follows their system calls
-(syscall_tracer.py), and sends the same records through a pipe as BPF's programs through their ring;
+Data flow: a separate tracing process is attached to the workers (tracing_process.py) and follows their system calls
+(syscall_tracer.py). It sends the records that BPF's programs send through their ring, through a pipe.
 poll() turns them into facts.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace.permissions import obstacle, refusal
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
-from tracer.backends.ptrace.tracer import TracingLoop
+from tracer.backends.ptrace.tracing_process import TracingProcess
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.request_decoder import RequestDecoder
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 _ATTACH_S = 20.0
 _CLOSE_S = 20.0
 _POLL_S = 0.05
-_WHY_LOST = {
+_LOSS_REASONS = {
     Channel.LOST: "records: the recorder did not keep up with the tracer",
     Channel.UNARMED: "workers skipped: they install their own SIGTRAP handler",
-    Channel.GIVEN_UP: "possibly requests: malformed FastCGI data skipped on a connection",
+    Channel.MALFORMED: "possibly requests: malformed FastCGI data skipped on a connection",
 }
 COST = (
     "each system call of a worker stops it twice, so a request of 10 ms takes about twice as long. If that is too"
@@ -56,15 +56,15 @@ _COST_OF_BREAKPOINTS = "each request stops three times, 0.2 to 0.8 ms in all; wo
 _NO_CALLS = "not measured: mmap and brk calls, since breakpoints see no system calls"
 _MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cannot sample page faults or Zend's heap"
 _ABANDONED = "workers no longer traced: "
-_UNEXPLAINED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
-_LACKING = (
+_REFUSED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
+_NEVER_MEASURED = (
     "not measured: zend_used_end, memory_limit (ptrace does not see the end of the script)",
     f"{EXIT_NOT_SEEN}, which looks like a plain end (ptrace sees no calls inside PHP)",
 )
 
 
 class PtraceBackend:
-    """See the Backend protocol. One instance, one attach; the whole of it from one thread."""
+    """See the Backend protocol. One attach() per instance; call every method from the same thread."""
 
     name = "ptrace"
     needs_symbols = False
@@ -76,13 +76,13 @@ class PtraceBackend:
         stacks: StackOptions | None = None,
         mode: PtraceMode = PtraceMode.SYSCALLS,
     ) -> None:
-        """`stacks`: also record the stacks of memory calls, which needs PtraceMode.SYSCALLS; None for no stacks."""
+        """`stacks`: also record the stacks of memory calls (requires PtraceMode.SYSCALLS); None for no stacks."""
         self._mode = mode
         self._keep_query = keep_query
         self._stack_options = stacks
-        self._tracer: int | None = None  # the pid of the process that traces
-        self._status: int | None = None  # what waitpid() said of its end
-        self._failed = ""  # why it gave up
+        self._tracer: int | None = None  # pid of the tracing process
+        self._status: int | None = None  # its exit status, from waitpid()
+        self._failure_reported = ""  # the error it sent before it ended
         self._undo = contextlib.ExitStack()
         self._lacking: list[str] = []
         self._pending: list[Fact] = []
@@ -103,13 +103,13 @@ class PtraceBackend:
         """Sentences on what this mode cannot measure on these targets, and what tracing costs."""
         breakpoints = self._mode is PtraceMode.BREAKPOINTS
         of_mode = [_NO_CALLS, f"cost: {_COST_OF_BREAKPOINTS}"] if breakpoints else [f"cost: {COST}"]
-        return tuple(dict.fromkeys([*self._lacking, *_LACKING, *of_mode]))
+        return tuple(dict.fromkeys([*self._lacking, *_NEVER_MEASURED, *of_mode]))
 
     def attach(self, targets: Sequence[Target]) -> None:
-        """Start the tracing process and wait until it holds the workers. Raises a PhptraceError, having undone all."""
-        stopped = obstacle()
-        if stopped is not None:
-            raise NotPermittedError(f"{stopped}. {GRANTS}")
+        """Start the tracing process and wait until it is attached. Raises a PhptraceError after undoing everything."""
+        blocked = obstacle()
+        if blocked is not None:
+            raise NotPermittedError(f"{blocked}. {GRANTS}")
         for target in targets:
             self._check(target)
         with contextlib.ExitStack() as undo:
@@ -120,56 +120,63 @@ class PtraceBackend:
                 os.uname().nodename, offset, keep_query=self._keep_query, calls=self._mode is PtraceMode.SYSCALLS
             )
             self._event_decoder = EventDecoder(self._table, decoder, died=self._growth_decoder.forget)
-            self._start(list(targets))
-            undo.callback(self._end_tracer)
-            said = self._attached()
-            for pid, code in said["failed"]:
+            self._fork_tracer(list(targets))
+            undo.callback(self._stop_tracer)
+            outcome = self._wait_until_attached()
+            for pid, code in outcome["failed"]:
                 refused = refusal(pid)
                 if refused is not None:
                     raise refused
                 if code != errno.EPERM:
-                    raise UnsupportedError(f"cannot trace process {pid}: {os.strerror(code)}")
-            if said["failed"]:
-                self._pending.append(Loss(time.time_ns(), len(said["failed"]), _UNEXPLAINED))
-            if not said["workers"] and not said["masters"]:
+                    raise UnsupportedError(f"cannot trace process {pid}: {os.strerror(code)}. Run `phptrace doctor`.")
+            if outcome["failed"]:
+                self._pending.append(Loss(time.time_ns(), len(outcome["failed"]), _REFUSED))
+            if not outcome["workers"] and not outcome["masters"]:
                 raise TargetGoneError(
-                    f"{', '.join(target.named for target in targets)} ended before it could be traced"
+                    f"cannot trace {', '.join(target.named for target in targets)}: no process was left when phptrace"
+                    " attached. Start PHP again."
                 )
             undo.pop_all()
 
     def poll(self, timeout_s: float) -> list[Fact]:
-        """Facts that came, [] on time-out. Raises IncompleteError if the tracing process has ended; facts are kept."""
+        """Return new facts, [] after the timeout.
+
+        Raises IncompleteError if the tracing process has ended; the facts it sent before stay for close().
+        """
         deadline = time.monotonic() + timeout_s
         while True:
-            # In steps: records that come one by one cost more than those that come together.
+            # Read in steps: a batch of records costs less than the same records one by one.
             time.sleep(max(0.0, min(_POLL_S, deadline - time.monotonic())))
-            facts, self._pending = self._pending + self._take(0.0), []
+            facts, self._pending = self._pending + self._read_facts(0.0), []
             if self._reader.ended and self._tracer is not None and (self._table.workers or self._table.masters):
                 self._pending = facts
-                raise IncompleteError(f"the process that traces has ended{self._why()}; the workers go on untraced")
+                raise IncompleteError(
+                    f"cannot go on: the tracing process has ended{self._failure()}. The workers run on untraced."
+                    " Start phptrace again."
+                )
             if facts or time.monotonic() >= deadline:
                 return facts
 
     def close(self) -> list[Fact]:
-        """End the tracing process, which lets the workers go; return the last facts. Idempotent."""
+        """End the tracing process, which detaches from the workers; return the last facts. Idempotent."""
         if self._tracer is None:
             self._undo.close()
             return []
-        self._tell_tracer(signal.SIGTERM)
+        self._signal_tracer(signal.SIGTERM)
         facts, self._pending = self._pending, []
         deadline = time.monotonic() + _CLOSE_S
         while not self._reader.ended and time.monotonic() < deadline:
-            facts += self._take(_POLL_S)
-        self._end_tracer()
+            facts += self._read_facts(_POLL_S)
+        self._stop_tracer()
         self._undo.close()
         return facts
 
     def _check(self, target: Target) -> None:
-        """Raise what keeps a target from being traced; note what cannot be measured on it."""
+        """Raise the error that keeps a target from being traced; note what cannot be measured on it."""
         if not target.speaks_fastcgi:
             raise UnsupportedError(
-                f"{target.named} is PHP's {ascii(target.sapi)[1:-1]}: with ptrace, requests are found by FastCGI,"
-                " which php-fpm and php-cgi speak. Use --backend bpf"
+                f"cannot trace {target.named}: it is PHP's {ascii(target.sapi)[1:-1]}, and ptrace finds requests by"
+                " FastCGI, which only php-fpm and php-cgi speak. Use --backend bpf."
             )
         if self._mode is PtraceMode.BREAKPOINTS:
             self._check_breakpoints(target)
@@ -187,29 +194,29 @@ class PtraceBackend:
         self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
 
     def _check_breakpoints(self, target: Target) -> None:
-        """UnsupportedError if there is no place for the breakpoints."""
+        """Raise UnsupportedError if breakpoints cannot be set in the target."""
         hooks = target.php.hooks
         if platform.machine() != arch.MACHINE:
             raise UnsupportedError(
-                f"--ptrace-mode breakpoints works on x86-64 only, not on {platform.machine()}: elsewhere a worker whose"
-                " tracer was killed would hit a breakpoint again and again. Use --ptrace-mode syscalls."
+                f"cannot use --ptrace-mode breakpoints on {platform.machine()}: it works on x86-64 only. Elsewhere a"
+                " worker whose tracer was killed would hit a breakpoint again and again. Use --ptrace-mode syscalls."
             )
         if hooks is None or hooks.end_is_return:
             raise UnsupportedError(
-                f"{target.php.image.shown} has no instruction at the end of a request that can have a breakpoint."
-                " Use --ptrace-mode syscalls."
+                f"cannot use --ptrace-mode breakpoints: {target.php.image.shown} has no instruction at the end of a"
+                " request that can have a breakpoint. Use --ptrace-mode syscalls."
             )
         if self._stack_options is not None:
             raise UnsupportedError(
-                "--stacks cannot be used with --ptrace-mode breakpoints, which sees no memory calls."
+                "cannot use --stacks with --ptrace-mode breakpoints: breakpoints see no memory calls."
                 " Use --ptrace-mode syscalls."
             )
 
-    def _start(self, targets: list[Target]) -> None:
-        """Forks the process that traces. It inherits what is known of the targets, and nothing that runs."""
+    def _fork_tracer(self, targets: list[Target]) -> None:
+        """Fork the tracing process. It inherits the data on the targets, and no running thread."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
-        # Until the child has a handler of its own: with the one it inherits, it would not end.
+        # Blocked until the child has its own handler: with the inherited one, SIGTERM would not end it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         try:
             pid = os.fork()
@@ -225,7 +232,7 @@ class PtraceBackend:
             try:
                 os.close(reading)
                 out = PipeWriter(writing)
-                TracingLoop(targets, out, parent, self._stack_options, self._mode).run()
+                TracingProcess(targets, out, parent, self._stack_options, self._mode).run()
                 code = 0
             finally:
                 os._exit(code)
@@ -236,25 +243,27 @@ class PtraceBackend:
         self._reader = PipeReader(reading)
         self._targets = targets
 
-    def _attached(self) -> dict[str, Any]:
-        """Waits until the process that traces says what became of attaching, and enters who is watched."""
+    def _wait_until_attached(self) -> dict[str, Any]:
+        """Wait until the tracing process reports the result of attaching; enter the traced workers in the table."""
         deadline = time.monotonic() + _ATTACH_S
         records: list[tuple[Channel, bytes]] = []
-        while not any(channel is Channel.SAID for channel, _ in records):
+        while not any(channel is Channel.ATTACHED for channel, _ in records):
             if self._reader.ended or time.monotonic() > deadline:
-                raise UnsupportedError(f"the process that traces did not attach{self._why()}")
+                raise UnsupportedError(
+                    f"cannot attach: the tracing process ended, or did not report in time{self._failure()}. Try again."
+                )
             records += self._reader.records(_POLL_S)
-        said: dict[str, Any] = next(json.loads(record) for channel, record in records if channel is Channel.SAID)
+        outcome: dict[str, Any] = next(json.loads(record) for channel, record in records if channel is Channel.ATTACHED)
         for target in self._targets:
-            if target.master is not None and target.master.pid in said["masters"]:
+            if target.master is not None and target.master.pid in outcome["masters"]:
                 self._table.masters[target.master.pid] = target
             for worker in target.workers:
-                if worker.pid in said["workers"]:
+                if worker.pid in outcome["workers"]:
                     self._pending.append(self._table.add(worker, target))
         self._pending += self._facts(records)
-        return said
+        return outcome
 
-    def _take(self, timeout_s: float) -> list[Fact]:
+    def _read_facts(self, timeout_s: float) -> list[Fact]:
         return self._facts(self._reader.records(timeout_s))
 
     def _facts(self, records: list[tuple[Channel, bytes]]) -> list[Fact]:
@@ -271,40 +280,40 @@ class PtraceBackend:
                 why = ascii(record.decode("utf-8", "replace"))[1:-1]
                 facts.append(Loss(time.time_ns(), 1, f"{_ABANDONED}{why}"))
             elif channel is Channel.FAILED:
-                self._failed = ascii(record.decode("utf-8", "replace"))[1:-1]
-            elif channel in _WHY_LOST:
-                facts.append(Loss(time.time_ns(), int.from_bytes(record, "little"), _WHY_LOST[channel]))
+                self._failure_reported = ascii(record.decode("utf-8", "replace"))[1:-1]
+            elif channel in _LOSS_REASONS:
+                facts.append(Loss(time.time_ns(), int.from_bytes(record, "little"), _LOSS_REASONS[channel]))
         return facts
 
-    def _end_tracer(self) -> None:
-        """Waits for it, which has been told to stop, or is made to: SIGKILL harms no worker."""
+    def _stop_tracer(self) -> None:
+        """Stop the tracing process with SIGTERM and wait for it, then use SIGKILL, which harms no worker."""
         if self._tracer is None:
             return
         deadline = time.monotonic() + (0.0 if self._reader.ended else _CLOSE_S)
-        self._tell_tracer(signal.SIGTERM)
+        self._signal_tracer(signal.SIGTERM)
         while self._status is None and time.monotonic() <= deadline:
             self._reap(os.WNOHANG)
             time.sleep(0.01)
-        self._tell_tracer(signal.SIGKILL)
+        self._signal_tracer(signal.SIGKILL)
         self._reap(0)
         self._tracer = None
 
-    def _tell_tracer(self, number: int) -> None:
-        """Nobody else, if it has ended and was waited for: its pid may be another's by now."""
+    def _signal_tracer(self, number: int) -> None:
+        """Send a signal unless the tracing process was reaped: its pid may belong to another process by now."""
         if self._tracer is not None and self._status is None:
             os.kill(self._tracer, number)
 
     def _reap(self, options: int) -> None:
-        """Note how it ended, if it has."""
+        """Store the exit status of the tracing process, if it has ended."""
         if self._tracer is not None and self._status is None:
             pid, status = os.waitpid(self._tracer, options)
             self._status = status if pid else None
 
-    def _why(self) -> str:
-        """How the process that traces ended, if it did."""
+    def _failure(self) -> str:
+        """Return how the tracing process ended, in brackets; "" if it still runs."""
         self._reap(os.WNOHANG)
-        if self._failed:
-            return f" ({self._failed})"
+        if self._failure_reported:
+            return f" ({self._failure_reported})"
         if self._status is None:
             return ""
         if os.WIFSIGNALED(self._status):

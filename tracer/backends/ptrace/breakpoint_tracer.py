@@ -1,6 +1,6 @@
-"""One worker, watched by hardware breakpoints at a request's start, at Zend's teardown and at its end.
+"""One worker, traced by hardware breakpoints at a request's start, at Zend's teardown and at its end.
 
-Three stops a request, whatever it does; its memory calls are not seen. x86-64 only.
+Three stops per request, whatever the request does; its memory calls are not seen. x86-64 only.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.targets.php import Hooks
 
-_METHOD_MOST = 16
+_METHOD_MAX_BYTES = 16
 
 
 class BreakpointTracer:
-    """Follows one worker from breakpoint to breakpoint; it stands still while it is asked."""
+    """Follows one worker from breakpoint to breakpoint; the worker is stopped while a method runs."""
 
-    accepts = True  # it is a worker from its first stop on, as far as can be seen
-    given_up = 0
+    accepts = True  # breakpoints cannot show otherwise: a worker from its first stop on
+    malformed_count = 0
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class BreakpointTracer:
         bias: int,
         emit: Callable[[Callable[[], bytes]], None],
     ) -> None:
-        """`bias`: running address minus link address of the binary. `emit` as in SyscallWorker."""
+        """`bias`: running address minus link address of the binary. `emit` as in SyscallTracer."""
         self.pid = pid
         self.armed = False
         self.has_handler = False
@@ -41,40 +41,40 @@ class BreakpointTracer:
         self._emit = emit
         self._request: OpenRequest | None = None
         self._requests = 0
-        sites = {bias + hooks.startup.address: self._start, bias + hooks.end.address: self._end}
+        sites = {bias + hooks.startup.address: self._at_start, bias + hooks.end.address: self._at_end}
         if hooks.teardown is not None:
-            sites[bias + hooks.teardown.address] = self._teardown
+            sites[bias + hooks.teardown.address] = self._at_teardown
         self._sites = sites
 
     @property
     def breakpoints(self) -> tuple[int, ...]:
-        """Addresses in the worker of at most four breakpoints."""
+        """At most four addresses in the worker."""
         return tuple(self._sites)
 
     def at_breakpoint(self, address: int) -> bool:
-        """False if it is none of ours."""
+        """Handle the breakpoint at `address`; False if it is not one of this tracer's."""
         step = self._sites.get(address)
         if step is None:
             return False
         step()
         return True
 
-    def left(self, exit_code: int) -> None:
-        """It died, or became another program, of which `exit_code` tells."""
-        self._leave(exit_code, detached=False)
+    def exited(self, exit_code: int) -> None:
+        """Cut off the open request: the worker died, or became another program (`exit_code` is REPLACED)."""
+        self._cut_off_request(exit_code, detached=False)
 
     def cut_off(self) -> None:
-        """Tracing ends, and the worker goes on."""
-        self._leave(0, detached=True)
+        """Cut off the open request: tracing ends, and the worker runs on."""
+        self._cut_off_request(0, detached=True)
 
     def close(self) -> None:
         """Close the worker's /proc files."""
         self._files.close()
 
-    def _start(self) -> None:
+    def _at_start(self) -> None:
         uri = self._memory.parameter(b"REQUEST_URI", URI_MAX)
         script = self._memory.parameter(b"SCRIPT_FILENAME", SCRIPT_MAX)
-        method = self._memory.parameter(b"REQUEST_METHOD", _METHOD_MOST)
+        method = self._memory.parameter(b"REQUEST_METHOD", _METHOD_MAX_BYTES)
         self._requests += 1
         heap = self._memory.heap()
         before = self._files.memory()
@@ -91,18 +91,19 @@ class BreakpointTracer:
             faults_before=self._files.faults(),
             cpu_before_ns=self._files.cpu_ns(),
             zend_real_before=heap.real_size if heap else None,
+            calls=None,
             anon_peak=before.anon,
             layout_known=self._memory.knows_globals,
         )
 
-    def _teardown(self) -> None:
+    def _at_teardown(self) -> None:
         request = self._request
         if request is not None:
             request.status = self._memory.status()
             request.fatal = request.script is not None and self._memory.ended_by_error()
             request.at_teardown(self._memory.heap(), self._files.anon())
 
-    def _end(self) -> None:
+    def _at_end(self) -> None:
         request, self._request = self._request, None
         if request is not None:
             request.end(_now(), self._files, self._memory.heap())
@@ -112,10 +113,10 @@ class BreakpointTracer:
             pid, now = self.pid, _now()
             self._emit(lambda: end_alone(pid, 1, now))
 
-    def _leave(self, exit_code: int, *, detached: bool) -> None:
+    def _cut_off_request(self, exit_code: int, *, detached: bool) -> None:
         request, self._request = self._request, None
         if request is not None:
-            request.leave(_now(), exit_code, detached=detached)
+            request.cut_off(_now(), exit_code, detached=detached)
             self._emit(request.record)
 
 

@@ -1,4 +1,4 @@
-"""Breakpoints in workers and, before them, the handler that makes them harmless; both are taken away again."""
+"""Set breakpoints in workers, and first the SIGTRAP handler that makes them harmless; remove both on detach."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tracer.backends.ptrace.sigtrap_handler import SigtrapHandler, drain_traps, 
 
 
 class Breakpoints:
-    """Sets and clears them. A family are the workers of one master, which have the same libraries at the same places.
+    """Breakpoints of all workers. A family is the workers of one master: the same libraries at the same addresses.
 
-    What arm() and let_go() raise: UnsupportedError or OSError where a worker cannot be had; Died if it ended.
+    arm() and disarm() raise UnsupportedError or OSError if a worker cannot be changed, Died if it ended.
     """
 
     def __init__(self) -> None:
@@ -21,12 +21,12 @@ class Breakpoints:
         self._handlers: dict[int, SigtrapHandler] = {}  # by worker
 
     def arm(self, worker: BreakpointTracer, family: int) -> tuple[bool, int]:
-        """Of a worker that stands where can_call(); False if it has a handler of its own, and is let be.
+        """Set the breakpoints of a worker stopped where can_call(); False, and no change, if it has its own handler.
 
-        Also a signal that came meanwhile, to be delivered when it is resumed, or 0.
+        Also return a signal that came meanwhile, to deliver when the worker is resumed, or 0.
         """
         pid = worker.pid
-        syscalls.set_breakpoints(pid, ())  # those of a tracer that was killed
+        syscalls.set_breakpoints(pid, ())  # left by a tracer that was killed
         handler = self._families.get(family)
         if handler is None or not handler.fits(pid):
             handler = SigtrapHandler(pid)
@@ -38,19 +38,19 @@ class Breakpoints:
             worker.armed = True
         return worker.has_handler, held
 
-    def let_go(self, worker: BreakpointTracer, *, at_syscall: bool, number: int, hurry: bool) -> int | None:
-        """Clears a stopped worker's breakpoints, then takes its handler away; the signal to detach it with.
+    def disarm(self, worker: BreakpointTracer, *, at_syscall: bool, number: int, force: bool) -> int | None:
+        """Clear a stopped worker's breakpoints, then remove its handler; return the signal to detach it with.
 
-        None where the handler can be taken away only a little further on: it was resumed, with the signal `number`.
-        A worker that sleeps, or that is in a `hurry`, keeps its handler, which does nothing; so does one that is
-        stopped by a signal.
+        None if the handler cannot be removed at this stop: then the worker was resumed, with the signal `number`,
+        and stops again. A worker that sleeps keeps its handler, which does nothing. So does any worker with `force`,
+        which the caller also sets for one stopped by a signal.
         """
         pid = worker.pid
         syscalls.set_breakpoints(pid, ())
-        if not worker.has_handler or hurry or is_asleep(syscalls.registers(pid)):
+        if not worker.has_handler or force or is_asleep(syscalls.registers(pid)):
             return number
         if number or not can_call(pid):
-            # In its next system call; should that block, it is interrupted.
+            # Removed in its next system call; if that blocks, the worker is interrupted.
             syscalls.resume_to_syscall(pid, number)
             if at_syscall:
                 syscalls.interrupt(pid)
@@ -60,22 +60,22 @@ class Breakpoints:
         return self._handlers.pop(pid).remove(pid) or other
 
     def forget_family(self, family: int) -> None:
-        """A master became another program: what it forks now has other libraries."""
+        """Drop the handler of a master that became another program: its new workers have other libraries."""
         self._families.pop(family, None)
 
     def forget(self, pid: int) -> None:
-        """Drop what is kept of a worker that ended or was let go."""
+        """Drop the data of a worker that ended or was detached."""
         self._handlers.pop(pid, None)
 
 
 def can_call(pid: int) -> bool:
-    """True if a stopped worker has made a system call, or waits in one that will be made again: there it can be
-    given another to make.
+    """True if a stopped worker has made a system call, or waits in one that will be restarted: there phptrace can
+    make it execute another.
     """
     made = syscalls.syscall_stop(pid)
     return not isinstance(made, syscalls.Entry) and may_call(syscalls.registers(pid))
 
 
 def is_signal(number: int, event: int) -> bool:
-    """True if a stop is that of a signal about to be delivered."""
+    """True if the worker stopped because a signal is about to be delivered."""
     return not event and number != signal.SIGTRAP | 0x80

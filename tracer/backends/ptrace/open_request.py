@@ -1,21 +1,67 @@
-"""A request watched from outside. Its record is packed into C's struct request (bpf/request_events.h), sent through the
-pipe, and decoded by the same decoder as BPF's.
+"""A request seen from outside. It is packed into C's struct request (bpf/request_events.h), sent through the pipe,
+and decoded by the same decoder as BPF's.
+
+A record names each field it fills. A field it does not fill must be absent by its flags, as ABSENT has them: otherwise
+a field that ptrace cannot measure would pass for a measured 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from tracer.backends.ptrace.php_memory import HeapFigures
 from tracer.backends.ptrace.proc_files import Memory, WorkerFiles
-from tracer.backends.records.request_structs import REQUEST, REQUEST_FIELDS, SCRIPT_MAX, URI_MAX, EventKind, Flag
+from tracer.backends.records.request_structs import (
+    REPLACED,
+    REQUEST,
+    REQUEST_FIELDS,
+    SCRIPT_MAX,
+    URI_MAX,
+    EventKind,
+    Flag,
+)
+from tracer.facts import Request
 
 _METHOD_BYTES = 15
+_KNOWN_WITHOUT_A_START = ("pid", "nth")
+# Flags of every request whose start was seen: what ptrace never measures.
+_ALWAYS = Flag.SCRIPT_END_NOT_SEEN | Flag.NATIVE_NOT_COUNTED | Flag.MAPPINGS_NOT_READ
+# Fields that a record with this flag may leave out: the decoder makes them None (_RULES in request_decoder.py).
+ABSENT: Mapping[Flag, tuple[str, ...]] = {
+    Flag.START_NOT_SEEN: tuple(
+        name for name, _ in REQUEST_FIELDS if name in Request._fields and name not in _KNOWN_WITHOUT_A_START
+    ),
+    Flag.SCRIPT_END_NOT_SEEN: ("zend_used_end", "memory_limit"),
+    Flag.TEARDOWN_NOT_SEEN: ("anon_end", "zend_peak", "zend_real_peak", "zend_real_end"),
+    Flag.END_NOT_SEEN: ("anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after"),
+    Flag.USAGE_NOT_READ: ("cpu_ns", "minor_faults", "major_faults"),
+    Flag.ZEND_HEAP_UNKNOWN: ("zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after"),
+    Flag.CALLS_NOT_SEEN: ("map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"),
+    Flag.METHOD_UNKNOWN: ("method",),
+    Flag.NATIVE_NOT_COUNTED: (
+        "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
+    ),
+    Flag.MAPPINGS_NOT_READ: ("native_mapped_bytes",),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(slots=True)
+class CallCounts:
+    """Memory calls of a request, in bytes and in calls; mremap() counts as one of map and one of unmap."""
+
+    map_bytes: int = 0
+    map_calls: int = 0
+    unmap_bytes: int = 0
+    unmap_calls: int = 0
+    brk_bytes: int = 0  # signed
+    brk_calls: int = 0
 
 
 @dataclasses.dataclass(slots=True)
 class OpenRequest:
-    """Facts of the request known so far. Times are CLOCK_MONOTONIC nanoseconds."""
+    """Facts of the request known so far; None is not known. Times are CLOCK_MONOTONIC nanoseconds."""
 
     pid: int
     nth: int
@@ -29,96 +75,146 @@ class OpenRequest:
     faults_before: tuple[int, int]
     cpu_before_ns: int
     zend_real_before: int | None
+    calls: CallCounts | None  # None if the tracer does not see them
     anon_peak: int = 0
     anon_end: int | None = None
     heap_end: HeapFigures | None = None
-    peaks: tuple[int, int] = (0, 0)  # zend_peak, zend_real_peak
+    zend_peak: int | None = None
+    zend_real_peak: int | None = None
     status: int | None = None
     fatal: bool = False
-    script_found: bool = False  # PHP has found the file it is to run
+    script_found: bool = False  # PHP has found the file it will run
     layout_known: bool = True
-    map_bytes: int = 0
-    map_calls: int = 0
-    unmap_bytes: int = 0
-    unmap_calls: int = 0
-    brk_bytes: int = 0
-    brk_calls: int = 0
     ended_ns: int = 0
     after: Memory | None = None
-    faults: tuple[int, int] = (0, 0)
-    cpu_ns: int = 0
-    zend_real_after: int = 0
+    faults: tuple[int, int] | None = None  # minor, major
+    cpu_ns: int | None = None
+    zend_real_after: int | None = None
     exit_code: int = 0
     detached: bool = False
 
     def sample(self, anon: int) -> None:
-        """Raise the peak of anonymous memory, in bytes, if this is more."""
+        """Raise the peak of anonymous memory to `anon` bytes, if that is more."""
         self.anon_peak = max(self.anon_peak, anon)
 
     def at_teardown(self, heap: HeapFigures | None, anon: int) -> None:
-        """The script is over, and Zend has not given back its memory. May be called again while that holds."""
+        """Note memory after the script's end, before Zend frees its heap. May be called again until then."""
         self.sample(anon)
         self.anon_end = max(self.anon_end or 0, anon)
         if heap is not None:
             self.heap_end = heap
-            self.peaks = max(self.peaks[0], heap.peak), max(self.peaks[1], heap.real_peak)
+            self.zend_peak = heap.peak if self.zend_peak is None else max(self.zend_peak, heap.peak)
+            self.zend_real_peak = (
+                heap.real_peak if self.zend_real_peak is None else max(self.zend_real_peak, heap.real_peak)
+            )
 
     def end(self, ended_ns: int, files: WorkerFiles, heap: HeapFigures | None) -> None:
-        """The request is over; what is read of the worker is read here."""
+        """Note the end of the request; all reads of the stopped worker happen here."""
         self.ended_ns = ended_ns
         self.after = files.memory()
         self.sample(self.after.anon)
         minor, major = files.faults()
         self.faults = minor - self.faults_before[0], major - self.faults_before[1]
         self.cpu_ns = files.cpu_ns() - self.cpu_before_ns
-        self.zend_real_after = heap.real_size if heap else 0
+        self.zend_real_after = heap.real_size if heap is not None else None
 
-    def leave(self, ended_ns: int, exit_code: int, *, detached: bool = False) -> None:
-        """The worker left in mid-request, or tracing did: nothing can be said of its end."""
+    def cut_off(self, ended_ns: int, exit_code: int, *, detached: bool = False) -> None:
+        """Note that the worker ended, or tracing did, before the request: its end has no measurements.
+
+        `exit_code` is a wait status, REPLACED, or 0 if `detached`.
+        """
         self.ended_ns = ended_ns
-        self.exit_code = exit_code
+        self.exit_code = 0 if exit_code == REPLACED else exit_code  # as BPF: the bits of REPLACED name no signal
         self.detached = detached
 
     def record(self) -> bytes:
-        """The `struct request`, once it has ended; nothing is read, so the worker may be running again."""
-        flags = Flag.SCRIPT_END_NOT_SEEN | Flag.NATIVE_NOT_COUNTED | Flag.MAPPINGS_NOT_READ
-        flags |= Flag.DETACHED if self.detached else Flag(0)
-        flags |= Flag.ZEND_HEAP_UNKNOWN if self.zend_real_before is None else Flag(0)
-        flags |= Flag.TEARDOWN_NOT_SEEN if self.anon_end is None else Flag(0)
-        flags |= Flag(0) if self.layout_known else Flag.PHP_LAYOUT_UNKNOWN
-        flags |= Flag.FATAL if self.fatal else Flag(0)
-        flags |= Flag.URI_UNKNOWN if self.uri is None else Flag(0)
-        flags |= Flag.NO_SCRIPT if self.script is None else Flag(0)
-        flags |= Flag.METHOD_UNKNOWN if self.method is None else Flag(0)
-        values = dict.fromkeys((name for name, _ in REQUEST_FIELDS), 0)
-        if self.after is None:
-            flags |= Flag.END_NOT_SEEN
-        else:
-            values.update(
-                anon_after=self.after.anon, file_after=self.after.file, shmem_after=self.after.shmem,
-                vm_after=self.after.vm, cpu_ns=self.cpu_ns, minor_faults=self.faults[0], major_faults=self.faults[1],
-            )  # fmt: skip
+        """Return the `struct request` of an ended request; reads nothing of the worker, which may be running again."""
         script, uri = (self.script or b"")[:SCRIPT_MAX], (self.uri or b"")[:URI_MAX]
-        end = self.heap_end
-        values.update(
-            kind=EventKind.REQUEST, pid=self.pid, nth=self.nth, flags=flags,
-            started_ns=self.started_ns, ended_ns=self.ended_ns,
-            anon_before=self.before.anon, file_before=self.before.file, shmem_before=self.before.shmem,
-            vm_before=self.before.vm, anon_end=self.anon_end or 0, anon_peak=self.anon_peak,
-            zend_peak=self.peaks[0], zend_real_peak=self.peaks[1], zend_real_before=self.zend_real_before or 0,
-            zend_real_end=end.real_size if end else 0, zend_real_after=self.zend_real_after,
-            map_bytes=self.map_bytes, map_calls=self.map_calls, unmap_bytes=self.unmap_bytes,
-            unmap_calls=self.unmap_calls, brk_bytes=self.brk_bytes, brk_calls=self.brk_calls,
-            status=self.status or 0, exit_code=self.exit_code,
-            script_bytes=self.script_bytes, uri_bytes=self.uri_bytes,
-            script_stored=len(script), uri_stored=len(uri),
-        )  # fmt: skip
-        method = (self.method or b"")[:_METHOD_BYTES]
-        return REQUEST.pack(*{**values, "method": method}.values()) + script + uri
+        known: dict[str, Any] = {
+            "started_ns": self.started_ns,
+            "ended_ns": self.ended_ns,
+            "cpu_ns": self.cpu_ns,
+            "anon_before": self.before.anon,
+            "file_before": self.before.file,
+            "shmem_before": self.before.shmem,
+            "vm_before": self.before.vm,
+            "anon_end": self.anon_end,
+            "anon_peak": self.anon_peak,
+            "zend_peak": self.zend_peak,
+            "zend_real_before": self.zend_real_before,
+            "zend_real_peak": self.zend_real_peak,
+            "zend_real_after": self.zend_real_after,
+            "status": self.status or 0,  # 0 in the struct, too, is a status that was never set
+            "exit_code": self.exit_code,
+            "script_bytes": self.script_bytes,
+            "uri_bytes": self.uri_bytes,
+            "script_stored": len(script),
+            "uri_stored": len(uri),
+        }
+        if self.heap_end is not None:
+            known["zend_real_end"] = self.heap_end.real_size
+        if self.after is not None:
+            known.update(
+                anon_after=self.after.anon,
+                file_after=self.after.file,
+                shmem_after=self.after.shmem,
+                vm_after=self.after.vm,
+            )
+        if self.faults is not None:
+            known["minor_faults"], known["major_faults"] = self.faults
+        if self.calls is not None:
+            known.update(dataclasses.asdict(self.calls))
+        if self.method is not None:
+            known["method"] = self.method[:_METHOD_BYTES]
+        return _packed(self.pid, self.nth, self._flags(), known) + script + uri
+
+    def _flags(self) -> Flag:
+        flags = _ALWAYS
+        for flag, holds in (
+            (Flag.DETACHED, self.detached),
+            (Flag.FATAL, self.fatal),
+            (Flag.END_NOT_SEEN, self.after is None),
+            (Flag.USAGE_NOT_READ, self.faults is None or self.cpu_ns is None),
+            (Flag.TEARDOWN_NOT_SEEN, self.anon_end is None),
+            (Flag.ZEND_HEAP_UNKNOWN, self._lacks_heap()),
+            (Flag.CALLS_NOT_SEEN, self.calls is None),
+            (Flag.PHP_LAYOUT_UNKNOWN, not self.layout_known),
+            (Flag.URI_UNKNOWN, self.uri is None),
+            (Flag.NO_SCRIPT, self.script is None),
+            (Flag.METHOD_UNKNOWN, self.method is None),
+        ):
+            if holds:
+                flags |= flag
+        return flags
+
+    def _lacks_heap(self) -> bool:
+        """True if Zend's heap could not be read at one of the moments of the request that were seen."""
+        return (
+            self.zend_real_before is None
+            or (self.anon_end is not None and self.heap_end is None)
+            or (self.after is not None and self.zend_real_after is None)
+        )
 
 
 def end_alone(pid: int, nth: int, ended_ns: int) -> bytes:
-    """The record of a request that was running when tracing began: only its end was seen."""
-    values = dict.fromkeys((name for name, _ in REQUEST_FIELDS), 0)
-    values.update(kind=EventKind.REQUEST, pid=pid, nth=nth, flags=Flag.START_NOT_SEEN, ended_ns=ended_ns)
-    return REQUEST.pack(*{**values, "method": b""}.values())
+    """Return the record of a request that was running when tracing began: only its end was seen."""
+    no_strings = dict.fromkeys(("script_bytes", "uri_bytes", "script_stored", "uri_stored"), 0)
+    return _packed(pid, nth, Flag.START_NOT_SEEN, {"ended_ns": ended_ns, "exit_code": 0, **no_strings})
+
+
+def _packed(pid: int, nth: int, flags: Flag, known: Mapping[str, Any]) -> bytes:
+    """Return the `struct request` of the fields that are known; None counts as not known.
+
+    Raises ValueError if a field is neither known nor absent by the flags, or if the struct has no such field.
+    """
+    absent = {name for flag, names in ABSENT.items() if flags & flag for name in names}
+    left = {"kind": EventKind.REQUEST, "pid": pid, "nth": nth, "flags": flags, "pad": 0, **known}
+    values = []
+    for name, form in REQUEST_FIELDS:
+        value = left.pop(name, None)
+        if value is None and name not in absent:
+            raise ValueError(f"field {name} of struct request is neither filled nor declared absent")
+        values.append(value if value is not None else b"" if form.endswith("s") else 0)
+    if left:
+        raise ValueError(f"struct request has no field {next(iter(left))}")
+    return REQUEST.pack(*values)

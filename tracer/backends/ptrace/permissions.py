@@ -1,4 +1,4 @@
-"""Why a process may not be traced by ptrace, and what grants it: __ptrace_may_access(), kernel/ptrace.c, Linux 6.18."""
+"""Reasons why ptrace may not trace a process: __ptrace_may_access(), kernel/ptrace.c, Linux 6.18."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
 def refusal(pid: int) -> PhptraceError | None:
-    """Why that process cannot be traced; None if it can, as far as can be told, or if it is gone."""
+    """Return why that process cannot be traced; None if it is gone, or if nothing visible forbids it."""
     try:
         status = _status(pid)
     except OSError:
@@ -23,20 +23,20 @@ def refusal(pid: int) -> PhptraceError | None:
     tracer = int(status.get("TracerPid", "0"))
     if tracer:
         return UnsupportedError(
-            f"process {pid} is already traced, by process {tracer}{_named(tracer)}: there can be one tracer only."
-            " Stop that one first."
+            f"cannot trace process {pid}: it is already traced, by process {tracer}{_comm(tracer)}, and can have only"
+            " one tracer. Stop that one first."
         )
-    missing = _missing(pid, status)
-    return None if missing is None else NotPermittedError(f"may not trace process {pid}: {missing}. {GRANTS}")
+    missing = _missing_right(pid, status)
+    return None if missing is None else NotPermittedError(f"cannot trace process {pid}: {missing}. {GRANTS}")
 
 
 def obstacle() -> str | None:
-    """Why this process may not trace even a child of its own (a seccomp filter, a policy); None if it may."""
+    """Return why this process may not trace even its own child (a seccomp filter, a policy); None if it may."""
     parent = os.getpid()
     try:
         child = os.fork()
     except OSError as exc:
-        return f"cannot start a process to try ptrace on: {exc.strerror}. Raise the limit on processes"
+        return f"cannot start a process to test ptrace on: {exc.strerror}. Raise the limit on processes"
     if child == 0:
         try:
             syscalls.die_with_parent(signal.SIGKILL)
@@ -47,7 +47,9 @@ def obstacle() -> str | None:
     try:
         syscalls.seize(child, syscalls.O_SYSGOOD)
     except OSError as exc:
-        return f"ptrace is refused even for a child of its own ({exc.strerror}): a seccomp filter, or a security module"
+        return (
+            f"cannot trace even a child process: a seccomp filter or a security module forbids ptrace ({exc.strerror})"
+        )
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, syscalls.WALL)
@@ -67,14 +69,14 @@ def yama_scope() -> int | None:
         return None
 
 
-def _missing(pid: int, status: dict[str, str]) -> str | None:
+def _missing_right(pid: int, status: dict[str, str]) -> str | None:
     scope = yama_scope()
     if scope == 3:
-        return "kernel.yama.ptrace_scope is 3, which forbids it to everybody until the next boot"
+        return "kernel.yama.ptrace_scope is 3, which forbids ptrace to every process until the next boot"
     if has_capability():
         return None
     if scope == 2:
-        return "kernel.yama.ptrace_scope is 2, which asks for CAP_SYS_PTRACE"
+        return "kernel.yama.ptrace_scope is 2, which requires CAP_SYS_PTRACE"
     if set(status["Uid"].split()) != {str(os.geteuid())} or set(status["Gid"].split()) != {str(os.getegid())}:
         return "it belongs to another user, and this process lacks CAP_SYS_PTRACE"
     # Everything in /proc/PID of a process that is not dumpable belongs to root: fs/proc/base.c
@@ -85,7 +87,7 @@ def _missing(pid: int, status: dict[str, str]) -> str | None:
     if owner != os.geteuid():
         return "it is not dumpable (process.dumpable = no), and this process lacks CAP_SYS_PTRACE"
     if scope == 1:
-        return "kernel.yama.ptrace_scope is 1, which allows it to ancestors only, and this process lacks CAP_SYS_PTRACE"
+        return "kernel.yama.ptrace_scope is 1, which only lets ancestors trace, and this process lacks CAP_SYS_PTRACE"
     return None
 
 
@@ -94,7 +96,7 @@ def _status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _named(pid: int) -> str:
+def _comm(pid: int) -> str:
     try:
         return f" ({ascii(Path(f'/proc/{pid}/comm').read_text(errors='replace').strip())[1:-1]})"
     except OSError:

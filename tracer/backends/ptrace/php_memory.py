@@ -1,4 +1,4 @@
-"""PHP's state, read in a stopped worker's memory. Anything may stand there: every read is bounded."""
+"""PHP's state, read from a stopped worker's memory. The content is untrusted: every read is bounded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tracer.targets.php import Php
 _PAGE = mmap.PAGESIZE
 _BUCKET = struct.Struct("<IIQI4xQQ")  # hash, length of the name, name, length of the value, value, next
 _STACK_PAGE = 256 << 10  # ZEND_VM_STACK_PAGE_SIZE, Zend/zend_execute.c
-_CHAIN = 16  # buckets looked at: a client may make its headers collide
+_MAX_CHAIN = 16  # buckets read: a client may make its headers collide
 # E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h
 _FATAL_ERRORS = 1 | 4 | 16 | 64 | 256 | 4096
 
 
 class HeapFigures(NamedTuple):
-    """Of zend_mm_heap, in bytes; signed, since anything may stand there."""
+    """Fields of zend_mm_heap, in bytes; signed, since the memory may hold any value."""
 
     size: int
     peak: int
@@ -28,7 +28,7 @@ class HeapFigures(NamedTuple):
 
 
 class PhpMemory:
-    """PHP's globals in one process; what is not known of its binary, or cannot be read, is None."""
+    """PHP's globals in one process; a value is None if its offset is unknown or it cannot be read."""
 
     def __init__(self, pid: int, php: Php, bias: int) -> None:
         """`bias`: running address minus link address of the binary."""
@@ -38,7 +38,7 @@ class PhpMemory:
         self._heap_at = 0
 
     def heap(self) -> HeapFigures | None:
-        """Zend's heap figures; None if its place is not known, or it cannot be read (yet)."""
+        """Return Zend's heap figures; None if its address is unknown, or it cannot be read (yet)."""
         offsets = self._php.heap
         if offsets is None:
             return None
@@ -55,11 +55,11 @@ class PhpMemory:
             return None
 
     def in_request(self) -> bool | None:
-        """True if a request runs, or has not been cleared away; None if Zend's heap cannot be read.
+        """True if a request runs, or has not been shut down; None if Zend's heap cannot be read.
 
         zend_vm_stack_init() allocates the first page of the stack when a request begins (Zend/zend_execute.c);
         zend_mm_shutdown(), the last of php_request_shutdown(), sets the peak to 0 (Zend/zend_alloc.c, PHP 7.4 to 8.5).
-        A worker that has not served yet may have a peak of some bytes from PHP's own start.
+        A worker that has served no request yet may have a peak of some bytes from PHP's startup.
         """
         heap = self.heap()
         return None if heap is None else heap.peak >= _STACK_PAGE
@@ -74,13 +74,13 @@ class PhpMemory:
 
     @property
     def knows_globals(self) -> bool:
-        """True if PHP's globals are where its version has them; otherwise what is asked of them is None."""
+        """True if the offsets of PHP's globals are known; otherwise every value read from them is None."""
         return self._php.layout is not None and self._php.sapi_globals is not None
 
     def script(self, limit: int) -> bytes | None:
-        """The file that PHP has found to run, SG(request_info).path_translated; None if it has found none (yet).
+        """Return the path of the script PHP found, SG(request_info).path_translated; None if it found none (yet).
 
-        Cut at `limit`, or earlier where that cannot be read.
+        Cut at `limit` bytes, or earlier at memory that cannot be read.
         """
         layout, globals_at = self._php.layout, self._php.sapi_globals
         if layout is None or globals_at is None:
@@ -88,7 +88,7 @@ class PhpMemory:
         pointer = self._u64(self._bias + globals_at + layout.sg_path_translated)
         if not pointer:
             return None
-        # Not across a page that may not be there.
+        # Do not read across a page boundary at once: the next page may be unmapped.
         room = _PAGE - pointer % _PAGE
         try:
             text = read_memory(self._pid, pointer, min(limit, room))
@@ -99,7 +99,7 @@ class PhpMemory:
         return text.split(b"\0", 1)[0] or None
 
     def parameter(self, name: bytes, limit: int) -> tuple[bytes, int] | None:
-        """A FastCGI parameter as PHP keeps it, cut at `limit`, and its length; None if there is none.
+        """Return a FastCGI parameter as PHP stores it, cut at `limit`, and its length; None if it is absent.
 
         SG(server_context) is the first member of sapi_globals, and the fcgi_request under php-fpm and php-cgi;
         fcgi_hash: main/fastcgi.c, PHP 7.4 to 8.2.
@@ -109,7 +109,7 @@ class PhpMemory:
         request = self._u64(self._bias + self._php.sapi_globals)
         wanted = ((name[3] << 2) + (name[-2] << 4) + (name[-1] << 2) + len(name)) & 0xFFFF_FFFF
         at = self._u64(request + FCGI_ENV + 8 * (wanted & 127)) if request else None
-        for _ in range(_CHAIN):
+        for _ in range(_MAX_CHAIN):
             if not at:
                 break
             try:
@@ -124,16 +124,17 @@ class PhpMemory:
         return None
 
     def status(self) -> int | None:
-        """The HTTP status that was, or will be, sent; None if none was set."""
+        """Return the HTTP status that was, or will be, sent; None if none was set."""
         layout, globals_at = self._php.layout, self._php.sapi_globals
         if layout is None or globals_at is None:
             return None
         return self._s32(self._bias + globals_at + layout.sg_response_code) or None
 
     def ended_by_error(self) -> bool:
-        """php_error_cb() sets EG(exit_status) to 255 (main/main.c, PHP 8.2) and keeps the error's type.
+        """True if a fatal error ended the script; False also if that cannot be read.
 
-        A request that runs no script leaves both as they were; exit(255) leaves the type.
+        php_error_cb() sets EG(exit_status) to 255 and stores the error's type (main/main.c, PHP 8.2). A request that
+        runs no script leaves both unchanged; exit(255) leaves the type unchanged.
         """
         layout, executor, core = self._php.layout, self._php.executor_globals, self._php.core_globals
         if layout is None or executor is None or core is None:

@@ -1,9 +1,9 @@
-"""PHP's call stack, read in a stopped worker's memory, a page at a time.
+"""PHP's call stack, read from a stopped worker's memory, a page at a time.
 
-The same walk as in C, which has to change with it: hash_of() and its helpers in bpf/php_stack.h find the frames,
-send_stack() and fill_frame() in bpf/growth.bpf.c their functions and lines.
+The C code does the same walk; change both together. hash_of() and its helpers in bpf/php_stack.h find the frames,
+send_stack() and fill_frame() in bpf/growth.bpf.c find their functions and lines.
 
-33 frames take 43 to 66 µs; with a read for each structure it was 490 to 860.
+33 frames take 43 to 66 µs; one read per structure took 490 to 860 µs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tracer.targets.layouts import StackLayout
 _PAGE = mmap.PAGESIZE
 _CALL = struct.Struct("<QQQQQIIQ")  # zend_execute_data: opline, call, return_value, func, This, u1, u2, previous
 _HEAD = struct.Struct("<B7xQQ")  # zend_function: type, function_name, scope
-_STRING_LEN, _STRING_VAL, _STRING_SANE = 16, 24, 1 << 20
+_STRING_LEN, _STRING_VAL, _STRING_MAX = 16, 24, 1 << 20
 _CLASS_NAME = 8
-_OP_LINENO, _OP_SIZE, _OPS_SANE = 24, 32, 1 << 22
+_OP_LINENO, _OP_SIZE, _OPS_MAX = 24, 32, 1 << 22
 _IS_OBJECT = 8
 
 
 class Key(NamedTuple):
-    """Identity of a function: tells it from the others of its request."""
+    """Identity of a function, unique within a request."""
 
     body: int
     name: int
@@ -36,7 +36,7 @@ class Key(NamedTuple):
 
 
 class Function(NamedTuple):
-    """As `struct function_event` has it."""
+    """Fields of `struct function_event`."""
 
     type: int
     flags: int
@@ -47,21 +47,21 @@ class Function(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """A stack: (function, line) of each frame, the innermost first; None is a dummy of the engine."""
+    """A stack: (function, line) of each frame, innermost first; None is a dummy frame of the engine."""
 
     frames: tuple[tuple[Key, int] | None, ...]
     flags: StackFlag
 
 
 class _CorruptError(Exception):
-    """Something that cannot be what it should."""
+    """The memory does not hold a valid structure; never leaves this module."""
 
 
 class Walker:
     """Walks the stacks of one process. `current` is the address of EG(current_execute_data)."""
 
     def __init__(self, pid: int, layout: StackLayout, current: int, max_depth: int) -> None:
-        """`current`: address of EG(current_execute_data); `max_depth`: frames, from the innermost."""
+        """`current`: address of EG(current_execute_data); `max_depth`: maximum of frames, from the innermost."""
         self._pid = pid
         self._layout = layout
         self._current = current
@@ -70,7 +70,7 @@ class Walker:
         self._types: dict[Key, int] = {}
 
     def walk(self) -> Walked:
-        """The stack as it is now, no frames if no PHP runs; after a frame that makes no sense there are none."""
+        """Return the current stack, without frames if no PHP runs; it ends before the first corrupt frame."""
         self._pages.clear()
         frames: list[tuple[Key, int] | None] = []
         flags = StackFlag(0)
@@ -86,7 +86,7 @@ class Walker:
         return Walked(tuple(frames), flags)
 
     def function(self, key: Key) -> Function | None:
-        """The names of a function that was met in the last walk; None if they make no sense."""
+        """Return the names of a function seen in the last walk; None if they are corrupt."""
         kind = self._types[key]
         flags = FunctionFlag(0)
         try:
@@ -109,7 +109,7 @@ class Walker:
         return Function(kind, flags, key.line_start, name, class_name, file)
 
     def forget(self) -> None:
-        """A new request: another function may be at an address that is known."""
+        """Drop all known functions: in a new request, another function may be at the same address."""
         self._types.clear()
 
     def _frame(self, at: int) -> tuple[tuple[Key, int] | None, int]:
@@ -141,7 +141,7 @@ class Walker:
     def _line(self, function: int, opline: int) -> int:
         first = self._u64(function + self._layout.opcodes)
         (count,) = struct.unpack("<I", self._read(function + self._layout.last, 4))
-        if not first or count > _OPS_SANE or not first <= opline < first + count * _OP_SIZE:
+        if not first or count > _OPS_MAX or not first <= opline < first + count * _OP_SIZE:
             return 0
         (line,) = struct.unpack("<I", self._read(opline + _OP_LINENO, 4))
         return int(line)
@@ -149,9 +149,9 @@ class Walker:
     def _string(
         self, at: int, limit: int, flags: FunctionFlag, if_cut: FunctionFlag, *, tail: bool = False
     ) -> tuple[bytes, FunctionFlag]:
-        """A zend_string up to its first NUL, of at most `limit` - 1 bytes: its beginning, or its end."""
+        """Read a zend_string up to its first NUL: its first, or with `tail` its last, `limit` - 1 bytes at most."""
         length = self._u64(at + _STRING_LEN)
-        if length > _STRING_SANE:
+        if length > _STRING_MAX:
             raise _CorruptError
         size = min(length, limit - 1)
         skipped = length - size if tail else 0

@@ -1,4 +1,4 @@
-"""Records through a pipe, from the process that traces to the one that records. The writer never waits."""
+"""Send records through a pipe, from the tracing process to its parent. Without a time-out, the writer never waits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from collections import deque
 _HEAD = struct.Struct("<IB")
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
-_MOST_WAITING = 16 << 20  # bytes; what comes then is lost, and counted
-_READ = 1 << 20
+_MAX_WAITING_BYTES = 16 << 20  # records beyond this are dropped and counted
+_READ_BYTES = 1 << 20
 
 
 class Channel(enum.IntEnum):
@@ -23,22 +23,22 @@ class Channel(enum.IntEnum):
 
     REQUESTS = 0  # a record of bpf/request_events.h, as BPF's ring has them
     STACKS = 1  # a record of bpf/growth_events.h
-    SAID = 2  # JSON: what became of attaching
+    ATTACHED = 2  # JSON: the result of attaching
     LOST = 3  # eight bytes: how many records were lost
-    GIVEN_UP = 4  # eight bytes: how often a connection made no sense
-    UNARMED = 5  # eight bytes: how many workers could not be watched, having a handler of their own for SIGTRAP
-    ABANDONED = 6  # text: why one worker is watched no longer
-    FAILED = 7  # text: why nobody is
+    MALFORMED = 4  # eight bytes: how often a connection was malformed
+    UNARMED = 5  # eight bytes: how many workers were skipped because they have their own SIGTRAP handler
+    ABANDONED = 6  # text: why one worker is no longer traced
+    FAILED = 7  # text: why no worker is traced any more
 
 
 class PipeWriter:
-    """The end that must not wait: a worker may be stopped meanwhile."""
+    """Writing end. It must not block: a worker may be stopped meanwhile."""
 
     def __init__(self, fd: int) -> None:
         """`fd` is made non-blocking; the caller closes it."""
         self._fd = fd
         os.set_blocking(fd, False)
-        # More than an unprivileged user may have: then it stays at 64 KiB.
+        # This may exceed an unprivileged user's limit: then the pipe stays at 64 KiB.
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
         self._waiting: deque[bytes] = deque()
@@ -51,8 +51,8 @@ class PipeWriter:
         return bool(self._waiting)
 
     def put(self, channel: Channel, record: bytes) -> None:
-        """Keeps the record until flush()."""
-        if self._bytes > _MOST_WAITING:
+        """Keep the record until flush(); drop and count it if too much is waiting."""
+        if self._bytes > _MAX_WAITING_BYTES:
             self._lost += 1
             return
         framed = _HEAD.pack(len(record), channel) + record
@@ -60,20 +60,23 @@ class PipeWriter:
         self._bytes += len(framed)
 
     def flush(self, timeout_s: float = 0.0) -> None:
-        """Writes what there is room for, waiting up to that long for some. BrokenPipeError if nobody reads."""
+        """Write as much as the pipe takes, waiting up to `timeout_s` for room.
+
+        Raises BrokenPipeError if the reader is gone.
+        """
         while self._waiting or self._lost:
-            if self._lost and self._bytes <= _MOST_WAITING // 2:
+            if self._lost and self._bytes <= _MAX_WAITING_BYTES // 2:
                 lost, self._lost = self._lost, 0
                 self.put(Channel.LOST, lost.to_bytes(8, "little"))
             try:
                 written = os.write(self._fd, self._waiting[0])
             except BlockingIOError:
-                if timeout_s and _ready(self._fd, select.POLLOUT, timeout_s):
+                if timeout_s and _wait_ready(self._fd, select.POLLOUT, timeout_s):
                     continue
                 return
             except OSError as exc:
                 if exc.errno == errno.EPIPE:
-                    raise BrokenPipeError("nobody reads") from exc
+                    raise BrokenPipeError("cannot write to the pipe: its reader has ended") from exc
                 raise
             self._bytes -= written
             if written == len(self._waiting[0]):
@@ -83,7 +86,7 @@ class PipeWriter:
 
 
 class PipeReader:
-    """The other end."""
+    """Reading end."""
 
     def __init__(self, fd: int) -> None:
         """`fd` is made non-blocking; the caller closes it."""
@@ -93,13 +96,13 @@ class PipeReader:
         self.ended = False  # the writer is gone
 
     def records(self, timeout_s: float) -> list[tuple[Channel, bytes]]:
-        """Records that are there, waiting up to that long for something."""
+        """Return the complete records received, waiting up to `timeout_s` for data."""
         if not self.ended and timeout_s > 0:
-            _ready(self._fd, select.POLLIN, timeout_s)
+            _wait_ready(self._fd, select.POLLIN, timeout_s)
         pieces = [self._rest]
         while not self.ended:
             try:
-                piece = os.read(self._fd, _READ)
+                piece = os.read(self._fd, _READ_BYTES)
             except BlockingIOError:
                 break
             self.ended = not piece
@@ -116,7 +119,7 @@ class PipeReader:
         return found
 
 
-def _ready(fd: int, what: int, timeout_s: float) -> bool:
+def _wait_ready(fd: int, what: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(fd, what)
     return bool(poll.poll(timeout_s * 1000))

@@ -1,7 +1,7 @@
-"""Figures from /proc of a stopped worker, through files that are kept open: a read is 2 to 7 us, opening 12 more.
+"""Figures from /proc of a stopped worker, through files kept open: a read takes 2 to 7 µs, opening 12 µs more.
 
-Exact from Linux 6.16 on, and where a worker has one thread; before, RSS is off by what the kernel has not
-yet added up: up to 64 pages before 6.2, then up to max(32, 2 * CPUs) pages a CPU.
+Exact from Linux 6.16 on, and where a worker has one thread. Before, RSS lacks the pages the kernel has not yet
+summed: up to 64 pages before 6.2, then up to max(32, 2 * CPUs) pages per CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Memory(NamedTuple):
 
 
 class WorkerFiles:
-    """The open files of one process; OSError if it is gone. close() closes them."""
+    """Open /proc files of one process; methods raise OSError if it is gone. close() closes them."""
 
     def __init__(self, pid: int) -> None:
         """Open the files of `pid`. Raises OSError if it is gone."""
@@ -38,7 +38,7 @@ class WorkerFiles:
             raise
 
     def memory(self) -> Memory:
-        """KeyError of a process that has given its memory up, and is about to end."""
+        """Return the memory in use. KeyError if the process has released its memory and is about to end."""
         lines = self._read("status").splitlines()
         fields = {name: value for name, _, value in (line.partition(b":") for line in lines)}
         anon, file, shmem, vm = (
@@ -56,7 +56,7 @@ class WorkerFiles:
         return int(self._read("statm").split()[0]) * _PAGE
 
     def faults(self) -> tuple[int, int]:
-        """Minor and major page faults so far."""
+        """Return minor and major page faults so far."""
         fields = self._stat()
         return int(fields[7]), int(fields[9])
 
@@ -70,7 +70,7 @@ class WorkerFiles:
             os.close(self._files.popitem()[1])
 
     def _stat(self) -> list[bytes]:
-        """proc(5)'s fields from the third on: comm may hold spaces and brackets."""
+        """Return proc(5)'s fields from the third on: the second, comm, may hold spaces and brackets."""
         stat = self._read("stat")
         return stat[stat.rindex(b")") + 2 :].split()
 

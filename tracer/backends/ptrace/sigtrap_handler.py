@@ -1,12 +1,12 @@
-"""A handler for SIGTRAP in a worker that does nothing, put there and taken away from outside.
+"""Install and remove a SIGTRAP handler in a worker, which does nothing.
 
-A breakpoint that is hit when the tracer has just been killed is a SIGTRAP, of which a worker without a
-handler dies: 121 of 300 did. With this handler none of 500 did.
+If a worker hits a breakpoint just after its tracer was killed, the kernel sends it SIGTRAP. Without a handler the
+worker dies of it: 121 of 300 did. With this handler none of 500 did.
 
-The worker makes the system call itself, and comes back by itself: it is given a signal frame of the state
-it was in, and rt_sigreturn() behind the call, so that a tracer killed at any moment leaves it whole. (With
-registers that the tracer had to put back, 2 of 200 workers died.) Not for workers with a shadow stack, nor
-for one that sleeps: rt_sigreturn() would end its sleep.
+The worker makes the system call itself, and returns by itself: it gets a signal frame of its state, and calls
+rt_sigreturn() after the call, so that a tracer killed at any moment leaves it intact. (When the tracer had to restore
+the registers, 2 of 200 workers died.) This does not work for workers with a shadow stack, nor for one that sleeps:
+rt_sigreturn() would end its sleep.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from tracer.targets import arch, processes
 
 _SA_RESTORER, _SA_RESTART = 0x0400_0000, 0x1000_0000
 _ACTION = struct.Struct("<QQQQ")  # struct kernel_sigaction: handler, flags, restorer, mask
-_BELOW = 2048  # bytes below the stack pointer: far beyond the red zone
+_FRAME_DISTANCE = 2048  # bytes below the stack pointer: far beyond the red zone
 _FLOATS_AT, _ACTION_AT, _OLD_AT = 512, 1024, 1056  # from the frame; the first at a multiple of 64
-_TEXT_MOST = 8 << 20
-_HOLDS = (signal.SIGTRAP, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_TEXT_MAX_BYTES = 8 << 20
+_HELD_SIGNALS = (signal.SIGTRAP, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
-# struct rt_sigframe, from pretcode on: arch/x86/include/asm/sigframe.h and uapi/asm/sigcontext.h. uc_stack
-# has flags that make no sense, so that the alternate stack stays as it is (restore_altstack() ignores EINVAL).
+# struct rt_sigframe, from pretcode on: arch/x86/include/asm/sigframe.h and uapi/asm/sigcontext.h. The flags of
+# uc_stack are invalid, so that the alternate stack stays unchanged (restore_altstack() ignores EINVAL).
 _FRAME = struct.Struct("<QQQQiiQ18Q4H5Q64xQ")
 _STRICT_SS = 0x2 | 0x4  # UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
 _NO_STACK = 0x7777
-_SOFTWARE = slice(464, 512)  # of an FXSAVE image: no magic here says that no more than it is to be restored
-_GENERAL = ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx",
-            "rsp", "rip", "eflags")  # fmt: skip
+# Of an FXSAVE image. Without the magic number here, the kernel restores no more than that image.
+_SOFTWARE_BYTES = slice(464, 512)
+_GENERAL_REGISTERS = (
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx",
+    "rsp", "rip", "eflags",
+)  # fmt: skip
 
 
-class Died(Exception):  # noqa: N818 - no error: what waitpid() said of a worker that ended in our hands
+class Died(Exception):  # noqa: N818 - not an error: a worker ended while phptrace worked on it
     """The worker ended; `status` is that of waitpid()."""
 
     def __init__(self, status: int) -> None:
@@ -48,8 +51,8 @@ class Died(Exception):  # noqa: N818 - no error: what waitpid() said of a worker
 
 
 def may_call(regs: syscalls.Registers) -> bool:
-    """True if a worker with these registers stands in a system call that was made, or interrupted, and can be made
-    again: then nothing is in its vector registers, of which a signal frame has only a part.
+    """True if a worker with these registers is at the end of a system call, or in an interrupted one that can be
+    restarted. Then its vector registers, of which a signal frame holds only a part, are unused.
     """
     return bool(regs.orig_rax != arch.NO_SYSCALL) and not is_asleep(regs)
 
@@ -60,56 +63,62 @@ def is_asleep(regs: syscalls.Registers) -> bool:
 
 
 class SigtrapHandler:
-    """For the workers of one master, which have the same C library at the same place."""
+    """Handler for the workers of one master, which have the same C library at the same addresses."""
 
     def __init__(self, pid: int) -> None:
-        """Finds what is needed in the C library of that process; UnsupportedError if it is not there."""
+        """Find the needed code in the C library of that process; UnsupportedError if it is not there."""
         start, text = _libc_text(pid)
         places = {code: text.find(code) for code in (arch.SYSCALL_RET, arch.RET, arch.RESTORER)}
         if min(places.values()) < 0:
-            raise UnsupportedError(f"process {pid}: its C library has not the code that a handler is made of")
+            raise _unsupported(pid, "its C library lacks the code of a SIGTRAP handler")
         self._places = {code: start + place for code, place in places.items()}
 
     def fits(self, pid: int) -> bool:
-        """True if that process has the code at these places, too: one that is no fork of the first need not."""
+        """True if that process has the same code at these addresses; it may not be a fork of the first."""
         try:
             return all(syscalls.read_memory(pid, at, len(code)) == code for code, at in self._places.items())
         except OSError:
             return False
 
     def install(self, pid: int) -> tuple[bool, int]:
-        """Puts the handler into a worker that stands where may_call(); False if it has one of its own, which stays.
+        """Install the handler in a worker stopped where may_call(); False, and no change, if it has its own handler.
 
-        Also the signal that came meanwhile, to be delivered when it is resumed, or 0. UnsupportedError or OSError
-        if it cannot be done; Died if the worker ended meanwhile.
+        Also return the signal that came meanwhile, to deliver when the worker is resumed, or 0. Raises UnsupportedError
+        or OSError if the handler cannot be installed, Died if the worker ended meanwhile.
         """
         if _status(pid).get("x86_Thread_features", "").find("shstk") >= 0:
-            raise UnsupportedError(f"process {pid} has a shadow stack")
-        before, held = self._action(pid, None)
-        if before == self._ours():
-            return True, held  # of a tracer that was killed
+            raise _unsupported(pid, "it has a shadow stack")
+        before, held = self._sigaction(pid, None)
+        if before == self._own_action():
+            return True, held  # left by a tracer that was killed
         if before[0] != 0:
             return False, held
-        _, again = self._action(pid, self._ours())
-        return True, _one(pid, held, again)
+        _, again = self._sigaction(pid, self._own_action())
+        return True, _keep_first(pid, held, again)
 
     def remove(self, pid: int) -> int:
-        """Gives SIGTRAP back what it does by default, if the handler is ours. Returns, and raises, as install()."""
-        before, held = self._action(pid, None)
-        if before != self._ours():
-            return held
-        _, again = self._action(pid, (0, 0, 0, 0))
-        return _one(pid, held, again)
+        """Restore SIGTRAP's default action if the handler is phptrace's; return the signal that came meanwhile, or 0.
 
-    def _ours(self) -> tuple[int, int, int, int]:
+        Raises as install().
+        """
+        before, held = self._sigaction(pid, None)
+        if before != self._own_action():
+            return held
+        _, again = self._sigaction(pid, (0, 0, 0, 0))
+        return _keep_first(pid, held, again)
+
+    def _own_action(self) -> tuple[int, int, int, int]:
         return self._places[arch.RET], _SA_RESTORER | _SA_RESTART, self._places[arch.RESTORER], 0
 
-    def _action(self, pid: int, wanted: tuple[int, int, int, int] | None) -> tuple[tuple[int, int, int, int], int]:
-        """Has the worker call rt_sigaction(SIGTRAP); what was in force before, and the signal held meanwhile."""
+    def _sigaction(self, pid: int, wanted: tuple[int, int, int, int] | None) -> tuple[tuple[int, int, int, int], int]:
+        """Make the worker call rt_sigaction(SIGTRAP); return the action before, and the signal held meanwhile, or 0.
+
+        `wanted`: None to change nothing.
+        """
         before = syscalls.registers(pid)
-        frame = (before.rsp - _BELOW) & ~63
+        frame = (before.rsp - _FRAME_DISTANCE) & ~63
         floats = bytearray(syscalls.float_registers(pid))
-        floats[_SOFTWARE] = bytes(_SOFTWARE.stop - _SOFTWARE.start)
+        floats[_SOFTWARE_BYTES] = bytes(_SOFTWARE_BYTES.stop - _SOFTWARE_BYTES.start)
         content = self._frame(before, frame + _FLOATS_AT, _blocked(pid)).ljust(_FLOATS_AT, b"\0") + floats
         syscalls.write_memory(pid, frame, content + _ACTION.pack(*(wanted or (0, 0, 0, 0))) + bytes(_ACTION.size))
         regs = syscalls.Registers.from_buffer_copy(before)
@@ -118,15 +127,15 @@ class SigtrapHandler:
         regs.rdi, regs.rsi, regs.rdx = signal.SIGTRAP, frame + _ACTION_AT if wanted else 0, frame + _OLD_AT
         regs.r10 = 8
         syscalls.set_registers(pid, regs)
-        result, held = _through_calls(pid, before)
+        result, held = _run_injected_call(pid, before)
         handler, flags, restorer, mask = _ACTION.unpack(syscalls.read_memory(pid, frame + _OLD_AT, _ACTION.size))
         if result != 0:
-            raise UnsupportedError(f"process {pid} may not set a handler")
+            raise _unsupported(pid, "the kernel refuses it a SIGTRAP handler")
         return (handler, flags, restorer, mask), held
 
     def _frame(self, regs: syscalls.Registers, floats: int, blocked: int) -> bytes:
-        """The signal frame of what the worker comes back to: where it is, or before a system call to make again."""
-        values = {name: getattr(regs, name) for name in _GENERAL}
+        """Return the signal frame to which the worker returns: where it is, or before a system call to restart."""
+        values = {name: getattr(regs, name) for name in _GENERAL_REGISTERS}
         if arch.syscall_result(regs.rax) in arch.RESTARTS:
             values["rax"] = regs.orig_rax
             values["rip"] = regs.rip - len(arch.SYSCALL)
@@ -136,10 +145,10 @@ class SigtrapHandler:
         )  # fmt: skip
 
 
-def _through_calls(pid: int, before: syscalls.Registers) -> tuple[int, int]:
-    """Lets it make the call and come back; the call's result, and a signal that came, to be delivered later, or 0.
+def _run_injected_call(pid: int, before: syscalls.Registers) -> tuple[int, int]:
+    """Run the worker through the call; return the call's result, and a signal to deliver later, or 0.
 
-    Should the code fault, the worker is put back to where it was: UnsupportedError.
+    If the code faults, restores the worker's registers and raises UnsupportedError.
     """
     held = deliver = result = 0
     number = None
@@ -162,15 +171,15 @@ def _through_calls(pid: int, before: syscalls.Registers) -> tuple[int, int]:
             continue
         elif stopped in arch.FAULTS:
             syscalls.set_registers(pid, before)
-            raise UnsupportedError(f"process {pid} cannot be made to set a handler ({signal.Signals(stopped).name})")
-        elif stopped in _HOLDS:
-            held = _one(pid, held, stopped)
+            raise _unsupported(pid, f"it got {signal.Signals(stopped).name} while it installed the SIGTRAP handler")
+        elif stopped in _HELD_SIGNALS:
+            held = _keep_first(pid, held, stopped)
         else:
-            deliver = stopped  # where it is, it may run a handler, or end
+            deliver = stopped  # now: the worker may run a handler here, or end
 
 
-def _one(pid: int, held: int, more: int) -> int:
-    """One signal can be delivered when a worker is resumed: the first; another is sent, where that is permitted."""
+def _keep_first(pid: int, held: int, more: int) -> int:
+    """Return the signal to deliver on resume: the first, since one can be. Send the other, if that is permitted."""
     if held and more:
         with contextlib.suppress(OSError):
             os.kill(pid, more)
@@ -178,7 +187,7 @@ def _one(pid: int, held: int, more: int) -> int:
 
 
 def _blocked(pid: int) -> int:
-    """The signals it blocks, as a mask."""
+    """Mask of the signals it blocks."""
     return int(_status(pid)["SigBlk"], 16)
 
 
@@ -190,14 +199,20 @@ def _status(pid: int) -> dict[str, str]:
 def _libc_text(pid: int) -> tuple[int, bytes]:
     for mapping in processes.file_mappings(pid):
         if mapping.executable and processes.is_libc(mapping.path):
-            return mapping.start, syscalls.read_memory(pid, mapping.start, min(mapping.end - mapping.start, _TEXT_MOST))
-    raise UnsupportedError(f"process {pid} has no C library that is known")
+            return mapping.start, syscalls.read_memory(
+                pid, mapping.start, min(mapping.end - mapping.start, _TEXT_MAX_BYTES)
+            )
+    raise _unsupported(pid, "it has no known C library")
+
+
+def _unsupported(pid: int, reason: str) -> UnsupportedError:
+    return UnsupportedError(f"cannot set breakpoints in process {pid}: {reason}. Use --ptrace-mode syscalls.")
 
 
 def drain_traps(pid: int) -> int:
-    """Swallows every SIGTRAP that waits to be delivered to a stopped worker; another signal that came instead, or 0.
+    """Discard every pending SIGTRAP of a stopped worker; return another signal that came meanwhile, or 0.
 
-    Detached with one pending, it would die of it: 8 of 800 did. Died if the worker ended meanwhile.
+    A worker that is detached with one pending dies of it: 8 of 800 did. Raises Died if the worker ended meanwhile.
     """
     other = 0
     while _is_trap_pending(pid):
@@ -207,7 +222,7 @@ def drain_traps(pid: int) -> int:
             raise Died(status)
         number, event = status >> 8 & 0xFF, status >> 16
         if not event and number != signal.SIGTRAP:
-            other = _one(pid, other, number)
+            other = _keep_first(pid, other, number)
     return other
 
 

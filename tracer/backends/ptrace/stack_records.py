@@ -1,4 +1,4 @@
-"""Stacks of memory calls as the records of bpf/growth_events.h, each function and stack once a request."""
+"""Send the stacks of memory calls as records of bpf/growth_events.h, each function and stack once per request."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tracer.backends.records.stack_structs import (
 )
 
 _FIRST_HASH = 16  # HASHES_RESERVED
-_MOST_STACKS = 16384  # a request; what comes then is [stack lost]
+_MAX_STACKS = 16384  # per request; later new stacks are [stack lost]
 
 
 class StackSender:
-    """Of one worker, which stands still while it is called."""
+    """Sends the stacks of one worker, which is stopped while a method runs."""
 
     def __init__(self, pid: int, walker: Walker, emit: Callable[[bytes], None]) -> None:
         """`emit` takes each record."""
@@ -35,7 +35,7 @@ class StackSender:
         self._stacks: dict[Walked, int] = {}
 
     def memory_call(self, made: MemoryCallMade) -> None:
-        """Sends a call with the stack it was made from; of munmap() nobody asks for one."""
+        """Send a memory call with its stack; munmap() needs no stack, and is sent without."""
         if made.nth != self._nth:
             self._nth = made.nth
             self._functions.clear()
@@ -56,7 +56,7 @@ class StackSender:
         known = self._stacks.get(walked)
         if known is not None:
             return known
-        if len(self._stacks) >= _MOST_STACKS:
+        if len(self._stacks) >= _MAX_STACKS:
             return HASH_LOST
         frames = b""
         for frame in walked.frames:

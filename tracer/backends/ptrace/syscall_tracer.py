@@ -1,9 +1,9 @@
-"""One worker, watched by its system calls alone: no symbols are needed to see where a request begins and ends.
+"""One worker, traced by its system calls alone: the start and end of a request show without symbols.
 
 A request begins when the worker has read its last FastCGI parameter, before php_request_startup(). Its answer
 ends with an END_REQUEST record, written in sapi_deactivate() (main/main.c, PHP 8.2): there Zend's heap is still
-live. It is over at the first system call after zend_mm_shutdown(), the last of php_request_shutdown(); where
-Zend's heap is not known, when the worker accepts or reads the next.
+live. It ends at the first system call after zend_mm_shutdown(), the last of php_request_shutdown(). If Zend's heap
+is unknown, it ends when the worker accepts or reads the next request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, begins_request
-from tracer.backends.ptrace.open_request import OpenRequest, end_alone
+from tracer.backends.ptrace.open_request import CallCounts, OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.syscalls import Entry, Exit, read_memory
@@ -34,10 +34,10 @@ _MEMORY_CALLS = {
     arch.SYS_BRK: Call.BRK,
 }
 _WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
-_READ_MOST = 64 << 10  # of one call: php reads a request's bodies in larger pieces, which are only skipped
+_READ_MAX_BYTES = 64 << 10  # of one call: php reads larger pieces only from request bodies, which are skipped
 _END_REQUEST_BYTES = 16
 _HEADER_BYTES = 8
-# How Apache's mod_proxy_fcgi sends SCRIPT_FILENAME; php takes it off, too: sapi/fpm/fpm/fpm_main.c, PHP 8.2.
+# Prefix that Apache's mod_proxy_fcgi sends in SCRIPT_FILENAME. php removes it, too: sapi/fpm/fpm/fpm_main.c, PHP 8.2.
 _PROXY = re.compile(rb"proxy:(?:fcgi|balancer)://[^/]*")
 
 
@@ -65,15 +65,15 @@ class Phase(enum.Enum):
       | accept, Begun, Params
       v
     IDLE <--- RUNNING, ANSWERED, TEARDOWN: accept on the listening socket, Begun, Params (of the next request)
-         <--- ANSWERED, TEARDOWN: a read on a kept connection; or Zend's heap, if it tells, has been reset
-         <--- RUNNING, ANSWERED, TEARDOWN: the worker left, or tracing ends; the request is cut off
+         <--- ANSWERED, TEARDOWN: a read on a kept connection; or Zend's heap, if readable, has been reset
+         <--- RUNNING, ANSWERED, TEARDOWN: the worker or tracing ends; the request is cut off
     """
 
     IDLE = "idle"
     START_NOT_SEEN = "start not seen"  # it was in a request when tracing began
     RUNNING = "running"
-    ANSWERED = "answered"  # fastcgi_finish_request(): the script goes on
-    TEARDOWN = "teardown"  # the script is over, the request is not
+    ANSWERED = "answered"  # fastcgi_finish_request(): the script runs on
+    TEARDOWN = "teardown"  # the script has ended, the request has not
 
 
 _AFTER_ANSWER = (Phase.ANSWERED, Phase.TEARDOWN)
@@ -88,7 +88,7 @@ class _Connection:
 
 
 class SyscallTracer:
-    """Follows one worker from stop to stop; it stands still while it is asked."""
+    """Follows one worker from stop to stop; the worker is stopped while a method runs."""
 
     def __init__(
         self,
@@ -100,36 +100,39 @@ class SyscallTracer:
         *,
         busy: bool,
     ) -> None:
-        """`emit` takes what makes the record of a request, to be called when the worker is running again; `on_call`
-        memory calls, where somebody wants them. `busy`: it may be in a request of which only the end will be seen.
+        """`emit` takes a function that makes the record of a request, to call when the worker is running again.
+
+        `on_call` takes each memory call of a request, None for none. `busy`: the worker may be in a request, of which
+        only the end will be seen.
         """
         self.pid = pid
         self.requests = 0
-        self.accepts = False  # it has waited for a connection: it is no master
-        self.given_up = 0  # connections that made no sense, since last asked
+        self.accepts = False  # it has waited for a connection: it is not a master
+        self.malformed_count = 0  # how often a connection was malformed; the caller resets it to 0
         self._files = files
         self._memory = memory
         self._emit = emit
         self._on_call = on_call
         self.phase = Phase.START_NOT_SEEN if busy else Phase.IDLE
         self._request: OpenRequest | None = None
-        self._heap_tells = False  # of the end of this request: not with USE_ZEND_ALLOC=0
+        self._counts = CallCounts()  # of the open request
+        self._heap_shows_end = False  # Zend's heap shows the end of this request: not with USE_ZEND_ALLOC=0
         self._listening: int | None = None
         self._keep = False
         self._connections: dict[int, _Connection] = {}
-        self._not_connections: set[int] = set()  # descriptors from before tracing that are no sockets
+        self._not_connections: set[int] = set()  # descriptors from before tracing that are not sockets
         self._entry: Entry | None = None
         self._break: int | None = None
         self._vm_at_brk = 0
 
     def at_entry(self, entry: Entry) -> None:
-        """Follow a system call that the worker is about to make."""
+        """Handle the entry of a system call."""
         self._entry = entry
         if entry.number == arch.SYS_BRK and self._break is None:
             self._vm_at_brk = self._files.vm()
         number, request = entry.number, self._request
         if request is not None and self.phase is Phase.RUNNING:
-            self._look_for_script(request)
+            self._read_script(request)
         if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
             self.accepts = True
             self._end()
@@ -137,20 +140,20 @@ class SyscallTracer:
             return
         elif self.phase in _AFTER_ANSWER:
             kept = self._keep and number == arch.SYS_READ and entry.arguments[0] in self._connections
-            if kept or (self._heap_tells and not self._memory.in_request()):
+            if kept or (self._heap_shows_end and not self._memory.in_request()):
                 self._end()
             else:
-                self._look_at_teardown(request)
-        elif number in _WRITING and entry.arguments[0] in self._connections and self._is_end(entry.arguments):
-            self._answer(request)
+                self._sample_teardown(request)
+        elif number in _WRITING and entry.arguments[0] in self._connections and self._is_end_request(entry.arguments):
+            self._at_end_request(request)
 
     def at_exit(self, made: Exit) -> None:
-        """Follow the system call whose entry came last, with its result."""
+        """Handle the exit of the system call whose entry came last."""
         entry, self._entry = self._entry, None
         if entry is None or made.result < 0:
             return
         number, arguments = entry
-        # Not recvfrom(): fcgi_close() drains with it what nobody is to read (main/fastcgi.c, PHP 8.2).
+        # Not recvfrom(): fcgi_close() uses it to drain data that php ignores (main/fastcgi.c, PHP 8.2).
         if number == arch.SYS_READ:
             self._read(arguments[0], arguments[1], arguments[2], made.result)
         elif number in _ACCEPTING and arguments[0] == self._listening:
@@ -162,20 +165,20 @@ class SyscallTracer:
         elif number in _MEMORY_CALLS:
             self._memory_call(_MEMORY_CALLS[number], arguments, made.result)
 
-    def left(self, exit_code: int) -> None:
-        """It died, or became another program, of which `exit_code` tells."""
+    def exited(self, exit_code: int) -> None:
+        """Cut off the open request: the worker died, or became another program (`exit_code` is REPLACED)."""
         if self._request is not None:
             request, self._request = self._request, None
             self.phase = Phase.IDLE
-            request.leave(_now(), exit_code)
+            request.cut_off(_now(), exit_code)
             self._emit(request.record)
 
     def cut_off(self) -> None:
-        """Tracing ends, and the worker goes on."""
+        """Cut off the open request: tracing ends, and the worker runs on."""
         if self._request is not None:
             request, self._request = self._request, None
             self.phase = Phase.IDLE
-            request.leave(_now(), 0, detached=True)
+            request.cut_off(_now(), 0, detached=True)
             self._emit(request.record)
 
     def close(self) -> None:
@@ -185,7 +188,7 @@ class SyscallTracer:
     # Requests
 
     def _is_listening(self, descriptor: int) -> bool:
-        """True if that is where requests come in: a script may accept connections, too, as ext/ftp does."""
+        """True if it is the pool's listening socket: a script may accept connections, too, as ext/ftp does."""
         if self._listening is None and not self._memory.in_request():
             self._listening = descriptor
         return descriptor == self._listening
@@ -195,13 +198,13 @@ class SyscallTracer:
         if not size or not (descriptor in self._connections or may_be_adopted):
             return
         try:
-            data = read_memory(self.pid, address, min(size, _READ_MOST))
+            data = read_memory(self.pid, address, min(size, _READ_MAX_BYTES))
         except OSError:
             return
         connection = self._connections.get(descriptor) or self._adopt_connection(descriptor, data)
         if connection is None:
             return
-        known = connection.reader.given_up
+        known = connection.reader.malformed_count
         for event in connection.reader.feed(data):
             if isinstance(event, Begun):
                 self._end()
@@ -209,20 +212,20 @@ class SyscallTracer:
             elif isinstance(event, Params):
                 self._begin(event, keep=connection.keep)
         if descriptor in self._connections:
-            self.given_up += connection.reader.given_up - known
+            self.malformed_count += connection.reader.malformed_count - known
 
     def _adopt_connection(self, descriptor: int, data: bytes) -> _Connection | None:
-        """A connection that the worker accepted before tracing began; None if the descriptor is no socket.
+        """Return a new connection for one accepted before tracing began; None if the descriptor is not a socket.
 
-        `data` are the first bytes read of it, as many as a header has: php asks for those alone.
+        `data`: the first bytes read from it, as many as a header has: php reads a header with a separate call.
         """
         if descriptor in self._not_connections:
             return None
         try:
             is_socket = os.readlink(f"/proc/{self.pid}/fd/{descriptor}").startswith("socket:")
         except PermissionError:
-            # Another user's, and CAP_SYS_PTRACE alone (proc_fd_permission(), fs/proc/fd.c, Linux 6.18): go by the
-            # bytes. In the middle of a request they are another header, and the next request may still come.
+            # Another user's process, and CAP_SYS_PTRACE is the only right (proc_fd_permission(), fs/proc/fd.c, Linux
+            # 6.18): judge by the bytes. In mid-request they are another header; the next request is still found.
             if not begins_request(data):
                 return None
             is_socket = True
@@ -243,6 +246,7 @@ class SyscallTracer:
         self._keep = keep
         heap = self._memory.heap()
         before = self._files.memory()
+        self._counts = CallCounts()
         self._request = OpenRequest(
             pid=self.pid,
             nth=self.requests,
@@ -256,13 +260,14 @@ class SyscallTracer:
             faults_before=self._files.faults(),
             cpu_before_ns=self._files.cpu_ns(),
             zend_real_before=heap.real_size if heap else None,
+            calls=self._counts,
             anon_peak=before.anon,
             layout_known=self._memory.knows_globals,
         )
         self.phase = Phase.RUNNING
 
-    def _is_end(self, arguments: tuple[int, ...]) -> bool:
-        """True if what is written ends with an END_REQUEST record: version 1, type 3, 8 bytes."""
+    def _is_end_request(self, arguments: tuple[int, ...]) -> bool:
+        """True if the written bytes end with an END_REQUEST record: version 1, type 3, 8 bytes."""
         _, address, size, *_ = arguments
         if size < _END_REQUEST_BYTES:
             return False
@@ -272,25 +277,25 @@ class SyscallTracer:
             return False
         return tail[:2] == b"\x01\x03" and tail[4:6] == b"\x00\x08"
 
-    def _answer(self, request: OpenRequest) -> None:
-        """The answer is complete. fastcgi_finish_request() answers, and the script goes on."""
+    def _at_end_request(self, request: OpenRequest) -> None:
+        """Handle the end of the answer. After fastcgi_finish_request() the script runs on."""
         self.phase = Phase.ANSWERED if self._memory.runs_script() else Phase.TEARDOWN
-        self._heap_tells = bool(self._memory.in_request())
+        self._heap_shows_end = bool(self._memory.in_request())
         request.status = self._memory.status()
         if not request.script_found and request.layout_known:
-            request.script, request.script_bytes = None, 0  # a 404: PHP was asked for a file, and ran none
-        self._look_at_teardown(request)
+            request.script, request.script_bytes = None, 0  # a 404: PHP ran no file
+        self._sample_teardown(request)
 
-    def _look_for_script(self, request: OpenRequest) -> None:
-        """Read what PHP made of SCRIPT_FILENAME, which may have had a PATH_INFO; set some calls into the request."""
+    def _read_script(self, request: OpenRequest) -> None:
+        """Read the path PHP found for SCRIPT_FILENAME, which may hold a PATH_INFO. PHP sets it after some calls."""
         if request.script_found or not request.layout_known:
             return
         found = self._memory.script(SCRIPT_MAX)
         if found is not None:
             request.script, request.script_bytes, request.script_found = found, len(found), True
 
-    def _look_at_teardown(self, request: OpenRequest) -> None:
-        """Again and again until Zend's allocator has been reset; a script that goes on may meet its fatal error yet."""
+    def _sample_teardown(self, request: OpenRequest) -> None:
+        """Sample memory at each call until Zend's heap is reset; a script that runs on may still have a fatal error."""
         heap = self._memory.heap()
         if heap is None or heap.peak > 0:
             request.at_teardown(heap, self._files.anon())
@@ -317,28 +322,29 @@ class SyscallTracer:
         address, size, to, to_size = arguments[0], arguments[1], 0, 0
         before = result
         if call is Call.BRK:
-            # Nothing says where the break was before the first call, but that the address space grew by what it did.
+            # The break before the first call is unknown; the growth of the address space gives it.
             first = result - (self._files.vm() - self._vm_at_brk) if self._break is None else self._break
             before, self._break = first, result
         request = self._request
         if request is None:
             return
+        counts = self._counts
         if call is Call.MMAP:
             address = result
-            request.map_bytes += whole_pages(size)
-            request.map_calls += 1
+            counts.map_bytes += whole_pages(size)
+            counts.map_calls += 1
         elif call is Call.MUNMAP:
-            request.unmap_bytes += whole_pages(size)
-            request.unmap_calls += 1
+            counts.unmap_bytes += whole_pages(size)
+            counts.unmap_calls += 1
         elif call is Call.MREMAP:
             to, to_size = result, arguments[2]
-            request.map_bytes += whole_pages(to_size)
-            request.map_calls += 1
-            request.unmap_bytes += whole_pages(size)
-            request.unmap_calls += 1
+            counts.map_bytes += whole_pages(to_size)
+            counts.map_calls += 1
+            counts.unmap_bytes += whole_pages(size)
+            counts.unmap_calls += 1
         else:
-            request.brk_calls += 1
-            request.brk_bytes += result - before
+            counts.brk_calls += 1
+            counts.brk_bytes += result - before
             address, size, to = before, 0, result
         request.sample(self._files.anon())
         if self._on_call is not None:

@@ -1,10 +1,10 @@
-"""The few calls of ptrace(2) that are used, typed.
+"""Typed wrappers of the ptrace(2) calls that phptrace uses.
 
-A library was not taken: python-ptrace has no SEIZE, no GET_SYSCALL_INFO and no process_vm_readv, kills
-children it followed when it quits, and is GPL-2.0-only.
+python-ptrace is not used: it has no SEIZE, no GET_SYSCALL_INFO and no process_vm_readv, kills the children it followed
+when it quits, and is GPL-2.0-only.
 
-Every call has to come from the thread that attached. ProcessLookupError: the process is gone, or is
-not stopped; PermissionError: it may not be traced.
+The thread that attached must make every call. ProcessLookupError: the process is gone, or is not stopped.
+PermissionError: it may not be traced.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NT_PRSTATUS, _NT_PRFPREG = 1, 2
 _SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
 _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 
-# Without it a stop at a system call is an ordinary SIGTRAP, which the kernel sends to the process when its
-# tracer is killed: 113 of 300 workers died of it.
+# Without it, a stop at a system call is an ordinary SIGTRAP, which the kernel delivers if the tracer is killed: 113 of
+# 300 workers died of it.
 O_SYSGOOD = 1 << 0
 O_FORK = 1 << 1
 O_EXEC = 1 << 4
@@ -41,7 +41,7 @@ class _Iovec(ctypes.Structure):
 
 
 class _SyscallInfo(ctypes.Structure):
-    """struct ptrace_syscall_info; of the union, seven words: nr and args, or rval."""
+    """struct ptrace_syscall_info; of its union, the first words: nr and args, or rval."""
 
     _fields_ = (
         ("op", ctypes.c_uint8),
@@ -54,14 +54,14 @@ class _SyscallInfo(ctypes.Structure):
 
 
 class Entry(NamedTuple):
-    """A system call that is about to be made."""
+    """The entry of a system call."""
 
     number: int
     arguments: tuple[int, ...]  # six, unsigned
 
 
 class Exit(NamedTuple):
-    """A system call that was made; `result` is negative if it failed."""
+    """The exit of a system call; `result` is negative if it failed."""
 
     result: int
 
@@ -84,9 +84,9 @@ _U64 = (1 << 64) - 1
 
 
 def die_with_parent(signal: int) -> None:
-    """Has the kernel send this process that signal when its parent dies.
+    """Make the kernel send this process that signal when its parent dies.
 
-    A parent that died before the call sends none: the caller compares os.getppid() afterwards.
+    The kernel sends nothing if the parent died before the call: compare os.getppid() after it.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0)
 
@@ -97,12 +97,12 @@ def _call(request: int, pid: int, address: int = 0, value: int = 0) -> int:
     if result == -1:
         code = ctypes.get_errno()
         if code:
-            raise OSError(code, os.strerror(code))  # of the subclass that the code has
+            raise OSError(code, os.strerror(code))  # Python makes it the subclass of that code
     return result
 
 
 def seize(pid: int, options: int) -> None:
-    """Attaches without stopping it."""
+    """Attach to a process without stopping it."""
     _call(_SEIZE, pid, 0, options)
 
 
@@ -112,22 +112,22 @@ def set_options(pid: int, options: int) -> None:
 
 
 def interrupt(pid: int) -> None:
-    """Makes it stop, with EVENT_STOP. A system call it waits in is restarted when it goes on."""
+    """Stop a tracee, with EVENT_STOP. A system call in which it waits is restarted when it is resumed."""
     _call(_INTERRUPT, pid)
 
 
 def listen(pid: int) -> None:
-    """Leaves it stopped by a signal, as if it were not traced; SIGCONT shows as EVENT_STOP."""
+    """Leave a tracee stopped by its signal, as if untraced; SIGCONT shows as EVENT_STOP."""
     _call(_LISTEN, pid)
 
 
 def resume(pid: int, signal: int = 0) -> None:
-    """Lets it run, and delivers the signal."""
+    """Resume a tracee, and deliver the signal unless it is 0."""
     _call(_CONT, pid, 0, signal)
 
 
 def resume_to_syscall(pid: int, signal: int = 0) -> None:
-    """Lets it run to the next entry or exit of a system call."""
+    """Resume a tracee to the next entry or exit of a system call, and deliver the signal unless it is 0."""
     _call(_SYSCALL, pid, 0, signal)
 
 
@@ -160,9 +160,9 @@ def float_registers(pid: int) -> bytes:
 
 
 def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
-    """Has it stop with SIGTRAP before it executes any of up to four addresses; with none, never again.
+    """Make a tracee stop with SIGTRAP before it executes any of up to four addresses; () clears them.
 
-    By its debug registers, which stay as they are when the tracer dies: clear them before it is let go.
+    They are in its debug registers, which stay set when the tracer dies: clear them before detaching.
     """
     control = arch.debug_register_offset(arch.DEBUG_CONTROL)
     _call(_POKEUSER, pid, control, 0)
@@ -173,18 +173,18 @@ def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
 
 
 def detach(pid: int, signal: int = 0) -> None:
-    """Lets it go on untraced; it has to be stopped."""
+    """Detach from a stopped tracee, which runs on, and deliver the signal unless it is 0."""
     _call(_DETACH, pid, 0, signal)
 
 
 def event_message(pid: int) -> int:
-    """Of a stop at EVENT_FORK, the child's pid."""
+    """Return the child's pid at a stop with EVENT_FORK."""
     _call(_GETEVENTMSG, pid, 0, ctypes.addressof(_message))
     return _message.value
 
 
 def syscall_stop(pid: int) -> Entry | Exit | None:
-    """Which system call it stands at; None if at none. Linux >= 5.3."""
+    """Return the system call at whose entry or exit a tracee is stopped; None if at neither. Linux >= 5.3."""
     _call(_GET_SYSCALL_INFO, pid, _info_size, _info_at)
     if _info.op == _ENTRY:
         words = _info.words
@@ -195,7 +195,7 @@ def syscall_stop(pid: int) -> Entry | Exit | None:
 
 
 def read_memory(pid: int, address: int, size: int) -> bytes:
-    """Up to `size` bytes of its memory, fewer at the end of a mapping; OSError if there is none."""
+    """Read up to `size` bytes of its memory, fewer at the end of a mapping; OSError if nothing is mapped there."""
     buffer = ctypes.create_string_buffer(size)
     _local.base, _local.length = ctypes.addressof(buffer), size
     _remote.base, _remote.length = address, size
@@ -207,7 +207,7 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
 
 
 def write_memory(pid: int, address: int, content: bytes) -> None:
-    """Overwrites its memory; OSError if it may not be written."""
+    """Overwrite its memory; OSError if it cannot be written."""
     buffer = ctypes.create_string_buffer(content, len(content))
     local, remote = _Iovec(ctypes.addressof(buffer), len(content)), _Iovec(address, len(content))
     done = _libc.process_vm_writev(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)

@@ -110,6 +110,8 @@ _RULES = (
     ),
     _Rule(_Found.KILLED, ending=Ending.KILLED),
     _Rule(Flag.DETACHED, ("cpu_ns", "minor_faults", "major_faults")),
+    _Rule(Flag.USAGE_NOT_READ, ("cpu_ns", "minor_faults", "major_faults")),
+    _Rule(Flag.CALLS_NOT_SEEN, ("map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls")),
     _Rule(_Found.WORKER_EXITED, (), Note.WORKER_EXITED),
     _Rule(Flag.SCRIPT_END_NOT_SEEN, ("zend_used_end", "memory_limit"), Note.SCRIPT_END_NOT_SEEN),
     _Rule(

@@ -80,6 +80,8 @@ class Flag(enum.IntFlag):
     DETACHED = 1 << 14
     NATIVE_NOT_COUNTED = 1 << 15
     MAPPINGS_NOT_READ = 1 << 16
+    CALLS_NOT_SEEN = 1 << 17
+    USAGE_NOT_READ = 1 << 18
 
 
 # (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.

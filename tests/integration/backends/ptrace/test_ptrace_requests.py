@@ -1,4 +1,4 @@
-"""What ptrace does to workers that are not idle, and to what they had set up themselves."""
+"""ptrace leaves busy workers, and the settings they made themselves, unchanged."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.needs_ptrace
 
 
 def sleep_through(fpm: Fpm, worker: int, before: Callable[[], None], while_asleep: Callable[[], None]) -> str:
-    """What sleep.php answers if it is still asleep after `while_asleep`.
+    """Return the answer of sleep.php, which must still sleep after `while_asleep`.
 
-    On a busy machine that may take longer than a short sleep: then all of it is done once more, in a longer one.
+    On a busy machine `while_asleep` may take longer than a short sleep: then everything is repeated with a longer one.
     """
     for seconds in (2, 20):
         before()
@@ -58,7 +58,7 @@ def test_a_sleeping_script_sleeps_on_through_attaching_and_detaching(
     assert sleep_through(fpm, worker, lambda: None, attach_and_detach) == "0"
 
 
-def test_a_worker_that_was_armed_and_sleeps_is_let_go_asleep(start_fpm: Callable[..., Fpm]) -> None:
+def test_a_sleeping_worker_with_breakpoints_is_detached_asleep(start_fpm: Callable[..., Fpm]) -> None:
     fpm = start_fpm(www=ONE_WORKER)
     [worker] = fpm.workers()
     tracers: list[Tracer] = []
@@ -77,12 +77,12 @@ def test_a_worker_that_was_armed_and_sleeps_is_let_go_asleep(start_fpm: Callable
 
     assert sleep_through(fpm, worker, attach, detach) == "0"
     assert [(request.uri, request.ending) for request in tracers[-1].requests] == [("/sleep.php", "cut_off")]
-    # The handler that is left in a sleeping worker does nothing, and the next tracer takes it away.
+    # The handler left in a sleeping worker does nothing, and the next tracer removes it.
     assert catches_traps(worker)
-    wait_for(has_no_handler_after_another_tracer, "the handler to be taken away")
+    wait_for(has_no_handler_after_another_tracer, "the handler to be removed")
 
 
-def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[..., Fpm], backend: str) -> None:
+def test_a_computing_worker_is_detached_before_it_has_finished(start_fpm: Callable[..., Fpm], backend: str) -> None:
     flag = Path(f"/tmp/phptrace-busy.{os.getpid()}")
     fpm = start_fpm(www=ONE_WORKER)
     [worker] = fpm.workers()
@@ -103,7 +103,7 @@ def test_a_worker_that_computes_is_let_go_before_it_is_done(start_fpm: Callable[
         flag.unlink()
 
 
-def test_workers_of_other_pools_are_not_touched(
+def test_workers_of_other_pools_stay_untraced(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], backend: str
 ) -> None:
     fpm = start_fpm(asked=ONE_WORKER, spared=f"{ONE_WORKER}\npm.max_requests = 2")
@@ -126,7 +126,7 @@ def test_workers_of_other_pools_are_not_touched(
     assert not any(catches_traps(pid) for pid in fpm.workers())
 
 
-def test_what_the_processor_was_set_to_is_not_changed(start_fpm: Callable[..., Fpm]) -> None:
+def test_the_rounding_mode_of_the_processor_is_not_changed(start_fpm: Callable[..., Fpm]) -> None:
     fpm = start_fpm(www=ONE_WORKER)
     upwards = "2048"  # FE_UPWARD
     assert fpm.get("rounding.php", QUERY_STRING=upwards).text == upwards
@@ -139,7 +139,7 @@ def test_what_the_processor_was_set_to_is_not_changed(start_fpm: Callable[..., F
     assert (while_traced, fpm.get("rounding.php").text) == (upwards, upwards)
 
 
-def test_phptrace_leaves_workers_alone_and_reports_it_where_descriptors_run_out(
+def test_phptrace_detaches_from_workers_and_reports_it_when_descriptors_run_out(
     start_fpm: Callable[..., Fpm], tmp_path: Path
 ) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 30")
@@ -151,34 +151,36 @@ def test_phptrace_leaves_workers_alone_and_reports_it_where_descriptors_run_out(
     attached_to(process)
     answers = [fpm.get("hello.php").text for _ in range(60)]
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
 
     assert answers == ["hello"] * 60
     assert process.returncode == 8
-    assert "workers no longer traced: OSError: [Errno 24] Too many open files" in said
+    assert "workers no longer traced: OSError: [Errno 24] Too many open files" in stderr
     assert {state(pid)[1] for pid in fpm.workers()} == {0}
 
 
-def test_phptrace_raises_its_limit_of_descriptors_where_it_may(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
+def test_phptrace_raises_its_limit_of_descriptors_up_to_the_hard_limit(
+    start_fpm: Callable[..., Fpm], tmp_path: Path
+) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 30")
     process = phptrace("record", "--backend", "ptrace", "-o", str(tmp_path / "r.phptrace"), str(fpm.master),
                        preexec_fn=lambda: __import__("resource").setrlimit(7, (72, 4096)))  # fmt: skip
-    said = attached_to(process)
+    printed = attached_to(process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
 
-    assert "30 workers, backend ptrace" in said
+    assert "30 workers, backend ptrace" in printed
     assert process.returncode == 0
 
 
-def test_php_that_speaks_no_fastcgi_is_refused(backend: str) -> None:
+def test_php_without_fastcgi_is_refused(backend: str) -> None:
     require("/usr/bin/php8.2")
     process = subprocess.Popen(["/usr/bin/php8.2", "-r", "echo 'x'; fgets(STDIN);"], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE)  # fmt: skip
     try:
         assert process.stdout is not None
         process.stdout.read(1)
-        with pytest.raises(UnsupportedError, match=r"is PHP's cli: .*FastCGI.*--backend bpf"):
+        with pytest.raises(UnsupportedError, match=r"is PHP's cli, .*FastCGI.*--backend bpf"):
             Tracer(make_backend(backend), str(process.pid))
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""With ptrace the tracer holds the workers: whatever becomes of it, they go on and fail no request."""
+"""Workers run on and fail no request, however their ptrace tracer ends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tracing_process(backend: Backend) -> int:
 
 
 def _end_under_load(pool: Fpm, backend: str, number: signal.Signals, turns: int) -> None:
-    """Attach, and send the process that traces a signal, so many times; then prove that nothing was harmed."""
+    """Attach and send the tracing process a signal, `turns` times; then prove that no worker was harmed."""
     workers = pool.workers()
     rng = random.Random(7)
     with Load(pool) as load:
@@ -51,7 +51,9 @@ def _end_under_load(pool: Fpm, backend: str, number: signal.Signals, turns: int)
 
     assert load.failed == 0
     assert pool.workers() == workers
-    wait_for(lambda: {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}, "everybody to be idle")
+    wait_for(
+        lambda: {state(pid) for pid in (*workers, pool.master)} == {("S", 0)}, "all workers and the master to be idle"
+    )
 
 
 @pytest.mark.parametrize("turns", TURNS)
@@ -59,13 +61,13 @@ def test_sigkill_of_the_tracer_under_load_harms_no_worker_and_no_request(pool: F
     _end_under_load(pool, backend, signal.SIGKILL, turns)
 
 
-# SIGINT is for the process that started it: the process that traces goes on.
+# SIGINT is for the parent: the tracing process ignores it.
 @pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_clean_end_under_load_fails_no_request_and_leaves_no_handler_for_good(
     pool: Fpm, backend: str, number: signal.Signals, turns: int
 ) -> None:
-    # What a tracer that was killed has left in them is not the matter here: this one takes it away.
+    # Remove handlers left by a killed tracer: they are not part of this test.
     Tracer(make_backend(BREAKPOINTS), str(pool.master)).close()
 
     _end_under_load(pool, backend, number, turns)
@@ -74,13 +76,13 @@ def test_a_clean_end_under_load_fails_no_request_and_leaves_no_handler_for_good(
         Tracer(make_backend(BREAKPOINTS), str(pool.master)).close()
         return not any(catches_traps(pid) for pid in pool.workers())
 
-    # A detach that is slow on a busy machine leaves the handler, which does nothing, and the next tracer takes it away.
+    # A slow detach on a busy machine leaves the handler, which does nothing, and the next tracer removes it.
     if any(catches_traps(pid) for pid in pool.workers()):
-        wait_for(has_no_handler_after_another_tracer, "the handlers to be taken away")
+        wait_for(has_no_handler_after_another_tracer, "the handlers to be removed")
 
 
 @pytest.mark.parametrize("mode", [mode.value for mode in PtraceMode])
-def test_the_death_of_the_recorder_lets_the_workers_go(pool: Fpm, tmp_path: Path, mode: str) -> None:
+def test_the_death_of_the_recorder_detaches_the_workers(pool: Fpm, tmp_path: Path, mode: str) -> None:
     process = phptrace(
         "record", "--backend", "ptrace", "--ptrace-mode", mode, "-o", str(tmp_path / "r.phptrace"), str(pool.master)
     )
@@ -89,21 +91,23 @@ def test_the_death_of_the_recorder_lets_the_workers_go(pool: Fpm, tmp_path: Path
         load.wait_for_more(100)
         process.kill()
         process.communicate()
-        wait_for(lambda: all(state(pid)[1] == 0 for pid in (*pool.workers(), pool.master)), "the workers to be let go")
+        wait_for(
+            lambda: all(state(pid)[1] == 0 for pid in (*pool.workers(), pool.master)), "the workers to be detached"
+        )
 
     assert load.failed == 0
 
 
-def test_the_death_of_the_process_that_traces_is_an_error(pool: Fpm) -> None:
+def test_the_death_of_the_tracing_process_is_an_error(pool: Fpm) -> None:
     tracer = Tracer(make_backend(SYSCALLS), str(pool.master))
     os.kill(tracing_process(tracer.backend), signal.SIGKILL)
 
-    def until_told() -> None:
+    def poll_forever() -> None:
         while True:
             tracer.poll()
 
-    with pytest.raises(IncompleteError, match=r"the process that traces has ended \(killed by SIGKILL\)"):
-        until_told()
+    with pytest.raises(IncompleteError, match=r"the tracing process has ended \(killed by SIGKILL\)"):
+        poll_forever()
     tracer.close()
 
 

@@ -1,8 +1,8 @@
-"""FastCGI streams of real programs, spoilt at random: thousands of turns, which is too slow for every run.
+"""FastCGI streams of real programs, damaged at random: thousands of turns, which is too slow for every run.
 
-Whatever comes: no exception, a bounded buffer, only what was asked for, and the next request is found. A seed gives
-the same turns each time. test_fastcgi_parser.py has properties of any stream; these begin with what real web servers
-sent, so that more of each stream makes sense before the fault comes.
+For any input: no exception, a bounded buffer, only wanted parameters, and the next request is found. A seed gives
+the same turns each time. test_fastcgi_parser.py has properties of any stream; these streams come from real web servers,
+so that more of each stream is valid before its first fault.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tracer.backends.ptrace.fastcgi_parser import (
     Begun,
     Event,
     FastCgiReader,
-    GaveUp,
+    Malformed,
     Params,
 )
 
@@ -26,7 +26,7 @@ TURNS = 20_000
 STREAMS = Path(__file__).resolve().parents[3] / "streams"
 WANTED = (b"SCRIPT_FILENAME", b"REQUEST_URI", b"REQUEST_METHOD", b"HTTP_USER_AGENT")
 BOUND = 64 * 1024
-# Completes any record that may be open, and is itself none.
+# Completes any open record, and is not a record itself.
 FLUSH = bytes(0xFFFF + 255 + 8 + 8)
 SCRIPT = b"/srv/www/found.php"
 PAIR = bytes([len(WANTED[0]), len(SCRIPT)]) + WANTED[0] + SCRIPT
@@ -34,19 +34,19 @@ NEXT = b"".join(
     struct.pack(">BBHHBB", 1, kind, 7, len(content), 0, 0) + content
     for kind, content in ((1, struct.pack(">HB5x", 1, 0)), (4, PAIR), (4, b""), (5, b""))
 )
-# Bodies, which are most of a recording, are cut to this, so that most of what is spoilt matters.
+# Bodies, which are most of a recording, are cut to this, so that most of the damage matters.
 BODY_BYTES = 600
 HOT = (0, 1, 2, 4, 5, 8, 9, 0x0B, 0x0F, 0x7F, 0x80, 0x81, 0xFF)  # record types, and where lengths turn
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_is_spoilt_the_next_request_is_found(seed: int) -> None:
+def test_the_request_after_any_damage_is_found(seed: int) -> None:
     chance = random.Random(seed)
     streams = [shortened(path.read_bytes()) for path in sorted(STREAMS.glob("*.bin"))]
     begun = 0
     for _ in range(TURNS):
-        begun += run(chance, spoilt(chance, chance.choice(streams)))
+        begun += run(chance, damaged(chance, chance.choice(streams)))
 
     assert begun > TURNS
 
@@ -66,7 +66,7 @@ def shortened(stream: bytes) -> list[bytes]:
     return records
 
 
-def spoilt(chance: random.Random, records: list[bytes]) -> bytes:
+def damaged(chance: random.Random, records: list[bytes]) -> bytes:
     """The stream with up to eight faults, in its records or anywhere in its bytes."""
     records = list(records)
     for _ in range(chance.randrange(3)):
@@ -115,7 +115,7 @@ def run(chance: random.Random, stream: bytes) -> int:
     for event in events:
         if isinstance(event, Begun):
             open_request = event.request_id
-        elif isinstance(event, GaveUp):
+        elif isinstance(event, Malformed):
             open_request = None
         else:
             assert event.request_id == open_request, "an event belongs to the open request"
@@ -123,7 +123,9 @@ def run(chance: random.Random, stream: bytes) -> int:
                 assert set(event.values) <= set(WANTED), "only what was wanted is kept"
                 for value in event.values.values():
                     assert len(value.text) == min(value.length, limit), "a value is cut to the limit only"
-    assert one.given_up == sum(isinstance(event, GaveUp) for event in events) > 0, "giving up is counted and said"
+    assert (
+        one.malformed_count == sum(isinstance(event, Malformed) for event in events) > 0
+    ), "malformed data is counted and reported"
     found = [event for chunk in chunks(chance, NEXT) for event in one.feed(chunk)]
     assert [type(event) for event in found] == [Begun, Params], "the next request is found"
     return sum(isinstance(event, Begun) for event in events)

@@ -1,8 +1,8 @@
-"""backends/fastcgi.py: made streams for every rule, properties of any stream, and what real programs sent.
+"""FastCgiReader: a stream for every rule, properties of any stream, and recorded streams of real programs.
 
 tests/streams was recorded over loopback on Debian 12: nginx 1.22.1 (`fastcgi_keep_conn on`, upstream `keepalive`) and
 Apache 2.4.71 (mod_proxy_fcgi by SetHandler, `enablereuse=on`), one kept connection each; cgi-fcgi of libfcgi 2.4.2, its
-three connections one behind the other. The same three requests each: see REQUESTS.
+three connections one after the other. Each has the same three requests: see REQUESTS.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tracer.backends.ptrace.fastcgi_parser import (
     Begun,
     Event,
     FastCgiReader,
-    GaveUp,
+    Malformed,
     Params,
     Value,
 )
@@ -32,13 +32,13 @@ STREAMS = Path(__file__).resolve().parents[3] / "streams"
 BEGIN_REQUEST, ABORT_REQUEST, END_REQUEST, PARAMS, STDIN, DATA, GET_VALUES = 1, 2, 3, 4, 5, 8, 9
 RESPONDER, AUTHORIZER, FILTER = 1, 2, 3
 WANTED = (b"SCRIPT_FILENAME", b"REQUEST_URI", b"REQUEST_METHOD")
-# Parameters nobody asked for, some of them alike in length or beginning.
+# Parameters that are not wanted, some with the length or the beginning of a wanted one.
 UNWANTED = (b"HTTP_COOKIE", b"REQUEST_URL", b"REQUEST_UR", b"REQUEST_URI_", b"X" * 127, b"X" * 128, b"")
 VALUE_LIMIT = 61
 BOUND = 64 * 1024
 PLAIN = {b"SCRIPT_FILENAME": b"/srv/www/index.php", b"REQUEST_URI": b"/a?b=c"}
 
-# What was asked of every recorded program: method, URI, script; and a header of more than 127 bytes with the third.
+# The requests that every recorded program sent: method, URI, script. The third has a header of more than 127 bytes.
 LONG_URI = b"/index.php/long?" + b"&".join(b"key%d=value-%d" % (n, n * n) for n in range(83))
 AGENT = b"phptrace-recorder/1 " + b"x" * 211
 REQUESTS = (
@@ -46,7 +46,7 @@ REQUESTS = (
     (b"POST", b"/form.php?id=17", b"/srv/www/form.php"),
     (b"GET", b"/index.php?last=1", b"/srv/www/index.php"),
 )
-# mod_proxy_fcgi sends this, and php takes it off again (init_request_info, sapi/fpm/fpm/fpm_main.c, 8.2).
+# mod_proxy_fcgi sends this, and php removes it (init_request_info, sapi/fpm/fpm/fpm_main.c, 8.2).
 APACHE_PREFIX = b"proxy:fcgi://127.0.0.1:9017"
 KEPT = {"nginx": True, "apache": True, "cgi-fcgi": False}
 
@@ -110,16 +110,16 @@ def as_php_reads(stream: bytes) -> Iterator[bytes]:
         at += 8 + content + padding
 
 
-def stored(thing: object) -> list[bytes]:
-    """Every string of bytes that a reader holds, but for the wanted names, which are the caller's."""
-    if isinstance(thing, bytes | bytearray):
-        return [bytes(thing)]
-    if isinstance(thing, Mapping):
-        return [text for value in thing.values() for text in stored(value)]
-    if isinstance(thing, list | tuple):
-        return [text for value in thing for text in stored(value)]
-    if hasattr(thing, "__dict__"):
-        kept = {name: value for name, value in vars(thing).items() if name not in ("_wanted", "_names")}
+def stored(holder: object) -> list[bytes]:
+    """Return all bytes that a reader holds, except the wanted names, which are the caller's."""
+    if isinstance(holder, bytes | bytearray):
+        return [bytes(holder)]
+    if isinstance(holder, Mapping):
+        return [text for value in holder.values() for text in stored(value)]
+    if isinstance(holder, list | tuple):
+        return [text for value in holder for text in stored(value)]
+    if hasattr(holder, "__dict__"):
+        kept = {name: value for name, value in vars(holder).items() if name not in ("_wanted", "_names")}
         return stored(kept)
     return []
 
@@ -137,7 +137,7 @@ def test_a_request_begins_and_its_wanted_parameters_follow():
     assert read(request()) == PLAIN_EVENTS
 
 
-def test_the_role_and_the_wish_to_keep_the_connection_are_told():
+def test_begun_has_the_role_and_the_keep_flag():
     assert read(begin(258, FILTER, flags=1)) == [Begun(258, FILTER, True)]
 
 
@@ -145,18 +145,18 @@ def test_only_the_lowest_flag_keeps_a_connection():
     assert read(begin(3, AUTHORIZER, flags=0xFE)) == [Begun(3, AUTHORIZER, False)]
 
 
-def test_request_id_0_is_as_good_as_any_to_php():
+def test_request_id_0_is_accepted():
     assert read(request(request_id=0)) == [Begun(0, RESPONDER, False), Params(0, whole(PLAIN))]
 
 
-def test_a_request_is_told_as_soon_as_its_begin_request_is_complete():
+def test_begun_comes_with_the_last_byte_of_begin_request():
     one = reader()
 
     assert one.feed(begin(padding=5)[:15]) == []
     assert one.feed(begin(padding=5)[15:16]) == [Begun(1, RESPONDER, False)]
 
 
-def test_parameters_are_told_with_the_header_of_the_empty_params():
+def test_params_come_with_the_header_of_the_empty_params():
     stream = begin() + params(PLAIN)
     one = reader()
 
@@ -164,7 +164,7 @@ def test_parameters_are_told_with_the_header_of_the_empty_params():
     assert one.feed(stream[-1:]) == [Params(1, whole(PLAIN))]
 
 
-def test_header_content_and_padding_may_be_calls_of_their_own():
+def test_header_content_and_padding_may_come_in_separate_calls():
     content = pair(b"REQUEST_URI", b"/")
 
     assert read(
@@ -174,7 +174,7 @@ def test_header_content_and_padding_may_be_calls_of_their_own():
     ) == [Begun(1, RESPONDER, False), Params(1, {b"REQUEST_URI": Value(b"/", 1)})]
 
 
-def test_a_pair_may_be_cut_anywhere_by_records():
+def test_records_may_cut_a_pair_anywhere():
     content = pair(b"REQUEST_URI", b"/" * 200, wide=True) + pair(b"REQUEST_METHOD", b"GET")
     cut = b"".join(record(PARAMS, byte, padding=3) for byte in single_bytes(content))
 
@@ -205,7 +205,7 @@ def test_a_short_length_may_be_written_with_four_bytes():
     assert read(begin() + record(PARAMS, content) + record(PARAMS))[1] == Params(1, {b"REQUEST_URI": Value(b"/w", 2)})
 
 
-def test_of_a_name_that_comes_twice_the_last_counts():
+def test_the_last_value_of_a_repeated_name_wins():
     content = pair(b"REQUEST_URI", b"/first-and-longer") + pair(b"REQUEST_URI", b"/second")
 
     assert read(begin() + record(PARAMS, content) + record(PARAMS))[1] == Params(
@@ -213,13 +213,13 @@ def test_of_a_name_that_comes_twice_the_last_counts():
     )
 
 
-def test_names_that_resemble_a_wanted_one_are_not_it():
+def test_names_that_resemble_a_wanted_one_are_not_kept():
     alike = (b"REQUEST_URL", b"REQUEST_UR", b"REQUEST_URI_", b"request_uri", b"XREQUEST_URI", b"XEQUEST_URI")
 
     assert read(begin() + params(dict.fromkeys(alike, b"/not-this")))[1] == Params(1, {})
 
 
-def test_empty_names_and_values_are_read_over():
+def test_empty_names_and_values_are_accepted():
     content = pair(b"", b"") + pair(b"", b"nameless") + pair(b"REQUEST_URI", b"") + pair(b"", b"")
 
     assert read(begin() + record(PARAMS, content) + record(PARAMS))[1] == Params(1, {b"REQUEST_URI": Value(b"", 0)})
@@ -236,17 +236,17 @@ def test_a_request_may_have_no_parameters():
     assert read(begin() + record(PARAMS))[1] == Params(1, {})
 
 
-def test_nothing_of_an_unwanted_parameter_is_ever_stored():
+def test_an_unwanted_parameter_is_never_stored():
     one = reader([b"REQUEST_URI"])
     stream = request({b"REQUEST_URL": b"#" * 99, b"#" * 11: b"#", b"REQUEST_URI": b"/", b"HTTP_COOKIE": b"#" * 999})
 
     for byte in single_bytes(stream):
         one.feed(byte)
         assert b"#" not in b"".join(stored(one))
-    assert one.given_up == 0
+    assert one.malformed_count == 0
 
 
-def test_of_a_wanted_value_nothing_is_stored_behind_the_limit():
+def test_a_wanted_value_is_never_stored_beyond_the_limit():
     one = reader(value_limit=5)
 
     for chunk in (begin(), *single_bytes(record(PARAMS, pair(b"REQUEST_URI", b"/abcd###")))):
@@ -255,18 +255,18 @@ def test_of_a_wanted_value_nothing_is_stored_behind_the_limit():
     assert one.feed(record(PARAMS)) == [Params(1, {b"REQUEST_URI": Value(b"/abcd", 8)})]
 
 
-def test_parameters_are_handed_over_and_not_kept():
+def test_returned_parameters_are_not_kept():
     one = reader()
 
     one.feed(request())
     assert stored(one) == [b"", b""]
 
 
-# Records that are none of ours.
+# Records that the parser skips.
 
 
 @pytest.mark.parametrize("kind", [0, END_REQUEST, STDIN, DATA, GET_VALUES, 11, 255])
-def test_other_records_are_skipped_without_keeping_them(kind: int):
+def test_other_records_are_skipped_and_not_stored(kind: int):
     one = reader()
     skipped = record(kind, request() * 3 + b"\xff" * 60_000, request_id=0, padding=255)
 
@@ -283,28 +283,28 @@ def test_other_records_may_come_within_a_request():
     assert read(stream)[1:] == [Params(1, {b"REQUEST_URI": Value(b"/between", 8)})]
 
 
-def test_a_request_forged_in_a_body_is_not_believed_even_as_a_chunk_of_its_own():
-    forged = request({b"REQUEST_URI": b"/forged"})
-    stdin = record(STDIN, forged)
+def test_a_request_crafted_in_a_body_is_ignored_even_as_a_separate_chunk():
+    crafted = request({b"REQUEST_URI": b"/crafted"})
+    stdin = record(STDIN, crafted)
 
-    assert read(begin() + params(PLAIN), stdin[:8], forged, record(STDIN)) == PLAIN_EVENTS
+    assert read(begin() + params(PLAIN), stdin[:8], crafted, record(STDIN)) == PLAIN_EVENTS
 
 
-def test_a_request_forged_in_a_body_is_not_believed_though_nonsense_follows_in_its_chunk():
-    forged = request({b"REQUEST_URI": b"/forged"})
-    header = record(STDIN, forged)[:8]
+def test_a_request_crafted_in_a_body_is_ignored_if_malformed_data_follows_in_its_chunk():
+    crafted = request({b"REQUEST_URI": b"/crafted"})
+    header = record(STDIN, crafted)[:8]
 
-    assert read(begin() + params(PLAIN), header, forged + bytes(8)) == [
+    assert read(begin() + params(PLAIN), header, crafted + bytes(8)) == [
         *PLAIN_EVENTS,
-        GaveUp("a record of FastCGI version 0, not 1"),
+        Malformed("a record of FastCGI version 0, not 1"),
     ]
-    assert read(begin() + params(PLAIN), header, forged + bytes(3), bytes(5)) == [
+    assert read(begin() + params(PLAIN), header, crafted + bytes(3), bytes(5)) == [
         *PLAIN_EVENTS,
-        GaveUp("a record of FastCGI version 0, not 1"),
+        Malformed("a record of FastCGI version 0, not 1"),
     ]
 
 
-def test_a_body_in_many_pieces_takes_no_room():
+def test_a_body_in_many_pieces_is_not_stored():
     one = reader()
 
     for byte in single_bytes(request(body=b"#" * 211)):
@@ -321,24 +321,24 @@ def test_requests_follow_each_other_on_a_kept_connection():
     ]
 
 
-def test_the_empty_stdin_that_php_left_behind_is_no_concern_of_the_next_request():
+def test_an_empty_stdin_that_php_did_not_read_does_not_disturb_the_next_request():
     assert read(record(STDIN, request_id=9), request()) == PLAIN_EVENTS
 
 
-def test_stdin_ends_parameters_whose_end_was_forgotten():
+def test_stdin_ends_parameters_without_an_end():
     content = b"".join(pair(name, value) for name, value in PLAIN.items())
 
     assert read(begin() + record(PARAMS, content) + record(STDIN)) == PLAIN_EVENTS
 
 
-def test_stdin_of_another_request_ends_no_parameters():
+def test_stdin_of_another_request_does_not_end_parameters():
     assert read(begin(1) + record(STDIN, request_id=2)) == [Begun(1, RESPONDER, False)]
 
 
 # Requests that end early.
 
 
-def test_an_abort_is_told():
+def test_an_abort_is_an_event():
     assert read(begin(5) + record(ABORT_REQUEST, request_id=5)) == [Begun(5, RESPONDER, False), Aborted(5)]
 
 
@@ -346,8 +346,8 @@ def test_an_abort_may_have_content():
     assert read(begin() + record(ABORT_REQUEST, b"why", padding=2) + request())[2:] == PLAIN_EVENTS
 
 
-def test_after_an_abort_its_parameters_make_no_sense():
-    assert read(begin() + record(ABORT_REQUEST) + params(PLAIN))[2:] == [GaveUp("PARAMS without a request")]
+def test_parameters_after_an_abort_are_malformed():
+    assert read(begin() + record(ABORT_REQUEST) + params(PLAIN))[2:] == [Malformed("PARAMS without a request")]
 
 
 @pytest.mark.parametrize("request_id", [1, 2])
@@ -360,9 +360,9 @@ def test_a_request_within_another_replaces_it(request_id: int):
     ]
 
 
-# Streams that make no sense.
+# Malformed streams.
 
-NONSENSE = {
+MALFORMED = {
     "a record of FastCGI version 0, not 1": begin() + bytes(8),
     "a record of FastCGI version 2, not 1": record(STDIN, version=2),
     "a BEGIN_REQUEST of 7 bytes, not 8": record(BEGIN_REQUEST, b"\0\1\0\0\0\0\0"),
@@ -382,21 +382,21 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("why", NONSENSE)
-def test_nonsense_is_given_up_once_and_said_why(why: str):
+@pytest.mark.parametrize("why", MALFORMED)
+def test_malformed_data_is_one_event_with_a_reason(why: str):
     one = reader()
-    events = [event for chunk in (NONSENSE[why], b"more of it", b"\0" * 70_000) for event in one.feed(chunk)]
+    events = [event for chunk in (MALFORMED[why], b"more of it", b"\0" * 70_000) for event in one.feed(chunk)]
 
-    assert [event for event in events if isinstance(event, GaveUp)] == [GaveUp(why)]
-    assert one.given_up == 1
+    assert [event for event in events if isinstance(event, Malformed)] == [Malformed(why)]
+    assert one.malformed_count == 1
     assert one.buffered == 0
 
 
 @pytest.mark.parametrize(
     "cut", [b"\x0b", b"\x80", b"\x80\0\0", b"\x0b\x80\0\0", b"\x0b\x01REQUEST_URI", b"\x0b\x01HTTP"]
 )
-def test_parameters_that_end_within_a_pair_are_nonsense(cut: bytes):
-    assert read(begin() + record(PARAMS, cut) + record(PARAMS))[1:] == [GaveUp("PARAMS that end within a pair")]
+def test_parameters_that_end_within_a_pair_are_malformed(cut: bytes):
+    assert read(begin() + record(PARAMS, cut) + record(PARAMS))[1:] == [Malformed("PARAMS that end within a pair")]
 
 
 def test_a_parameter_may_be_as_large_as_a_record():
@@ -406,18 +406,18 @@ def test_a_parameter_may_be_as_large_as_a_record():
     assert read(stream)[1] == Params(1, {b"REQUEST_URI": Value(b"u" * VALUE_LIMIT, 65_524)})
 
 
-@pytest.mark.parametrize("why", NONSENSE)
+@pytest.mark.parametrize("why", MALFORMED)
 @pytest.mark.parametrize("cut", [lambda stream: [stream], single_bytes, as_php_reads])
-def test_a_request_after_nonsense_is_found_where_a_chunk_begins(why: str, cut):
+def test_after_malformed_data_a_request_is_found_where_a_chunk_begins(why: str, cut):
     one = reader()
-    one.feed(NONSENSE[why])
+    one.feed(MALFORMED[why])
 
     assert [event for chunk in cut(request()) for event in one.feed(chunk)] == PLAIN_EVENTS
-    assert one.given_up == 1
+    assert one.malformed_count == 1
 
 
 @pytest.mark.parametrize("end", [bytes(8), begin()[:8]])
-def test_nothing_is_held_of_a_request_that_was_given_up_or_replaced(end: bytes):
+def test_a_malformed_or_replaced_request_is_not_stored(end: bytes):
     one = reader()
 
     one.feed(begin() + record(PARAMS, pair(b"REQUEST_URI", b"/held") + b"\x0b\x09REQUEST_URI/cut"))
@@ -427,29 +427,29 @@ def test_nothing_is_held_of_a_request_that_was_given_up_or_replaced(end: bytes):
     check_bounds(one)
 
 
-def test_each_time_the_stream_is_given_up_is_counted():
+def test_each_malformed_stretch_is_counted():
     one = reader()
 
     for chunk in (b"\0" * 8, request() + b"\0" * 8, b"\0" * 8, request() + b"\0" * 8):
         one.feed(chunk)
-    assert one.given_up == 3
+    assert one.malformed_count == 3
 
 
-def test_after_nonsense_a_request_within_a_chunk_is_not_believed():
+def test_after_malformed_data_a_request_within_a_chunk_is_ignored():
     assert read(b"\0" * 8 + request(), b"\0" + request(), request()[1:]) == [
-        GaveUp("a record of FastCGI version 0, not 1")
+        Malformed("a record of FastCGI version 0, not 1")
     ]
 
 
 @pytest.mark.parametrize("position", [0, 1, 4, 5])
-def test_after_nonsense_what_is_no_begin_request_is_not_believed(position: int):
+def test_after_malformed_data_only_a_begin_request_is_accepted(position: int):
     header = bytearray(request())
     header[position] += 1
 
-    assert read(b"\0" * 8, bytes(header)) == [GaveUp("a record of FastCGI version 0, not 1")]
+    assert read(b"\0" * 8, bytes(header)) == [Malformed("a record of FastCGI version 0, not 1")]
 
 
-def test_after_nonsense_id_padding_and_reserved_may_be_anything():
+def test_after_malformed_data_any_id_padding_and_reserved_byte_is_accepted():
     found = bytearray(begin(0xFFFE, padding=255))
     found[7] = 0xFF
 
@@ -457,29 +457,29 @@ def test_after_nonsense_id_padding_and_reserved_may_be_anything():
 
 
 @pytest.mark.parametrize("start", [b"\1", b"\1\1", b"\1\1\0", b"\1\1\0\1\0", b"\1\4\0", b"\0" * 7])
-def test_a_request_is_found_behind_a_header_that_was_cut_for_good(start: bytes):
+def test_a_request_is_found_behind_a_header_that_is_never_completed(start: bytes):
     for cut in ([request()], single_bytes(request()), as_php_reads(request())):
         assert read(start, *cut)[1:] == PLAIN_EVENTS
 
 
 @pytest.mark.parametrize("start", [b"\1", b"\1\1", b"\1\1\0", b"\1\1\0\1\0"])
-def test_after_nonsense_a_request_is_found_behind_what_began_like_one(start: bytes):
+def test_after_malformed_data_a_request_is_found_behind_the_beginning_of_one(start: bytes):
     for cut in ([request()], single_bytes(request()), as_php_reads(request())):
         assert read(b"\0" * 8, start, *cut)[1:] == PLAIN_EVENTS
 
 
-def test_a_request_is_found_where_parameters_were_to_go_on_but_make_no_sense():
+def test_a_request_is_found_in_place_of_the_rest_of_parameters():
     half = begin() + record(PARAMS, pair(b"REQUEST_URI", b"/half") + bytes(50_000))[:-50_000]
 
     # As parameters, the padding of its BEGIN_REQUEST is the lengths of a pair.
     assert read(half, begin(padding=8) + params(PLAIN)) == [
         Begun(1, RESPONDER, False),
-        GaveUp("a parameter of 1861152494 + 1861152494 bytes, more than a record holds"),
+        Malformed("a parameter of 1861152494 + 1861152494 bytes, more than a record holds"),
         *PLAIN_EVENTS,
     ]
 
 
-def test_an_empty_chunk_says_nothing_and_takes_no_room():
+def test_an_empty_chunk_has_no_events_and_is_not_stored():
     one = reader()
     one.feed(begin()[:3])
 
@@ -488,7 +488,7 @@ def test_an_empty_chunk_says_nothing_and_takes_no_room():
     assert one.feed(begin()[3:]) == [Begun(1, RESPONDER, False)]
 
 
-def test_the_values_of_a_request_are_kept_up_to_a_limit_together():
+def test_the_values_of_a_request_are_kept_up_to_a_common_limit():
     names = [b"N%d" % n for n in range(7)]
     one = reader(names, value_limit=1 << 20)
     one.feed(begin())
@@ -530,12 +530,12 @@ SKIPPED = st.builds(
 @dataclasses.dataclass(frozen=True)
 class Stream:
     sent: bytes
-    said: list[Event]
+    events: list[Event]
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> Stream:
-    """One well-formed request, whatever it asks for, and what is to be read from it."""
+    """One well-formed request with any content, and its expected events."""
     request_id, role, flags = draw(st.integers(0, 0xFFFF)), draw(st.integers(1, 3)), draw(st.integers(0, 255))
     pairs = draw(st.lists(st.tuples(NAMES, VALUES, st.booleans()), max_size=8))
     content = b"".join(pair(name, value, wide=wide) for name, value, wide in pairs)
@@ -547,11 +547,11 @@ def requests(draw: st.DrawFn) -> Stream:
     for body in draw(st.lists(st.binary(min_size=1, max_size=99) | st.just(request()), max_size=2)):
         sent += record(STDIN, body, request_id=request_id, padding=draw(PADDINGS))
     values = {name: Value(value[:VALUE_LIMIT], len(value)) for name, value, _ in pairs if name in WANTED}
-    said: list[Event] = [Begun(request_id, role, bool(flags & 1)), Params(request_id, values)]
+    events: list[Event] = [Begun(request_id, role, bool(flags & 1)), Params(request_id, values)]
     if draw(st.booleans()):
         sent += record(ABORT_REQUEST, request_id=request_id, padding=draw(PADDINGS))
-        said.append(Aborted(request_id))
-    return Stream(sent, said)
+        events.append(Aborted(request_id))
+    return Stream(sent, events)
 
 
 def cut(content: bytes, places: Iterable[int]) -> list[bytes]:
@@ -562,13 +562,13 @@ def cut(content: bytes, places: Iterable[int]) -> list[bytes]:
 
 @PROPERTY
 @given(st.lists(requests(), min_size=1, max_size=3))
-def test_what_was_encoded_is_read_back(streams: list[Stream]):
-    assert read(b"".join(stream.sent for stream in streams)) == [event for stream in streams for event in stream.said]
+def test_an_encoded_stream_is_read_back(streams: list[Stream]):
+    assert read(b"".join(stream.sent for stream in streams)) == [event for stream in streams for event in stream.events]
 
 
 @PROPERTY
 @given(st.lists(requests(), min_size=1, max_size=2), st.lists(st.integers(1, 4000), max_size=60))
-def test_however_a_stream_is_cut_it_says_the_same(streams: list[Stream], places: list[int]):
+def test_a_stream_has_the_same_events_however_it_is_cut(streams: list[Stream], places: list[int]):
     sent = b"".join(stream.sent for stream in streams)
     one = reader()
 
@@ -576,7 +576,7 @@ def test_however_a_stream_is_cut_it_says_the_same(streams: list[Stream], places:
     for chunk in cut(sent, [place % len(sent) for place in places]):
         events += one.feed(chunk)
         check_bounds(one)
-    assert events == [event for stream in streams for event in stream.said]
+    assert events == [event for stream in streams for event in stream.events]
     assert read(*single_bytes(sent)) == events
     assert read(*as_php_reads(sent)) == events
 
@@ -593,26 +593,26 @@ ANYTHING = st.lists(
 @PROPERTY
 @given(ANYTHING)
 @example([b"\1\1\0\1\0\x08"])
-def test_whatever_came_before_the_next_request_in_a_chunk_is_found(chunks: list[bytes]):
+def test_the_next_request_that_begins_a_chunk_is_found_after_any_data(chunks: list[bytes]):
     one = reader()
-    gave_up = 0
-    # The zeros complete any record that was open, and are themselves none.
+    malformed = 0
+    # The zeros complete any open record, and are not a record themselves.
     for chunk in (*chunks, bytes(0xFFFF + 255 + 8 + 8)):
-        gave_up += sum(isinstance(event, GaveUp) for event in one.feed(chunk))
+        malformed += sum(isinstance(event, Malformed) for event in one.feed(chunk))
         check_bounds(one)
 
-    assert gave_up == one.given_up > 0
+    assert malformed == one.malformed_count > 0
     assert one.feed(request()) == PLAIN_EVENTS
 
 
 @PROPERTY
 @given(ANYTHING)
-def test_whatever_came_before_nothing_is_believed_without_a_request(chunks: list[bytes]):
+def test_events_of_any_data_belong_to_an_open_request(chunks: list[bytes]):
     open_request, complete = None, True
     for event in read(*chunks):
         if isinstance(event, Begun):
             open_request, complete = event.request_id, False
-        elif isinstance(event, GaveUp):
+        elif isinstance(event, Malformed):
             open_request = None
         else:
             assert event.request_id == open_request
@@ -623,7 +623,7 @@ def test_whatever_came_before_nothing_is_believed_without_a_request(chunks: list
                 open_request = None
 
 
-# What real programs sent.
+# Recorded streams of real programs.
 
 CUTS = {"whole": lambda stream: [stream], "byte by byte": single_bytes, "as php reads": as_php_reads}
 
@@ -644,11 +644,11 @@ def test_the_requests_of_a_real_program_are_read(program: str, cutting: str):
             Params(1, whole(dict(zip(WANTED, (prefix + script, uri, method), strict=True)))),
         )
     ]
-    assert one.given_up == 0
+    assert one.malformed_count == 0
 
 
 @pytest.mark.parametrize("program", KEPT)
-def test_of_a_real_program_long_values_are_cut_and_other_parameters_not_kept(program: str):
+def test_long_values_of_a_real_program_are_cut_and_other_parameters_not_kept(program: str):
     one = FastCgiReader([b"HTTP_USER_AGENT", b"REQUEST_URI", b"CONTENT_LENGTH"], value_limit=29)
     first, second, third = (
         event.values for event in one.feed((STREAMS / f"{program}.bin").read_bytes()) if isinstance(event, Params)
@@ -660,7 +660,7 @@ def test_of_a_real_program_long_values_are_cut_and_other_parameters_not_kept(pro
 
 
 @pytest.mark.parametrize("program", KEPT)
-def test_the_recordings_name_no_path_but_the_document_root(program: str):
+def test_the_recordings_contain_no_path_except_the_document_root(program: str):
     stream = (STREAMS / f"{program}.bin").read_bytes()
 
     assert b"/srv/www" in stream

@@ -1,4 +1,4 @@
-"""A request watched from outside, as the record that is made of it, decoded as every record is."""
+"""The record of a request seen from outside, decoded by the decoder of every record."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import PROPERTY
 
-from tracer.backends.ptrace.open_request import OpenRequest, end_alone
+from tracer.backends.ptrace import open_request
+from tracer.backends.ptrace.open_request import ABSENT, CallCounts, OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import HeapFigures
 from tracer.backends.ptrace.proc_files import Memory, WorkerFiles
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
+from tracer.backends.records.request_structs import (
+    REPLACED,
+    REQUEST,
+    REQUEST_FIELDS,
+    SCRIPT_MAX,
+    URI_MAX,
+    EventKind,
+)  # fmt: skip
 from tracer.facts import Request
 
 OFFSET_NS = 1_700_000_000_000_000_003
 HEAP = HeapFigures(size=401_987, peak=2_921_293, real_size=2_359_309, real_peak=4_194_319)
-# Of every request: they are seen at the script's end only, or counted by BPF alone.
+# In every request: BPF alone sees the end of the script, and counts allocations.
 UNMEASURED = {"zend_used_end", "memory_limit", "native_alloc_bytes", "native_alloc_calls", "native_free_bytes",
               "native_free_calls", "native_freed_earlier", "native_mapped_bytes", "native_kept",
               "native_released"}  # fmt: skip
+CALLS = {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"}
+USAGE = {"cpu_ns", "minor_faults", "major_faults"}
+AFTER_END = {"anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status"}
 
 RUNNING = OpenRequest(
     pid=4241,
@@ -38,23 +52,20 @@ RUNNING = OpenRequest(
     zend_real_before=2_097_169,
     anon_peak=10_000_019,
     status=503,
-    map_bytes=2_097_169,
-    map_calls=5,
-    unmap_bytes=1_572_899,
-    unmap_calls=2,
-    brk_bytes=-8_191,
-    brk_calls=11,
+    calls=CallCounts(
+        map_bytes=2_097_169, map_calls=5, unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11
+    ),
 )
 AFTER = Memory(10_524_307, 2_000_029, 300_017, 250_000_013 + 2_097_169 - 1_572_899 - 8_191)
 
 
 def running(**changed: Any) -> OpenRequest:
-    """RUNNING with that changed, still under way."""
+    """A copy of RUNNING with these fields changed; the request still runs."""
     return dataclasses.replace(RUNNING, **changed)
 
 
 def finished(**changed: Any) -> OpenRequest:
-    """RUNNING with that changed, after its teardown and its end."""
+    """A copy of RUNNING with these fields changed, after its teardown and its end."""
     made = running(**changed)
     made.at_teardown(HEAP, 10_400_009)
     made.sample(30_000_001)
@@ -73,13 +84,13 @@ def absent(found: Request) -> set[str]:
 
 @pytest.fixture
 def files() -> Iterator[WorkerFiles]:
-    """Of this process."""
+    """The /proc files of this process."""
     opened = WorkerFiles(os.getpid())
     yield opened
     opened.close()
 
 
-def test_a_finished_request_has_all_that_can_be_seen_from_outside():
+def test_a_finished_request_has_every_field_that_ptrace_can_measure():
     assert decoded(finished().record()) == Request(
         host="web1", pid=4241, pool="www", nth=7, started_ns=1_000_003 + OFFSET_NS, duration_ns=7_000_006,
         cpu_ns=5_000_011, method="POST", uri="/shop?id=13", script="/srv/index.php", status=503, ending="finished",
@@ -95,7 +106,7 @@ def test_a_finished_request_has_all_that_can_be_seen_from_outside():
     )  # fmt: skip
 
 
-def test_of_the_worker_the_end_is_read_when_it_ends(files):
+def test_the_end_of_a_request_reads_the_worker(files):
     made = running(faults_before=(0, 0), cpu_before_ns=0)
     made.end(8_000_009, files, HEAP)
     found = decoded(made.record())
@@ -105,7 +116,7 @@ def test_of_the_worker_the_end_is_read_when_it_ends(files):
     assert min(found.anon_after, found.vm_after, found.cpu_ns, found.minor_faults) > 0
 
 
-def test_faults_and_cpu_time_are_those_since_the_start(files):
+def test_faults_and_cpu_time_count_from_the_start(files):
     minor, major = files.faults()
     cpu_ns = files.cpu_ns()
     made = running(faults_before=(minor - 1_009, major), cpu_before_ns=cpu_ns - 3_000_017)
@@ -115,7 +126,7 @@ def test_faults_and_cpu_time_are_those_since_the_start(files):
     assert 3_000_017 <= decoded(made.record()).cpu_ns < 3_000_000_000
 
 
-def test_the_peak_is_the_most_that_was_sampled():
+def test_the_peak_is_the_highest_sample():
     made = finished()
     made.sample(40_000_003)
     made.sample(20_000_003)
@@ -130,7 +141,7 @@ def test_memory_at_the_end_is_a_sample_too(files):
     assert decoded(made.record()).anon_peak == made.after.anon
 
 
-def test_of_several_looks_at_the_teardown_the_most_memory_counts_and_the_last_heap():
+def test_several_teardown_samples_keep_the_highest_memory_and_the_last_heap():
     made = finished()
     made.at_teardown(HeapFigures(13, 3_000_017, 2_100_001, 4_100_003), 10_300_003)
     found = decoded(made.record())
@@ -139,37 +150,35 @@ def test_of_several_looks_at_the_teardown_the_most_memory_counts_and_the_last_he
     assert (found.zend_peak, found.zend_real_peak) == (3_000_017, 4_194_319)
 
 
-def test_a_request_left_by_a_signal_has_no_end():
+def test_a_request_of_a_killed_worker_has_no_end():
     made = running()
     made.at_teardown(HEAP, 10_400_009)
-    made.leave(3_000_017, 11)
+    made.cut_off(3_000_017, 11)
     found = decoded(made.record())
 
     assert (found.ending, found.notes, found.duration_ns) == ("killed:SEGV", "end_not_seen", 2_000_014)
-    assert absent(found) == UNMEASURED | {
-        "anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "brk_bytes", "status",
-    }  # fmt: skip
+    assert absent(found) == UNMEASURED | AFTER_END | USAGE
 
 
-def test_a_signal_that_left_a_core_is_that_signal():
+def test_a_signal_that_dumped_a_core_is_named():
     made = running()
-    made.leave(3_000_017, 6 | 0x80)
+    made.cut_off(3_000_017, 6 | 0x80)
 
     assert decoded(made.record()).ending == "killed:ABRT"
 
 
 def test_a_request_whose_worker_exited_is_cut_off():
     made = running()
-    made.leave(3_000_017, 0)
+    made.cut_off(3_000_017, 0)
     found = decoded(made.record())
 
     assert (found.ending, found.notes) == ("cut_off", "end_not_seen,worker_exited")
     assert {"anon_end", "zend_peak", "zend_real_end"} <= absent(found)
 
 
-def test_a_request_that_tracing_left_is_cut_off_and_its_worker_blamed_for_nothing():
+def test_a_request_that_outlives_the_tracing_is_cut_off_without_blaming_its_worker():
     made = running()
-    made.leave(3_000_017, 0, detached=True)
+    made.cut_off(3_000_017, 0, detached=True)
     found = decoded(made.record())
 
     assert (found.ending, found.notes) == ("cut_off", "end_not_seen")
@@ -184,7 +193,7 @@ def test_a_404_has_no_script():
     assert absent(found) == UNMEASURED | {"script"}
 
 
-def test_a_request_whose_heap_is_not_known_has_nothing_of_it():
+def test_a_request_with_an_unknown_heap_has_no_heap_fields():
     made = finished(zend_real_before=None, heap_end=None)
     found = decoded(made.record())
 
@@ -194,7 +203,7 @@ def test_a_request_whose_heap_is_not_known_has_nothing_of_it():
     }  # fmt: skip
 
 
-def test_a_request_whose_teardown_was_not_seen_has_no_peak_of_zends():
+def test_a_request_whose_teardown_was_not_seen_has_no_zend_peak():
     made = dataclasses.replace(finished(), anon_end=None)
     found = decoded(made.record())
 
@@ -202,7 +211,7 @@ def test_a_request_whose_teardown_was_not_seen_has_no_peak_of_zends():
     assert absent(found) == UNMEASURED | {"anon_end", "zend_peak", "zend_real_peak", "zend_real_end", "status"}
 
 
-def test_of_an_unknown_layout_there_is_no_status():
+def test_a_request_of_an_unknown_layout_has_no_status():
     found = decoded(finished(layout_known=False).record())
 
     assert found.notes == "php_layout_unknown,native_not_counted,script_end_not_seen"
@@ -226,7 +235,7 @@ def test_a_long_uri_is_cut_and_that_is_noted():
     assert found.script == "/srv/index.php"
 
 
-def test_a_uri_of_which_only_a_part_was_read_is_noted_as_cut():
+def test_a_uri_that_was_read_in_part_is_noted_as_cut():
     found = decoded(finished(uri=b"/shop", uri_bytes=4_099).record())
 
     assert (found.uri, found.notes) == ("/shop", "native_not_counted,script_end_not_seen,uri_cut")
@@ -250,7 +259,7 @@ def test_a_long_method_is_cut():
     assert decoded(finished(method=b"M" * 31).record()).method == "M" * 15
 
 
-def test_a_query_string_is_stripped_as_of_any_record():
+def test_the_query_string_is_stripped():
     assert decoded(finished().record(), keep_query=False).uri == "/shop"
 
 
@@ -266,13 +275,87 @@ def test_a_parameter_that_was_not_sent_is_none(name, note):
     assert found.notes == f"{note},native_not_counted,script_end_not_seen"
 
 
-def test_calls_that_were_not_counted_are_not_measured():
-    found = decoded(
-        finished(map_bytes=0, map_calls=0, unmap_bytes=0, unmap_calls=0, brk_bytes=0, brk_calls=0).record(), calls=False
-    )
+def test_calls_that_were_not_seen_are_absent():
+    found = decoded(finished(calls=None).record(), calls=False)
 
     assert found.notes == "native_not_counted,script_end_not_seen,calls_not_hooked"
-    assert absent(found) == UNMEASURED | {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"}
+    assert absent(found) == UNMEASURED | CALLS
+
+
+def test_a_heap_that_could_not_be_read_at_the_teardown_is_absent():
+    made = running()
+    made.at_teardown(None, 10_400_009)
+    made = dataclasses.replace(
+        made, ended_ns=8_000_009, after=AFTER, faults=(131, 3), cpu_ns=5_000_011, zend_real_after=2_097_211
+    )
+
+    assert {"zend_peak", "zend_real_peak", "zend_real_end"} <= absent(decoded(made.record()))
+
+
+def test_a_heap_that_could_not_be_read_at_the_end_is_absent(files):
+    made = running()
+    made.at_teardown(HEAP, 10_400_009)
+    made.end(8_000_009, files, None)
+
+    assert decoded(made.record()).zend_real_after is None
+
+
+def test_a_worker_that_became_another_program_was_not_killed():
+    made = running()
+    made.cut_off(3_000_017, REPLACED)
+
+    assert decoded(made.record()).ending == "cut_off"
+
+
+# Every field of the struct is filled, or absent by a flag.
+
+BOOLEANS = st.booleans()
+
+
+@PROPERTY
+@given(started=BOOLEANS, teardown=BOOLEANS, heap=BOOLEANS, ended=BOOLEANS, heap_after=BOOLEANS, calls=BOOLEANS)
+def test_no_field_that_was_not_measured_is_0(started, teardown, heap, ended, heap_after, calls):
+    made = running(zend_real_before=2_097_169 if started else None, calls=RUNNING.calls if calls else None)
+    if teardown:
+        made.at_teardown(HEAP if heap else None, 10_400_009)
+    if ended:
+        made = dataclasses.replace(
+            made, ended_ns=8_000_009, after=AFTER, faults=(131, 3), cpu_ns=5_000_011,
+            zend_real_after=2_097_211 if heap_after else None,
+        )  # fmt: skip
+    else:
+        made.cut_off(3_000_017, 9)
+
+    assert 0 not in decoded(made.record())  # no value above is 0
+
+
+@pytest.mark.parametrize("make", [
+    lambda: finished().record(),
+    lambda: running().record(),
+    lambda: finished(calls=None).record(),
+    lambda: end_alone(4241, 1, 8_000_009),
+], ids=["finished", "running", "breakpoints", "end alone"])  # fmt: skip
+def test_a_field_that_is_neither_filled_nor_absent_is_named(make, monkeypatch):
+    monkeypatch.setattr(open_request, "REQUEST_FIELDS", (*REQUEST_FIELDS, ("forgotten_bytes", "q"), ("later", "q")))
+
+    with pytest.raises(ValueError, match="^field forgotten_bytes of struct request is neither filled nor"):
+        make()
+
+
+def test_a_field_that_the_struct_does_not_have_is_named(monkeypatch):
+    without = tuple(field for field in REQUEST_FIELDS if field[0] != "brk_calls")
+    monkeypatch.setattr(open_request, "REQUEST_FIELDS", without)
+
+    with pytest.raises(ValueError, match="^struct request has no field brk_calls$"):
+        finished().record()
+
+
+@pytest.mark.parametrize("flag", ABSENT, ids=lambda flag: flag.name)
+def test_the_decoder_leaves_out_what_a_flag_declares_absent(flag):
+    values = {name: b"PUT" if form.endswith("s") else 7 for name, form in REQUEST_FIELDS}
+    values |= {"kind": EventKind.REQUEST, "flags": flag, "script_stored": 0, "uri_stored": 0, "exit_code": 0}
+
+    assert set(ABSENT[flag]) <= absent(decoded(REQUEST.pack(*values.values())))
 
 
 def test_a_record_can_be_made_twice():
@@ -281,7 +364,7 @@ def test_a_record_can_be_made_twice():
     assert made.record() == made.record()
 
 
-def test_of_an_end_that_was_seen_alone_only_the_worker_is_known():
+def test_an_end_without_a_start_only_names_the_worker():
     found = decoded(end_alone(4241, 1, 8_000_009))
 
     assert (found.host, found.pid, found.pool, found.nth) == ("web1", 4241, "www", 1)

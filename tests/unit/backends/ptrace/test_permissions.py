@@ -1,4 +1,4 @@
-"""Why a process may not be traced: also where processes end, or cannot be started, while that is asked."""
+"""Reasons why ptrace may not trace a process, also if a process ends or cannot be started during the check."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from subprocesses import ROOT, as_nobody
 
+from tracer.backends.ptrace import syscalls
 from tracer.backends.ptrace.permissions import obstacle, refusal
 
 # Prints the pid of the child that obstacle() traces, and is killed instead of killing it.
@@ -34,7 +35,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_process_that_ends_while_its_rights_are_looked_at_is_not_refused():
+def test_a_process_that_ends_during_the_check_is_not_refused():
     def ended_process_is_not_refused() -> bool:
         process = subprocess.Popen(["sleep", "600"])
         stat = os.stat
@@ -54,7 +55,7 @@ def test_a_process_that_ends_while_its_rights_are_looked_at_is_not_refused():
     assert as_nobody(ended_process_is_not_refused) == 0
 
 
-def test_the_child_that_is_traced_to_try_ptrace_ends_with_a_phptrace_that_is_killed():
+def test_the_child_on_which_ptrace_is_tested_ends_with_a_killed_phptrace():
     with subprocess.Popen(
         [sys.executable, "-c", KILLED_BEFORE_IT_KILLS],
         stdout=subprocess.PIPE,
@@ -62,7 +63,7 @@ def test_the_child_that_is_traced_to_try_ptrace_ends_with_a_phptrace_that_is_kil
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as phptrace:
         assert phptrace.stdout is not None
-        child = int(phptrace.stdout.readline())  # not all of it: the child has the pipe, too
+        child = int(phptrace.stdout.readline())  # one line only: the child holds the pipe open, too
     try:
         deadline = time.monotonic() + 5
         while is_running(child) and time.monotonic() < deadline:
@@ -75,10 +76,22 @@ def test_the_child_that_is_traced_to_try_ptrace_ends_with_a_phptrace_that_is_kil
             os.kill(child, signal.SIGKILL)
 
 
-def test_where_no_process_can_be_started_ptrace_cannot_be_tried(monkeypatch):
+def test_obstacle_reports_that_no_process_can_be_started(monkeypatch):
     def refused() -> int:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(os, "fork", refused)
 
     assert "Resource temporarily unavailable" in (obstacle() or "")
+
+
+def test_an_obstacle_is_an_error_message(monkeypatch):
+    def refused(pid: int, options: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(syscalls, "seize", refused)
+
+    assert obstacle() == (
+        "cannot trace even a child process: a seccomp filter or a security module forbids ptrace"
+        " (Operation not permitted)"
+    )

@@ -1,4 +1,4 @@
-"""PHP's call stack, read in memory laid out as PHP's (Zend/zend_compile.h, 8.2): this process's own."""
+"""PHP's call stack, read from memory of this process that has PHP's layout (Zend/zend_compile.h, 8.2)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tracer.facts import NO_PHP, STACK_LOST, TRUNCATED, UNREADABLE, Frame, Growt
 
 PID = os.getpid()
 FILE = "/srv/app/Repo.php"
-NOWHERE = 0x13  # in the first page, where nothing is mapped
+UNMAPPED = 0x13  # in the first page, where nothing is mapped
 USER_FUNCTION = Function(FunctionType.USER, FunctionFlag.CLASSLESS, 3, b"find", b"", FILE.encode())
 BASE = 0x7F00_0000_0000
 
@@ -50,7 +50,7 @@ def walker(memory: ZendMemory) -> Walker:
 
 
 def shown(walker: Walker, walked: Walked) -> list[tuple[bytes, int] | None]:
-    """(class and name, line) of each frame, the innermost first."""
+    """Return (class and name, line) of each frame, innermost first."""
     found: list[tuple[bytes, int] | None] = []
     for frame in walked.frames:
         function = walker.function(frame[0]) if frame is not None else None
@@ -63,18 +63,18 @@ def shown(walker: Walker, walked: Walked) -> list[tuple[bytes, int] | None]:
 
 
 def only_function(memory: ZendMemory, walker: Walker, function: int) -> Function | None:
-    """What is read of a function that is run alone."""
+    """Return the function that a walk finds if it is the only one that runs."""
     memory.run(memory.call(function, 0))
     [frame] = walker.walk().frames
     assert frame is not None
     return walker.function(frame[0])
 
 
-def test_where_no_php_runs_there_are_no_frames(walker):
+def test_a_walk_while_no_php_runs_has_no_frames(walker):
     assert walker.walk() == Walked((), StackFlag(0))
 
 
-def test_a_stack_has_its_frames_the_innermost_first_with_the_lines_they_have_come_to(memory, walker):
+def test_a_stack_has_its_frames_innermost_first_with_their_current_lines(memory, walker):
     main, find = memory.user(None, (1, 13)), memory.user(b"find", (83, 89, 97), scope=memory.scope(b"Repo"))
     outer = memory.call(main, 0, memory.opline(main, 1))
     memory.run(memory.call(find, outer, memory.opline(find, 2)))
@@ -86,14 +86,14 @@ def test_a_stack_has_its_frames_the_innermost_first_with_the_lines_they_have_com
 
 def test_an_internal_function_on_top_has_no_file_and_no_line(memory, walker):
     main, query = memory.user(None), memory.internal(b"query", memory.scope(b"PDO"))
-    memory.run(memory.call(query, memory.call(main, 0, memory.opline(main, 0)), NOWHERE))
+    memory.run(memory.call(query, memory.call(main, 0, memory.opline(main, 0)), UNMAPPED))
     walked = walker.walk()
 
     assert shown(walker, walked) == [(b"PDO::query", 0), (b"", 3)]
     assert walker.function(walked.frames[0][0]) == Function(1, FunctionFlag.FILELESS, 0, b"query", b"PDO", b"")
 
 
-def test_a_user_function_has_its_file_and_where_it_begins(memory, walker):
+def test_a_user_function_has_its_file_and_first_line(memory, walker):
     assert only_function(memory, walker, memory.user(b"find")) == USER_FUNCTION
 
 
@@ -106,7 +106,7 @@ def test_a_files_own_code_is_nameless(memory, walker, kind):
     assert found.flags == FunctionFlag.NAMELESS | FunctionFlag.CLASSLESS
 
 
-def test_a_dummy_of_the_engine_is_none(memory, walker):
+def test_a_dummy_frame_of_the_engine_is_none(memory, walker):
     main = memory.user(None)
     memory.run(memory.call(0, memory.call(main, 0, memory.opline(main, 0))))
 
@@ -121,21 +121,21 @@ def test_a_fibers_fake_function_is_none(memory, walker):
 
 def test_the_placeholder_of_a_yield_from_is_the_generator_it_delegates_to(memory, walker):
     main, inner = memory.user(None), memory.user(b"inner", (17, 19))
-    generator = memory.generator(memory.call(inner, NOWHERE, memory.opline(inner, 1)))
+    generator = memory.generator(memory.call(inner, UNMAPPED, memory.opline(inner, 1)))
     outer = memory.call(main, 0, memory.opline(main, 2))
     memory.run(memory.call(0, outer, this=generator, is_object=True))
 
     assert shown(walker, walker.walk()) == [(b"inner", 19), (b"", 7)]
 
 
-def test_the_placeholder_of_a_generator_that_is_over_is_none(memory, walker):
+def test_the_placeholder_of_a_finished_generator_is_none(memory, walker):
     memory.run(memory.call(0, 0, this=memory.generator(0), is_object=True))
 
     assert walker.walk() == Walked((None,), StackFlag(0))
 
 
 @pytest.mark.parametrize(("depth", "flags"), [(6, StackFlag.TRUNCATED), (7, 0), (8, 0)])
-def test_a_stack_deeper_than_is_walked_is_truncated(memory, depth, flags):
+def test_a_stack_deeper_than_the_limit_is_truncated(memory, depth, flags):
     function, call = memory.user(b"deep"), 0
     for _ in range(7):
         call = memory.call(function, call, memory.opline(function, 0))
@@ -145,7 +145,7 @@ def test_a_stack_deeper_than_is_walked_is_truncated(memory, depth, flags):
     assert (len(walked.frames), walked.flags) == (min(depth, 7), flags)
 
 
-def test_a_stack_that_goes_round_is_truncated(memory, walker):
+def test_a_circular_stack_is_truncated(memory, walker):
     call = memory.call(memory.user(b"loop"), 0)
     memory.write(call + 48, struct.pack("<Q", call))
     memory.run(call)
@@ -156,7 +156,7 @@ def test_a_stack_that_goes_round_is_truncated(memory, walker):
 
 
 @pytest.mark.parametrize("kind", [0, 3, 5, 255])
-def test_a_function_of_no_known_type_ends_the_stack_as_corrupt(memory, walker, kind):
+def test_a_function_of_an_unknown_type_ends_the_stack_as_corrupt(memory, walker, kind):
     main, find = memory.user(None, kind=kind), memory.user(b"find")
     memory.run(memory.call(find, memory.call(main, 0), memory.opline(find, 0)))
     walked = walker.walk()
@@ -171,11 +171,11 @@ def test_a_user_function_without_a_file_is_corrupt(memory, walker):
     assert walker.walk() == Walked((), StackFlag.CORRUPT)
 
 
-ANYWHERE = (NOWHERE, 1 << 47, 1 << 63, (1 << 64) - 1, (1 << 64) - 8)
+ANYWHERE = (UNMAPPED, 1 << 47, 1 << 63, (1 << 64) - 1, (1 << 64) - 8)
 
 
 @pytest.mark.parametrize("address", ANYWHERE)
-def test_a_frame_that_is_nowhere_is_corrupt(memory, walker, address):
+def test_a_frame_at_an_unmapped_address_is_corrupt(memory, walker, address):
     main = memory.user(None)
     memory.run(memory.call(main, address, memory.opline(main, 0)))
     walked = walker.walk()
@@ -185,19 +185,19 @@ def test_a_frame_that_is_nowhere_is_corrupt(memory, walker, address):
 
 
 @pytest.mark.parametrize("address", ANYWHERE)
-def test_a_function_that_is_nowhere_is_corrupt(memory, walker, address):
+def test_a_function_at_an_unmapped_address_is_corrupt(memory, walker, address):
     memory.run(memory.call(address, 0))
 
     assert walker.walk() == Walked((), StackFlag.CORRUPT)
 
 
 @pytest.mark.parametrize("address", ANYWHERE)
-def test_globals_that_are_nowhere_are_corrupt(address):
+def test_globals_at_an_unmapped_address_are_corrupt(address):
     assert Walker(PID, LAYOUT, address, 127).walk() == Walked((), StackFlag.CORRUPT)
 
 
 @pytest.mark.parametrize("address", ANYWHERE)
-def test_an_opline_that_is_not_of_the_function_has_no_line(memory, walker, address):
+def test_an_opline_outside_the_function_has_no_line(memory, walker, address):
     memory.run(memory.call(memory.user(b"find"), 0, address))
 
     assert shown(walker, walker.walk()) == [(b"find", 0)]
@@ -245,23 +245,23 @@ def test_a_string_is_read_across_the_border_of_a_page(memory, walker, before):
     assert only_function(memory, walker, memory.user(None, name_at=name_at)) == USER_FUNCTION._replace(name=b"crossing")
 
 
-def test_a_string_longer_than_any_is_no_name(memory, walker):
+def test_a_string_of_an_impossible_length_is_not_a_name(memory, walker):
     name_at = memory.string(b"find", length=(1 << 20) + 1)
 
     assert only_function(memory, walker, memory.user(None, name_at=name_at)) is None
 
 
 @pytest.mark.parametrize("address", ANYWHERE)
-def test_a_string_that_is_nowhere_is_no_name(memory, walker, address):
+def test_a_string_at_an_unmapped_address_is_not_a_name(memory, walker, address):
     assert only_function(memory, walker, memory.user(None, name_at=address)) is None
 
 
 @pytest.mark.parametrize("address", ANYWHERE)
-def test_a_class_that_is_nowhere_is_no_name(memory, walker, address):
+def test_a_class_at_an_unmapped_address_is_not_a_name(memory, walker, address):
     assert only_function(memory, walker, memory.user(b"find", scope=address)) is None
 
 
-def test_the_memory_is_read_anew_at_each_walk(memory, walker):
+def test_each_walk_reads_the_memory_anew(memory, walker):
     first, second = memory.user(b"first"), memory.user(b"second")
     memory.run(memory.call(first, 0, memory.opline(first, 0)))
     walker.walk()
@@ -272,11 +272,11 @@ def test_the_memory_is_read_anew_at_each_walk(memory, walker):
 
 @PROPERTY
 @given(content=st.binary(min_size=56, max_size=56), own=st.lists(st.integers(0, 6), max_size=3))
-def test_whatever_a_frame_holds_the_walk_ends(memory, walker, content, own):
+def test_the_walk_of_a_frame_with_any_content_ends(memory, walker, content, own):
     call = memory.call(0, 0)
     words = list(struct.unpack("<7Q", content))
-    for place in own:
-        words[place] = call
+    for index in own:
+        words[index] = call
     memory.write(call, struct.pack("<7Q", *words))
     memory.run(call)
 
@@ -301,7 +301,7 @@ def sender(walker: Walker, sent: list[bytes]) -> StackSender:
 
 
 def mapped(nth: int = 7, number: int = 0, call: Call = Call.MMAP) -> MemoryCallMade:
-    """A page; each number at another place."""
+    """Return a call that maps a page; each number has another address."""
     return MemoryCallMade(nth, call, BASE + number * 0x10_0000, 4096, 0, 0, False)
 
 
@@ -318,7 +318,7 @@ def growths(sent: list[bytes], nth: int = 7) -> list[Growth]:
 
 @pytest.fixture
 def run_find(memory: ZendMemory) -> Callable[..., None]:
-    """Has PHP at an opcode of find(), called by the main script."""
+    """Return a function that puts PHP at an opcode of find(), called by the main script."""
     main, find = memory.user(None, (1, 13)), memory.user(b"find", (83, 89), scope=memory.scope(b"Repo"))
     outer = memory.call(main, 0, memory.opline(main, 1))
 
@@ -328,7 +328,7 @@ def run_find(memory: ZendMemory) -> Callable[..., None]:
     return run
 
 
-def test_what_was_sent_is_decoded_as_the_stack_that_was_there(sender, sent, run_find):
+def test_a_sent_stack_is_decoded_as_the_stack_in_memory(sender, sent, run_find):
     run_find(1)
     sender.memory_call(mapped())
 
@@ -336,7 +336,7 @@ def test_what_was_sent_is_decoded_as_the_stack_that_was_there(sender, sent, run_
     assert growths(sent) == [Growth(PID, 7, "mapped", stack, 4096, 1)]
 
 
-def test_functions_come_before_their_stack_and_that_before_its_call(sender, sent, run_find):
+def test_functions_come_before_their_stack_and_a_stack_before_its_call(sender, sent, run_find):
     run_find()
     sender.memory_call(mapped())
 
@@ -345,7 +345,7 @@ def test_functions_come_before_their_stack_and_that_before_its_call(sender, sent
     ]  # fmt: skip
 
 
-def test_a_stack_is_sent_once_a_request(sender, sent, run_find):
+def test_a_stack_is_sent_once_per_request(sender, sent, run_find):
     run_find()
     sender.memory_call(mapped())
     sent_before = len(sent)
@@ -355,7 +355,7 @@ def test_a_stack_is_sent_once_a_request(sender, sent, run_find):
     assert [(growth.bytes, growth.samples) for growth in growths(sent)] == [(8192, 2)]
 
 
-def test_a_function_is_sent_once_a_request(sender, sent, run_find):
+def test_a_function_is_sent_once_per_request(sender, sent, run_find):
     run_find(0)
     sender.memory_call(mapped())
     sent_before = len(sent)
@@ -366,7 +366,7 @@ def test_a_function_is_sent_once_a_request(sender, sent, run_find):
     assert [growth.stack[-1].line for growth in growths(sent)] == [83, 89]
 
 
-def test_the_next_request_is_sent_everything_again(sender, sent, run_find):
+def test_the_next_request_sends_everything_again(sender, sent, run_find):
     run_find()
     sender.memory_call(mapped())
     sender.memory_call(mapped(nth=8, number=1))
@@ -375,7 +375,7 @@ def test_the_next_request_is_sent_everything_again(sender, sent, run_find):
     assert [growth.stack[-1].name for growth in growths(sent, 8)] == ["Repo::find"]
 
 
-def test_of_memory_that_is_unmapped_no_stack_is_sent(sender, sent, run_find):
+def test_munmap_is_sent_without_a_stack(sender, sent, run_find):
     run_find()
     sender.memory_call(mapped(call=Call.MUNMAP))
 
@@ -390,22 +390,22 @@ def test_a_call_while_no_php_runs_has_no_php(sender, sent):
     assert [growth.stack for growth in growths(sent)] == [(NO_PHP,)]
 
 
-def test_a_stack_with_a_function_whose_names_make_no_sense_is_lost(memory, sender, sent):
-    memory.run(memory.call(memory.user(None, name_at=NOWHERE), 0))
+def test_a_stack_with_a_corrupt_function_name_is_lost(memory, sender, sent):
+    memory.run(memory.call(memory.user(None, name_at=UNMAPPED), 0))
     sender.memory_call(mapped())
 
     assert [growth.stack for growth in growths(sent)] == [(STACK_LOST,)]
 
 
-def test_a_stack_that_makes_no_sense_from_somewhere_on_is_marked(memory, sender, sent):
+def test_a_stack_with_a_corrupt_frame_is_marked(memory, sender, sent):
     find = memory.user(b"find")
-    memory.run(memory.call(find, NOWHERE, memory.opline(find, 0)))
+    memory.run(memory.call(find, UNMAPPED, memory.opline(find, 0)))
     sender.memory_call(mapped())
 
     assert [growth.stack for growth in growths(sent)] == [(UNREADABLE, Frame("user", "find", FILE, 3))]
 
 
-def test_a_stack_that_is_too_deep_is_marked(memory, sent, run_find):
+def test_a_stack_that_is_truncated_is_marked(memory, sent, run_find):
     run_find()
     sender = StackSender(PID, Walker(PID, LAYOUT, memory.current, 1), sent.append)
     sender.memory_call(mapped())
@@ -413,7 +413,7 @@ def test_a_stack_that_is_too_deep_is_marked(memory, sent, run_find):
     assert [growth.stack for growth in growths(sent)] == [(TRUNCATED, Frame("user", "Repo::find", FILE, 83))]
 
 
-def test_a_dummy_of_the_engine_is_left_out_of_what_is_decoded(memory, sender, sent):
+def test_a_dummy_frame_of_the_engine_is_not_decoded(memory, sender, sent):
     main = memory.user(None)
     memory.run(memory.call(0, memory.call(main, 0, memory.opline(main, 0))))
     sender.memory_call(mapped())
@@ -421,7 +421,7 @@ def test_a_dummy_of_the_engine_is_left_out_of_what_is_decoded(memory, sender, se
     assert [growth.stack for growth in growths(sent)] == [(Frame("user", "<main>", FILE, 3),)]
 
 
-def test_names_that_were_cut_are_decoded_with_an_ellipsis(memory, sender, sent):
+def test_cut_names_are_decoded_with_an_ellipsis(memory, sender, sent):
     find = memory.user(b"f" * 131, file=b"/" * 257)
     memory.run(memory.call(find, 0, memory.opline(find, 0)))
     sender.memory_call(mapped())
@@ -429,7 +429,7 @@ def test_names_that_were_cut_are_decoded_with_an_ellipsis(memory, sender, sent):
     assert [growth.stack for growth in growths(sent)] == [(Frame("user", "f" * 127 + "…", "…" + "/" * 255, 3),)]
 
 
-def test_a_call_keeps_its_figures(sender, sent):
+def test_a_call_keeps_its_values(sender, sent):
     sender.memory_call(MemoryCallMade(7, Call.MREMAP, BASE, 8192, BASE + 65_536, 12_288, True))
 
     assert MEMORY_CALL.unpack(sent[0]) == (
@@ -437,7 +437,7 @@ def test_a_call_keeps_its_figures(sender, sent):
     )  # fmt: skip
 
 
-def test_every_record_is_as_long_as_the_header_says(sender, sent, run_find):
+def test_every_record_has_the_size_of_its_struct(sender, sent, run_find):
     run_find()
     sender.memory_call(mapped())
 

@@ -1,4 +1,4 @@
-"""Records through a real pipe: none is torn, the writer never waits, and what is lost is told."""
+"""Records through a real pipe: none is torn, the writer does not block, and losses are counted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read_all(reader: PipeReader, found: list[tuple[Channel, bytes]]) -> None:
 
 
 def drained(writer: PipeWriter, reader: PipeReader) -> list[tuple[Channel, bytes]]:
-    """Everything that the writer keeps, through the pipe."""
+    """Return every record that waits in the writer, through the pipe."""
     found: list[tuple[Channel, bytes]] = []
     with within(20):
         while True:
@@ -66,7 +66,7 @@ def drained(writer: PipeWriter, reader: PipeReader) -> list[tuple[Channel, bytes
 
 
 def test_records_come_in_order_with_their_channel(writer, reader):
-    sent = [(Channel.REQUESTS, b"first"), (Channel.SAID, b""), (Channel.STACKS, b"third\0")]
+    sent = [(Channel.REQUESTS, b"first"), (Channel.ATTACHED, b""), (Channel.STACKS, b"third\0")]
     for channel, record in sent:
         writer.put(channel, record)
     writer.flush()
@@ -81,7 +81,7 @@ def test_nothing_is_written_before_it_is_flushed(writer, reader):
     assert writer.waiting
 
 
-def test_what_was_flushed_does_not_wait_any_more(writer):
+def test_a_flushed_record_does_not_wait_any_more(writer):
     writer.put(Channel.REQUESTS, b"first")
     writer.flush()
 
@@ -97,13 +97,13 @@ def test_a_record_is_read_once(writer, reader):
 
 
 def test_a_frame_is_its_length_its_channel_and_the_record(ends, writer):
-    writer.put(Channel.GIVEN_UP, b"seven b")
+    writer.put(Channel.MALFORMED, b"seven b")
     writer.flush()
 
     assert os.read(ends.read_fd, 100) == struct.pack("<IB", 7, 4) + b"seven b"
 
 
-def test_a_record_is_given_once_its_last_byte_is_there(ends, reader):
+def test_a_record_is_returned_with_its_last_byte(ends, reader):
     framed = struct.pack("<IB", 5, Channel.STACKS) + b"whole"
     found = []
     for byte in framed:
@@ -128,7 +128,7 @@ def test_records_are_the_same_however_the_pipe_divides_them(ends, reader, record
     assert found == records
 
 
-def test_a_full_pipe_does_not_hold_up_the_writer(writer):
+def test_a_full_pipe_does_not_block_the_writer(writer):
     writer.put(Channel.REQUESTS, MEGABYTE)
     writer.put(Channel.REQUESTS, MEGABYTE)
 
@@ -137,7 +137,7 @@ def test_a_full_pipe_does_not_hold_up_the_writer(writer):
     assert writer.waiting
 
 
-def test_a_writer_that_may_wait_does_so_no_longer_than_it_is_told(writer):
+def test_a_writer_waits_no_longer_than_its_timeout(writer):
     writer.put(Channel.REQUESTS, MEGABYTE)
     writer.put(Channel.REQUESTS, MEGABYTE)
 
@@ -146,14 +146,14 @@ def test_a_writer_that_may_wait_does_so_no_longer_than_it_is_told(writer):
     assert writer.waiting
 
 
-def test_a_record_larger_than_the_pipe_comes_whole(writer, reader):
+def test_a_record_larger_than_the_pipe_arrives_complete(writer, reader):
     record = bytes(range(251)) * 20_011
     writer.put(Channel.STACKS, record)
 
     assert drained(writer, reader) == [(Channel.STACKS, record)]
 
 
-def test_what_comes_after_a_record_written_in_part_comes_behind_it(writer, reader):
+def test_a_record_put_after_a_partial_write_arrives_behind_it(writer, reader):
     writer.put(Channel.STACKS, MEGABYTE + b"end")
     writer.flush()
     writer.put(Channel.REQUESTS, b"second")
@@ -162,7 +162,7 @@ def test_what_comes_after_a_record_written_in_part_comes_behind_it(writer, reade
 
 
 def fill(writer: PipeWriter) -> int:
-    """Has it keep all it may; returns how many records that are."""
+    """Fill the writer up to its limit; return the number of records."""
     for number in range(1, 100):
         writer.put(Channel.STACKS, MEGABYTE)
         if number * (5 + len(MEGABYTE)) > MOST_WAITING:
@@ -170,7 +170,7 @@ def fill(writer: PipeWriter) -> int:
     raise AssertionError("not reached")
 
 
-def test_what_is_put_when_too_much_waits_is_lost_and_how_many_is_told(writer, reader):
+def test_records_put_while_too_much_waits_are_lost_and_counted(writer, reader):
     kept = fill(writer)
     for _ in range(13):
         writer.put(Channel.REQUESTS, b"too late")
@@ -182,7 +182,7 @@ def test_what_is_put_when_too_much_waits_is_lost_and_how_many_is_told(writer, re
     assert found[-1] == (Channel.LOST, (13).to_bytes(8, "little"))
 
 
-def test_a_loss_is_told_once(writer, reader):
+def test_a_loss_is_reported_once(writer, reader):
     fill(writer)
     writer.put(Channel.REQUESTS, b"too late")
     drained(writer, reader)
@@ -192,7 +192,7 @@ def test_a_loss_is_told_once(writer, reader):
     assert drained(writer, reader) == [(Channel.REQUESTS, b"in time")]
 
 
-def test_once_there_is_room_again_nothing_is_lost(writer, reader):
+def test_a_record_put_when_there_is_room_again_is_not_lost(writer, reader):
     fill(writer)
     drained(writer, reader)
     writer.put(Channel.REQUESTS, b"in time")
@@ -200,11 +200,11 @@ def test_once_there_is_room_again_nothing_is_lost(writer, reader):
     assert drained(writer, reader) == [(Channel.REQUESTS, b"in time")]
 
 
-def test_the_writer_is_told_that_nobody_reads(ends, writer):
+def test_writing_without_a_reader_is_an_error(ends, writer):
     ends.close(ends.read_fd)
     writer.put(Channel.REQUESTS, b"first")
 
-    with pytest.raises(BrokenPipeError, match="nobody reads"):
+    with pytest.raises(BrokenPipeError, match="its reader has ended"):
         writer.flush()
 
 
@@ -216,7 +216,7 @@ def test_the_reader_sees_the_end_when_the_writer_is_gone(ends, reader):
     assert (before, reader.ended) == (False, True)
 
 
-def test_what_was_written_before_the_end_is_still_read(ends, writer, reader):
+def test_records_written_before_the_end_are_still_read(ends, writer, reader):
     writer.put(Channel.REQUESTS, b"last")
     writer.flush()
     ends.close(ends.write_fd)
@@ -225,7 +225,7 @@ def test_what_was_written_before_the_end_is_still_read(ends, writer, reader):
     assert reader.ended
 
 
-def test_half_a_record_of_a_writer_that_died_is_none(ends, reader):
+def test_half_a_record_of_a_dead_writer_is_dropped(ends, reader):
     os.write(ends.write_fd, struct.pack("<IB", 5, Channel.REQUESTS) + b"half")
     ends.close(ends.write_fd)
 
@@ -241,12 +241,12 @@ def test_after_the_end_the_reader_does_not_wait(ends, reader):
         assert reader.records(7) == []
 
 
-def test_a_reader_waits_no_longer_than_it_is_told(reader):
+def test_a_reader_waits_no_longer_than_its_timeout(reader):
     with within(5):
         assert reader.records(0.013) == []
 
 
-def test_what_was_lost_is_told_in_the_last_flush_too(writer, reader, ends):
+def test_the_last_flush_reports_losses(writer, reader, ends):
     fill(writer)
     for _ in range(7):
         writer.put(Channel.REQUESTS, b"one more")

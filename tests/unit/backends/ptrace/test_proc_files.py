@@ -1,4 +1,4 @@
-"""WorkerFiles, read for this process and, where time passes between readings, for one that does nothing else."""
+"""WorkerFiles of this process and, if time passes between two reads, of a process that does nothing else."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tracer.backends.ptrace.proc_files import WorkerFiles
 
 PAGES = 1021
 NO_PID = 1 << 30  # above any pid_max
-# Before Linux 6.16 the kernel adds pages up late, and Python itself uses some meanwhile.
+# Before Linux 6.16 the kernel sums pages late, and Python itself uses some meanwhile.
 SLACK_BYTES = 512 * mmap.PAGESIZE
-# Maps as many pages as each line of its input says, and touches them if it says so. It prints a line when it is done.
+# Each input line holds a number of pages to map, and 1 to touch them. The program prints a line when it is done.
 QUIET_PROGRAM = """
 import mmap, sys
 held = []
@@ -34,8 +34,8 @@ while line := sys.stdin.readline():
 
 
 class QuietProcess:
-    """A process whose memory changes only when it is asked to. In this one, garbage of other tests may be freed at any
-    moment: 2 MiB of it made up for the pages that a test had touched.
+    """A process whose memory changes only on request. In the test process, garbage of other tests may be freed at any
+    moment: once, 2 MiB of it hid the pages that a test had touched.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class QuietProcess:
         self.map_pages(1, touch=True)  # its buffers exist from now on
 
     def map_pages(self, pages: int, *, touch: bool) -> None:
-        """Returns when the process waits for its next line again."""
+        """Map pages, and return when the process waits for its next line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{pages} {int(touch)}\n")
@@ -90,16 +90,16 @@ def status_bytes(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def test_memory_is_what_status_says(files):
+def test_memory_is_that_of_the_status_file(files):
     memory = files.memory()
-    told = [status_bytes(name) for name in ("RssAnon", "RssFile", "RssShmem", "VmSize")]
+    expected = [status_bytes(name) for name in ("RssAnon", "RssFile", "RssShmem", "VmSize")]
 
-    assert all(abs(ours - theirs) <= SLACK_BYTES for ours, theirs in zip(memory, told, strict=True))
+    assert all(abs(ours - theirs) <= SLACK_BYTES for ours, theirs in zip(memory, expected, strict=True))
     assert memory.vm > memory.anon > 0
     assert memory.file > 0
 
 
-def test_every_figure_is_in_whole_pages(files):
+def test_every_size_is_in_whole_pages(files):
     assert [size % mmap.PAGESIZE for size in files.memory()] == [0, 0, 0, 0]
 
 
@@ -146,7 +146,7 @@ def test_cpu_time_grows_while_the_process_works(files):
     assert files.cpu_ns() - before >= 10_000_000
 
 
-def test_a_title_with_spaces_and_brackets_is_stepped_over(tmp_path):
+def test_a_title_with_spaces_and_brackets_is_skipped(tmp_path):
     program = tmp_path / "a) R 1 (b"
     os.symlink("/bin/sleep", program)
     with subprocess.Popen([program, "600"], stdin=subprocess.DEVNULL) as started:
@@ -161,7 +161,7 @@ def test_a_title_with_spaces_and_brackets_is_stepped_over(tmp_path):
     assert 0 <= major < 1_000
 
 
-def test_a_process_that_is_not_there_leaves_no_file_open():
+def test_a_missing_process_leaves_no_file_open():
     before = open_files()
 
     with pytest.raises(FileNotFoundError):
@@ -169,7 +169,7 @@ def test_a_process_that_is_not_there_leaves_no_file_open():
     assert open_files() == before
 
 
-def test_of_a_process_that_has_died_since_nothing_can_be_read():
+def test_reading_a_dead_process_is_an_error():
     with subprocess.Popen(["sleep", "600"]) as started:
         opened = WorkerFiles(started.pid)
         started.kill()
@@ -179,7 +179,7 @@ def test_of_a_process_that_has_died_since_nothing_can_be_read():
     opened.close()
 
 
-def test_closing_closes_every_file_and_may_be_done_twice():
+def test_close_closes_every_file_and_is_idempotent():
     before = open_files()
     opened = WorkerFiles(os.getpid())
     during = open_files()
@@ -191,7 +191,7 @@ def test_closing_closes_every_file_and_may_be_done_twice():
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in as many groups as it likes")
-def test_a_process_in_thousands_of_groups_has_its_memory_read():
+def test_the_memory_of_a_process_in_thousands_of_groups_is_read():
     groups = list(range(100_000, 110_000))
     command = ["import os, signal", f"os.setgroups({groups!r})", "print(flush=True)", "signal.pause()"]
     with subprocess.Popen([sys.executable, "-c", "; ".join(command)], stdout=subprocess.PIPE) as started:

@@ -1,4 +1,4 @@
-"""The parent's side of tracing: starting the process that traces, and what is left when that fails."""
+"""The parent's side of tracing: starting the tracing process, and undoing everything if that fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tracer.backends.ptrace.permissions import obstacle
 from tracer.errors import UnsupportedError
 
 
-def test_a_tracing_process_that_cannot_be_started_leaves_no_signal_blocked_and_no_file_open(monkeypatch):
+def test_attach_leaves_no_signal_blocked_and_no_file_open_if_fork_fails(monkeypatch):
     if obstacle() is not None:
         pytest.skip("ptrace is refused here")
     fork, forks = os.fork, []
@@ -22,7 +22,7 @@ def test_a_tracing_process_that_cannot_be_started_leaves_no_signal_blocked_and_n
         forks.append(None)
         if len(forks) > 1:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return fork()  # for a child that is traced to see that ptrace works
+        return fork()  # obstacle() forks the child on which it tests ptrace
 
     monkeypatch.setattr(os, "fork", refused_from_the_second_on)
     blocked, files = signal.pthread_sigmask(signal.SIG_BLOCK, ()), os.listdir("/proc/self/fd")

@@ -1,4 +1,4 @@
-"""The phases of a request as SyscallTracer follows them, by system calls of this very process."""
+"""The phases of a request in SyscallTracer, driven by made-up system calls of this process."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tracer.targets import arch
 
 LISTENING, CONNECTION = 1000, 1001  # descriptors
 END_REQUEST = b"\x01\x03\x00\x01\x00\x08\x00\x00" + bytes(8)
-# A binary of which nothing is known: what is asked of PHP's memory is None.
-OPAQUE = SimpleNamespace(
+# A binary without known offsets: every read from PHP's memory is None.
+UNKNOWN_PHP = SimpleNamespace(
     hooks=None, heap=None, layout=None, sapi_globals=None, core_globals=None, executor_globals=None, stack=None
 )
 
 
 @dataclasses.dataclass
 class Worker:
-    """This process as a worker: each method is one system call of it."""
+    """This process as a worker: each method is one system call."""
 
     tracer: SyscallTracer
     records: list[bytes]
@@ -65,13 +65,13 @@ def worker(busy: bool) -> Iterator[Worker]:
     records: list[bytes] = []
     pid = os.getpid()
     tracer = SyscallTracer(
-        pid, WorkerFiles(pid), PhpMemory(pid, OPAQUE, 0), lambda make: records.append(make()), None, busy=busy
+        pid, WorkerFiles(pid), PhpMemory(pid, UNKNOWN_PHP, 0), lambda make: records.append(make()), None, busy=busy
     )
     yield Worker(tracer, records)
     tracer.close()
 
 
-def test_a_worker_is_idle_or_in_a_request_whose_start_was_not_seen(worker, busy):
+def test_a_new_worker_is_idle_or_in_a_request_whose_start_was_not_seen(worker, busy):
     assert worker.tracer.phase is (Phase.START_NOT_SEEN if busy else Phase.IDLE)
 
 
@@ -98,7 +98,7 @@ def test_a_write_without_end_request_leaves_the_request_running(worker):
     assert worker.tracer.phase is Phase.RUNNING
 
 
-def test_an_end_request_leads_to_teardown_where_no_script_runs(worker, busy):
+def test_an_end_request_leads_to_teardown_if_no_script_runs(worker, busy):
     worker.accept()
     worker.read_request()
     worker.write(b"answer" + END_REQUEST)
@@ -129,8 +129,8 @@ def test_a_read_on_a_kept_connection_ends_the_answered_request_and_begins_the_ne
 
 
 @pytest.mark.parametrize("answer", [b"", END_REQUEST], ids=["running", "teardown"])
-@pytest.mark.parametrize("leave", [lambda tracer: tracer.left(0), lambda tracer: tracer.cut_off()])
-def test_leaving_cuts_the_request_off(worker, busy, answer, leave):
+@pytest.mark.parametrize("leave", [lambda tracer: tracer.exited(0), lambda tracer: tracer.cut_off()])
+def test_the_end_of_the_worker_or_of_tracing_cuts_the_request_off(worker, busy, answer, leave):
     worker.accept()
     worker.read_request()
     worker.write(answer)
@@ -140,11 +140,11 @@ def test_leaving_cuts_the_request_off(worker, busy, answer, leave):
     assert len(worker.records) == busy + 1
 
 
-def test_a_script_that_goes_on_after_its_answer_is_in_teardown_once_it_has_ended():
+def test_a_script_that_runs_on_after_its_answer_is_in_teardown_once_it_has_ended():
     current_execute_data = ctypes.c_uint64(1)
     php = SimpleNamespace(
         **{
-            **vars(OPAQUE),
+            **vars(UNKNOWN_PHP),
             "executor_globals": ctypes.addressof(current_execute_data),
             "stack": SimpleNamespace(eg_current_execute_data=0),
         }

@@ -91,6 +91,8 @@ def test_a_status_of_zero_was_never_set():
         (Flag.METHOD_UNKNOWN, {"method"}, "method_unknown"),
         (Flag.EXITED, set(), None),
         (Flag.FATAL, set(), None),
+        (Flag.USAGE_NOT_READ, {"cpu_ns", "minor_faults", "major_faults"}, None),
+        (Flag.CALLS_NOT_SEEN, {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"}, None),
     ],
 )  # fmt: skip
 def test_a_flag_takes_away_what_was_not_measured_and_the_notes_say_so(flag, none, notes):

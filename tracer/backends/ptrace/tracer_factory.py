@@ -1,4 +1,4 @@
-"""From a pid to what follows that worker: where its PHP is loaded, and what can be read of it."""
+"""Make the tracer of a worker from its pid: find where its PHP is loaded, and what can be read from it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tracer.backends.ptrace.php_stack import Walker
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.stack_records import StackSender
 from tracer.backends.ptrace.syscall_tracer import SyscallTracer
-from tracer.backends.ptrace.tracee import Tracee
+from tracer.backends.ptrace.worker_tracer import WorkerTracer
 from tracer.errors import UnsupportedError
 from tracer.targets import arch, processes
 from tracer.targets.php import Php
 from tracer.targets.resolve import Target
 
-# As /proc/PID/syscall has them.
+# In the format of /proc/PID/syscall.
 _ACCEPTING = (str(arch.SYS_ACCEPT), str(arch.SYS_ACCEPT4))
 _READ = str(arch.SYS_READ)
-_HEADER_BYTES = "0x8"  # of a FastCGI record, for which php asks alone
+_HEADER_BYTES = "0x8"  # of a FastCGI record, which php reads with a separate call
 
 
-class WorkerFactory:
-    """Makes them for the workers of one attach."""
+class TracerFactory:
+    """Makes the tracers of the workers of one attach."""
 
     def __init__(
         self,
@@ -35,7 +35,10 @@ class WorkerFactory:
         stacks: StackOptions | None,
         mode: PtraceMode,
     ) -> None:
-        """`emit` takes what makes a request's record, `send_stack` records of stacks, where those are wanted."""
+        """`emit` takes a function that makes a request's record; `send_stack` a record of a stack.
+
+        `stacks`: None for no stacks.
+        """
         self._emit = emit
         self._send_stack = send_stack
         self._stacks = stacks
@@ -43,9 +46,10 @@ class WorkerFactory:
         self._biases: dict[int, int | None] = {}
 
     def bias(self, pid: int, target: Target, *, born: bool) -> int | None:
-        """Running address minus link address of the target's PHP in that process; None if it runs something else.
+        """Return running address minus link address of the target's PHP; None if the process runs another program.
 
-        Of one `born` under watch, what its master has: it is a fork. Reads /proc for some ms: not of a stopped one.
+        A worker `born` during tracing is a fork, and has its master's. The first call for a process reads /proc for
+        some ms: make it before the process is stopped.
         """
         owner = target.master.pid if born and target.master is not None else pid
         if owner not in self._biases:
@@ -56,18 +60,24 @@ class WorkerFactory:
         return self._biases[owner]
 
     def forget(self, master: int) -> None:
-        """It became another program: what it forks now has other addresses."""
+        """Drop the addresses of a master that became another program: its new workers have others."""
         self._biases.pop(master, None)
 
-    def worker(self, pid: int, target: Target, *, born: bool) -> Tracee:
-        """OSError if it is gone; UnsupportedError if breakpoints are wanted and there is no place for them."""
+    def tracer(self, pid: int, target: Target, *, born: bool) -> WorkerTracer:
+        """Return a new tracer of that worker.
+
+        Raises OSError if the process is gone, UnsupportedError if breakpoints are asked for and cannot be set.
+        """
         php, bias = target.php, self.bias(pid, target, born=born)
         if bias is None:
-            php, bias = _opaque(php), 0
+            php, bias = _without_offsets(php), 0
         memory = PhpMemory(pid, php, bias)
         if self._mode is PtraceMode.BREAKPOINTS:
             if php.hooks is None:
-                raise UnsupportedError("they run another PHP than their master did when tracing began")
+                raise UnsupportedError(
+                    "cannot set breakpoints: the worker runs another PHP than its master did when tracing began."
+                    " Start phptrace again."
+                )
             return BreakpointTracer(pid, WorkerFiles(pid), memory, php.hooks, bias, self._emit)
         sender = self._sender(pid, php, bias)
         on_call = None if sender is None else sender.memory_call
@@ -75,15 +85,15 @@ class WorkerFactory:
         return SyscallTracer(pid, WorkerFiles(pid), memory, self._emit, on_call, busy=busy)
 
     def _sender(self, pid: int, php: Php, bias: int) -> StackSender | None:
-        """The sender of the stacks of its memory calls; None if not asked for, or not available."""
+        """Return the sender of its stacks; None if stacks are not asked for, or cannot be read."""
         if self._stacks is None or php.stack is None or php.executor_globals is None:
             return None
         current = bias + php.executor_globals + php.stack.eg_current_execute_data
         return StackSender(pid, Walker(pid, php.stack, current, self._stacks.max_depth), self._send_stack)
 
 
-def _opaque(php: Php) -> Php:
-    """The same, with nothing known of what is in it."""
+def _without_offsets(php: Php) -> Php:
+    """Return a copy without addresses and offsets: every read with it is None."""
     return dataclasses.replace(
         php, hooks=None, heap=None, layout=None, sapi_globals=None, core_globals=None, executor_globals=None,
         sapi_module=None, stack=None,
@@ -91,8 +101,8 @@ def _opaque(php: Php) -> Php:
 
 
 def _is_busy(pid: int, memory: PhpMemory) -> bool:
-    """True if it is in a request. Where Zend's heap is not known, whether it does anything but wait for a connection,
-    or for a request on one; False if that may not be seen.
+    """True if it is in a request. If Zend's heap is unknown, True unless it waits for a connection, or for a request on
+    one; False if its system call cannot be read.
     """
     in_request = memory.in_request()
     if in_request is not None:

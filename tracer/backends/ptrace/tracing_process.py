@@ -1,8 +1,9 @@
-"""The process that traces by ptrace: nothing else runs in it, since workers stand still while it is busy.
+"""The tracing process: waits for the stops of all workers, and handles each. Nothing else runs in it, since a worker
+is stopped while it is busy.
 
-It holds the workers of one attach from SEIZE to DETACH and sends records of what they did. Killed with
-SIGKILL it leaves nothing behind: the kernel lets its tracees go on, and the only trace of it they could have
-is a stop at a system call, which by O_SYSGOOD is no signal.
+It is attached to the workers from SEIZE to DETACH, and sends records of their requests to its parent. SIGKILL of it
+harms no worker: the kernel resumes them, and the only stop they could be in is that of a system call, which with
+O_SYSGOOD is not a signal.
 """
 
 from __future__ import annotations
@@ -18,44 +19,45 @@ from types import FrameType
 
 from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace import syscalls
+from tracer.backends.ptrace.attached_processes import WORKER_ERRORS, AttachedProcesses
 from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
 from tracer.backends.ptrace.breakpoints import Breakpoints, can_call, is_signal
 from tracer.backends.ptrace.pipe import Channel, PipeWriter
 from tracer.backends.ptrace.sigtrap_handler import Died
 from tracer.backends.ptrace.syscall_tracer import SyscallTracer
-from tracer.backends.ptrace.tracees import TROUBLE, Tracees
-from tracer.backends.ptrace.worker_factory import WorkerFactory
+from tracer.backends.ptrace.tracer_factory import TracerFactory
 from tracer.backends.records.request_structs import REPLACED, EventKind
+from tracer.errors import PhptraceError
 from tracer.targets.resolve import Target
 
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 _FLUSH_S = 20.0
-# A signal that comes just before waitpid() is heeded when that returns: at the latest with the next tick. A worker
-# that computes, and makes no system call, is let go with its handler a tick after tracing has ended.
+# If a signal comes just before waitpid(), its effect starts when that returns, at the latest with the next tick. A
+# worker that computes, and makes no system call, is detached with its handler a tick after tracing has ended.
 _TICK_S = 0.5
 
 
-class TracingLoop:
-    """Traces the workers of the targets until it is told to stop by SIGTERM, or its parent dies."""
+class TracingProcess:
+    """Traces the workers of the targets until SIGTERM, or until its parent dies."""
 
     def __init__(
         self, found: list[Target], out: PipeWriter, parent: int, stacks: StackOptions | None, mode: PtraceMode
     ) -> None:
-        """`out` is the pipe to the process `parent`, which polls; `stacks`: None for no stacks."""
+        """`out`: pipe to the process `parent`, which polls; `stacks`: None for no stacks."""
         self._targets = found
         self._mode = mode
         self._out = out
         self._parent = parent
         self._deferred: list[Callable[[], bytes]] = []
-        self._factory = WorkerFactory(self._deferred.append, self._send_stack, stacks, mode)
-        self._tracees = Tracees(self._factory, self._deferred.append, self._tell_abandoned)
+        self._factory = TracerFactory(self._deferred.append, self._send_stack, stacks, mode)
+        self._attached = AttachedProcesses(self._factory, self._deferred.append, self._report_abandoned)
         self._breakpoints = Breakpoints()
         self._stopping = False
-        self._hurry = False
+        self._force = False
 
     def run(self) -> None:
-        """Returns when nothing is traced any more. SIGTERM is to be blocked when it is called."""
-        os.setsid()  # out of reach of the terminal: Ctrl-C and Ctrl-Z are its parent's affair
+        """Trace until no process is left. The caller must have blocked SIGTERM."""
+        os.setsid()  # out of reach of the terminal: its parent handles Ctrl-C and Ctrl-Z
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGALRM, self._tick)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTSTP):
@@ -67,11 +69,11 @@ class TracingLoop:
             return
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, -10)
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # four a worker
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # four per worker
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         try:
-            self._say(self._tracees.seize(self._targets))
-            if self._stopping:  # told so while attaching: there may be more by now
+            self._report_attached(self._attached.seize(self._targets))
+            if self._stopping:  # SIGTERM came while attaching: there may be more processes by now
                 self._stop(signal.SIGTERM, None)
             self._wait_for_all()
         except BaseException as exc:
@@ -82,45 +84,46 @@ class TracingLoop:
         finally:
             self._out.flush(_FLUSH_S)
 
-    def _say(self, failed: list[tuple[int, int]]) -> None:
-        said = {"failed": failed, "workers": sorted(self._tracees.workers), "masters": sorted(self._tracees.masters)}
-        self._out.put(Channel.SAID, json.dumps(said).encode())
+    def _report_attached(self, failed: list[tuple[int, int]]) -> None:
+        workers, masters = sorted(self._attached.workers), sorted(self._attached.masters)
+        outcome = {"failed": failed, "workers": workers, "masters": masters}
+        self._out.put(Channel.ATTACHED, json.dumps(outcome).encode())
         self._out.flush(_FLUSH_S)
 
     # Stops
 
     def _wait_for_all(self) -> None:
-        while self._tracees.pids():
+        while self._attached.pids():
             try:
                 pid, status = os.waitpid(-1, syscalls.WALL)
             except ChildProcessError:
                 return
             self._handle(pid, status)
-            self._send()
+            self._send_deferred()
 
     def _handle(self, pid: int, status: int) -> None:
         number, event = status >> 8 & 0xFF, status >> 16
         try:
             if not os.WIFSTOPPED(status):
-                self._ended(pid, status)
+                self._at_process_exit(pid, status)
                 return
             stopping = self._stopping
-            self._stopped(pid, number, event)
-            if self._stopping and not stopping and pid in self._tracees:
-                syscalls.interrupt(pid)  # told to stop meanwhile, which may have gone under
+            self._at_stop(pid, number, event)
+            if self._stopping and not stopping and pid in self._attached:
+                syscalls.interrupt(pid)  # SIGTERM came meanwhile, and its interrupt may have been lost
         except ProcessLookupError:
-            pass  # killed while it stood still: its end is still to come
+            pass  # killed while it was stopped: waitpid() will report its end
         except Died as exc:
-            self._ended(pid, exc.status)
-        except TROUBLE as exc:
+            self._at_process_exit(pid, exc.status)
+        except WORKER_ERRORS as exc:
             self._abandon(pid, exc, number if is_signal(number, event) else 0)
 
-    def _send(self) -> None:
-        """Send the records of what was seen, now that the worker is running again."""
+    def _send_deferred(self) -> None:
+        """Make and send the records of the last stop, now that the worker is running again."""
         for make in self._deferred:
             try:
                 record = make()
-            except (struct.error, OverflowError, ValueError):  # sizes that no kernel has
+            except (struct.error, OverflowError, ValueError):  # sizes that no kernel has, or a forgotten field
                 self._out.put(Channel.LOST, (1).to_bytes(8, "little"))
                 continue
             self._out.put(Channel.REQUESTS, record)
@@ -131,56 +134,56 @@ class TracingLoop:
     def _send_stack(self, record: bytes) -> None:
         self._out.put(Channel.STACKS, record)
 
-    def _stopped(self, pid: int, number: int, event: int) -> None:
-        if pid not in self._tracees:
-            self._tracees.adopt(pid)
+    def _at_stop(self, pid: int, number: int, event: int) -> None:
+        if pid not in self._attached:
+            self._attached.adopt(pid)
         if self._stopping:
-            self._let_go(pid, number, event)
+            self._detach(pid, number, event)
         elif number == _SYSCALL_STOP:
             self._at_syscall(pid)
         elif number == signal.SIGTRAP and not event:
-            self._trapped(pid)
+            self._at_trap(pid)
         elif event == syscalls.EVENT_STOP and number != signal.SIGTRAP:
             syscalls.listen(pid)
         elif event == syscalls.EVENT_FORK:
-            self._forked(pid)
+            self._at_fork(pid)
         elif event == syscalls.EVENT_EXEC:
-            self._replaced(pid)
+            self._at_exec(pid)
         elif event:
             self._resume(pid)
         else:
             self._resume(pid, number)
 
-    def _trapped(self, pid: int) -> None:
-        """A breakpoint, or somebody else's SIGTRAP, which is passed on."""
-        worker = self._tracees.workers.get(pid)
+    def _at_trap(self, pid: int) -> None:
+        """Handle a breakpoint; pass on a SIGTRAP that is not from one of phptrace's."""
+        worker = self._attached.workers.get(pid)
         ours = isinstance(worker, BreakpointTracer) and worker.at_breakpoint(syscalls.registers(pid).rip)
-        if ours and self._tracees.is_new(pid) and not self._settle(pid):
+        if ours and self._attached.is_new(pid) and not self._confirm_worker(pid):
             return
         self._resume(pid, 0 if ours else signal.SIGTRAP)
 
     def _at_syscall(self, pid: int) -> None:
-        worker = self._tracees.workers.get(pid)
+        worker = self._attached.workers.get(pid)
         made = syscalls.syscall_stop(pid) if isinstance(worker, SyscallTracer) else None
         if not isinstance(worker, SyscallTracer) or made is None:
             self._resume(pid)
             return
         if isinstance(made, syscalls.Entry):
             worker.at_entry(made)
-            if worker.accepts and self._tracees.is_new(pid) and not self._settle(pid):
+            if worker.accepts and self._attached.is_new(pid) and not self._confirm_worker(pid):
                 return
         else:
             worker.at_exit(made)
         self._resume(pid)
-        if worker.given_up:
-            self._out.put(Channel.GIVEN_UP, worker.given_up.to_bytes(8, "little"))
-            worker.given_up = 0
+        if worker.malformed_count:
+            self._out.put(Channel.MALFORMED, worker.malformed_count.to_bytes(8, "little"))
+            worker.malformed_count = 0
 
-    def _settle(self, pid: int) -> bool:
-        """A new child waits for its first connection, so it is a worker; False, and let go, if of a pool that nobody
-        asked for.
+    def _confirm_worker(self, pid: int) -> bool:
+        """Take a new child that waits for its first connection as a worker; False, and detach it, if its pool is not
+        wanted.
         """
-        if self._tracees.settle(pid):
+        if self._attached.confirm_worker(pid):
             return True
         if self._mode is PtraceMode.BREAKPOINTS:
             syscalls.set_breakpoints(pid, ())
@@ -188,59 +191,59 @@ class TracingLoop:
         self._forget(pid)
         return False
 
-    def _forked(self, pid: int) -> None:
-        if self._tracees.is_new(pid):
-            self._tracees.promote(pid)
+    def _at_fork(self, pid: int) -> None:
+        if self._attached.is_new(pid):
+            self._attached.promote(pid)
         self._resume(pid)
 
-    def _replaced(self, pid: int) -> None:
-        if pid in self._tracees.masters:
+    def _at_exec(self, pid: int) -> None:
+        if pid in self._attached.masters:
             self._factory.forget(pid)
             self._breakpoints.forget_family(pid)
-            self._tracees.event(EventKind.EXECED, pid)
+            self._attached.event(EventKind.EXECED, pid)
             self._resume(pid)
             return
-        worker = self._tracees.workers.get(pid)
+        worker = self._attached.workers.get(pid)
         if worker is not None:
-            worker.left(REPLACED)
-            self._tracees.event(EventKind.DIED, pid, exit_code=REPLACED)
+            worker.exited(REPLACED)
+            self._attached.event(EventKind.DIED, pid, exit_code=REPLACED)
             self._forget(pid)
         syscalls.detach(pid)
 
-    def _ended(self, pid: int, status: int) -> None:
-        worker = self._tracees.workers.get(pid)
+    def _at_process_exit(self, pid: int, status: int) -> None:
+        worker = self._attached.workers.get(pid)
         if worker is not None:
-            worker.left(status)
+            worker.exited(status)
             self._forget(pid)
-        elif self._tracees.masters.pop(pid, None) is None:
+        elif self._attached.masters.pop(pid, None) is None:
             return
-        # Behind the request's record, which is made later.
-        self._tracees.event(EventKind.DIED, pid, exit_code=status)
+        # Behind the request's record, which is also deferred.
+        self._attached.event(EventKind.DIED, pid, exit_code=status)
 
     def _resume(self, pid: int, number: int = 0) -> None:
-        worker = self._tracees.workers.get(pid)
+        worker = self._attached.workers.get(pid)
         if isinstance(worker, BreakpointTracer):
             if not worker.armed and not number and can_call(pid) and self._may_arm(pid):
                 number = self._arm(pid, worker)
-                if pid not in self._tracees.workers:
+                if pid not in self._attached.workers:
                     return
-            # Until it is armed, to the next system call: only there it can be.
+            # Until it is armed, resume it to the next system call: only there it can be armed.
             (syscalls.resume if worker.armed else syscalls.resume_to_syscall)(pid, number)
         elif worker is not None:
             syscalls.resume_to_syscall(pid, number)
-        elif pid in self._tracees.masters:
+        elif pid in self._attached.masters:
             syscalls.resume(pid, number)
         else:
             syscalls.detach(pid, number)
 
     def _may_arm(self, pid: int) -> bool:
-        return not self._tracees.is_doubtful(pid) or self._tracees.has_title(pid)
+        return not self._attached.needs_pool_check(pid) or self._attached.has_title(pid)
 
     def _arm(self, pid: int, worker: BreakpointTracer) -> int:
-        """Sets a worker's breakpoints; the signal to resume it with. One that cannot have them is let be."""
-        if self._tracees.is_doubtful(pid) and not self._settle(pid):
+        """Set a worker's breakpoints; return the signal to resume it with. Detach it if it has its own handler."""
+        if self._attached.needs_pool_check(pid) and not self._confirm_worker(pid):
             return 0
-        has_handler, held = self._breakpoints.arm(worker, self._tracees.family(pid))
+        has_handler, held = self._breakpoints.arm(worker, self._attached.family(pid))
         if not has_handler:
             self._out.put(Channel.UNARMED, (1).to_bytes(8, "little"))
             syscalls.detach(pid, held)
@@ -248,11 +251,11 @@ class TracingLoop:
         return held
 
     def _abandon(self, pid: int, exc: Exception, number: int) -> None:
-        """One worker's trouble is not the others': it goes on untraced, and that is told."""
-        self._tell_abandoned(exc)
-        worker = self._tracees.workers.get(pid)
+        """Stop tracing one worker after an error; report it, and trace the others on."""
+        self._report_abandoned(exc)
+        worker = self._attached.workers.get(pid)
         if worker is not None:
-            with contextlib.suppress(*TROUBLE):
+            with contextlib.suppress(*WORKER_ERRORS):
                 worker.cut_off()
         with contextlib.suppress(OSError):
             if self._mode is PtraceMode.BREAKPOINTS:
@@ -260,53 +263,54 @@ class TracingLoop:
         with contextlib.suppress(OSError):
             syscalls.detach(pid, number if number != signal.SIGTRAP else 0)
         self._forget(pid)
-        self._tracees.masters.pop(pid, None)
+        self._attached.masters.pop(pid, None)
 
-    def _tell_abandoned(self, exc: Exception) -> None:
-        self._out.put(Channel.ABANDONED, f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:200])
+    def _report_abandoned(self, exc: Exception) -> None:
+        text = str(exc) if isinstance(exc, PhptraceError) else f"{type(exc).__name__}: {exc}"
+        self._out.put(Channel.ABANDONED, text.encode("utf-8", "replace")[:200])
 
     def _forget(self, pid: int) -> None:
         self._breakpoints.forget(pid)
-        self._tracees.forget(pid)
+        self._attached.forget(pid)
 
     # The end
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Only makes everybody stop; the loop then lets them go."""
+        """Handle SIGTERM: only interrupt all processes. The loop then detaches from each at its stop."""
         self._stopping = True
         self._interrupt_all()
         signal.setitimer(signal.ITIMER_REAL, _TICK_S, _TICK_S)
 
     def _tick(self, number: int, frame: FrameType | None) -> None:
         if self._stopping:
-            self._hurry = True
+            self._force = True
             self._interrupt_all()
         elif os.getppid() != self._parent:
             self._stop(number, frame)
 
     def _interrupt_all(self) -> None:
-        for pid in self._tracees.pids():
+        for pid in self._attached.pids():
             with contextlib.suppress(OSError):
                 syscalls.interrupt(pid)
 
-    def _let_go(self, pid: int, number: int, event: int) -> None:
-        worker = self._tracees.workers.get(pid)
+    def _detach(self, pid: int, number: int, event: int) -> None:
+        worker = self._attached.workers.get(pid)
         delivered: int | None = number if is_signal(number, event) else 0
         if isinstance(worker, BreakpointTracer):
             trapped = delivered == signal.SIGTRAP and worker.at_breakpoint(syscalls.registers(pid).rip)
             stopped = event == syscalls.EVENT_STOP and number != signal.SIGTRAP
-            delivered = self._breakpoints.let_go(
+            delivered = self._breakpoints.disarm(
                 worker,
                 at_syscall=number == _SYSCALL_STOP,
                 number=0 if trapped else delivered or 0,
-                hurry=self._hurry or stopped,
+                force=self._force or stopped,
             )
             if delivered is None:
                 return
         elif self._mode is PtraceMode.BREAKPOINTS:
-            syscalls.set_breakpoints(pid, ())  # a daemon's new master was taken for a worker at first
+            syscalls.set_breakpoints(pid, ())  # a daemon's new master, which at first was taken for a worker
         if worker is not None:
             worker.cut_off()
         syscalls.detach(pid, delivered or 0)
         self._forget(pid)
-        self._tracees.masters.pop(pid, None)
+        self._attached.masters.pop(pid, None)
