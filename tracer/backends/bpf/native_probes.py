@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import queue
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from tracer.backends import NativeOptions
 from tracer.backends.bpf import uprobe_multi
 from tracer.backends.bpf.maps import Map, MapFullError
+from tracer.backends.bpf.native_budget import PoolBudget
 from tracer.backends.bpf.programs import Programs
 from tracer.backends.records.request_structs import NATIVE_BOOK, NATIVE_BOOK_FIELDS, NativeSite
 from tracer.backends.records.worker_table import TrackedWorker
@@ -30,17 +30,9 @@ from tracer.targets.elf import Image
 
 log = logging.getLogger(__name__)
 
-# Each link makes every hit of every linked worker 55 ns dearer: that many of a pool at a time.
-MOST_OF_A_POOL = 8
-# What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
-CALL_NS = 1_100
 # Where each function is counted: at its entry, and where it returns.
 _AT_ENTRY = (NativeSite.FREE, NativeSite.REALLOC, NativeSite.MEMALIGN)
 _AT_RETURN = (NativeSite.MALLOC, NativeSite.CALLOC, NativeSite.REALLOC, NativeSite.MEMALIGN)
-# Share of the advance from which on a paused pool is counted again.
-_RESUME = 0.1
-# Where a pool has more workers than are counted at a time, one of them gives its turn to another so often.
-_TURN_S = 2.0
 # Blocks whose request is remembered, of all workers; the kernel needs some 80 bytes for each.
 _BLOCKS_MAX = 262_144
 
@@ -56,18 +48,8 @@ class _Sites:
 @dataclasses.dataclass(slots=True)
 class _Link:
     descriptors: tuple[int, int]
-    pool: _Pool
+    pool: PoolBudget
     calls: int = 0  # counted so far, at the last look
-
-
-@dataclasses.dataclass(slots=True)
-class _Pool:
-    """The budget of a pool: how much the counting may still cost its workers, in ns of their CPU time."""
-
-    left_ns: float
-    paused: bool = False
-    linked: int = 0
-    next_turn: float = 0.0  # time.monotonic()
 
 
 class NativeProbes:
@@ -86,9 +68,7 @@ class NativeProbes:
         UnsupportedError if the program does not load: before Linux 6.6 the kernel has no such links.
         """
         self._books = shared("native_books")
-        self._budget = options.budget
-        self._advance_ns = options.advance_s * 1e9
-        self._required = options.required
+        self._options = options
         self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max, BLOCKS_MAX=_BLOCKS_MAX)
         try:
             for name in ("native_books", "events", "lost"):
@@ -103,9 +83,10 @@ class NativeProbes:
         self.lacking: list[str] = []
         self._links: dict[int, _Link] = {}
         self._left_out: set[int] = set()  # workers that cannot be counted
-        self._pools: dict[tuple[int | None, str | None], _Pool] = {}
+        self._closed_soon: set[int] = set()  # workers whose links are being closed
+        self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
         self._sites: dict[tuple[int, int], _Sites | None] = {}
-        self._closing: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._closing: queue.SimpleQueue[tuple[int, tuple[int, int]] | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_links, daemon=True)
         self._closer.start()
 
@@ -116,9 +97,8 @@ class NativeProbes:
         """
         for fact in facts:
             if isinstance(fact, Request) and fact.cpu_ns and (worker := workers.get(fact.pid)) is not None:
-                pool = self._pool(worker)
-                pool.left_ns = min(pool.left_ns + self._budget * fact.cpu_ns, self._advance_ns)
-        self._spend()
+                self._pool(worker).earn(fact.cpu_ns)
+        self._spend(workers)
         waiting = {
             pid: worker
             for pid, worker in workers.items()
@@ -126,16 +106,16 @@ class NativeProbes:
         }
         self._make_room(waiting)
         for pid, worker in waiting.items():
-            self._link(pid, worker)
+            # Two links at a time would count each call twice.
+            if pid not in self._closed_soon and self._pool(worker).has_room:
+                self._link(pid, worker)
 
     def _make_room(self, waiting: Mapping[int, TrackedWorker]) -> None:
         """End the turn of the worker that was linked first, in pools where others wait for theirs."""
         now = time.monotonic()
         for pool in {id(pool): pool for pool in map(self._pool, waiting.values())}.values():
-            if pool.linked < MOST_OF_A_POOL or now < pool.next_turn:
-                continue
-            pool.next_turn = now + _TURN_S
-            self._unlink(next(pid for pid, link in self._links.items() if link.pool is pool))
+            if pool.turn_is_over(now):
+                self._unlink(next(pid for pid, link in self._links.items() if link.pool is pool))
 
     def gone(self, pid: int) -> None:
         """Forget that worker, which has ended."""
@@ -159,31 +139,36 @@ class NativeProbes:
                 sites.image.close()
         self._sites.clear()
 
-    def _pool(self, worker: TrackedWorker) -> _Pool:
+    def _pool(self, worker: TrackedWorker) -> PoolBudget:
         master = worker.target.master
-        return self._pools.setdefault((master.pid if master else None, worker.fact.pool), _Pool(self._advance_ns))
+        key = (master.pid if master else None, worker.fact.pool)
+        if key not in self._pools:
+            self._pools[key] = PoolBudget(self._options.budget, self._options.advance_s)
+        return self._pools[key]
 
-    def _spend(self) -> None:
-        """Take what the counting has cost from the budgets; leave alone who has spent too much."""
+    def _spend(self, workers: Mapping[int, TrackedWorker]) -> None:
+        """Take what the counting has cost from the budgets, and end the counting of pools that have spent theirs."""
         for pid, link in self._links.items():
             book = self._books.get(pid)
-            if book is None:
+            worker = workers.get(pid)
+            # A new worker's pool is known from its first request on, and pays then.
+            if book is None or worker is None or worker.fact.pool is None:
                 continue
+            pool = self._pool(worker)
+            if pool is not link.pool:
+                link.pool.linked -= 1
+                pool.linked += 1
+                link.pool = pool
             _, allocated, _, freed, *_ = NATIVE_BOOK.unpack(book)
-            link.pool.left_ns -= (allocated + freed - link.calls) * CALL_NS
+            pool.spend(allocated + freed - link.calls)
             link.calls = allocated + freed
         for pool in self._pools.values():
-            if pool.left_ns < 0 and not pool.paused and self._budget < math.inf:
-                pool.paused = True
-            elif pool.paused and pool.left_ns > _RESUME * self._advance_ns:
-                pool.paused = False
+            pool.settle()
         for pid in [pid for pid, link in self._links.items() if link.pool.paused]:
             self._unlink(pid)
 
     def _link(self, pid: int, worker: TrackedWorker) -> None:
         pool = self._pool(worker)
-        if pool.paused or pool.linked >= MOST_OF_A_POOL:
-            return
         sites = self._sites_of(pid, worker)
         if sites is None:
             self._left_out.add(pid)
@@ -224,8 +209,8 @@ class NativeProbes:
         if link is not None:
             link.pool.linked -= 1
             self._books.remove(pid)
-            for descriptor in link.descriptors:
-                self._closing.put(descriptor)
+            self._closed_soon.add(pid)
+            self._closing.put((pid, link.descriptors))
 
     def _sites_of(self, pid: int, worker: TrackedWorker) -> _Sites | None:
         """The sites in the C library of that worker's PHP; None if they are not known."""
@@ -255,15 +240,18 @@ class NativeProbes:
         return _Sites(image, {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()})
 
     def _lack(self, text: str) -> None:
-        if self._required:
+        if self._options.required:
             raise UnsupportedError(text)
         if text not in self.lacking:
             self.lacking.append(text)
             log.warning("%s", text)
 
     def _close_links(self) -> None:
-        while (descriptor := self._closing.get()) is not None:
-            os.close(descriptor)
+        while (closing := self._closing.get()) is not None:
+            pid, descriptors = closing
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._closed_soon.discard(pid)
 
 
 def _new_book() -> bytes:
