@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samples import COMPLETE, PROPERTY, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
-from tracer.facts import Request, Worker
+from tracer.facts import Release, Request, Worker
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
 
@@ -174,6 +174,25 @@ def test_native_memory_that_was_kept_is_summed_apart():
 
     assert (group.kept_bytes, group.kept_p50, group.kept_p95) == (131, 17, 101)
     assert group.growth_bytes == 0
+
+
+def test_what_is_freed_later_is_taken_back_from_the_group_that_kept_it():
+    kept = [native(kept)._replace(nth=nth, started_ns=nth) for nth, kept in enumerate((5, 700, 1000), 1)]
+    ranking = ranked(*kept, window=100)
+
+    ranking.release(Release(COMPLETE.pid, 2, 600, 3))
+    group = only(ranking)
+    assert (group.kept_per_request, group.kept_share) == (550.0, 1.0)
+
+    ranking.release(Release(COMPLETE.pid, 2, 100, 1))
+    ranking.release(Release(COMPLETE.pid, 1, 5, 1))
+    ranking.release(Release(COMPLETE.pid, 77, 9_999, 1))  # of a request that was not seen
+    group = only(ranking)
+    assert (group.kept_per_request, group.kept_share, group.warmup_bytes) == (500.0, 0.5, -500)
+
+
+def test_a_recordings_requests_come_with_what_was_freed_of_them():
+    assert only(ranked(request(native_kept=700, native_released=600))).kept_bytes == 100
 
 
 def test_peaks_are_the_highest_of_any_request():

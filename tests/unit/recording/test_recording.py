@@ -12,7 +12,7 @@ from records import record
 from samples import COMPLETE, PROPERTY, recording, request
 
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.facts import Loss, Request, Worker
+from tracer.facts import Loss, Release, Request, Worker
 from tracer.recording.reader import Reader, Totals
 from tracer.recording.schema import SCHEMA
 from tracer.recording.writer import Writer
@@ -115,6 +115,19 @@ def test_workers_and_losses_come_back(path):
 
     with Reader(str(path)) as file:
         assert (file.workers(), file.losses()) == ([WORKER, other], losses)
+
+
+def test_what_was_freed_of_a_request_later_comes_back_with_it(path):
+    other = request(nth=4, started_ns=17)
+    of_both = [Release(COMPLETE.pid, COMPLETE.started_ns, 600, 3), Release(COMPLETE.pid, 17, 70, 1),
+               Release(COMPLETE.pid, COMPLETE.started_ns, 8, 1), Release(99, 17, 1_000, 1)]  # fmt: skip
+    with Writer(str(path), {}) as file:
+        file.add([COMPLETE, of_both[0], other])
+        file.flush()
+        file.add(of_both[1:])
+
+    assert read(path) == [COMPLETE._replace(native_released=608), other._replace(native_released=70)]
+    assert read(path)[0].native_retained == COMPLETE.native_kept - 608
 
 
 def test_a_later_fact_of_a_worker_replaces_the_earlier(path):

@@ -36,6 +36,7 @@ _NATIVE = itemgetter(
         ("native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_mapped_bytes"),
     )
 )
+_MOST = (1 << 63) - 1  # what a recording can hold
 _ENDING, _NOTES = Request._fields.index("ending"), Request._fields.index("notes")
 _EXIT_CODE = _FIELDS.index("exit_code")
 _METHODS = {name.encode().ljust(16, b"\0"): name for name in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")}
@@ -188,13 +189,16 @@ class RequestDecoder:
             if query >= 0:
                 uri, uri_cut = uri[:query], False
         allocated, freed, freed_earlier, native_mapped = _NATIVE(values)
+        kept = allocated - freed + freed_earlier + native_mapped
+        if not -_MOST <= kept <= _MOST:  # block sizes are the worker's word
+            kept = max(-_MOST, min(kept, _MOST))
         row = Request._make(
             _IN_ORDER((
                 *values,
                 self._host, pool, started + self._offset, ended - started,
                 _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
                 uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
-                allocated - freed + freed_earlier + native_mapped, 0, None,
+                kept, 0, None,
             ))
         )  # fmt: skip
         vm_before, vm_after, mapped, unmapped, brk = _ADDRESS_SPACE(values)

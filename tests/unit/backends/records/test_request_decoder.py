@@ -60,7 +60,8 @@ def test_the_strings_are_divided_where_the_record_says():
 
 
 def test_what_a_broken_worker_has_in_its_heap_fits_a_recording():
-    made_up = record(zend_peak=-1, zend_real_before=-1, zend_used_end=-(1 << 63))  # as u64: all bits set
+    made_up = record(zend_peak=-1, zend_real_before=-1, zend_used_end=-(1 << 63), native_alloc_bytes=(1 << 63) - 1,
+                     native_mapped_bytes=(1 << 63) - 1)  # fmt: skip
 
     found = DECODER.request(made_up, None)
 
