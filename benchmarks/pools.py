@@ -42,6 +42,27 @@ require __DIR__ . '/work.php';
 """,
     # Takes 20 MB in two huge blocks and frees them: 7,300 page faults a request, the worst there is for stacks.
     "faults.php": "<?php $a = str_repeat('a', 10_000_019); $b = str_repeat('b', 10_000_079); echo strlen($a . 'x');\n",
+    # What a page uses: some 330 native allocations, all freed.
+    "page.php": """<?php
+setlocale(LC_ALL, 'C');
+$d = new DateTimeImmutable('2026-01-01', new DateTimeZone('Europe/Stockholm'));
+$f = new IntlDateFormatter('sv_SE', IntlDateFormatter::FULL, IntlDateFormatter::FULL);
+$doc = new DOMDocument();
+$doc->loadHTML('<p>hello <b>you</b></p>');
+$c = new Collator('sv_SE');
+$a = ['ö', 'a', 'å'];
+$c->sort($a);
+echo preg_replace('/\\s+/u', ' ', $f->format($d)), json_encode($a), hash('sha256', $doc->saveHTML()), "\n";
+""",
+    # Some 4,500 native allocations.
+    "dom.php": """<?php
+$doc = new DOMDocument();
+$root = $doc->appendChild($doc->createElement('r'));
+for ($i = 0; $i < 500; $i++) {
+    $root->appendChild($doc->createElement('item', "text $i"))->setAttribute('id', (string) $i);
+}
+echo (new DOMXPath($doc))->query('//item')->length, strlen($doc->saveXML());
+""",
     # The usual way without phptrace: read /proc/self/status before and after every request, and log the difference.
     "logger.php": """<?php
 (function () {

@@ -53,7 +53,7 @@ def test_a_logger_inside_php_agrees_per_script(start_fpm: Callable[..., Fpm], tr
     for script in ("leak.php", "brk.php"):
         count = order.count(next(each for each in order if each[0] == script))
         # The logger cannot see what its own shutdown function, and the request's end, still do.
-        assert abs(inside[script] - (outside[script].native_growth_bytes or 0)) <= count * 96 * _KIB
+        assert abs(inside[script] - (outside[script].kept_bytes or 0)) <= count * 96 * _KIB
     by_logger = sorted(("leak.php", "brk.php", "hello.php"), key=lambda script: -inside[script])
     by_phptrace = [script for script in outside if script != "hold.php"]
     assert by_phptrace == by_logger

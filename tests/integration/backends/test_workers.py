@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from backend_kinds import make_backend
+from backend_kinds import kept, make_backend
 from fpm import ONE_WORKER, TWO_WORKERS, Fpm
 from proc_status import state
 from tracing import Tracer
@@ -52,7 +52,7 @@ def test_each_request_of_a_recycled_worker_is_measured_to_its_end(
     assert [request.ending for request in requests] == ["finished"] * 12
     assert {request.status for request in requests} == {200}
     assert all(request.complete for request in requests)
-    last = [request.native_growth or 0 for request in requests if request.nth == 4]
+    last = [kept(request) or 0 for request in requests if request.nth == 4]
     assert len(last) == 3
     assert all(abs(growth - 1_000_003) <= 8 * 1024 for growth in last)
     assert tracer.losses == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections import defaultdict
@@ -18,7 +17,6 @@ from tracer.backends import NativeOptions
 from tracer.facts import Note, Release, Request
 
 LEAK = 32 * (1040 + 32)  # bytes that native_leak.php keeps
-WITHOUT_LIMIT = {"native": NativeOptions(math.inf)}
 
 
 def sent(fpm: Fpm, tracer: Tracer, scripts: list[str], **params: str) -> dict[str, list[Request]]:
@@ -71,7 +69,7 @@ def test_a_leak_is_its_scripts_and_not_that_of_the_page_whose_holes_it_fills(
     scripts = ["native_page.php", "hello.php", "native_leak.php"] * 50
     if order == "shuffled":
         random.Random(7).shuffle(scripts)
-    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    tracer = trace(str(fpm.master))
 
     found = sent(fpm, tracer, scripts)
 
@@ -88,7 +86,7 @@ def test_a_leak_is_seen_below_six_megabytes_that_zend_takes_and_gives_back(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
 ) -> None:
     fpm = warmed(start_fpm(www=ONE_WORKER))
-    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    tracer = trace(str(fpm.master))
 
     found = sent(fpm, tracer, ["native_catalogue.php", "hello.php"] * 25)
 
@@ -117,7 +115,7 @@ def test_each_way_to_allocate_and_free_is_counted_to_the_byte(
     fpm: Fpm, trace: Callable[..., Tracer], call: str, bytes_kept: int, calls: tuple[int, int]
 ) -> None:
     fpm.get("native_calls.php", QUERY_STRING="freed")
-    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    tracer = trace(str(fpm.master))
 
     fpm.get("native_calls.php", QUERY_STRING=call)
 
@@ -128,7 +126,7 @@ def test_each_way_to_allocate_and_free_is_counted_to_the_byte(
 
 def test_an_aligned_block_is_counted_with_what_its_alignment_costs(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
     fpm.get("native_calls.php", QUERY_STRING="freed")
-    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    tracer = trace(str(fpm.master))
 
     fpm.get("native_calls.php", QUERY_STRING="aligned")
 
@@ -141,7 +139,7 @@ def test_a_worker_born_while_tracing_is_counted_whole_or_marked_as_not_counted(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
 ) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 2\npm.max_requests = 15")
-    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    tracer = trace(str(fpm.master))
     found: list[Request] = []
     for _ in range(100):
         fpm.get("native_leak.php")
@@ -157,8 +155,20 @@ def test_a_worker_born_while_tracing_is_counted_whole_or_marked_as_not_counted(
     assert unmarked == []
 
 
-def test_without_a_budget_nothing_is_counted_and_each_request_says_so(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
+def test_a_process_that_a_request_forks_is_not_counted(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(fpm.master))
+
+    for _ in range(3):
+        assert fpm.get("native_fork.php").text == "forked\n"
+
+    found = tracer.next(3)
+    # FFI keeps what it has parsed of the declarations in the first.
+    assert [retained(tracer, [one]) for one in found[1:]] == [[1024], [1024]]
+    assert [one.native_alloc_calls for one in found[1:]] == [1, 1]
+
+
+def test_without_a_budget_nothing_is_counted_and_each_request_says_so(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
+    tracer = trace(str(fpm.master), native=None)
 
     fpm.get("native_leak.php")
 
@@ -192,7 +202,7 @@ def test_when_tracing_ends_malloc_is_as_it_was(start_fpm: Callable[..., Fpm], tr
     fpm = warmed(start_fpm(www=ONE_WORKER))
     (worker,) = fpm.workers()
     before = libc_text(worker)
-    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+    tracer = trace(str(fpm.master))
     assert libc_text(worker) != before
 
     tracer.close()

@@ -1,0 +1,119 @@
+"""The cost of counting native memory: for a traced worker, by how much it allocates, and for other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from benchmarks.pools import Pool, pools
+from benchmarks.single import Client
+from tracer.backends import NativeOptions
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.facts import Request
+from tracer.targets.resolve import targets
+
+# (script, what it is, requests a run)
+_PAGES = (
+    ("noop.php", "no-op", 400),
+    ("page.php", "a page that uses intl, DOM and preg", 100),
+    ("dom.php", "a page that builds a DOM of 500 nodes", 40),
+)
+_MODES: dict[str, NativeOptions | None] = {
+    "off": None,
+    "on": NativeOptions(math.inf),
+}
+_SOURCE = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1e9 + t.tv_nsec; }
+int main(void)
+{
+	int n = 1000000, i;
+	double a = now();
+	for (i = 0; i < n; i++) { void *volatile p = malloc(100); free(p); }
+	printf("%f\n", (now() - a) / n);
+	return 0;
+}
+"""
+
+
+def figures(rounds: int) -> Iterator[Figure]:
+    """Measure a request with the counting off and on, next to an untraced pool, in random order."""
+    for script, shown, requests in _PAGES:
+        yield from _page(script, shown, requests, rounds)
+    yield from _bystander(rounds)
+
+
+def _page(script: str, shown: str, requests: int, rounds: int) -> Iterator[Figure]:
+    cpus = os.sched_getaffinity(0)
+    one = {max(cpus)}
+    calls: list[float] = []
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(pools("plain", *_MODES, workers=1))
+        backends = {}
+        for name, native in _MODES.items():
+            backends[name] = BpfBackend(native=native)
+            backends[name].attach(targets([str(found[name].master)]))
+            stack.callback(backends[name].close)
+        os.sched_setaffinity(0, one)
+        stack.callback(os.sched_setaffinity, 0, cpus)
+        for pool in found.values():
+            for worker in pool.workers():
+                os.sched_setaffinity(worker, one)
+        clients = {name: Client(pool, script) for name, pool in found.items()}
+        spent: dict[str, list[float]] = {name: [] for name in found}
+        for turn in range(rounds + 2):
+            for name in random.sample(list(found), len(found)):
+                cost_us = clients[name].cost_us(requests)
+                if turn >= 2:  # what comes before is warm-up
+                    spent[name].append(cost_us)
+            for name, backend in backends.items():
+                facts = backend.poll(0)
+                if name == "on" and turn >= 2:
+                    calls += [float(one.native_alloc_calls or 0) for one in facts if isinstance(one, Request)]
+    yield Figure(f"{shown}: CPU of a request, untraced", tuple(spent["plain"]), "µs/req")
+    yield Figure(f"{shown}: native allocations", tuple(calls), "")
+    for name in _MODES:
+        added = tuple(ours - theirs for ours, theirs in zip(spent[name], spent["plain"], strict=True))
+        yield Figure(f"{shown}: CPU added, --native {name}", added, "µs/req")
+    more = tuple(on - off for on, off in zip(spent["on"], spent["off"], strict=True))
+    pairs = sorted(calls)[len(calls) // 2] if calls else 0
+    if pairs:
+        yield Figure(f"{shown}: CPU added by a counted pair", tuple(us / pairs for us in more), "µs")
+
+
+def _bystander(rounds: int) -> Iterator[Figure]:
+    """Measure a process that uses the traced pool's own copy of libc, as on a host everything uses the same."""
+    with tempfile.TemporaryDirectory() as folder, pools("traced") as found:
+        program = Path(folder) / "bystander"
+        subprocess.run(["gcc", "-O2", "-x", "c", "-", "-o", str(program)], input=_SOURCE, text=True, check=True)
+        results: dict[str, list[float]] = {"off": [], "on": []}
+        for _ in range(rounds):
+            for mode, runs in results.items():
+                with _attached(found["traced"]) if mode == "on" else contextlib.nullcontext():
+                    libc = str(Path(f"/proc/{found['traced'].master}/exe").resolve().parent)
+                    out = subprocess.run(
+                        [str(program)], env={"LD_LIBRARY_PATH": libc}, check=True, capture_output=True, text=True
+                    ).stdout
+                runs.append(float(out))
+    yield Figure("untraced process: malloc + free, nothing attached", tuple(results["off"]), "ns")
+    added = tuple(on - off for on, off in zip(results["on"], results["off"], strict=True))
+    yield Figure("untraced process: added to malloc + free, counting", added, "ns")
+
+
+@contextlib.contextmanager
+def _attached(pool: Pool) -> Iterator[None]:
+    backend = BpfBackend(native=NativeOptions(math.inf))
+    backend.attach(targets([str(pool.master)]))
+    try:
+        yield
+    finally:
+        backend.close()
