@@ -24,6 +24,7 @@ _VERBS = {
     "report": "Rank scripts by what their requests did to memory.",
     "flame": "Draw which PHP functions made the workers grow.",
     "export": "Write every request of a recording in a format for other tools.",
+    "heap": "Show what a PHP process holds, by size of memory chunk.",
     "doctor": "Check this host; show how to fix what is missing.",
 }
 
