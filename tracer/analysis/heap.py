@@ -105,7 +105,7 @@ def figures(look: HeapLook, before: HeapLook | None = None) -> list[Figure]:
 
 
 def size_classes(look: HeapLook, before: HeapLook | None = None) -> list[SizeClass]:
-    """The size classes: those that grew most in bytes first, or without a look before, those that hold most.
+    """The size classes that hold most first; with a look before, only those that changed, what grew most first.
 
     Empty if malloc's heap is unknown, in either look.
     """
@@ -118,7 +118,11 @@ def size_classes(look: HeapLook, before: HeapLook | None = None) -> list[SizeCla
             key=lambda one: (-one.bytes, one.chunk_bytes),
         )
     then = before.malloc.sizes
-    found = [SizeClass(size, sizes.get(size, 0), sizes.get(size, 0) - then.get(size, 0)) for size in {*sizes, *then}]
+    found = [
+        SizeClass(size, sizes.get(size, 0), sizes.get(size, 0) - then.get(size, 0))
+        for size in {*sizes, *then}
+        if sizes.get(size, 0) != then.get(size, 0)
+    ]
     return sorted(found, key=lambda one: (-(one.change_bytes or 0), -one.bytes, one.chunk_bytes))
 
 

@@ -70,6 +70,7 @@ class HeapUnknownError(Exception):
 class Maps:
     """What one reading of /proc/PID/maps says of a process's allocators. Ranges are (start, end)."""
 
+    first_break: int  # where the memory of brk() begins
     heap: tuple[int, int] | None  # what brk() has made; None: nothing
     libc_data: tuple[tuple[int, int], ...]  # writable parts of the C library, or of a static executable
     hugetlb: tuple[tuple[int, int], ...]  # of pages that RssAnon leaves out
@@ -112,11 +113,6 @@ class ProcessMemory:
     def start_ticks(self) -> int:
         """Start time of the process, in clock ticks since boot."""
         return self._identity[0]
-
-    @property
-    def first_break(self) -> int:
-        """Address at which the memory of brk() begins."""
-        return self._identity[1]
 
     def check(self) -> None:
         """HeapUnknownError if the process has ended since, or runs another program."""
@@ -196,7 +192,7 @@ class ProcessMemory:
             elif kind:
                 allocator = allocator or kind
         data = found["libc"] if "libc" in kinds.values() else found["static"]
-        return Maps(heap, tuple(data), tuple(found["hugetlb"]), allocator)
+        return Maps(self._identity[1], heap, tuple(data), tuple(found["hugetlb"]), allocator)
 
     def _mappings(self) -> Iterator[tuple[int, int, bool, bytes]]:
         """(start, end, writable and private, name) of each named mapping, by address."""

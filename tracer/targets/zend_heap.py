@@ -169,11 +169,13 @@ def _lists(memory: ProcessMemory, heap: int, limit: int) -> _Lists:
     live = _chunks(memory, main, main, limit, heap)
     cached = _chunks(memory, cached_at, 0, limit, None)
     # int chunks_count, peak_chunks_count, cached_chunks_count
-    if len(live) != counts & 0xFFFF_FFFF or len(cached) != more & 0xFFFF_FFFF or not set(live).isdisjoint(cached):
+    if len(live) != counts & 0xFFFF_FFFF or len(cached) != more & 0xFFFF_FFFF:
         raise _MalformedError("its lists of chunks are not as long as it says")
     huge = _huge(memory, huge_at, limit)
-    size = CHUNK * (len(live) + len(cached)) + sum(size for _, size in huge)
-    if size > limit:
+    ranges = sorted([*huge, *[(at, CHUNK) for at in live + cached]])
+    if any(low + size > high for (low, size), (high, _) in pairwise(ranges)):
+        raise _MalformedError("its chunks and huge blocks overlap")
+    if sum(size for _, size in ranges) > limit:
         raise _too_large(limit)
     return _Lists(live, cached, huge, key)
 
@@ -215,8 +217,6 @@ def _huge(memory: ProcessMemory, first: int, limit: int) -> tuple[tuple[int, int
         seen.add(at)
         found.append((words[0], words[1]))
         at = words[2]
-    if any(low + size > high for (low, size), (high, _) in pairwise(sorted(found))):
-        raise _MalformedError("huge blocks overlap")
     return tuple(found)
 
 
