@@ -12,6 +12,7 @@ from typing import TypeVar
 import click
 
 from tracer.analysis.heap import HeapLook, MallocLook, ZendLook, figures, size_classes
+from tracer.capture import Stop
 from tracer.commands.messages import notice
 from tracer.commands.options import DURATION, SIZE
 from tracer.errors import (
@@ -30,6 +31,7 @@ from tracer.targets.resolve import Target, targets
 from tracer.units import printable
 
 Part = TypeVar("Part", MallocLook, ZendLook)
+_TICK_S = 0.1
 _ERRORS: dict[Reason, type[PhptraceError]] = {
     Reason.GONE: TargetGoneError,
     Reason.NOT_PERMITTED: NotPermittedError,
@@ -86,13 +88,21 @@ def heap(pid: int, again: float | None, top: int, limit: int, swap_in: bool, for
         elapsed_s = None
         if again is not None and first:
             began = time.monotonic()
-            notice(f"looking again in {again:g} s")
-            time.sleep(again)
+            _wait(again)
             before = {look.pid: look for look in first}
             first = _looks(target, [p for p in _processes(target) if p.pid in before], options, failures)
             elapsed_s = time.monotonic() - began
     _RENDER[form](first, before, elapsed_s, top, failures)
     _end(first, failures)
+
+
+def _wait(seconds: float) -> None:
+    """Wait that long, or until the user presses Ctrl-C, who then gets the second look at once."""
+    until = time.monotonic() + seconds
+    with Stop().on_signals() as stop:
+        notice(f"looking again in {seconds:g} s; press Ctrl-C to look now")
+        while not stop.asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _TICK_S))
 
 
 def _processes(target: Target) -> Sequence[Process]:

@@ -27,6 +27,11 @@ _DATA_BYTES = 1 << 20
 _DATA_RANGES = 4
 _CANDIDATES = 1 << 10
 
+# Following fastbins: so many bytes of the heap are read at once, and kept in so many blocks.
+_BLOCK, _BLOCKS = 16 << 10, 1 << 10
+_LISTED = 4 << 20  # chunks followed in all: 0.5 µs each
+_NO_WORDS = memoryview(b"").cast("Q")
+
 # tcache_perthread_struct, by the size of its chunk: (bins, bytes of a counter).
 _TCACHES = {
     0x250: (64, 1),  # glibc 2.26 to 2.29
@@ -47,17 +52,14 @@ class Arena:
     words: tuple[int, ...]  # from `top` to system_mem
     begin: int | None  # address of the structure; None: the ring of arenas did not lead back to it
     fastbins: tuple[int, ...] | None  # list heads; () where this glibc has none, None where that is not known
+    base: int  # where malloc's memory begins; a static program has its thread's data before it
+    end: int  # where it ends, and with it the last chunk
     mapped_bytes: int | None  # blocks mapped apart; None: not found
 
     @property
     def top(self) -> int:
         """Address of the last chunk."""
         return self.words[0]
-
-    @property
-    def system_mem(self) -> int:
-        """Bytes that malloc took from brk()."""
-        return self.words[_SYSTEM_MEM // 8]
 
     @property
     def others(self) -> bool | None:
@@ -87,7 +89,7 @@ def find_arena(memory: ProcessMemory, maps: Maps, start: int, end: int) -> Arena
             if candidates > _CANDIDATES:
                 return None
             if _is_arena(words, index, low, start, end):
-                return _arena(memory, words, index, low, maps.first_break)
+                return _arena(memory, words, index, low)
     return None
 
 
@@ -114,24 +116,61 @@ def tcache_counts(content: bytes) -> tuple[list[int], bool] | None:
     return counts[:TCACHE_BINS], not torn
 
 
-def fastbin_length(memory: ProcessMemory, chunk: int, most: int, start: int, end: int) -> tuple[int, bool]:
-    """(chunks in the fastbin that begins with `chunk`, True if its end was reached). It can have `most` at most."""
-    count = 0
-    while chunk:
-        if count >= most or not _in_heap(chunk, start, end):
-            return count, False
-        words = memory.words(chunk + 16, 1)
+class Fastbins:
+    """The lists of free chunks in fastbins. A worker that freed an XML document may have 200,000 chunks in them."""
+
+    def __init__(self, memory: ProcessMemory, start: int, end: int) -> None:
+        """`start`, `end`: those of the heap."""
+        self._memory = memory
+        self._start, self._end = start, end
+        self._origin = start & -PAGE
+        self._blocks: dict[int, memoryview] = {}  # of the heap, by their number
+        self._left = _LISTED
+        # glibc >= 2.32 mangles each pointer by its own address (PROTECT_PTR). Read in the other way, a list leads
+        # out of the heap.
+        self._forms: tuple[bool, ...] = (True, False)
+
+    def length(self, chunk: int, most: int) -> tuple[int, bool]:
+        """(chunks in the list that begins with `chunk`, True if its end was reached). It can have `most` at most."""
+        longest = 0
+        for mangled in self._forms if chunk else ():
+            count, whole = self._follow(chunk, min(most, self._left), mangled=mangled)
+            self._left -= count
+            if whole:
+                self._forms = (mangled,)
+                return count, True
+            longest = max(longest, count)
+        return longest, not chunk
+
+    def _follow(self, chunk: int, most: int, *, mangled: bool) -> tuple[int, bool]:
+        start, end, origin = self._start, self._end, self._origin
+        number, words = -1, _NO_WORDS
+        count = 0
+        while chunk:
+            if count >= most or not start <= chunk < end or chunk & 15:
+                return count, False
+            link = chunk + 16
+            place = link - origin
+            if place // _BLOCK != number:
+                number = place // _BLOCK
+                words = self._block(number)
+            place = place % _BLOCK >> 3
+            if place >= len(words):
+                return count, False
+            count += 1
+            chunk = words[place] ^ (link >> 12) if mangled else words[place]
+        return count, True
+
+    def _block(self, number: int) -> memoryview:
+        """A block's words, kept for the next time; as many as can be read."""
+        words = self._blocks.get(number)
         if words is None:
-            return count, False
-        count += 1
-        # glibc >= 2.32 mangles the pointer by its own address (PROTECT_PTR): one of both readings is in the heap.
-        plain, revealed = words[0], words[0] ^ (chunk + 16 >> 12)
-        chunk = revealed if revealed == 0 or _in_heap(revealed, start, end) else plain
-    return count, True
-
-
-def _in_heap(chunk: int, start: int, end: int) -> bool:
-    return start <= chunk < end and chunk & 15 == 0
+            if len(self._blocks) >= _BLOCKS:
+                self._blocks.clear()
+            buffer = memoryview(bytearray(_BLOCK))
+            words = buffer[: self._memory.read_into(buffer, self._origin + number * _BLOCK) & ~7].cast("Q")
+            self._blocks[number] = words
+        return words
 
 
 def _is_arena(words: Sequence[int], index: int, low: int, start: int, end: int) -> bool:
@@ -144,14 +183,19 @@ def _is_arena(words: Sequence[int], index: int, low: int, start: int, end: int) 
                 own += 1
             elif not start <= link < end:
                 return False
-    return own > 0 and words[index + _SYSTEM_MEM // 8] % PAGE == 0 and words[index] % 16 == 0
+    return own > 0 and words[index] % 16 == 0
 
 
-def _arena(memory: ProcessMemory, words: Sequence[int], index: int, low: int, first_break: int) -> Arena:
+def _arena(memory: ProcessMemory, words: Sequence[int], index: int, low: int) -> Arena | None:
     at = low + 8 * index
     own = tuple(words[index : index + _WORDS])
     begin = _begin(memory, at, own[_NEXT // 8])
-    return Arena(at, own, begin, _fastbins(memory, at, begin), _mapped_bytes(words, first_break))
+    header = memory.words(own[0] + 8, 1)
+    if header is None:
+        return None
+    end = own[0] + (header[0] & ~7)
+    base = end - own[_SYSTEM_MEM // 8]
+    return Arena(at, own, begin, _fastbins(memory, at, begin), base, end, _mapped_bytes(words, base))
 
 
 def _begin(memory: ProcessMemory, top_at: int, following: int) -> int | None:
@@ -174,7 +218,7 @@ def _fastbins(memory: ProcessMemory, top_at: int, begin: int | None) -> tuple[in
     return memory.words(top_at - 8 * _FASTBINS, _FASTBINS) if top_at - begin > 8 * _FASTBINS - 1 else ()
 
 
-def _mapped_bytes(words: Sequence[int], first_break: int) -> int | None:
+def _mapped_bytes(words: Sequence[int], base: int) -> int | None:
     """mp_.mmapped_mem: two words before sbrk_base, which is known. None if not just one place looks like it.
 
     struct malloc_par, glibc 2.26 to 2.42: mmapped_mem, max_mmapped_mem, sbrk_base, and four figures of the tcache.
@@ -182,7 +226,7 @@ def _mapped_bytes(words: Sequence[int], first_break: int) -> int | None:
     found = [
         words[index - 2]
         for index in range(2, len(words) - 4)
-        if words[index] == first_break
+        if words[index] == base
         and words[index - 2] <= words[index - 1]
         and words[index - 2] % PAGE == words[index - 1] % PAGE == 0
         and words[index + 3] <= 0xFFFF  # tcache_count

@@ -20,7 +20,7 @@ from tracer.targets.malloc_books import (
     TCACHE_COUNT,
     TCACHE_ROOM,
     Arena,
-    fastbin_length,
+    Fastbins,
     find_arena,
     tcache_counts,
 )
@@ -37,7 +37,6 @@ _PREV_FREE = bytes(1 - (bits & 1) for bits in range(256))  # of a header's lowes
 _NOT_HERE = 2 | 4 | 8  # IS_MMAPPED, NON_MAIN_ARENA, and a bit that no size has
 _FENCEPOST = 16  # the size of what malloc puts behind its top when someone else has called sbrk() (sysmalloc)
 _FAST_MAX = 128  # bytes of the largest chunk in a fastbin, unless mallopt(M_MXFAST) says otherwise
-_FAST_LISTED = 1 << 14  # chunks followed in all fastbins: 5 µs each
 _ROOMS = 64  # chunks looked at for the tcache of a glibc that does not make it first
 
 
@@ -141,11 +140,13 @@ class _Walked:
 def _look(memory: ProcessMemory, maps: Maps, limit: int, *, swap_in: bool) -> MallocHeap:
     start, end = _extent(memory, maps, limit, swap_in=swap_in)
     arena = find_arena(memory, maps, start, end)
-    last = end if arena is None else _end_of_top(memory, arena, end)
+    last = end
+    if arena is not None:
+        start, last = _extent_of(arena, start, end)
     tcache_before = memory.read(start, TCACHE_BYTES)
     walked = _walk(memory, start, last)
-    if arena is not None:
-        _compare(arena, walked, maps.first_break)
+    if arena is not None and walked.top_at != arena.top:
+        raise _MalformedError("its last chunk is not malloc's top")
     used = walked.used()
     cached = _Cached(memory, used, start, end)
     cached.subtract_tcache(tcache_before, walked.rooms)
@@ -195,12 +196,14 @@ def _extent(memory: ProcessMemory, maps: Maps, limit: int, *, swap_in: bool) -> 
     return start, end
 
 
-def _end_of_top(memory: ProcessMemory, arena: Arena, end: int) -> int:
-    """Where malloc's memory ends: behind it, brk() may have made memory for someone else."""
-    header = memory.words(arena.top + 8, 1)
-    if header is None or arena.top + (header[0] & ~_FLAGS) > end:
+def _extent_of(arena: Arena, start: int, end: int) -> tuple[int, int]:
+    """The same, as malloc's books have it: before it and behind it, brk() may have made memory for someone else."""
+    base = arena.base + 15 & ~15
+    if arena.end > end:
         raise _MalformedError("its last chunk does not end in it")
-    return arena.top + (header[0] & ~_FLAGS)
+    if not start <= base <= arena.top:
+        raise HeapUnknownError(Reason.INTERRUPTED, "memory of another user of sbrk() is in its heap")
+    return base, arena.end
 
 
 def _walk(memory: ProcessMemory, start: int, end: int) -> _Walked:
@@ -269,13 +272,6 @@ def _count(walked: _Walked, headers: list[int], before: int) -> None:
     walked.free.update(compress(every, lowest[1:]))
 
 
-def _compare(arena: Arena, walked: _Walked, first_break: int) -> None:
-    if walked.top_at != arena.top:
-        raise _MalformedError("its last chunk is not malloc's top")
-    if arena.system_mem != walked.top_at + walked.top_bytes - first_break:
-        raise HeapUnknownError(Reason.INTERRUPTED, "memory of another user of sbrk() is in its heap")
-
-
 class _Cached:
     """Chunks that are in use by their headers, and free: in the main thread's cache, and in fastbins."""
 
@@ -314,11 +310,10 @@ class _Cached:
             self.uncertain += sum(size * self._used[size] for size in range(32, _FAST_MAX + 16, 16))
             self.lacking.append("malloc's main arena was not found, so that chunks in its fastbins count as in use")
             return
-        left = _FAST_LISTED
+        lists = Fastbins(self._memory, self._start, self._end)
         for index, head in enumerate(arena.fastbins):
             size = 32 + 16 * index
-            count, whole = fastbin_length(self._memory, head, min(self._used[size], left), self._start, self._end)
-            left -= count
+            count, whole = lists.length(head, self._used[size])
             self._subtract(size, count)
             if not whole:
                 self.uncertain += size * self._used[size]
