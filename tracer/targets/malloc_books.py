@@ -78,10 +78,7 @@ def find_arena(memory: ProcessMemory, maps: Maps, start: int, end: int) -> Arena
     """
     candidates = 0
     for low, high in maps.libc_data[:_DATA_RANGES]:
-        content = memory.read(low, min(high - low, _DATA_BYTES))
-        if content is None:
-            continue
-        words = array.array("Q", content[: len(content) & ~7])
+        words = array.array("Q", memory.read_resident(low, min(high - low, _DATA_BYTES) & -8))
         for index in range(len(words) - _WORDS + 1):
             if not start <= words[index] < end:
                 continue

@@ -88,7 +88,7 @@ def walk(
     began = time.monotonic()
     found: MallocHeap | None = None
     failure: HeapUnknownError | None = None
-    with ProcessMemory(pid, start_ticks) as memory:
+    with ProcessMemory(pid, start_ticks, swap_in=swap_in) as memory:
         for _ in range(max(1, attempts)):
             try:
                 found = look(memory, memory.maps(), limit_bytes=limit_bytes, swap_in=swap_in)
@@ -127,7 +127,6 @@ class _Walked:
     top_bytes: int
     rooms: list[int]  # chunks that may be a tcache of glibc >= 2.42
     read_bytes: int
-    paged: bool  # True if the kernel tells which pages are resident
 
     def used(self) -> Counter[int]:
         """Number of chunks in use by size, as their headers say."""
@@ -165,7 +164,7 @@ def _look(memory: ProcessMemory, maps: Maps, limit: int, *, swap_in: bool) -> Ma
         chunks_in_use=sum(sizes.values()),
         chunks_free=walked.free.total() + cached.chunks,
         sizes=sizes,
-        resident_bytes=memory.anon_resident_bytes(start, end) if walked.paged else None,
+        resident_bytes=memory.anon_resident_bytes(start, end) if memory.paged else None,
         mapped_bytes=None if arena is None else arena.mapped_bytes,
         other_arenas=None if arena is None else arena.others,
         settled=settled,
@@ -208,17 +207,12 @@ def _extent_of(arena: Arena, start: int, end: int) -> tuple[int, int]:
 
 def _walk(memory: ProcessMemory, start: int, end: int) -> _Walked:
     """Follow the chunks from the first to the last, which is top. _MalformedError if their sizes do not fit."""
-    pages, first_page = memory.backed_pages(start, end), start // PAGE
-    walked = _Walked(Counter(), Counter(), start, 0, [], 0, bool(pages))
+    walked = _Walked(Counter(), Counter(), start, 0, [], 0)
     buffer = memoryview(bytearray(_PIECE))
     at, last = start, 0
     while at < end:
         base = at & -PAGE
-        size = min(_PIECE, end - base)
-        if pages:  # a page that was never used holds no header: reading it would only make work for the kernel
-            hole = pages.find(b"\0", base // PAGE - first_page)
-            size = size if hole < 0 else min(size, (hole + first_page) * PAGE - base)
-        got = memory.read_into(buffer[:size], base) & ~7
+        got = memory.read_into(buffer[: min(_PIECE, end - base)], base) & ~7
         if base + got < at + 16:
             raise _MalformedError("a chunk's header cannot be read")
         headers, following = _headers(buffer[:got].cast("Q"), base, at)

@@ -2,7 +2,8 @@
 
 Through /proc/PID/mem and /proc/PID/pagemap, opened once: a descriptor stays with the memory that it was opened for, so
 that a later process with the same PID, or another program after exec(), is never read by mistake. Everything read
-here is untrusted, and every read is bounded.
+here is untrusted, and every read is bounded. Only resident pages are read: nothing becomes resident by it, and a page
+that its owner provides (userfaultfd, a file of FUSE) cannot make the reader wait for that owner.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _STATUS_BYTES = 1 << 20
 _PRESENT, _SWAPPED, _FILE = 0x80, 0x40, 0x20
 _NOT_ANON = bytes(bits for bits in range(256) if not bits & _PRESENT or bits & _FILE)
 _NOT_SWAPPED = bytes(bits for bits in range(256) if not bits & _SWAPPED)
+_TO_PRESENT = bytes(1 if bits & _PRESENT else 0 for bits in range(256))
 _TO_BACKED = bytes(1 if bits & (_PRESENT | _SWAPPED) else 0 for bits in range(256))
 _PFN = (1 << 55) - 1
 _SOFT_DIRTY = 1 << 55
@@ -83,14 +85,20 @@ class ProcessMemory:
     Every method raises HeapUnknownError if the process has ended or may not be read.
     """
 
-    def __init__(self, pid: int, start_ticks: int | None = None) -> None:
-        """`start_ticks`: refuse a process that began at another time (processes.Process); None takes any."""
+    def __init__(self, pid: int, start_ticks: int | None = None, *, swap_in: bool = False) -> None:
+        """`start_ticks`: refuse a process that began at another time (processes.Process); None takes any.
+
+        `swap_in`: also read pages that are swapped out, which brings them back into memory.
+        """
         self.pid = pid
+        self._readable = _TO_BACKED if swap_in else _TO_PRESENT
         self._files: list[int] = []
-        self._pages: int | None = None  # /proc/PID/pagemap, once it is needed
+        self._pages: int | None = None  # /proc/PID/pagemap
         try:
             self._memory = self._open("mem")
             self._stat = self._open("stat")
+            if os.path.exists("/proc/self/pagemap"):
+                self._pages = self._open("pagemap")
             self._identity = self._read_identity()
             if start_ticks is not None and self._identity[0] != start_ticks:
                 raise self._gone()
@@ -120,22 +128,43 @@ class ProcessMemory:
             raise self._gone()
 
     def read_into(self, view: memoryview, address: int) -> int:
-        """Fill the view with memory from that address. Return the bytes read; 0 if there is no memory."""
+        """Fill the view with memory from that address, up to the first page that is not resident.
+
+        Return the bytes read; 0 if there are none. HeapUnknownError if the first page is swapped out.
+        """
+        size = len(view)
+        if self.paged:
+            pages = self._pagemap(address, address + size)[7::8]
+            if pages and pages[0] & (_PRESENT | _SWAPPED) == _SWAPPED and self._readable is _TO_PRESENT:
+                raise HeapUnknownError(Reason.SWAPPED, "a part of it that must be read is swapped out")
+            hole = (pages.translate(self._readable) + b"\0").index(0)
+            size = max(0, min(size, (address // PAGE + hole) * PAGE - address))
+        if not size:
+            return 0
         try:
-            return os.preadv(self._memory, [view], address)
+            return os.preadv(self._memory, [view[:size]], address)
         except PermissionError as exc:
             raise self._not_permitted(exc) from exc
         except (OSError, OverflowError):
             return 0
 
     def read(self, address: int, size: int) -> bytes | None:
-        """`size` bytes from that address; None if not all of them are mapped."""
+        """`size` bytes from that address; None if not all of them are resident."""
         content = bytearray(size)
         got = self.read_into(memoryview(content), address)
         return bytes(content) if got == size else None
 
+    def read_resident(self, address: int, size: int) -> bytes:
+        """`size` bytes from that address, with zeros for pages that are not resident."""
+        content = bytearray(size)
+        view, at = memoryview(content), 0
+        while at < size:
+            got = self.read_into(view[at:], address + at)
+            at += got or PAGE - (address + at) % PAGE
+        return bytes(content)
+
     def words(self, address: int, count: int) -> tuple[int, ...] | None:
-        """`count` unsigned 64-bit words from that address; None if not all of them are mapped."""
+        """`count` unsigned 64-bit words from that address; None if not all of them are resident."""
         content = self.read(address, 8 * count)
         return None if content is None else struct.unpack(f"<{count}Q", content)
 
@@ -147,12 +176,10 @@ class ProcessMemory:
         """Memory in huge pages of hugetlbfs, which RssAnon leaves out."""
         return self._status(b"HugetlbPages", 0)
 
-    def backed_pages(self, start: int, end: int) -> bytes:
-        """One byte a page from the page of `start` on: 1 if it is resident or swapped out, 0 if it was never used.
-
-        Empty on a kernel without pagemap (CONFIG_PROC_PAGE_MONITOR).
-        """
-        return self._pagemap(start, end)[7::8].translate(_TO_BACKED)
+    @property
+    def paged(self) -> bool:
+        """False on a kernel that does not tell which pages are resident (CONFIG_PROC_PAGE_MONITOR)."""
+        return self._pages is not None
 
     def swapped_bytes(self, start: int, end: int) -> int:
         """Bytes of that range that are swapped out."""
@@ -216,9 +243,7 @@ class ProcessMemory:
     def _pagemap(self, start: int, end: int) -> bytes:
         """The range's entries, 8 bytes a page, as far as there are any."""
         if self._pages is None:
-            if not os.path.exists("/proc/self/pagemap"):
-                return b""
-            self._pages = self._open("pagemap")
+            return b""
         first, last = start // PAGE, -(-end // PAGE)
         size, parts, got = 8 * (last - first), [], 0
         while got < size:

@@ -110,6 +110,8 @@ def resident(
 
 
 def _look(memory: ProcessMemory, heap: int, limit: int) -> ZendResidency:
+    if not memory.paged:
+        raise HeapUnknownError(Reason.NOT_PERMITTED, "this kernel does not tell which pages are resident")
     lists = _lists(memory, heap, limit)
     hugetlb = memory.maps().hugetlb if memory.hugetlb_bytes() else ()
     live = cached = apart = 0
@@ -122,8 +124,6 @@ def _look(memory: ProcessMemory, heap: int, limit: int) -> ZendResidency:
             cached += pages
         else:
             live += pages
-    if not live and not apart:  # the heap's own page is resident, or was just swapped out
-        _need_pagemap(memory, heap)
     return ZendResidency(
         resident_bytes=live + cached,
         resident_cached_bytes=cached,
@@ -134,11 +134,6 @@ def _look(memory: ProcessMemory, heap: int, limit: int) -> ZendResidency:
         hugetlb_bytes=apart,
         settled=_key(memory, heap)[1] == lists.key,
     )
-
-
-def _need_pagemap(memory: ProcessMemory, heap: int) -> None:
-    if not memory.backed_pages(heap, heap + 1):
-        raise HeapUnknownError(Reason.NOT_PERMITTED, "the kernel has no /proc/PID/pagemap")
 
 
 def _key(memory: ProcessMemory, heap: int) -> tuple[int, tuple[int, ...]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from proc_status import status_bytes
 
 from tracer.targets.malloc_heap import walk
 from tracer.targets.process_memory import HeapUnknownError, Reason
+
+ROOT = Path(__file__).resolve().parents[3]
 
 # Prints mallinfo2()'s uordblks, fordblks, fsmblks, hblkhd and keepcost, without a buffer of its own, before each step.
 _PROGRAM = """
@@ -231,3 +235,47 @@ def test_a_process_without_a_heap_is_refused(tmp_path):
         with pytest.raises(HeapUnknownError) as refused:
             walk(started.pid)
         assert refused.value.reason is Reason.NO_HEAP
+
+
+# A heap by sbrk() alone, whose first chunk leads to a page that this program has promised the kernel to provide, and
+# never does. Prints 0 if it may not use userfaultfd for the kernel's own accesses.
+_PROMISE = """
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int main(void)
+{
+    uint64_t *heap = sbrk(1 << 20);
+    heap[1] = (64 << 10) | 1;
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+    struct uffdio_api api = { .api = UFFD_API };
+    struct uffdio_register area = {
+        .range = { (uint64_t)heap + (32 << 10), 512 << 10 }, .mode = UFFDIO_REGISTER_MODE_MISSING
+    };
+    int ok = fd >= 0 && !ioctl(fd, UFFDIO_API, &api) && !ioctl(fd, UFFDIO_REGISTER, &area);
+    write(1, ok ? "1\\n" : "0\\n", 2);
+    pause();
+}
+"""
+
+
+def test_a_page_that_its_owner_never_provides_is_not_waited_for(tmp_path):
+    with running(compiled(_PROMISE, tmp_path / "promise")) as started:
+        if started.answer() != [1]:
+            pytest.skip("this kernel has no userfaultfd")
+        program = (
+            "from tracer.targets.malloc_heap import walk\n"
+            "from tracer.targets.process_memory import HeapUnknownError\n"
+            f"try: walk({started.pid})\n"
+            "except HeapUnknownError as exc: print(exc.reason.value)"
+        )
+
+        # In a process of its own, which can be killed where it waits.
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+        assert ended.stdout == "malformed\n"

@@ -55,7 +55,10 @@ def test_only_pages_that_were_used_are_resident(own):
         memory[3 * PAGE] = memory[5 * PAGE] = 1
         del view
 
-        assert own.backed_pages(at, at + 16 * PAGE) == bytes(number in (3, 5) for number in range(16))
+        assert [own.read(at + PAGE * number, PAGE) is not None for number in range(16)] == [
+            n in (3, 5) for n in range(16)
+        ]
+        assert own.read_resident(at + 8, 16 * PAGE - 8) == memory[8:]
         assert own.anon_resident_bytes(at, at + 16 * PAGE) == 2 * PAGE
         assert own.swapped_bytes(at, at + 16 * PAGE) == 0
 
@@ -68,7 +71,7 @@ def test_pages_of_files_are_not_anonymous(own, tmp_path):
         memory[0] = 1
         del view
 
-        assert own.backed_pages(at, at + PAGE) == b"\1"
+        assert own.read(at, 1) == b"\1"
         assert own.anon_resident_bytes(at, at + 4 * PAGE) == 0
 
 
@@ -151,7 +154,7 @@ def test_descriptors_are_closed_however_it_ends(sleeper):
     for start_ticks in (None, 1):
         try:
             with ProcessMemory(sleeper.pid, start_ticks) as memory:
-                memory.backed_pages(memory.maps().first_break, memory.maps().first_break + 1)
+                memory.swapped_bytes(memory.maps().first_break, memory.maps().first_break + 1)
         except HeapUnknownError:
             pass
 
