@@ -8,6 +8,7 @@ MALLOC = MallocLook(
     in_use=8_000_009,
     uncertain=0,
     free=1_000_033,
+    cached=20_047,
     top=100_043,
     resident=9_000_011,
     mapped=700_001,

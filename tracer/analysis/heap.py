@@ -13,6 +13,7 @@ class MallocLook:
     in_use: int
     uncertain: int  # in use may be up to this much less
     free: int  # below top, and kept
+    cached: int  # of these, in the thread cache and in fastbins
     top: int
     resident: int | None  # None: the kernel does not tell
     mapped: int | None  # in blocks mapped apart; None: unknown
@@ -138,6 +139,7 @@ def _every(look: HeapLook) -> dict[str, int | None]:
         "malloc_resident": None if malloc is None else malloc.resident,
         "malloc_in_use": None if malloc is None else malloc.in_use,
         "malloc_free": None if malloc is None else malloc.free,
+        "malloc_cached": None if malloc is None else malloc.cached,
         "malloc_top": None if malloc is None else malloc.top,
         "malloc_mapped": None if malloc is None else malloc.mapped,
         "unexplained": look.unexplained,

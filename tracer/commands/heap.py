@@ -169,6 +169,7 @@ def _malloc(process: Process, options: _Options) -> MallocLook:
         in_use=found.in_use_bytes,
         uncertain=found.uncertain_bytes,
         free=found.free_bytes,
+        cached=found.cached_bytes,
         top=found.top_bytes,
         resident=found.resident_bytes,
         mapped=found.mapped_bytes,

@@ -23,6 +23,7 @@ _ROWS = (
     ("unexplained", 2, "unexplained", "data of libraries and PHP, stack, JIT code, other mappings"),
     ("malloc_in_use", 0, "malloc: in use", ""),
     ("malloc_free", 0, "malloc: free but kept", "between chunks in use"),
+    ("malloc_cached", 1, "in its caches", "fastbins and the thread cache"),
     ("malloc_top", 0, "malloc: top", "free, at the end of the heap"),
     ("zend_live", 0, "Zend: live chunks", "address space"),
     ("zend_cached", 0, "Zend: cached chunks", "address space"),

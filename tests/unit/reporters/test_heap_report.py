@@ -34,6 +34,7 @@ process 4241 (php-fpm: pool www)
       unexplained                7.0 MiB  data of libraries and PHP, stack, JIT code, other mappings
   malloc: in use                 7.6 MiB
   malloc: free but kept          977 KiB  between chunks in use
+    in its caches               19.6 KiB  fastbins and the thread cache
   malloc: top                   97.7 KiB  free, at the end of the heap
   Zend: live chunks              2.0 MiB  address space
   Zend: cached chunks            4.0 MiB  address space
@@ -101,6 +102,7 @@ def test_the_json_document_has_every_figure_in_bytes():
         "malloc_resident_bytes": 9_000_011,
         "malloc_in_use_bytes": 8_000_009,
         "malloc_free_bytes": 1_000_033,
+        "malloc_cached_bytes": 20_047,
         "malloc_top_bytes": 100_043,
         "malloc_mapped_bytes": 700_001,
         "unexplained_bytes": 7_299_974,
