@@ -74,14 +74,21 @@ class MallocMemory:
             entries[(size - 32) // 16] = self.base + 16
         self.write(at + 16, rooms.tobytes() + entries.tobytes())
 
-    def arena(self, fastbins: Sequence[int] = (), *, mapped: int = 0, system_mem: int | None = None) -> None:
-        """main_arena and mp_ of glibc 2.36."""
+    def arena(
+        self,
+        fastbins: Sequence[int] = (),
+        *,
+        mapped: int = 0,
+        system_mem: int | None = None,
+        has_fastbins: bool = True,
+    ) -> None:
+        """main_arena and mp_ of glibc 2.36; without fastbins, of the one after 2.42."""
         at = self.libc + ARENA_AT
         heads = [*fastbins, *[0] * (10 - len(fastbins))]
         self.write(at, struct.pack("<iii4x10QQQ", 0, 0, 0, *heads, self.top, 0))
         for number in range(127):
             self.write(at + BINS + 16 * number, struct.pack("<2Q", *[at + 96 + 16 * number] * 2))
-        self.word(at + NEXT, at)
+        self.word(at + NEXT, at if has_fastbins else at + 96 - 8)
         self.word(at + SYSTEM_MEM, self.heap_bytes if system_mem is None else system_mem)
         par = self.libc + PAR_AT
         self.write(par, struct.pack("<3Q4Q", mapped, mapped, self.base, 64, 1032, 7, 0))

@@ -70,6 +70,26 @@ def test_the_thread_cache_of_glibc_2_42_counts_the_room_that_is_left(heap):
     assert heap.look().sizes == {0x300: 1, 48: 8}
 
 
+def test_the_thread_cache_of_glibc_2_29_counts_in_bytes(heap):
+    heap.chunks([(0x250, USED), *[(48, USED)] * 11])
+    heap.write(heap.base + 16, bytes([0, 3]).ljust(64, b"\0"))
+    heap.word(heap.base + 16 + 64 + 8, heap.base + 16)
+    heap.arena()
+
+    assert heap.look().sizes == {0x250: 1, 48: 8}
+
+
+def test_an_arena_without_fastbins_has_nothing_in_them(heap):
+    """After glibc 2.42; what is before its `top` is something else."""
+    places = heap.chunks([TCACHE, *[(32, USED)] * 5])
+    heap.tcache(heap.base, {})
+    heap.arena([places[1]], has_fastbins=False)
+
+    found = heap.look()
+
+    assert (found.sizes[32], found.lacking, found.other_arenas) == (5, (), False)
+
+
 def test_a_thread_cache_that_was_not_made_first_is_found_by_its_shape(heap):
     places = heap.chunks([(1040, USED), (0x300, USED), (0x300, USED), *[(48, USED)] * 11])
     heap.write(places[1] + 16, b"\x05" * 700)
