@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from c_programs import Program, compiled, running
-from proc_status import status_bytes
+from proc_status import rollup_bytes, status_bytes
 
 from tracer.targets.malloc_heap import walk
 from tracer.targets.process_memory import HeapUnknownError, Reason
@@ -174,16 +174,20 @@ def test_memory_of_others_behind_the_heap_is_left_out_and_in_its_middle_refused(
         assert refused.value.reason is Reason.INTERRUPTED
 
 
+def memory_of(pid: int) -> list[int]:
+    return [rollup_bytes(pid, "Anonymous"), *status_bytes(pid, "VmSize", "VmPTE")]
+
+
 def test_a_look_does_not_make_memory_resident_or_stop_the_process(program):
     with running(program, "large") as started:
         started.answer()
         started.step()
-        before = status_bytes(started.pid, "RssAnon", "VmSize", "VmPTE")
+        before = memory_of(started.pid)
 
         for _ in range(20):
             walk(started.pid)
 
-        assert status_bytes(started.pid, "RssAnon", "VmSize", "VmPTE") == before
+        assert memory_of(started.pid) == before
 
 
 def test_a_heap_that_never_rests_is_refused_or_said_not_to_be_settled(program):
