@@ -24,6 +24,7 @@ _VERBS = {
     "report": "Rank scripts by how much memory their requests kept.",
     "flame": "Draw a flame graph of the PHP functions that made workers grow.",
     "export": "Write every request of one or more recordings for other tools.",
+    "heap": "Show what a PHP process holds, by size of memory chunk.",
     "doctor": "Check this host; show how to fix what is missing.",
 }
 

@@ -43,6 +43,11 @@ def is_asleep(pid: int) -> bool:
     return Path(f"/proc/{pid}/syscall").read_text().split()[0] in ("230", "219")
 
 
+def waits_for_a_request(pid: int) -> bool:
+    """True if the process is in accept(2) or accept4(2): a worker still tidies up when its answer has arrived."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] in ("43", "288")
+
+
 def cpu_time_ns(pid: int) -> int:
     """CPU time of the process's main thread: /proc/PID/schedstat, the scheduler's own sum."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])

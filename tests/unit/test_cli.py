@@ -28,7 +28,7 @@ from tracer.errors import IncompleteError, PhptraceError, TargetGoneError, Usage
 from tracer.facts import Loss
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("attach", "record", "report", "flame", "export", "doctor")
+VERBS = ("attach", "record", "report", "flame", "export", "heap", "doctor")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -125,6 +125,12 @@ def test_the_version_is_printed(run):
         ["record", "-p", "0"],
         ["export", "--format", "nonsense", "x"],
         ["flame"],
+        ["heap"],
+        ["heap", "php-fpm"],
+        ["heap", "0"],
+        ["heap", "--again", "soon", "1"],
+        ["heap", "--format", "csv", "1"],
+        ["heap", "--limit", "much", "1"],
         ["flame", "--format", "nonsense", "x"],
         ["flame", "--metric", "nonsense", "x"],
         ["report", "--stacks", "--metric", "nonsense", "x"],
