@@ -1,0 +1,268 @@
+"""Estimates the native bytes that each script keeps per request from the growth of whole workers.
+
+For recordings in which allocations were not counted. Growth shows in the request that touches new pages, which is often
+not the one that keeps memory: one script frees, another keeps what was free, and the first touches new pages instead.
+Over many requests the sum is right, whichever of them touched the pages, so that rates can be fitted to it.
+
+Limits. Scripts that always come together have one estimate. Memory that a worker keeps once, or a script in very few
+of its requests, is a step and not a rate. Memory that is kept where a large peak left free pages does not show until
+these are used up. Workers that live for less than some 50 requests say little: their warm-up is not over.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+from tracer.analysis.growth_windows import WARM_UP, Window, WindowCutter, add_counts
+from tracer.analysis.kept_rates import LEAST_WINDOWS, OTHERS, Estimate, KeptRates
+from tracer.facts import Request
+
+_KEYS = 4096  # keys that are known by name
+_KEYS_OF_WORKER = 256  # keys whose requests are counted for one worker; others are OTHERS
+_KEYS_OF_LONG_WINDOWS = 256  # the most frequent ones, when windows are joined to bound memory
+_WORKERS = 1024  # workers with a WorkerGrowth of their own
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerGrowth:
+    """Bytes by which the anonymous memory of a worker grew; the other figures add up to `growth`.
+
+    `worker` is None for all those together that were seen first, if there were very many.
+    """
+
+    worker: Hashable | None
+    requests: int
+    growth: float
+    zend: float  # Zend's chunks that are there at the last look, and not at the looks that are compared
+    warm_up: float  # by the first requests, and by the first uses of each key
+    kept: float  # at the estimated rates
+    steps: float  # jumps that no rate explains: caches, high-water marks
+    rest: float  # noise, and what was not in a window
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Estimates:
+    """All entries, the largest lower bound first, those without an estimate last."""
+
+    entries: list[Estimate]
+    workers: list[WorkerGrowth]
+    windows: int  # that were compared
+    reason: str | None  # why there is no estimate at all
+    caveat: str | None  # why none is sure
+
+
+@dataclasses.dataclass(slots=True)
+class _Worker:
+    name: Hashable
+    cutter: WindowCutter
+    latest: int = 0  # number of its latest request, among all
+    nth: int = 0
+    requests: int = 0
+    first_anon: int | None = None
+    last_anon: int | None = None
+    counts: dict[Hashable, int] = dataclasses.field(default_factory=dict)  # requests in windows
+
+    def take(self, window: Window) -> None:
+        """Count the requests of a window of this worker."""
+        for key, count in window.counts.items():
+            known = key in self.counts or len(self.counts) < _KEYS_OF_WORKER
+            add_counts(self.counts, {key if known else OTHERS: count})
+
+    def explained(self, rates: KeptRates | None, steps: float) -> WorkerGrowth:
+        """Split the growth."""
+        growth = (self.last_anon or 0) - (self.first_anon or 0)
+        zend, warm_up = growth - self.cutter.growth, self.cutter.warm_up
+        kept = 0.0 if rates is None else rates.kept(self.counts)
+        rest = growth - zend - warm_up - kept - steps
+        return WorkerGrowth(self.name, self.requests, growth, zend, warm_up, kept, steps, rest)
+
+
+class NativeEstimator:
+    """Takes the requests of a recording in order; result() may be called at any time.
+
+    Memory is bounded. When there are too many windows, neighbours are joined, and later windows are longer. When there
+    are too many workers, those that served no request for the longest time are taken for ended.
+    """
+
+    def __init__(self, *, most_windows: int = 512, shortest_window: int = 8) -> None:
+        self._most_windows = most_windows
+        self._length = shortest_window
+        self._windows: list[Window] = []
+        self._requests: dict[Hashable, int] = {}
+        self._count = 0
+        self._workers: dict[Hashable, _Worker] = {}  # the latest of each name
+        self._ended: collections.deque[_Worker] = collections.deque()
+        self._earlier = _Sum()
+        self._number = 0
+
+    def add(
+        self,
+        request: Request,
+        key: Hashable,
+        *,
+        worker: Hashable | None = None,
+        native_rss: int | None = None,
+        heap_used: int | None = None,
+    ) -> None:
+        """Take the next request of a worker, in the group `key`.
+
+        `worker` tells workers apart. If it is None, host and pid do, and a `nth` that does not rise is a new worker.
+        If measured at the request's start: `native_rss` is anonymous memory less Zend's resident pages, and
+        `heap_used` the bytes in use in glibc's heap. Without them, anonymous memory is compared where Zend's heap has
+        the same size.
+        """
+        name = (request.host, request.pid) if worker is None else worker
+        serving = self._workers.get(name)
+        if serving is None or request.nth <= serving.nth:
+            serving = self._new_worker(name)
+        elif request.nth > serving.nth + 1:
+            serving.cutter.begin(OTHERS, request.nth - serving.nth - 1)
+        if key not in self._requests and len(self._requests) >= _KEYS:
+            key = OTHERS
+        self._requests[key] = self._requests.get(key, 0) + 1
+        self._count += 1
+        serving.latest = self._count
+        serving.nth = request.nth
+        serving.requests += 1
+        anon = request.anon_before
+        if anon is not None:
+            if serving.first_anon is None:
+                serving.first_anon = anon
+            serving.last_anon = anon
+            if native_rss is None:
+                window = serving.cutter.look(anon, request.zend_real_before, self._length)
+            else:
+                window = serving.cutter.look(native_rss, None, self._length)
+            if window is not None:
+                self._take(window, serving)
+        if heap_used is not None:
+            window = serving.cutter.walk(heap_used)
+            if window is not None:
+                self._windows.append(window)
+        serving.cutter.begin(key)
+
+    def result(self) -> Estimates:
+        """The estimates from all requests so far."""
+        workers = [*self._ended, *map(_finished, self._workers.values())]
+        unfinished = [worker.cutter.unfinished() for worker in self._workers.values()]
+        every = self._windows + [window for window in unfinished if window is not None]
+        windows = [window for window in every if not window.young]
+        young = len(windows) < LEAST_WINDOWS
+        if young:
+            windows = every
+        rates, reason = self._rates(windows, young=young)
+        entries = [] if rates is None else rates.entries()
+        named = {key for entry in entries for key in entry.keys}
+        entries += [
+            Estimate((key,), (requests,), 0, None, None, None, None, sure=False, reason=reason or "too few requests")
+            for key, requests in self._requests.items()
+            if key not in named and key is not OTHERS
+        ]
+        entries.sort(key=_order, reverse=True)
+        caveat = None
+        if rates is not None and young:
+            caveat = f"few workers served more than {WARM_UP} requests, so that a part may be their warm-up"
+        steps = {} if rates is None else rates.steps(every)
+        explained = [worker.explained(rates, steps.pop(worker.cutter.number, 0.0)) for worker in workers]
+        if self._earlier.requests:
+            explained.insert(0, self._earlier.explained(rates, sum(steps.values())))
+        return Estimates(entries, explained, len(windows), reason, caveat)
+
+    def _rates(self, windows: Sequence[Window], *, young: bool) -> tuple[KeptRates | None, str | None]:
+        if len(windows) >= LEAST_WINDOWS:
+            rates = KeptRates(windows, self._requests, young=young)
+            return (rates, None) if rates.reason is None else (None, rates.reason)
+        if not windows:
+            return None, f"no worker served enough requests after its first {WARM_UP}, which are warm-up"
+        return None, f"only {len(windows)} windows of requests can be compared, and {LEAST_WINDOWS} are needed"
+
+    def _new_worker(self, name: Hashable) -> _Worker:
+        before = self._workers.pop(name, None)
+        if before is not None:
+            self._end(before)
+        elif len(self._workers) >= 2 * _WORKERS:
+            for idle in sorted(self._workers.values(), key=lambda worker: worker.latest)[:_WORKERS]:
+                self._end(self._workers.pop(idle.name))
+        worker = self._workers[name] = _Worker(name, WindowCutter(self._number))
+        self._number += 1
+        return worker
+
+    def _end(self, worker: _Worker) -> None:
+        window = worker.cutter.unfinished()
+        if window is not None:
+            self._take(window, worker)
+        self._ended.append(worker)
+        if len(self._ended) > _WORKERS:
+            self._earlier.add(self._ended.popleft())
+
+    def _take(self, window: Window, worker: _Worker) -> None:
+        worker.take(window)
+        self._windows.append(window)
+        if len(self._windows) >= 2 * self._most_windows:
+            frequent = sorted(self._requests, key=lambda key: self._requests[key], reverse=True)
+            named = frozenset(frequent[:_KEYS_OF_LONG_WINDOWS])
+            self._windows = [_with_keys(window, named) for window in _halved(self._windows)]
+            self._length *= 2
+
+
+class _Sum:
+    """What is known of workers whose figures are only kept as a sum."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._growth = 0
+        self._zend = 0
+        self._warm_up = 0
+        self._counts: dict[Hashable, int] = {}
+
+    def add(self, worker: _Worker) -> None:
+        known = worker.explained(None, 0.0)
+        self.requests += known.requests
+        self._growth += int(known.growth)
+        self._zend += int(known.zend)
+        self._warm_up += int(known.warm_up)
+        add_counts(self._counts, worker.counts)
+
+    def explained(self, rates: KeptRates | None, steps: float) -> WorkerGrowth:
+        """Split the growth."""
+        kept = 0.0 if rates is None else rates.kept(self._counts)
+        rest = self._growth - self._zend - self._warm_up - kept - steps
+        return WorkerGrowth(None, self.requests, self._growth, self._zend, self._warm_up, kept, steps, rest)
+
+
+def _finished(worker: _Worker) -> _Worker:
+    """A copy of the worker, its unfinished window taken."""
+    finished = dataclasses.replace(worker, counts=dict(worker.counts))
+    window = worker.cutter.unfinished()
+    if window is not None:
+        finished.take(window)
+    return finished
+
+
+def _halved(windows: Sequence[Window]) -> list[Window]:
+    """Half as many windows: each joined with the next one of its worker, where there is one."""
+    walked = [window for window in windows if window.walked]
+    cut = sorted((window for window in windows if not window.walked), key=lambda window: window.chain)
+    halved: list[Window] = []
+    for alike in (walked, cut):
+        halved += [first.joined(second) for first, second in zip(alike[::2], alike[1::2], strict=False)]
+        halved += alike[len(alike) // 2 * 2 :]
+    return halved
+
+
+def _with_keys(window: Window, keys: frozenset[Hashable]) -> Window:
+    """The window with the requests of all other keys counted together."""
+    if window.counts.keys() <= keys:
+        return window
+    counts: dict[Hashable, int] = {}
+    for key, count in window.counts.items():
+        add_counts(counts, {key if key in keys else OTHERS: count})
+    return window._replace(counts=counts)
+
+
+def _order(entry: Estimate) -> tuple[float, float, int]:
+    if entry.low is None or entry.total_bytes is None:
+        return -1.0, -1.0, sum(entry.requests)
+    return entry.low * min(entry.requests), entry.total_bytes, sum(entry.requests)
