@@ -16,7 +16,7 @@ launcher=/usr/local/bin/phptrace
 tracing=(python3-bpfcc python3-click python3-pyelftools python3-rich)
 packaging=(python3-venv python3-setuptools python3-wheel)
 demo=(nginx-light php8.2-fpm php8.2-cli php8.2-cgi php8.2-opcache php8.2-xml dokuwiki wrk)
-tests=(chromium chromium-driver python3-pytest python3-hypothesis python3-selenium libfcgi-bin php8.2-gd php8.2-intl php8.2-mbstring php8.2-sqlite3 mediawiki gcc libc6-dev clang-format make procps vagrant vagrant-libvirt)
+tests=(chromium chromium-driver python3-pytest python3-hypothesis python3-scipy python3-selenium libfcgi-bin php8.2-gd php8.2-intl php8.2-mbstring php8.2-sqlite3 mediawiki gcc libc6-dev clang-format make procps vagrant vagrant-libvirt)
 
 say() { echo "provision: $*"; }
 die() {

@@ -12,6 +12,7 @@ from array import array
 from collections import OrderedDict
 from typing import NamedTuple
 
+from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.quantiles import Values
 from tracer.facts import Request
 
@@ -26,7 +27,7 @@ class How(enum.Enum):
     """How the native memory that requests kept is known."""
 
     COUNTED = "counted"  # every allocation and every free was counted, in every request or in enough of them
-    ESTIMATED = "estimated"  # from the growth of the workers
+    ESTIMATED = "estimated"  # from the growth of the workers; without a mean where it may be nothing
 
 
 class Kept(NamedTuple):
@@ -44,7 +45,14 @@ class Kept(NamedTuple):
     counted: int = 0  # requests of which the allocations were counted
 
 
-NOTHING_KNOWN = Kept()
+def estimated(estimate: Estimate) -> Kept:
+    """The figures of a group with an estimate of its own: only the interval, unless it is sure that it keeps any."""
+    if estimate.bytes_per_round is None or estimate.total_bytes is None:
+        return Kept()
+    known = Kept(How.ESTIMATED, low=estimate.low, high=estimate.high)
+    if not estimate.sure:
+        return known
+    return known._replace(total=round(estimate.total_bytes), per_request=estimate.bytes_per_round)
 
 
 class FirstRuns:

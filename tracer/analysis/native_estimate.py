@@ -208,7 +208,7 @@ class NativeEstimator:
 
 
 class _Sum:
-    """What is known of workers whose figures are only kept as a sum."""
+    """The sum of the figures of workers that have none of their own."""
 
     def __init__(self) -> None:
         self.requests = 0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
-from tracer.analysis.kept import FirstRuns, KeptSum
+from tracer.analysis.kept import FirstRuns, KeptSum, estimated
+from tracer.analysis.kept_rates import Estimate
+from tracer.analysis.native_estimate import Estimates, NativeEstimator
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import Release, Request, Worker
 
 _COLUMNS = (
     "host", "pid", "pool", "nth", "uri", "script", "ending", "duration_ns",
-    "anon_before", "anon_after", "anon_peak", "zend_peak",
+    "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
     "native_kept", "native_released",
 )  # fmt: skip
 
@@ -75,6 +77,16 @@ class Group:
     duration_p95_ns: int | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Together:
+    """Groups that an estimate cannot tell apart. A round is a request of the rarest, and those that come with it."""
+
+    keys: tuple[str | None, ...]
+    bytes_per_round: float
+    low: float
+    high: float
+
+
 # Requests that kept something, of which a ranking remembers for a while how much that was.
 _HELD_MAX = 65_536
 
@@ -98,8 +110,17 @@ class Ranking:
     counted in `overflow`.
     """
 
-    def __init__(self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None) -> None:
+    def __init__(
+        self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None, estimate: bool = True
+    ) -> None:
+        """`estimate`: estimate what scripts or URIs keep from the first request on whose allocations were not counted.
+
+        It takes every request of the workers: it has to be False where some are filtered out.
+        """
         self.by = by
+        self._may_estimate = estimate and by in (GroupBy.SCRIPT, GroupBy.URI)
+        self._estimator: NativeEstimator | None = None
+        self._latest: Estimates | None = None  # of all requests so far; None: not worked out
         self.overflow = 0
         self._workers = WorkerNames()
         self._first_runs = FirstRuns()
@@ -111,18 +132,28 @@ class Ranking:
         self._max_groups = max_groups
         self._groups: dict[str | WorkerKey | None, _Accumulator] = {}
 
-    def begin_recording(self, workers: Iterable[Worker]) -> None:
+    def begin_recording(self, workers: Iterable[Worker], *, filtered: bool = False) -> None:
         """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
+
+        `filtered`: requests were left out of it, so that nothing can be estimated.
 
         They tell apart workers that had the same pid one after the other. Such workers are one group
         if this is not called, if their start_ticks are unknown, or if neither the death of the earlier
         nor the birth of the later was seen.
         """
         self._workers.begin_recording(workers)
+        if filtered:
+            self._may_estimate, self._estimator = False, None
 
     def add(self, request: Request) -> None:
         """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
         key = self._key(request)
+        if self._may_estimate:
+            if self._estimator is None and request.native_kept is None and request.anon_after is not None:
+                self._estimator = NativeEstimator()
+            if self._estimator is not None:
+                self._estimator.add(request, key)
+                self._latest = None
         first = self._first_runs.is_first(request)
         group = self._groups.get(key)
         if group is None:
@@ -150,11 +181,38 @@ class Ranking:
         if held.bytes <= 0:
             del self._held[fact.pid, fact.started_ns]
 
+    def together(self) -> list[Together]:
+        """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
+        found = []
+        for entry in self._estimates().entries if self._estimator else ():
+            if len(entry.keys) > 1 and entry.bytes_per_round is not None and entry.low and entry.high is not None:
+                found.append(Together(_listed(entry.keys), entry.bytes_per_round, entry.low, entry.high))
+        return found
+
+    def why_not_estimated(self) -> str | None:
+        """A reason why what was not counted is not estimated either, or is not sure; None if there is none."""
+        if self._estimator is None:
+            return None
+        estimates = self._estimates()
+        return estimates.reason or estimates.caveat
+
+    def _estimates(self) -> Estimates:
+        if self._latest is None:
+            assert self._estimator is not None
+            self._latest = self._estimator.result()
+        return self._latest
+
+    def _single_estimates(self) -> dict[Hashable, Estimate]:
+        if self._estimator is None:
+            return {}
+        return {entry.keys[0]: entry for entry in self._estimates().entries if len(entry.keys) == 1}
+
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
+        estimates = self._single_estimates()
         names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
         found = [
-            accumulator.group(names[key] if isinstance(key, WorkerKey) else key)
+            accumulator.group(names[key] if isinstance(key, WorkerKey) else key, estimates.get(key))
             for key, accumulator in self._groups.items()
         ]
         found.sort(key=lambda group: (group.key is None, group.key or ""))
@@ -162,6 +220,17 @@ class Ranking:
             value = _SORT_VALUES[sort]
             found.sort(key=lambda group: (_order(value(group)), _order(group.growth_bytes)), reverse=True)
         return found[:top]
+
+
+def _listed(keys: Iterable[Hashable]) -> tuple[str | None, ...]:
+    return tuple(key for key in keys if key is None or isinstance(key, str))
+
+
+def _least_kept(group: Group) -> int | None:
+    """Bytes that the group kept, or at least kept."""
+    if group.kept_bytes is None and group.kept_low is not None:
+        return round(group.kept_low * group.requests)
+    return group.kept_bytes
 
 
 def _order(value: int | None) -> tuple[bool, int]:
@@ -174,7 +243,7 @@ _KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.POOL: lambda request: request.pool,
 }
 _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
-    Sort.NATIVE: lambda group: group.kept_bytes,
+    Sort.NATIVE: lambda group: _least_kept(group),
     Sort.GROWTH: lambda group: group.growth_bytes,
     Sort.PEAK: lambda group: group.anon_peak_max,
     Sort.ZEND: lambda group: group.zend_peak_max,
@@ -215,9 +284,11 @@ class _Accumulator:
     def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
         self._kept.release(freed, first=first, nothing_left=nothing_left)
 
-    def group(self, key: str | None) -> Group:
+    def group(self, key: str | None, estimate: Estimate | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
         kept = self._kept.kept()
+        if kept.how is None and estimate is not None:
+            kept = estimated(estimate)._replace(counted=kept.counted)
         (duration_p95,) = self._durations.quantiles(0.95)
         return Group(
             key=key,

@@ -112,7 +112,7 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
     if output is not None:
         check_output(output, force=plan.force)
     tally = Tally()
-    ranking = Ranking(GroupBy(group_by), window=_WINDOW, max_groups=_MAX_GROUPS)
+    ranking = Ranking(GroupBy(group_by), window=_WINDOW, max_groups=_MAX_GROUPS, estimate=not plan.keep)
     live = sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop().on_signals())

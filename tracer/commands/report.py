@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.analysis.tally import Tally
+from tracer.capture import Filter
 from tracer.commands.flame_input import add_recording, flame_builder, title_and_notes
 from tracer.commands.options import ranking_options, require_option, stack_metric_options
 from tracer.errors import RecordingError, UsageError
@@ -30,16 +31,32 @@ class _Report:
     sort: Sort
     hidden: int  # how many groups are not among `groups`
     heaviest: Heaviest | None  # None: without --stacks
+    ranking: Ranking
 
 
 def _table(report: _Report) -> None:
-    table.render(report.groups, report.tally, sys.stdout, by=report.by, sort=report.sort, hidden=report.hidden)
+    table.render(
+        report.groups,
+        report.tally,
+        sys.stdout,
+        by=report.by,
+        sort=report.sort,
+        hidden=report.hidden,
+        remarks=table.remarks(report.ranking),
+    )
     if report.heaviest is not None:
         stack_text.render(report.heaviest, sys.stdout)
 
 
 def _json(report: _Report) -> None:
-    json_report.render(report.groups, report.tally, sys.stdout, report.heaviest)
+    json_report.render(
+        report.groups,
+        report.tally,
+        sys.stdout,
+        report.heaviest,
+        together=report.ranking.together(),
+        why_not_estimated=report.ranking.why_not_estimated(),
+    )
 
 
 def _csv(report: _Report) -> None:
@@ -95,7 +112,7 @@ def report(
         _add_recording(path, ranking, tally)
     every = ranking.groups(Sort(sort))
     shown = every[: top or None]
-    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), len(every) - len(shown), heaviest))
+    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), len(every) - len(shown), heaviest, ranking))
 
 
 def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
@@ -103,7 +120,7 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
         tally.unended += not recording.ended
         workers = recording.workers()
         tally.add_all(workers, host=str(recording.meta.get("host")))
-        ranking.begin_recording(workers)
+        ranking.begin_recording(workers, filtered=_is_filtered(recording.meta))
         tally.add_all(recording.losses())
         for request in recording.requests(columns_of(ranking.by)):
             tally.add(request)
@@ -113,6 +130,13 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
                 raise RecordingError(
                     f"cannot read {path}: it is corrupt, with memory figures of more than 64 bits. Record again."
                 ) from exc
+
+
+def _is_filtered(meta: Mapping[str, object]) -> bool:
+    """True if requests were left out of the recording."""
+    options = meta.get("options")
+    names = [field.name for field in dataclasses.fields(Filter)]
+    return isinstance(options, dict) and any(options.get(name) is not None for name in names)
 
 
 def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int) -> Heaviest:

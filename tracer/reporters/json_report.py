@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tracer.analysis.flame.heaviest import Heaviest
-from tracer.analysis.ranking import Group
+from tracer.analysis.ranking import Group, Together
 from tracer.analysis.tally import Tally
 
 SCHEMA = 2
 
 
-def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heaviest | None = None) -> None:
+def render(
+    groups: Sequence[Group],
+    tally: Tally,
+    out: TextIO,
+    heaviest: Heaviest | None = None,
+    *,
+    together: Sequence[Together] = (),
+    why_not_estimated: str | None = None,
+) -> None:
     """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes."""
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -28,6 +36,10 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heavies
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
         "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
     }
+    document["together"] = [
+        {**dataclasses.asdict(entry), "keys": [json_text(key) for key in entry.keys]} for entry in together
+    ]
+    document["why_not_estimated"] = why_not_estimated
     if heaviest is not None:
         document["stacks"] = {
             "title": json_text(heaviest.title),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tracer.analysis.ranking import Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.reporters.table import legend, ranking_table, shorten, summary
+from tracer.reporters.table import legend, ranking_table, remarks, shorten, summary
 from tracer.units import counted
 
 _FRAME_LINES = 8  # header, summary and legend
@@ -45,7 +45,8 @@ class LiveView:
     def update(self, ranking: Ranking, tally: Tally, status: Status) -> None:
         """Show this state, with as many rows as fit."""
         width, height = self._console.size
-        rows = max(1, height - _FRAME_LINES)
+        found = remarks(ranking)
+        rows = max(1, height - _FRAME_LINES - sum(1 + len(remark) // width for remark in found))
         rows = rows if self._top is None else min(rows, self._top)
         groups = ranking.groups(self._sort, rows)
         header = Text.assemble(
@@ -56,6 +57,7 @@ class LiveView:
         )
         parts: list[RenderableType] = [header, Text(status.note or "", style="yellow")]
         parts.append(ranking_table(groups, by=ranking.by, sort=self._sort, width=width))
+        parts += [Text(remark) for remark in found]
         parts.append(Text(summary(tally)))
         parts.append(Text(legend(self._sort), style="dim"))
         self._last = Lines(*parts)

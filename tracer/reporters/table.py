@@ -11,11 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tracer.analysis.kept import How
-from tracer.analysis.ranking import Group, GroupBy, Sort
+from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.units import counted, counted_loss, printable, show_bytes, show_duration
 
 _MIN_KEY = 20
+_MOST_TOGETHER = 3
+_MOST_KEYS = 4
 # Columns that are left out if there is no room, in this order.
 _SPARE = ("zend peak", "anon peak", "p95", "requests")
 
@@ -24,8 +26,8 @@ def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], 
     """(name, width, the sort order that it shows, cell) of each column after the key."""
     columns: list[tuple[str, int, Sort | None, Callable[[Group], str]]] = [
         ("requests", 9, Sort.REQUESTS, lambda g: f"{g.requests:,}"),
-        ("native kept", 12, Sort.NATIVE, lambda g: _kept(g, g.kept_bytes)),
-        ("per request", 11, None, lambda g: _kept(g, g.kept_per_request)),
+        ("native kept", 12, Sort.NATIVE, lambda g: _kept(g, g.kept_bytes, g.requests)),
+        ("per request", 11, None, lambda g: _kept(g, g.kept_per_request, 1)),
         ("keep", 4, None, lambda g: "-" if g.kept_share is None else f"{g.kept_share:.0%}"),
         ("anon peak", 10, Sort.PEAK, lambda g: show_bytes(g.anon_peak_max)),
         ("zend peak", 10, Sort.ZEND, lambda g: show_bytes(g.zend_peak_max)),
@@ -36,10 +38,30 @@ def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], 
     return columns
 
 
-def _kept(group: Group, value: float | None) -> str:
-    """A figure of native memory; an estimate has a tilde."""
+def _kept(group: Group, value: float | None, requests: int) -> str:
+    """A figure of native memory of that many requests: an estimate has a tilde, or says how much it may be at most."""
+    if value is None and group.kept_high is not None:
+        return "≤ " + show_bytes(group.kept_high * requests)
     about = "~" if group.kept_how == How.ESTIMATED.value else ""
     return about + show_bytes(value, signed=True)
+
+
+def remarks(ranking: Ranking) -> list[str]:
+    """Sentences on what the ranking does not tell apart, or could not estimate; [] if nothing."""
+    found = []
+    for entry in ranking.together()[:_MOST_TOGETHER]:
+        names = [shorten(show_key(key), 40) for key in entry.keys[:_MOST_KEYS]]
+        more = len(entry.keys) - len(names)
+        names += [f"{more:,} more"] if more else []
+        found.append(
+            f"{' or '.join(names)}: ~{show_bytes(entry.bytes_per_round, signed=True)} a request of each (95 %:"
+            f" {show_bytes(entry.low)} to {show_bytes(entry.high)}). They always came together: more varied traffic, or"
+            " --native on with backend bpf, tells them apart."
+        )
+    why = ranking.why_not_estimated()
+    if why is not None:
+        found.append(f"native memory was not counted, and an estimate is not sure: {why}.")
+    return found
 
 
 def legend(sort: Sort) -> str:
@@ -47,8 +69,8 @@ def legend(sort: Sort) -> str:
     text = (
         "native kept: memory outside PHP's own heap that requests allocated and did not free, without each worker's"
         ' first request for a script, which fills caches. "per request" is the mean, "keep" the share of requests that'
-        " kept any; - is not counted, ~ an estimate. peaks are maxima. p95: 95 % of the requests took no longer."
-        " (none): no script ran (404), or it was not seen."
+        " kept any; - is not counted, ~ an estimate, ≤ the most it may be. Peaks are maxima. p95: 95 % of the requests"
+        " took no longer. (none): no script ran (404), or it was not seen."
     )
     if sort is Sort.GROWTH:
         text += " growth: all memory still held, including PHP's chunk cache, which later requests free."
@@ -63,12 +85,18 @@ def render(
     by: GroupBy,
     sort: Sort,
     hidden: int,
+    remarks: Sequence[str] = (),
 ) -> None:
-    """Write the ranking, the summary and the legend. `hidden` is how many groups are not among `groups`."""
+    """Write the ranking, the remarks, the summary and the legend.
+
+    `hidden` is how many groups are not among `groups`; `remarks` are those of remarks().
+    """
     console = console_for(out)
     console.print(ranking_table(groups, by=by, sort=sort, width=console.width))
     if hidden:
         console.print(Text(f"… and {hidden} more: -n 0 shows all"))
+    for remark in remarks:
+        console.print(Text(remark))
     console.print(Text(summary(tally)))
     console.print(Text(legend(sort), style="dim"))
 
