@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import COMPLETE, PROPERTY, request
+from simulated_workers import Script, traffic
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.facts import Release, Request, Worker
@@ -269,6 +270,60 @@ def test_keys_beyond_the_greatest_number_of_groups_are_counted_but_not_ranked():
 
     assert {group.key: group.requests for group in ranking.groups()} == {"a": 2, "b": 2, "c": 1}
     assert ranking.overflow == 2
+
+
+NOT_COUNTED = {"native_kept": None, "native_released": None, "native_mapped_bytes": None}
+CHURN = {
+    "page": Script(frees=138_000, weight=3),
+    "leak": Script(keeps=34_304),
+    "hello": Script(weight=6),
+}
+
+
+def not_counted(scripts: dict[str, Script], count: int) -> list[Request]:
+    """Requests of simulated workers, whose allocations nobody counted."""
+    return [one._replace(**NOT_COUNTED) for one, _ in traffic(scripts, count, seed=3)]
+
+
+def test_what_was_not_counted_is_estimated_and_only_the_leaker_is_accused():
+    leak, *others = ranked(*not_counted(CHURN, 2_000)).groups()
+
+    assert (leak.key, leak.kept_how, leak.counted) == ("leak", "estimated", 0)
+    assert leak.kept_low < 34_304 < leak.kept_high
+    assert abs(leak.kept_per_request - 34_304) < 0.15 * 34_304
+    assert {group.key: (group.kept_how, group.kept_bytes) for group in others} == {
+        "page": ("estimated", None),
+        "hello": ("estimated", None),
+    }
+    assert all(group.kept_low == 0 and group.kept_high < 1024 for group in others)
+
+
+def test_groups_that_always_come_together_are_estimated_together():
+    one_worker = not_counted({"x": Script(keeps=17_152)}, 900)
+
+    ranking = ranked(*(one._replace(script=("page", "leak")[one.nth % 2]) for one in one_worker))
+
+    assert {group.kept_bytes for group in ranking.groups()} == {None}
+    [entry] = ranking.together()
+    assert set(entry.keys) == {"page", "leak"}
+    assert entry.low <= 34_304 <= entry.high
+
+
+def test_where_requests_were_left_out_nothing_is_estimated():
+    ranking = Ranking(GroupBy.SCRIPT)
+    ranking.begin_recording([], filtered=True)
+    for one in not_counted(CHURN, 2_000):
+        ranking.add(one)
+
+    assert {group.kept_how for group in ranking.groups()} == {None}
+    assert (ranking.together(), ranking.why_not_estimated()) == ([], None)
+
+
+def test_too_few_requests_are_a_reason_to_estimate_nothing():
+    ranking = ranked(*not_counted(CHURN, 20))
+
+    assert {group.kept_how for group in ranking.groups()} == {None}
+    assert "requests" in (ranking.why_not_estimated() or "")
 
 
 SORTED = [
