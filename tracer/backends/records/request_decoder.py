@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import mmap
 import signal
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ _NATIVE = itemgetter(
         ("native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_mapped_bytes"),
     )
 )
+# The first probe on a return that a worker passes maps a page of its own: [uprobes], kernel/events/uprobes.c.
+_OF_THE_PROBES = (0, mmap.PAGESIZE)
 _MOST = (1 << 63) - 1  # what a recording can hold
 _ENDING, _NOTES = Request._fields.index("ending"), Request._fields.index("notes")
 _EXIT_CODE = _FIELDS.index("exit_code")
@@ -202,7 +205,7 @@ class RequestDecoder:
             ))
         )  # fmt: skip
         vm_before, vm_after, mapped, unmapped, brk = _ADDRESS_SPACE(values)
-        uncounted = vm_after - vm_before != mapped - unmapped + brk
+        uncounted = vm_after - vm_before - (mapped - unmapped + brk) not in _OF_THE_PROBES
         if flags == 0 and self.calls and not uncounted and not uri_cut and script_bytes == script_stored:
             return row  # as most are: nothing to add
         return self._qualified(row, flags, values[_EXIT_CODE], uri_cut, script_bytes > script_stored, uncounted)

@@ -17,7 +17,8 @@ from tracer.facts import Metric
 
 WORKLOAD = (("hello.php", ""), ("leak.php", "1000003"), ("huge.php", "30000001"), ("fatal.php", ""), ("nosuch.php", ""))
 # What depends on the clock, on what the worker's memory holds from before, or on a sample's luck.
-VARIES = {"started_ns", "duration_ns", "cpu_ns", "minor_faults", "major_faults"}
+VARIES = {"started_ns", "duration_ns", "cpu_ns", "minor_faults", "major_faults", "native_alloc_bytes",
+          "native_free_bytes", "native_freed_earlier", "native_kept"}  # fmt: skip
 
 
 def _facts(
