@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
-from tracer.targets import machine_code
+from tracer.targets import machine_code, processes
 from tracer.targets.elf import Elf, Image
 from tracer.targets.machine_code import Site
 
 _FUNCTION_BYTES = 64
+# File names of C libraries' substitutes for malloc. musl's own malloc is in its loader.
+_SUBSTITUTES = {
+    "libjemalloc": "jemalloc",
+    "libtcmalloc": "tcmalloc",
+    "libmimalloc": "mimalloc",
+    "libhoard": "Hoard",
+    "libscudo": "Scudo",
+    "libsnmalloc": "snmalloc",
+    "libc_malloc_debug": "libc_malloc_debug",
+    "ld-musl-": "musl",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +56,20 @@ def inspect(image: Image) -> Allocator:
             if not found[1].emulated:
                 slow.append(name)
     return Allocator(image, sites, tuple(slow), tuple(name for name in names if name not in sites))
+
+
+def substitute_named(name: str) -> str | None:
+    """The allocator that takes the place of glibc's malloc where a file of that name is mapped; None: none."""
+    return next((shown for prefix, shown in _SUBSTITUTES.items() if name.startswith(prefix)), None)
+
+
+def substitute(pid: int) -> str | None:
+    """The allocator that takes the place of glibc's malloc in that process, by the names of its libraries.
+
+    None if no such library is mapped. OSError if the process is gone or may not be read.
+    """
+    found = (substitute_named(os.path.basename(mapping.path)) for mapping in processes.file_mappings(pid))
+    return next((name for name in found if name is not None), None)
 
 
 def _site(elf: Elf, name: str) -> tuple[int, Site] | None:

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from tracer.targets.allocator import substitute_named
 from tracer.targets.processes import GRANTS, is_libc
 
 PAGE = mmap.PAGESIZE
@@ -33,17 +34,6 @@ _TO_PRESENT = bytes(1 if bits & _PRESENT else 0 for bits in range(256))
 _TO_BACKED = bytes(1 if bits & (_PRESENT | _SWAPPED) else 0 for bits in range(256))
 _PFN = (1 << 55) - 1
 _SOFT_DIRTY = 1 << 55
-# File names of C libraries' substitutes for malloc. musl's own malloc is in its loader.
-_ALLOCATORS = {
-    b"libjemalloc": "jemalloc",
-    b"libtcmalloc": "tcmalloc",
-    b"libmimalloc": "mimalloc",
-    b"libhoard": "Hoard",
-    b"libscudo": "Scudo",
-    b"libsnmalloc": "snmalloc",
-    b"libc_malloc_debug": "libc_malloc_debug",
-    b"ld-musl-": "musl",
-}
 
 
 class Reason(enum.Enum):
@@ -314,9 +304,9 @@ def _kind(name: bytes, executable: bytes) -> str:
     if not name.startswith(b"/"):
         return ""
     base = name.rsplit(b"/", 1)[-1]
-    allocator = next((_ALLOCATORS[key] for key in _ALLOCATORS if base.startswith(key)), None)
-    if allocator is not None:
-        return allocator
+    substitute = substitute_named(os.fsdecode(base))
+    if substitute is not None:
+        return substitute
     if name.startswith(b"/anon_hugepage"):
         return "hugetlb"
     if is_libc(os.fsdecode(name)):

@@ -85,7 +85,7 @@ class NativeProbes:
         self._left_out: set[int] = set()  # workers that cannot be counted
         self._closed_soon: set[int] = set()  # workers whose links are being closed
         self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
-        self._sites: dict[tuple[int, int], _Sites | None] = {}
+        self._sites: dict[tuple[int, ...], _Sites | None] = {}
         self._closing: queue.SimpleQueue[tuple[int, tuple[int, int]] | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_links, daemon=True)
         self._closer.start()
@@ -214,16 +214,21 @@ class NativeProbes:
 
     def _sites_of(self, pid: int, worker: TrackedWorker) -> _Sites | None:
         """The sites in the C library of that worker's PHP; None if they are not known."""
-        key = worker.target.php.image.identity
+        master = worker.target.master
+        key = (*worker.target.php.image.identity, master.pid if master else pid)
         if key not in self._sites:
             self._sites[key] = self._found_sites(pid)
         return self._sites[key]
 
     def _found_sites(self, pid: int) -> _Sites | None:
         try:
-            image = processes.open_libc(pid)
+            substitute = allocator.substitute(pid)
+            image = processes.open_libc(pid) if substitute is None else None
         except OSError:
-            image = None
+            return None
+        if substitute is not None:
+            self._lack(f"native memory not counted: the workers use {substitute} instead of the C library's malloc")
+            return None
         if image is None:
             self._lack("native memory not counted: the workers' C library was not found")
             return None

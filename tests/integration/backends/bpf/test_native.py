@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from backend_kinds import BPF, make_backend
 from fpm import ONE_WORKER, Fpm
 from tracing import Tracer
 from waiting import wait_for
 
 from tracer.backends import NativeOptions
+from tracer.errors import UnsupportedError
 from tracer.facts import Note, Release, Request
 
 LEAK = 32 * (1040 + 32)  # bytes that native_leak.php keeps
@@ -219,3 +223,38 @@ def libc_text(pid: int) -> bytes:
                 memory.seek(start)
                 return memory.read(end - start)
     raise AssertionError("no C library")
+
+
+def test_workers_with_another_allocator_are_not_counted_and_it_is_named(
+    start_fpm: Callable[..., Fpm],
+    trace: Callable[..., Tracer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = tmp_path / "libjemalloc.so.2"
+    subprocess.run(["gcc", "-shared", "-x", "c", "-", "-o", str(library)], input="int nothing;", text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    fpm = start_fpm(www=ONE_WORKER)
+    monkeypatch.delenv("LD_PRELOAD")
+    tracer = trace(str(fpm.master), native=NativeOptions())
+
+    fpm.get("native_leak.php")
+
+    (found,) = tracer.next()
+    assert (found.native_kept, found.notes) == (None, Note.NATIVE_NOT_COUNTED.value)
+    assert "native memory not counted: the workers use jemalloc instead of the C library's malloc" in (
+        tracer.backend.lacking
+    )
+
+
+def test_where_counting_is_required_and_cannot_be_attaching_fails(
+    start_fpm: Callable[..., Fpm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "libtcmalloc_minimal.so.4"
+    subprocess.run(["gcc", "-shared", "-x", "c", "-", "-o", str(library)], input="int nothing;", text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    fpm = start_fpm(www=ONE_WORKER)
+    monkeypatch.delenv("LD_PRELOAD")
+
+    with pytest.raises(UnsupportedError, match="the workers use tcmalloc"):
+        Tracer(make_backend(BPF, native=NativeOptions(math.inf, required=True)), str(fpm.master))
