@@ -9,7 +9,7 @@ MOST_OF_A_POOL = 8
 # Where a pool has more workers than are counted at a time, one of them gives its turn to another so often.
 _TURN_S = 2.0
 # What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
-CALL_NS = 1_250
+CALL_NS = 1_500
 # Share of the advance from which on a paused pool is counted again.
 _RESUME = 0.1
 
