@@ -16,6 +16,11 @@
 #ifndef DEPTH_MAX
 #define DEPTH_MAX 128 /* frames of a stack, from the innermost; set by the loader */
 #endif
+#ifndef BLOCKS_MAX
+#define BLOCKS_MAX 1 /* sampled native blocks that are held at a time; set by the loader */
+#endif
+#define ALLOCATING_MAX 1024 /* threads in the middle of an allocation that is sampled */
+#define GAP_STEPS 1024 /* parts of the exponential distribution, each as probable as another */
 
 /* The first word of every record of the ring `stack_events`. */
 enum stack_event_kind {
@@ -29,6 +34,8 @@ enum metric {
 	METRIC_RSS = 1, /* page faults */
 	METRIC_MAPPED = 2, /* mmap, munmap, mremap, brk */
 	METRIC_ZEND = 3, /* zend_mm_heap.size, sampled */
+	METRIC_NATIVE =
+		4, /* page faults outside Zend's chunks; METRIC_RSS has only the others then */
 };
 
 /* zend_function.type: Zend/zend_compile.h, PHP 7.0 to 8.6 */
@@ -167,13 +174,36 @@ struct sampling_config {
 	__u64 fault_bytes; /* bytes that one sampled page fault stands for */
 };
 
+/* A native block that was sampled, by its worker and the address that malloc() returned. */
+struct block_key {
+	__u64 address;
+	__u32 pid;
+	__u32 pad;
+};
+
+/* Where it was allocated. It is forgotten when it is freed, unless it has outlived its request by then. */
+struct block {
+	__u64 hash; /* of the stack */
+	__u64 bytes; /* glibc's chunk */
+	__u32 nth; /* the request */
+	__u32 pad;
+};
+
+struct block_config {
+	__u32 retained_after; /* requests of its worker that a block has to outlive its own by */
+	/* bytes between two samples: quantiles of the exponential distribution, the largest first */
+	__u32 gaps[GAP_STEPS + 1];
+};
+
 /* Index into the map `lost_stacks`. */
 enum lost_stacks {
 	/* events whose bytes are missing: the ring or the table of workers was full */
 	LOST_GROWTH = 0,
 	/* stacks or functions that could not be sent: their bytes are under [stack lost] */
 	LOST_STACKS = 1,
-	LOST_STACK_KINDS = 2,
+	/* sampled native blocks: their table was full */
+	LOST_BLOCKS = 2,
+	LOST_STACK_KINDS = 3,
 };
 
 #endif

@@ -3,18 +3,24 @@
  * What a worker allocates and frees by glibc's malloc and its like. Loaded only where that is counted.
  *
  * Set by uprobe_multi links, one a worker, at the entries of the functions: no address is kept, and no return is
- * probed. A block's size when it is freed is in its header; when it is allocated it is what glibc makes of the size
+ * probed. (Where call stacks are asked for, growth.bpf.c keeps some: on_native() here chooses the blocks.) A block's size when it is freed is in its header; when it is allocated it is what glibc makes of the size
  * asked for. Where glibc splits a chunk and less than 32 bytes would be left, the block is 16 bytes larger than that:
  * so the sum of allocations is up to 16 bytes a block too small, and never too large.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
+#include "growth_events.h"
 #include "arch.h"
 #include "common.h"
 #include "read.h"
 
 /* Those of request.bpf.c: the loader puts its map in the place of this one. */
 BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
+BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
+/* Those of growth.bpf.c, where blocks are sampled. */
+BPF_ARRAY(block_config, struct block_config, 1);
+BPF_HASH(allocating, u64, u64, ALLOCATING_MAX);
+BPF_HASH(held_blocks, struct block_key, struct block, BLOCKS_MAX);
 
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
@@ -57,11 +63,67 @@ static __always_inline void add(s64 *sum, s64 value)
 	__sync_fetch_and_add(sum, value);
 }
 
+/* Bytes until the next sample: -mean * ln(random), from its quantiles, and between two of them in proportion. */
+static __always_inline s64 next_gap(void)
+{
+	u32 zero = 0, random = bpf_get_prandom_u32(), step = random & (GAP_STEPS - 1);
+	struct block_config *config = block_config.lookup(&zero);
+	u64 high, low;
+
+	if (!config)
+		return 1;
+	high = config->gaps[step];
+	low = config->gaps[step + 1];
+	return 1 + high - ((high - low) * (random >> 20) >> 12);
+}
+
+/*
+ * Counts down to the next sample, and hands a block that is sampled over to the return of this call. The gaps have no
+ * memory, so that a new one may begin behind each sampled block. Threads share the countdown without a lock: what
+ * they count at the same time may count once.
+ */
+static __always_inline void sample(struct native_book *b, u64 bytes)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	s64 gap = b->gap;
+
+	if (!gap)
+		return;
+	if (gap > bytes) {
+		b->gap = gap - bytes;
+		return;
+	}
+	b->gap = next_gap();
+	allocating.update(&thread, &bytes);
+}
+
+/* A block that lived long enough stays: it was retained, and user space comes for it. */
+static __always_inline void forget(struct native_book *b, u64 address)
+{
+	struct block_key key = {.address = address, .pid = bpf_get_current_pid_tgid() >> 32};
+	struct block_config *config;
+	struct worker *w;
+	struct block *block;
+	u32 zero = 0;
+
+	if (!b->gap)
+		return;
+	block = held_blocks.lookup(&key);
+	if (!block)
+		return;
+	w = workers.lookup(&key.pid);
+	config = block_config.lookup(&zero);
+	if (w && config && block->nth + config->retained_after + w->in_request <= w->requests)
+		return;
+	held_blocks.delete(&key);
+}
+
 static __always_inline void allocated(struct native_book *b, u64 bytes)
 {
 	b->large = 0;
 	if (bytes >= BLOCK_MAX)
 		return;
+	sample(b, chunk(bytes));
 	add(&b->alloc_bytes, chunk(bytes));
 	add(&b->alloc_calls, 1);
 	if (bytes >= LARGE)
@@ -85,10 +147,12 @@ static __always_inline void reallocated(struct native_book *b, u64 block, u64 by
 {
 	u64 header = header_of(block), size;
 
+	forget(b, block);
 	freed(b, header);
 	if (header & IS_MMAPPED && bytes >= LARGE && bytes < BLOCK_MAX) {
 		/* mremap_chunk(): it stays a mapping. */
 		size = (bytes + MMAPPED_HEADER + PAGE - 1) & ~(u64)(PAGE - 1);
+		sample(b, size);
 		add(&b->alloc_bytes, size);
 		add(&b->alloc_calls, 1);
 		add(&b->mapped_bytes, size);
@@ -121,8 +185,10 @@ int on_native(struct pt_regs *ctx)
 		allocated(b, one);
 		break;
 	case NATIVE_FREE:
-		if (one)
+		if (one) {
+			forget(b, one);
 			freed(b, header_of(one));
+		}
 		break;
 	case NATIVE_CALLOC:
 		if (!two || one < BLOCK_MAX / two)

@@ -52,7 +52,8 @@ enum request_flag {
 	REQUEST_PHP_LAYOUT_UNKNOWN =
 		1 << 13, /* this PHP's globals are unknown: no status, no fatal */
 	REQUEST_DETACHED = 1 << 14, /* tracing ended in mid-request */
-	REQUEST_NATIVE_NOT_COUNTED = 1 << 15, /* its malloc and free calls were not counted, or not all */
+	REQUEST_NATIVE_NOT_COUNTED =
+		1 << 15, /* its malloc and free calls were not counted, or not all */
 	REQUEST_MAPPINGS_NOT_READ = 1 << 16, /* its private writable mappings were not measured */
 };
 
@@ -117,6 +118,7 @@ struct native_book {
 	__s64 free_calls;
 	__s64 mapped_bytes; /* net: of these, chunks that are mappings of their own (glibc: IS_MMAPPED) */
 	__s64 large; /* the chunk a call just asked for that may become a mapping; 0 = none */
+	__s64 gap; /* bytes to allocate until the next block is sampled; 0 = none is */
 };
 
 struct process_event {

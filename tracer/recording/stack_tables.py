@@ -52,7 +52,7 @@ class StackWriter:
         return bool(self._growths)
 
     def add(self, request: int, growth: Growth) -> None:
-        """Take the growth of the request with that id. Ids never decrease."""
+        """Take the growth of the request with that id. Ids decrease only for Metric.RETAINED, which comes late."""
         stack = self._id(growth.stack)
         if stack is None:
             self.refused += 1

@@ -22,6 +22,7 @@ class Allocator:
     image: Image
     sites: dict[str, int]
     slow: tuple[str, ...]  # of these, where the kernel single-steps the instruction
+    returning: tuple[str, ...]  # of these, functions that return a block, and whose return can be probed by the site
     missing: tuple[str, ...]
 
     @property
@@ -34,7 +35,7 @@ def inspect(image: Image) -> Allocator:
     """Return what is recognised of that C library. UnsupportedError if it is not an ELF file."""
     elf = Elf(image)
     sites: dict[str, int] = {}
-    slow = []
+    slow, returning = [], []
     names = ("malloc", "free", "calloc", "realloc", "memalign")
     for name in names:
         found = _site(elf, name)
@@ -43,7 +44,9 @@ def inspect(image: Image) -> Allocator:
             sites[name] = offset
             if not found[1].emulated:
                 slow.append(name)
-    return Allocator(image, sites, tuple(slow), tuple(name for name in names if name not in sites))
+            if name != "free" and machine_code.returns_from(elf.code(found[0], _FUNCTION_BYTES), found[1].offset):
+                returning.append(name)
+    return Allocator(image, sites, tuple(slow), tuple(returning), tuple(name for name in names if name not in sites))
 
 
 def _site(elf: Elf, name: str) -> tuple[int, Site] | None:

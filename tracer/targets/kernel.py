@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import platform
 import re
 import struct
 from pathlib import Path
@@ -157,6 +158,24 @@ def uprobe_pmu() -> int | None:
         return int(_UPROBE_PMU.read_text())
     except (OSError, ValueError):
         return None
+
+
+def stops_returns(pid: int) -> bool:
+    """True if probes on the returns of functions may harm that process, which has a seccomp filter.
+
+    Since Linux 6.11, the return is a system call of its own, uretprobe, which no filter knows; from 6.14 on, filters
+    let it through (kernel/seccomp.c).
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return "\nSeccomp:\t2" in status and (6, 11) <= _release() < (6, 14)
+
+
+def _release() -> tuple[int, int]:
+    major, minor = re.findall(r"\d+", platform.release())[:2]
+    return int(major), int(minor)
 
 
 def in_initial_pid_namespace() -> bool:

@@ -12,17 +12,19 @@ import dataclasses
 import logging
 import os
 import queue
+import random
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from tracer.backends.bpf import uprobe_multi
+from tracer.backends.bpf.block_sampling import BlockSampling
 from tracer.backends.bpf.maps import Map, MapFullError
 from tracer.backends.bpf.programs import Programs
 from tracer.backends.records.request_structs import NATIVE_BOOK, NATIVE_BOOK_FIELDS, NativeSite
 from tracer.backends.records.worker_table import TrackedWorker
 from tracer.errors import TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Request
-from tracer.targets import allocator, libc, processes
+from tracer.targets import allocator, kernel, libc, processes
 from tracer.targets.elf import Image
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ CALL_NS = 850
 # What a pool may spend before its budget has to have grown, and from what on it is counted again.
 _ADVANCE_NS = 200_000_000
 _RESUME_NS = 20_000_000
-_EMPTY = NATIVE_BOOK.pack(*[0] * len(NATIVE_BOOK_FIELDS))
+_BLANK = (0,) * (len(NATIVE_BOOK_FIELDS) - 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,11 +45,12 @@ class _Sites:
 
     image: Image
     by_cookie: dict[int, int]
+    returning: dict[int, int]  # of these, where the return of a function that allocates can be probed, too
 
 
 @dataclasses.dataclass(slots=True)
 class _Link:
-    descriptor: int
+    descriptors: list[int]
     pool: _Pool
     calls: int = 0  # counted so far, at the last look
 
@@ -65,17 +68,29 @@ class NativeProbes:
     """Links workers as they come, as far as the budget allows. close() takes all links off."""
 
     def __init__(
-        self, books: Map, *, workers_max: int, budget: float, compiled: Callable[..., Programs] = Programs
+        self,
+        books: Map,
+        *,
+        workers_max: int,
+        budget: float,
+        workers: int | None = None,
+        blocks: BlockSampling | None = None,
+        compiled: Callable[..., Programs] = Programs,
     ) -> None:
         """`books` is the map `native_books`, which is shared; `budget` the share of the workers' CPU time to spend.
 
+        `blocks` samples blocks where they are counted, with the descriptor of the map `workers`; None samples none.
         UnsupportedError if the program does not load: before Linux 6.6 the kernel has no such links.
         """
         self._books = books
         self._budget = budget
+        self._blocks = blocks
         self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max)
         try:
             self._programs.share("native_books", books.fd)
+            if blocks is not None and workers is not None:
+                for name, descriptor in {"workers": workers, **blocks.maps}.items():
+                    self._programs.share(name, descriptor)
             self._program = self._programs.fd("on_native", attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
         except UnsupportedError:
             self._programs.close()
@@ -101,7 +116,7 @@ class NativeProbes:
                 self._link(pid, worker)
 
     def gone(self, pid: int) -> None:
-        """Forget that worker, which has ended."""
+        """Forget that worker, which has ended. What is sampled of it stays."""
         self._unlink(pid)
         self._left_out.discard(pid)
 
@@ -132,7 +147,7 @@ class NativeProbes:
             book = self._books.get(pid)
             if book is None:
                 continue
-            _, allocated, _, freed, _, _ = NATIVE_BOOK.unpack(book)
+            _, allocated, _, freed, *_ = NATIVE_BOOK.unpack(book)
             link.pool.left_ns -= (allocated + freed - link.calls) * CALL_NS
             link.calls = allocated + freed
         for pool in self._pools.values():
@@ -142,6 +157,8 @@ class NativeProbes:
                 pool.paused = False
         for pid in [pid for pid, link in self._links.items() if link.pool.paused]:
             self._unlink(pid)
+            if self._blocks is not None:
+                self._blocks.links_gone(pid)
 
     def _link(self, pid: int, worker: TrackedWorker) -> None:
         pool = self._pool(worker)
@@ -159,13 +176,31 @@ class NativeProbes:
             self._left_out.add(pid)
             self._lack(f"native memory not counted: {exc}")
             return
-        self._links[pid] = _Link(descriptor, pool)
+        link = self._links[pid] = _Link([descriptor], pool)
         pool.linked += 1
+        gap = self._link_returns(pid, sites, link) if self._blocks is not None else 0
         try:
-            self._books[pid] = _EMPTY
+            self._books[pid] = NATIVE_BOOK.pack(*_BLANK, gap)
         except MapFullError:
             self._unlink(pid)
             self._left_out.add(pid)
+
+    def _link_returns(self, pid: int, sites: _Sites, link: _Link) -> int:
+        """Probe the returns of what allocates, too; return the bytes until the first sample, 0 if none is taken."""
+        assert self._blocks is not None
+        try:
+            if not sites.returning:
+                raise UnsupportedError("the functions that allocate have an unknown form")
+            if kernel.stops_returns(pid):
+                raise UnsupportedError("with this kernel, a seccomp filter of the workers forbids probes on returns")
+            program, path = self._blocks.program, sites.image.path
+            link.descriptors.append(uprobe_multi.link(program, path, sites.returning, pid, at_return=True))
+        except TargetGoneError:
+            return 0
+        except UnsupportedError as exc:
+            self._lack(f"not measured: call stacks of retained memory ({exc})")
+            return 0
+        return 1 + round(random.expovariate(1 / self._blocks.mean_gap))
 
     def _unlink(self, pid: int) -> None:
         """Stop counting that worker. Returns at once: the kernel takes some 30 ms for it."""
@@ -173,7 +208,8 @@ class NativeProbes:
         if link is not None:
             link.pool.linked -= 1
             self._books.remove(pid)
-            self._closing.put(link.descriptor)
+            for descriptor in link.descriptors:
+                self._closing.put(descriptor)
 
     def _sites_of(self, pid: int, worker: TrackedWorker) -> _Sites | None:
         """The sites in the C library of that worker's PHP; None if they are not known."""
@@ -203,7 +239,8 @@ class NativeProbes:
         by_cookie = {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()}
         if "mmap" in calls.sites:
             by_cookie[int(NativeSite.MMAP)] = calls.sites["mmap"]
-        return _Sites(image, by_cookie)
+        returning = {int(NativeSite[name.upper()]): found.sites[name] for name in found.returning}
+        return _Sites(image, by_cookie, returning)
 
     def _lack(self, text: str) -> None:
         if text not in self.lacking:

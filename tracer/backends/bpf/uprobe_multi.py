@@ -25,13 +25,16 @@ TRACE_UPROBE_MULTI = 48  # enum bpf_attach_type
 # ref_ctr_offsets, cookies, cnt, flags, pid.
 _ATTR = struct.Struct("<IIIIQQQQIII")
 _ATTR_BYTES = 128
+_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 
 
-def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int) -> int:
+def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_return: bool = False) -> int:
     """Run the program wherever that process executes one of the sites; closing the descriptor detaches.
 
-    `sites` are file offsets by the cookie that the program is given. The program has to be loaded with the attach
-    type TRACE_UPROBE_MULTI. TargetGoneError if the process has ended; UnsupportedError if the kernel refuses.
+    `sites` are file offsets by the cookie that the program is given. With `at_return`, run it when the functions they
+    are in return: then %rsp has to point to the return address at each site, since the kernel replaces that word. The
+    program has to be loaded with the attach type TRACE_UPROBE_MULTI. TargetGoneError if the process has ended;
+    UnsupportedError if the kernel refuses.
     """
     number = _BPF.get(platform.machine())
     if number is None:
@@ -41,7 +44,8 @@ def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int) -> int:
     cookies = (ctypes.c_uint64 * len(sites))(*sites)
     attr = _ATTR.pack(
         program_fd, 0, TRACE_UPROBE_MULTI, 0,
-        ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies), len(sites), 0, pid,
+        ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies), len(sites),
+        _RETURN if at_return else 0, pid,
     )  # fmt: skip
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(attr.ljust(_ATTR_BYTES, b"\0"), _ATTR_BYTES)

@@ -136,6 +136,7 @@ NATIVE_BOOK_FIELDS = (
     ("free_calls", "q"),
     ("mapped_bytes", "q"),
     ("large", "q"),
+    ("gap", "q"),
 )
 PROCESS_EVENT_FIELDS = (
     ("kind", "I"),
@@ -164,7 +165,7 @@ WORKER_FIELDS = (
     ("data_before", "Q"),
     ("native_counted", "I"),
     ("pad_native", "I"),
-    ("native_before", "48s"),
+    ("native_before", "56s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),
