@@ -384,15 +384,15 @@ static __always_inline u64 stack_now(struct event_context *context, u64 at_regis
 }
 
 /*
- * True if an address is in one of Zend's chunks: each begins with the address of its heap (Zend/zend_alloc.c, PHP 7.0
+ * True if an address is known to be in none of Zend's chunks: each begins with the address of its heap (Zend/zend_alloc.c, PHP 7.0
  * to 8.6: struct _zend_mm_chunk). The first page of a chunk is not written yet when it is touched first, so that a
  * first page of 2 MiB passes for Zend's. A huge block has no header, and passes for native memory.
  */
-static __always_inline bool is_zends(struct worker *worker, u64 address)
+static __always_inline bool is_native(struct worker *worker, u64 address)
 {
 	u64 inside = address & (ZEND_CHUNK - 1);
 
-	return worker->heap && (inside < FIRST_PAGE || user_u64(address - inside) == worker->heap);
+	return worker->heap && inside >= FIRST_PAGE && user_u64(address - inside) != worker->heap;
 }
 
 /* perf's software event PAGE_FAULTS in a traced process: one in `every` page faults, user's and kernel's. */
@@ -406,7 +406,7 @@ int on_fault(struct bpf_perf_event_data *ctx)
 		return 0;
 	config = sampling_config.lookup(&zero);
 	if (config) {
-		metric = is_zends(context.worker, ctx->addr) ? METRIC_RSS : METRIC_NATIVE;
+		metric = is_native(context.worker, ctx->addr) ? METRIC_NATIVE : METRIC_RSS;
 		add(&context, metric, stack_now(&context, 0, 0), config->fault_bytes);
 	}
 	leave(&context);

@@ -34,8 +34,7 @@ enum metric {
 	METRIC_RSS = 1, /* page faults */
 	METRIC_MAPPED = 2, /* mmap, munmap, mremap, brk */
 	METRIC_ZEND = 3, /* zend_mm_heap.size, sampled */
-	METRIC_NATIVE =
-		4, /* page faults outside Zend's chunks; METRIC_RSS has only the others then */
+	METRIC_NATIVE = 4, /* page faults outside Zend's chunks; METRIC_RSS has the others alone */
 };
 
 /* zend_function.type: Zend/zend_compile.h, PHP 7.0 to 8.6 */
@@ -174,14 +173,17 @@ struct sampling_config {
 	__u64 fault_bytes; /* bytes that one sampled page fault stands for */
 };
 
-/* A native block that was sampled, by its worker and the address that malloc() returned. */
+/*
+ * A native block that was sampled, by its worker and the address that malloc() returned. When it is freed, it is
+ * forgotten; but if it has outlived its request by then, it gets a key that the next block of that address does not.
+ */
 struct block_key {
 	__u64 address;
 	__u32 pid;
-	__u32 pad;
+	__u32 outlived; /* its request, if it was freed; 0 = it is held */
 };
 
-/* Where it was allocated. It is forgotten when it is freed, unless it has outlived its request by then. */
+/* Where it was allocated. */
 struct block {
 	__u64 hash; /* of the stack */
 	__u64 bytes; /* glibc's chunk */

@@ -97,10 +97,11 @@ static __always_inline void sample(struct native_book *b, u64 bytes)
 	allocating.update(&thread, &bytes);
 }
 
-/* A block that lived long enough stays: it was retained, and user space comes for it. */
+/* Forgets a block that is freed. If it lived long enough, it was retained, and user space comes for it. */
 static __always_inline void forget(struct native_book *b, u64 address)
 {
 	struct block_key key = {.address = address, .pid = bpf_get_current_pid_tgid() >> 32};
+	struct block_key outlived = key;
 	struct block_config *config;
 	struct worker *w;
 	struct block *block;
@@ -113,8 +114,10 @@ static __always_inline void forget(struct native_book *b, u64 address)
 		return;
 	w = workers.lookup(&key.pid);
 	config = block_config.lookup(&zero);
-	if (w && config && block->nth + config->retained_after + w->in_request <= w->requests)
-		return;
+	if (w && config && block->nth + config->retained_after + w->in_request <= w->requests) {
+		outlived.outlived = block->nth;
+		held_blocks.update(&outlived, block);
+	}
 	held_blocks.delete(&key);
 }
 

@@ -270,10 +270,17 @@ def test_a_plan_has_stacks_only_where_they_are_asked_for(asked, made):
 def test_a_recording_says_how_its_stacks_were_taken():
     running = Session(Choice(BpfBackend(), "asked for"), (), "php-fpm")
 
-    with_stacks = running.meta(plan(stacks=StackOptions(max_depth=127, every=17, hz=997)))
+    options = StackOptions(max_depth=127, every=17, hz=997, retained_after=7, block_bytes=4099)
+    with_stacks = running.meta(plan(stacks=options))
     without = running.meta(plan())
 
-    assert with_stacks["stacks"] == {"max_depth": 127, "every": 17, "hz": 997}
+    assert with_stacks["stacks"] == {
+        "max_depth": 127,
+        "every": 17,
+        "hz": 997,
+        "retained_after": 7,
+        "block_bytes": 4099,
+    }
     assert set(with_stacks) - set(without) == {"stacks"}
 
 

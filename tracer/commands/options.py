@@ -208,16 +208,17 @@ def stack_metric_options(command: Command) -> Command:
             "--weight",
             cls=RenamedOption,
             type=click.Choice([metric.value for metric in Metric]),
-            default=Metric.RSS.value,
-            show_default=True,
-            help="Measure growth by page faults (rss), mapped address space, or Zend's heap.",
+            help="Measure growth by page faults (rss), page faults outside Zend's heap (native), mapped address space,"
+            " Zend's heap, or native blocks still held some requests later (retained). Default: the first that was"
+            " recorded of retained, native and rss.",
         ),
         click.option(
             "--retained",
             "--kept",
             cls=RenamedOption,
             is_flag=True,
-            help="Show only native memory still held after the request; isolates leaks.",
+            help="Show only native memory still held after the request; isolates leaks. This is the default if"
+            " allocations were counted.",
         ),
     )(command)
 

@@ -11,7 +11,7 @@ import click
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.analysis.tally import Tally
-from tracer.commands.flame_input import add_recording, flame_builder, title_and_notes
+from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
 from tracer.commands.options import ranking_options, require_option, stack_metric_options
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
@@ -67,7 +67,14 @@ _WITH_STACKS = ("table", "json")
 @stack_metric_options
 @click.option("--format", "form", type=click.Choice(tuple(_RENDER)), default="table", show_default=True)
 def report(
-    files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, metric: str, retained: bool
+    files: Sequence[str],
+    group_by: str,
+    sort: str,
+    top: int,
+    form: str,
+    stacks: bool,
+    metric: str | None,
+    retained: bool,
 ) -> None:
     """Rank scripts by what their requests did to memory.
 
@@ -80,7 +87,8 @@ def report(
                 f"--stacks cannot be used with --format {form}. Use --format table or json, or"
                 " `phptrace flame --format folded`."
             )
-        heaviest = _heaviest(files, Metric(metric), retained=retained, top=top)
+        view = chosen_view(files, None if metric is None else Metric(metric), retained=retained)
+        heaviest = _heaviest(files, view, top)
     else:
         require_option("stacks", "metric", "retained")
     ranking, tally = Ranking(GroupBy(group_by)), Tally()
@@ -106,10 +114,10 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
                 raise RecordingError(f"{path} is corrupt: it has memory figures of more than 64 bits") from exc
 
 
-def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int) -> Heaviest:
-    builder, tally, about = flame_builder(metric, retained=retained)
+def _heaviest(files: Sequence[str], view: View, top: int) -> Heaviest:
+    builder, tally, about = flame_builder(view)
     for path in files:
         add_recording(path, builder, tally, about)
     builder.finish()
-    title, notes = title_and_notes(builder, about, tally, retained=retained, diff=False)
+    title, notes = title_and_notes(builder, about, tally, view, diff=False)
     return heaviest_stacks(builder.growth, title, notes, top)

@@ -201,6 +201,11 @@ class StackReader:
         self._known: dict[int, Stack] = {}
         self._known_frames = 0
 
+    def has(self, metric: Metric) -> bool:
+        """True if there is growth of that metric."""
+        wanted = f"SELECT EXISTS (SELECT 1 FROM growth WHERE {self._metric} = ?)"
+        return bool(self._connection.execute(wanted, (metric.value,)).fetchone()[0])
+
     def growths(self, metric: Metric) -> Iterator[tuple[int, list[tuple[Stack, int, int]]]]:
         """Yield (request id, [(stack, bytes, samples)]) for every request that grew by that metric, in their order."""
         rows = self._connection.execute(

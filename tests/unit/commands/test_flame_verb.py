@@ -22,8 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 TAKEN = "Memory taken by php-fpm:shop, 75 s, 2 requests (sampled page faults)"
 ABOUT = {**WITH_STACKS, "targets": ["php-fpm:shop"], "ended": {"why": "duration elapsed", "elapsed_s": 75.2}}
 INDEX = "/index.php;/srv/www/index.php;<main> /srv/www/index.php:3"
-# Nothing of it was Zend's, so that all of it was kept.
-LEAK = request(uri="/leak/7", nth=5, anon_before=0, anon_end=1_009, zend_real_end=COMPLETE.zend_real_before)
+LEAK = request(uri="/leak/7", nth=5, native_kept=1_009)
 FACTS = [
     COMPLETE, growth(101, MAIN, FIND, samples=3), growth(503, MAIN, metric=Metric.MAPPED),
     growth(401_987, MAIN, QUERY, metric=Metric.ZEND, samples=5),
@@ -147,7 +146,7 @@ def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path
 def test_what_the_workers_kept_stands_where_it_was_added(run, path):
     code, out, err = run("flame", "--retained", "--format", "folded", path)
 
-    kept = COMPLETE.native_growth
+    kept = COMPLETE.native_kept
     assert code == 0
     assert out.splitlines() == [
         f"{INDEX};Repo::find /srv/app/Repo.php:89 {kept}",
@@ -507,7 +506,7 @@ def test_the_report_can_be_of_what_was_kept(run, path):
 
     stacks = json.loads(out)["stacks"]
     assert stacks["title"] == "Memory kept by php-fpm:shop, 75 s, 2 requests (sampled page faults)"
-    assert stacks["total_bytes"] == COMPLETE.native_growth + 1_009
+    assert stacks["total_bytes"] == COMPLETE.native_kept + 1_009
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv"])

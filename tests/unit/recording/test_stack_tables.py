@@ -74,7 +74,7 @@ def test_growth_comes_back_with_its_request(path):
 
 @pytest.mark.parametrize("metric", Metric)
 def test_growth_comes_back_by_its_metric_alone(path, metric):
-    sizes = {Metric.RSS: 101, Metric.MAPPED: 103, Metric.ZEND: 107}
+    sizes = {Metric.RSS: 101, Metric.MAPPED: 103, Metric.ZEND: 107, Metric.NATIVE: 109, Metric.RETAINED: 113}
     recording(path, [COMPLETE, *(growth(size, MAIN, metric=of) for of, size in sizes.items())])
 
     assert read(path, metric) == [[((MAIN,), sizes[metric], 1)]]
@@ -389,7 +389,9 @@ def test_a_stack_without_end_is_refused_however_many_frames_it_has(real):
 def test_growth_of_an_unknown_metric_is_not_shown(real):
     path = real("UPDATE growth SET metric = 'nonsense' WHERE stack = 2")
 
-    assert [read(path, metric) for metric in Metric] == [[[((MAIN,), 101, 1)], []], [[], []], [[], []]]
+    assert {metric: read(path, metric) for metric in Metric} == {
+        metric: [[((MAIN,), 101, 1)] if metric is Metric.RSS else [], []] for metric in Metric
+    }
 
 
 @pytest.mark.parametrize("table", ["frame", "stack", "growth"])

@@ -77,11 +77,11 @@ class BlockSampling:
     def _entries(self) -> list[HeldBlock]:
         keys, values = self._table.entries()
         return [
-            HeldBlock(pid, address, nth, key, size)
-            for (address, pid, _), (key, size, nth, _) in zip(
+            HeldBlock(pid, address, nth, key, size, outlived)
+            for (address, pid, outlived), (key, size, nth, _) in zip(
                 BLOCK_KEY.iter_unpack(keys), BLOCK.iter_unpack(values), strict=True
             )
         ]
 
     def _remove(self, block: HeldBlock) -> None:
-        self._table.remove(BLOCK_KEY.pack(block.address, block.pid, 0))
+        self._table.remove(BLOCK_KEY.pack(block.address, block.pid, block.outlived))

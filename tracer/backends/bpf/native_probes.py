@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 MOST_OF_A_POOL = 8
 # What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
 CALL_NS = 850
+# The same where blocks are sampled, for which returns are probed, too.
+SAMPLED_CALL_NS = 1300
 # What a pool may spend before its budget has to have grown, and from what on it is counted again.
 _ADVANCE_NS = 200_000_000
 _RESUME_NS = 20_000_000
@@ -53,6 +55,7 @@ class _Link:
     descriptors: list[int]
     pool: _Pool
     calls: int = 0  # counted so far, at the last look
+    call_ns: int = CALL_NS
 
 
 @dataclasses.dataclass(slots=True)
@@ -148,7 +151,7 @@ class NativeProbes:
             if book is None:
                 continue
             _, allocated, _, freed, *_ = NATIVE_BOOK.unpack(book)
-            link.pool.left_ns -= (allocated + freed - link.calls) * CALL_NS
+            link.pool.left_ns -= (allocated + freed - link.calls) * link.call_ns
             link.calls = allocated + freed
         for pool in self._pools.values():
             if pool.left_ns < 0 and not pool.paused:
@@ -200,6 +203,7 @@ class NativeProbes:
         except UnsupportedError as exc:
             self._lack(f"not measured: call stacks of retained memory ({exc})")
             return 0
+        link.call_ns = SAMPLED_CALL_NS
         return 1 + round(random.expovariate(1 / self._blocks.mean_gap))
 
     def _unlink(self, pid: int) -> None:

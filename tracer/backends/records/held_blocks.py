@@ -25,6 +25,7 @@ class HeldBlock(NamedTuple):
     nth: int  # the request that allocated it
     hash: int  # of its stack
     bytes: int
+    outlived: int = 0  # as in struct block_key
 
 
 class HeldBlocks:

@@ -143,7 +143,7 @@ STACK_LAYOUT_FIELDS = (
     ("volatile_calls", "I"),
 )
 SAMPLING_CONFIG_FIELDS = (("fault_bytes", "Q"),)
-BLOCK_KEY_FIELDS = (("address", "Q"), ("pid", "I"), ("pad", "I"))
+BLOCK_KEY_FIELDS = (("address", "Q"), ("pid", "I"), ("outlived", "I"))
 BLOCK_FIELDS = (("hash", "Q"), ("bytes", "Q"), ("nth", "I"), ("pad", "I"))
 BLOCK_CONFIG_FIELDS = (("retained_after", "I"), ("gaps", f"{4 * (GAP_STEPS + 1)}s"))
 
