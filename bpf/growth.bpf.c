@@ -400,14 +400,18 @@ int on_fault(struct bpf_perf_event_data *ctx)
 {
 	struct sampling_config *config;
 	struct event_context context;
-	u32 zero = 0, metric;
+	u32 zero = 0, metric = METRIC_RSS;
+	u64 hash;
 
 	if (!enter(&context))
 		return 0;
 	config = sampling_config.lookup(&zero);
 	if (config) {
-		metric = is_native(context.worker, ctx->addr) ? METRIC_NATIVE : METRIC_RSS;
-		add(&context, metric, stack_now(&context, 0, 0), config->fault_bytes);
+		/* The stack first: a choice before it is a second state of all that the verifier sees in it. */
+		hash = stack_now(&context, 0, 0);
+		if (is_native(context.worker, ctx->addr))
+			metric = METRIC_NATIVE;
+		add(&context, metric, hash, config->fault_bytes);
 	}
 	leave(&context);
 	return 0;

@@ -160,22 +160,14 @@ def uprobe_pmu() -> int | None:
         return None
 
 
-def stops_returns(pid: int) -> bool:
-    """True if probes on the returns of functions may harm that process, which has a seccomp filter.
+def filters_refuse_returns(release: str | None = None) -> bool:
+    """True if a seccomp filter may refuse what a probe on the return of a function does, which ends the process.
 
-    Since Linux 6.11, the return is a system call of its own, uretprobe, which no filter knows; from 6.14 on, filters
-    let it through (kernel/seccomp.c).
+    Since Linux 6.11 the return is a system call of its own, uretprobe, which no filter knows; from 6.14 on, filters
+    let it through (kernel/seccomp.c). `release` is as uname says; None: the running kernel's.
     """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return "\nSeccomp:\t2" in status and (6, 11) <= _release() < (6, 14)
-
-
-def _release() -> tuple[int, int]:
-    major, minor = re.findall(r"\d+", platform.release())[:2]
-    return int(major), int(minor)
+    numbers = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    return numbers is not None and (6, 11) <= (int(numbers[1]), int(numbers[2])) < (6, 14)
 
 
 def in_initial_pid_namespace() -> bool:

@@ -15,12 +15,13 @@ from samples import COMPLETE, FIND, MAIN, PROPERTY, QUERY, WITH_STACKS, altered,
 from subprocesses import in_subprocess
 
 from tracer.errors import RecordingError
-from tracer.facts import STACK_LOST, Frame, Metric, Request, Worker
-from tracer.recording import stack_tables
+from tracer.facts import STACK_LOST, Frame, Metric, Request, Retained, Worker
+from tracer.recording import stack_tables, writer
 from tracer.recording.reader import Reader
 from tracer.recording.schema import SCHEMA
 from tracer.recording.writer import Writer
 
+RECORDINGS = Path(__file__).resolve().parents[2] / "recordings"
 Grown = list[tuple[tuple[Frame, ...], int, int]]
 
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
@@ -459,3 +460,49 @@ def test_what_a_full_disk_refused_is_there_once_when_there_is_room_again(path):
     assert int(ended.stdout) > 13
     assert [size for _, size, _ in found] == list(range(1, 53))
     assert {tuple({frame.name for frame in stack}) for stack, _, _ in found} == {(f"f{n}",) for n in range(1, 53)}
+
+
+def kept_by(nth: int, size: int, *stack: Frame) -> Retained:
+    return Retained(COMPLETE.pid, nth, stack, size, 1)
+
+
+def test_what_was_retained_is_its_requests_however_much_later_it_comes(path):
+    with Writer(str(path), WITH_STACKS) as file:
+        file.add([request(nth=3), request(nth=5), growth(2, MAIN, of=request(nth=5)), kept_by(3, 101, MAIN)])
+        file.flush()
+        file.add([request(nth=7), kept_by(5, 103, MAIN, FIND), kept_by(3, 107, FIND)])
+
+    assert read(path, Metric.RETAINED) == [[((MAIN,), 101, 1), ((FIND,), 107, 1)], [((MAIN, FIND), 103, 1)], []]
+    assert read(path) == [[], [((MAIN,), 2, 1)], []]
+
+
+def test_what_was_retained_by_a_request_that_was_not_kept_is_not_recorded(path):
+    recording(path, [request(nth=3), kept_by(2, 101, MAIN), kept_by(3, 103, MAIN)], WITH_STACKS)
+
+    assert read(path, Metric.RETAINED) == [[((MAIN,), 103, 1)]]
+
+
+def test_what_was_retained_by_a_request_that_was_not_counted_is_not_recorded(path):
+    recording(path, [request(nth=3, native_alloc_calls=None), kept_by(3, 103, MAIN)], WITH_STACKS)
+
+    assert read(path, Metric.RETAINED) == [[]]
+
+
+def test_a_writer_remembers_so_many_requests_of_so_many_workers(path, monkeypatch):
+    monkeypatch.setattr(writer, "_RECENT_MAX", 3)
+    monkeypatch.setattr(writer, "_RECENT_WORKERS_MAX", 2)
+    others = [request(pid=pid, nth=1) for pid in (7, 11)]
+
+    recording(path, [*(request(nth=nth) for nth in range(5)), *(kept_by(nth, 100 + nth, MAIN) for nth in range(5)),
+                     *others, kept_by(4, 109, MAIN)], WITH_STACKS)  # fmt: skip
+
+    assert [[size for _, size, _ in grown] for grown in read(path, Metric.RETAINED)] == [
+        [], [], [102], [103], [104], [], []
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3])
+def test_a_recording_without_growth_of_a_metric_says_so(schema):
+    with Reader(str(RECORDINGS / f"schema-{schema}.phptrace")) as file:
+        assert file.has_growth(Metric.RSS) is (schema >= 2)
+        assert not file.has_growth(Metric.RETAINED)

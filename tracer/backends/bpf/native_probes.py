@@ -194,7 +194,7 @@ class NativeProbes:
         try:
             if not sites.returning:
                 raise UnsupportedError("the functions that allocate have an unknown form")
-            if kernel.stops_returns(pid):
+            if kernel.filters_refuse_returns() and processes.has_seccomp_filter(pid):
                 raise UnsupportedError("with this kernel, a seccomp filter of the workers forbids probes on returns")
             program, path = self._blocks.program, sites.image.path
             link.descriptors.append(uprobe_multi.link(program, path, sites.returning, pid, at_return=True))
