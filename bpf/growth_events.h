@@ -161,12 +161,14 @@ struct worker_stacks {
 /* Where a PHP binary keeps its stack, indexed by struct worker.binary. */
 struct stack_layout {
 	__u64 current_execute_data; /* link address of EG(current_execute_data); 0 = unknown */
-	__u32 heap_size; /* offset in zend_mm_heap */
+	__u32 heap_size; /* offsets in zend_mm_heap */
+	__u32 heap_real_peak;
 	__u32 filename; /* offsets in zend_op_array; line_start is right behind it */
 	__u32 opcodes;
 	__u32 last;
 	__u32 generator_execute_data; /* offset in zend_generator */
 	__u32 volatile_calls; /* bits of This.u1.type_info whose function may be freed within a request */
+	__u32 pad;
 };
 
 struct sampling_config {

@@ -182,9 +182,8 @@ def _metric_note(builder: FlameBuilder, about: RecordingNotes, lost: int) -> str
     return {
         Metric.RSS: f"One in {_shown(about.every)} page faults was sampled. Freed memory is not subtracted: a page that"
         " is freed and touched again counts twice.",
-        Metric.NATIVE: f"One in {_shown(about.every)} page faults was sampled. Those in Zend's heap are left out, but"
-        " not those in its blocks of 2 MiB and more. Freed memory is not subtracted: a page that is freed and touched"
-        " again counts twice.",
+        Metric.NATIVE: f"One in {_shown(about.every)} page faults was sampled; those in Zend's heap are left out."
+        " Freed memory is not subtracted: a page that is freed and touched again counts twice.",
         Metric.MAPPED: "Address space that a request unmaps is subtracted where it was mapped. Also freed, at the end"
         f" of requests or left by earlier ones: {freed}. Address space need not be in use: Zend maps 2 MiB at a time.",
         Metric.ZEND: f"Sampled {_shown(about.hz)} times per second of CPU time; growth since the last sample is"

@@ -145,11 +145,13 @@ class GrowthProbes:
         self._programs.map("stack_layouts")[index] = STACK_LAYOUT.pack(
             php.executor_globals + layout.eg_current_execute_data,
             php.heap.size,
+            php.heap.real_peak,
             layout.filename,
             layout.opcodes,
             layout.last,
             layout.generator_execute_data,
             layout.volatile_calls,
+            0,
         )
 
     def hook_calls(self, library: Libc) -> None:

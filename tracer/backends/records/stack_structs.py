@@ -136,11 +136,13 @@ WORKER_STACKS_FIELDS = (
 STACK_LAYOUT_FIELDS = (
     ("current_execute_data", "Q"),
     ("heap_size", "I"),
+    ("heap_real_peak", "I"),
     ("filename", "I"),
     ("opcodes", "I"),
     ("last", "I"),
     ("generator_execute_data", "I"),
     ("volatile_calls", "I"),
+    ("pad", "I"),
 )
 SAMPLING_CONFIG_FIELDS = (("fault_bytes", "Q"),)
 BLOCK_KEY_FIELDS = (("address", "Q"), ("pid", "I"), ("outlived", "I"))
