@@ -59,6 +59,7 @@ class Plan:
         max_depth: int = 0,
         every: int = 0,
         hz: int = 0,
+        retained_after: int = 1,
     ) -> Plan:
         """Make a plan of attach_options and stack_recording_options. UsageError if they contradict each other."""
         names = (*targets, *map(str, pids))
@@ -68,7 +69,7 @@ class Plan:
             raise UsageError("--ptrace-mode cannot be used with --backend bpf")
         slow_ns = None if slow is None else round(slow * 1e9)
         keep = Filter(uri, script, slow_ns, min_growth)
-        options = StackOptions(max_depth, every, hz) if stacks else None
+        options = StackOptions(max_depth, every, hz, retained_after) if stacks else None
         return cls(names, duration or None, count, backend, keep, query == "keep", force, options, ptrace_mode)
 
 

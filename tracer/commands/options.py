@@ -197,6 +197,14 @@ def stack_recording_options(command: Command) -> Command:
             show_default=True,
             help="Zend heap samples per second of CPU time.",
         ),
+        click.option(
+            "--retained-after",
+            type=click.IntRange(1, 1000),
+            metavar="N",
+            default=default.retained_after,
+            show_default=True,
+            help="Call a native block retained if it outlives its request by N more of the worker's requests.",
+        ),
     )(command)
 
 
