@@ -184,6 +184,40 @@ def test_a_block_is_retained_if_it_is_freed_after_so_many_more_requests_have_end
     assert {fact.stack[-1].name for fact in blocks} <= {"malloc"}
 
 
+@pytest.mark.parametrize(
+    ("call", "size"),
+    [
+        ("malloc", 1024),
+        ("calloc", 7072),
+        ("strdup", 1024),
+        ("freed", 0),
+        ("realloc up", 50_032),
+        ("realloc down", 1024),
+        ("realloc of nothing", 1024),
+        ("realloc to nothing", 0),
+        ("aligned", 1040),
+        ("mapped", 3_000_032),
+        ("mapped and freed", 0),
+        ("mapped and resized", 5_001_216),
+    ],
+)
+def test_each_way_to_allocate_a_block_and_to_free_it_is_sampled(
+    fpm: Fpm, trace: Callable[..., Tracer], call: str, size: int
+) -> None:
+    tracer = trace(str(fpm.master), **EVERY_BLOCK)
+
+    for _ in range(AFTER + 3):
+        fpm.get("native_calls.php", QUERY_STRING=call)
+    tracer.next(AFTER + 3)
+    tracer.close()
+
+    # FFI's own parser allocates natively, too, by functions of other names.
+    blocks = [fact for fact in tracer.facts if isinstance(fact, Retained) and fact.bytes >= 1000]
+    assert sorted((fact.nth, fact.samples) for fact in blocks) == [(nth, 1) for nth in (1, 2, 3) if size]
+    # Whether a large block is a mapping of its own, of whole pages, depends on what was freed before.
+    assert [fact.bytes for fact in blocks] == [pytest.approx(size, rel=0.001)] * len(blocks)
+
+
 def test_what_comes_of_a_block_in_a_child_that_is_forked_does_not_matter(
     fpm: Fpm, trace: Callable[..., Tracer]
 ) -> None:
