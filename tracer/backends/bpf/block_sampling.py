@@ -37,6 +37,7 @@ class BlockSampling:
         self._table = programs.table("held_blocks")
         self._held = HeldBlocks(retained_after=retained_after, mean_gap=mean_gap)
         self._look_at = 0.0
+        self._gone: set[int] = set()  # workers that have ended since the last look
         self._entries()
 
     @property
@@ -53,20 +54,28 @@ class BlockSampling:
         started = time.monotonic()
         if started < self._look_at and not at_once:
             return []
-        found, done = self._held.look(self._entries(), decoder.stack)
+        blocks = self._entries()
+        found, done = self._held.look(blocks, decoder.stack)
         decoder.forget_ended()
         for block in done:
             self._remove(block)
+        if self._gone:
+            self._forget_gone(blocks)
         now = time.monotonic()
         self._look_at = now + max(_LOOK_S, _LOOK_SHARE * (now - started))
         return found
 
     def worker_gone(self, pid: int) -> None:
-        """Forget the blocks of a worker that has ended."""
-        for block in self._entries():
-            if block.pid == pid:
+        """Forget the blocks of a worker that has ended, once the next look has found what it retained."""
+        self._gone.add(pid)
+
+    def _forget_gone(self, blocks: list[HeldBlock]) -> None:
+        for block in blocks:
+            if block.pid in self._gone:
                 self._remove(block)
-        self._held.forget(pid)
+        for pid in self._gone:
+            self._held.forget(pid)
+        self._gone.clear()
 
     def links_gone(self, pid: int) -> None:
         """Forget the blocks of a worker whose calls are no longer seen, but for those that are retained already."""

@@ -198,7 +198,7 @@ class GrowthProbes:
         self._read()
         found = list(self._expanded(self._facts_awaiting_growth))
         if self.blocks is not None:
-            found += self.blocks.retained(self._growth_decoder, at_once=bool(self._dead_pids))
+            found += self.blocks.retained(self._growth_decoder)
         self._facts_awaiting_growth = facts
         for pid in self._dead_pids:
             self._growth_decoder.forget(pid)
