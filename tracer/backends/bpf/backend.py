@@ -86,7 +86,8 @@ class BpfBackend:
     @property
     def lacking(self) -> Sequence[str]:
         """See the Backend protocol."""
-        return tuple(dict.fromkeys([*self._lacking, *(self._growth_probes.lacking if self._growth_probes else ())]))
+        parts = (self._growth_probes, self._native_probes)
+        return tuple(dict.fromkeys([*self._lacking, *(text for part in parts if part for text in part.lacking)]))
 
     def attach(self, targets: Sequence[Target]) -> None:
         """See the Backend protocol. Compiles the programs, which takes most of the time."""

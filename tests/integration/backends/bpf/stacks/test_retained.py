@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from altered_programs import Altered, altering
+from backend_kinds import PROGRAMS
 from fpm import ONE_WORKER, Fpm
 from samples import WITH_STACKS
 from tracing import Tracer
@@ -16,10 +18,13 @@ from waiting import wait_for
 
 from tracer.analysis.flame.node import Node
 from tracer.backends import StackOptions
-from tracer.backends.bpf import native_probes
+from tracer.backends.bpf import growth_probes, native_probes, uprobe_multi
+from tracer.backends.bpf.programs import ProgramKind
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder
+from tracer.errors import UnsupportedError
 from tracer.facts import THREAD, Fact, Metric, Request, Retained, Stack
 from tracer.recording.writer import Writer
+from tracer.targets import kernel, processes
 
 LEAK = 32 * (1040 + 32)  # bytes that native_leak.php keeps
 BLOCK = 100_016  # the chunk of a block of 100,003 bytes
@@ -312,3 +317,74 @@ def test_without_a_budget_no_block_is_sampled(fpm: Fpm, trace: Callable[..., Tra
     tracer.close()
 
     assert [fact for fact in tracer.facts if isinstance(fact, Retained)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "why"),
+    [
+        (uprobe_multi, "_RETURN", 1 << 5, "cannot set probes in process {pid} alone: Invalid argument"),
+        (
+            kernel,
+            "filters_refuse_returns",
+            lambda: True,
+            "with this kernel, a seccomp filter of the workers forbids probes on returns",
+        ),
+    ],
+)
+def test_where_returns_cannot_be_probed_blocks_are_counted_and_not_sampled(
+    fpm: Fpm,
+    trace: Callable[..., Tracer],
+    monkeypatch: pytest.MonkeyPatch,
+    module: object,
+    name: str,
+    value: object,
+    why: str,
+) -> None:
+    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(processes, "has_seccomp_filter", lambda _: True)
+    tracer = trace(str(fpm.master), **WITHOUT_LIMIT)
+
+    send(fpm, tracer, ["native_leak.php"] * 3 * AFTER)
+    tracer.close()
+
+    (pid,) = fpm.workers()
+    assert tuple(tracer.backend.lacking) == (f"not measured: call stacks of retained memory ({why.format(pid=pid)})",)
+    assert all(one.native_kept is not None for one in tracer.requests)
+    assert [fact for fact in tracer.facts if isinstance(fact, Retained)] == []
+
+
+def test_where_the_program_for_blocks_is_refused_other_stacks_are_recorded(
+    fpm: Fpm, trace: Callable[..., Tracer]
+) -> None:
+    class Refused(Altered):
+        def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE, *, attach_type: int | None = None) -> int:
+            if function == "on_block":
+                raise UnsupportedError("the kernel refused the BPF program on_block: too large")
+            return self.programs.fd(function, kind, attach_type=attach_type)
+
+    compiled = altering("growth.bpf.c", Refused, PROGRAMS)
+    tracer = trace(str(fpm.master), **WITHOUT_LIMIT, compiled=compiled)
+
+    send(fpm, tracer, ["native_leak.php"] * 3 * AFTER)
+    tracer.close()
+
+    assert tuple(tracer.backend.lacking) == (
+        "not measured: call stacks of retained memory (the kernel refused the BPF program on_block: too large)",
+    )
+    assert all(one.native_kept is not None for one in tracer.requests)
+    assert {one.metric for one in tracer.growths} >= {Metric.MAPPED.value}
+
+
+def test_blocks_that_the_table_has_no_room_for_are_counted_as_lost(
+    fpm: Fpm, trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth_probes, "BLOCKS_MAX", 8)
+    tracer = trace(str(fpm.master), **EVERY_BLOCK)
+
+    fpm.get("native_leak.php")
+    tracer.next()
+    tracer.close()
+
+    (loss,) = tracer.losses
+    assert loss.why == "growth events of retained memory: the table of sampled blocks was full"
+    assert loss.lost >= 32 - 8
