@@ -7,9 +7,10 @@
  * names of its functions. So names are read while they are valid: without opcache the next request
  * puts another function at the same address.
  *
- *   on_fault           page faults, one in `every`     METRIC_RSS, added up in slots
+ *   on_fault           page faults, one in `every`     METRIC_RSS or METRIC_NATIVE, added up in slots
  *   on_clock           CPU clock, `hz` a second        METRIC_ZEND, added up in slots
  *   on_mmap … on_brk   behind libc's system calls      one record a call
+ *   on_block           malloc's and its like's return  an entry in held_blocks, for blocks that are sampled
  *   on_end, on_exit    end of a request, of a worker   send what the slots hold
  *
  * Each: enter() filters and fills in the context, stack_now() hashes and sends, add() or send_call()
@@ -52,10 +53,22 @@ BPF_ARRAY(lost_stacks, u64, LOST_STACK_KINDS);
 BPF_TABLE("lru_hash", struct stack_key, u32, sent_stacks, 16384);
 BPF_TABLE("lru_hash", struct function_key, u64, sent_functions, 65536);
 BPF_RINGBUF_OUTPUT(stack_events, RING_PAGES);
+/* Shared with native.bpf.c, which chooses the blocks, and forgets them when they are freed. */
+BPF_ARRAY(block_config, struct block_config, 1);
+BPF_HASH(allocating, u64, u64,
+	 ALLOCATING_MAX); /* by thread: bytes of the block its call will return */
+BPF_HASH(held_blocks, struct block_key, struct block, BLOCKS_MAX);
 
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
+
+#define ZEND_CHUNK                                                                                 \
+	(2ULL                                                                                      \
+	 << 20) /* ZEND_MM_CHUNK_SIZE and its alignment: Zend/zend_alloc_sizes.h, PHP 7.0 to 8.6 */
+#define FIRST_PAGE 4096 /* ZEND_MM_FIRST_PAGE, which has the header */
+#define HEAP_WORDS 12 /* of zend_mm_heap, from real_peak, in which main_chunk is */
+#define HUGE_BLOCKS 16
 
 /* Where an event happened: in which request of which worker. */
 struct event_context {
@@ -372,18 +385,70 @@ static __always_inline u64 stack_now(struct event_context *context, u64 at_regis
 	return hash;
 }
 
+/* zend_mm_huge_list: Zend/zend_alloc.c, PHP 7.0 to 8.6, without ZEND_DEBUG */
+struct huge_block {
+	u64 address;
+	u64 bytes;
+	u64 next;
+};
+
+/*
+ * True if an address is in one of Zend's huge blocks, of 2 MiB and more, which have no header: the latest ones are
+ * looked through. The list of them stands before the address of the main chunk, in which the heap is.
+ */
+static __always_inline bool is_huge_block(struct event_context *context, u64 address)
+{
+	u64 heap = context->worker->heap, main_chunk = heap & ~(ZEND_CHUNK - 1), next = 0;
+	u64 words[HEAP_WORDS] = {};
+	struct huge_block block;
+	int i;
+
+	read_user(words, sizeof(words), heap + context->layout->heap_real_peak);
+	for (i = 1; i < HEAP_WORDS; i++) {
+		if (words[i] == main_chunk)
+			next = words[i - 1];
+	}
+	for (i = 0; i < HUGE_BLOCKS; i++) {
+		if (!next || read_user(&block, sizeof(block), next))
+			return false;
+		if (address - block.address < block.bytes)
+			return true;
+		next = block.next;
+	}
+	return false;
+}
+
+/*
+ * True if an address is known not to be Zend's. Each of its chunks begins with the address of its heap
+ * (Zend/zend_alloc.c, PHP 7.0 to 8.6: struct _zend_mm_chunk). The first page of a chunk is not written yet when it is
+ * touched first, so that a first page of 2 MiB passes for Zend's.
+ */
+static __always_inline bool is_native(struct event_context *context, u64 address)
+{
+	u64 inside = address & (ZEND_CHUNK - 1), heap = context->worker->heap;
+
+	return heap && inside >= FIRST_PAGE && user_u64(address - inside) != heap &&
+	       !is_huge_block(context, address);
+}
+
 /* perf's software event PAGE_FAULTS in a traced process: one in `every` page faults, user's and kernel's. */
 int on_fault(struct bpf_perf_event_data *ctx)
 {
 	struct sampling_config *config;
 	struct event_context context;
-	u32 zero = 0;
+	u32 zero = 0, metric = METRIC_RSS;
+	u64 hash;
 
 	if (!enter(&context))
 		return 0;
 	config = sampling_config.lookup(&zero);
-	if (config)
-		add(&context, METRIC_RSS, stack_now(&context, 0, 0), config->fault_bytes);
+	if (config) {
+		/* The stack first: a choice before it is a second state of all that the verifier sees in it. */
+		hash = stack_now(&context, 0, 0);
+		if (is_native(&context, ctx->addr))
+			metric = METRIC_NATIVE;
+		add(&context, metric, hash, config->fault_bytes);
+	}
 	leave(&context);
 	return 0;
 }
@@ -500,6 +565,34 @@ int on_syscall_exit(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * The return of a function that allocates: if on_native() has sampled the block, notes where in PHP it was asked for.
+ * Blocks that are allocated between two requests are left out.
+ */
+int on_block(struct pt_regs *ctx)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u64 *asked = allocating.lookup(&thread);
+	struct event_context context;
+	struct block_key key = {};
+	struct block block = {};
+
+	if (!asked)
+		return 0;
+	block.bytes = *asked;
+	allocating.delete(&thread);
+	key.address = PT_REGS_RC(ctx);
+	if (!key.address || !enter(&context))
+		return 0;
+	key.pid = context.pid;
+	block.nth = context.nth;
+	block.hash = stack_now(&context, 0, 0);
+	if (held_blocks.update(&key, &block))
+		count_lost(LOST_BLOCKS);
+	leave(&context);
+	return 0;
+}
+
 /* The end of php_request_shutdown(): sends what the slots hold of the request. */
 int on_end(struct pt_regs *ctx)
 {
@@ -523,6 +616,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 
 	if (pid != (u32)id)
 		return 0;
+	allocating.delete(&id);
 	stacks = worker_stacks.lookup(&pid);
 	if (!stacks)
 		return 0;

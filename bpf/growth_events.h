@@ -16,6 +16,11 @@
 #ifndef DEPTH_MAX
 #define DEPTH_MAX 128 /* frames of a stack, from the innermost; set by the loader */
 #endif
+#ifndef BLOCKS_MAX
+#define BLOCKS_MAX 1 /* sampled native blocks that are held at a time; set by the loader */
+#endif
+#define ALLOCATING_MAX 1024 /* threads in the middle of an allocation that is sampled */
+#define GAP_STEPS 1024 /* parts of the exponential distribution, each as probable as another */
 
 /* The first word of every record of the ring `stack_events`. */
 enum stack_event_kind {
@@ -29,6 +34,7 @@ enum metric {
 	METRIC_RSS = 1, /* page faults */
 	METRIC_MAPPED = 2, /* mmap, munmap, mremap, brk */
 	METRIC_ZEND = 3, /* zend_mm_heap.size, sampled */
+	METRIC_NATIVE = 4, /* page faults outside Zend's chunks; METRIC_RSS has the others alone */
 };
 
 /* zend_function.type: Zend/zend_compile.h, PHP 7.0 to 8.6 */
@@ -155,16 +161,42 @@ struct worker_stacks {
 /* Where a PHP binary keeps its stack, indexed by struct worker.binary. */
 struct stack_layout {
 	__u64 current_execute_data; /* link address of EG(current_execute_data); 0 = unknown */
-	__u32 heap_size; /* offset in zend_mm_heap */
+	__u32 heap_size; /* offsets in zend_mm_heap */
+	__u32 heap_real_peak;
 	__u32 filename; /* offsets in zend_op_array; line_start is right behind it */
 	__u32 opcodes;
 	__u32 last;
 	__u32 generator_execute_data; /* offset in zend_generator */
 	__u32 volatile_calls; /* bits of This.u1.type_info whose function may be freed within a request */
+	__u32 pad;
 };
 
 struct sampling_config {
 	__u64 fault_bytes; /* bytes that one sampled page fault stands for */
+};
+
+/*
+ * A native block that was sampled, by its worker and the address that malloc() returned. When it is freed, it is
+ * forgotten; but if it has outlived its request by then, it gets a key that the next block of that address does not.
+ */
+struct block_key {
+	__u64 address;
+	__u32 pid;
+	__u32 outlived; /* its request, if it was freed; 0 = it is held */
+};
+
+/* Where it was allocated. */
+struct block {
+	__u64 hash; /* of the stack */
+	__u64 bytes; /* glibc's chunk */
+	__u32 nth; /* the request */
+	__u32 pad;
+};
+
+struct block_config {
+	__u32 retained_after; /* requests of its worker that a block has to outlive its own by */
+	/* bytes between two samples: quantiles of the exponential distribution, the largest first */
+	__u32 gaps[GAP_STEPS + 1];
 };
 
 /* Index into the map `lost_stacks`. */
@@ -173,7 +205,9 @@ enum lost_stacks {
 	LOST_GROWTH = 0,
 	/* stacks or functions that could not be sent: their bytes are under [stack lost] */
 	LOST_STACKS = 1,
-	LOST_STACK_KINDS = 2,
+	/* sampled native blocks: their table was full */
+	LOST_BLOCKS = 2,
+	LOST_STACK_KINDS = 3,
 };
 
 #endif

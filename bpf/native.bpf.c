@@ -4,10 +4,12 @@
  *
  * Set by uprobe_multi links, a pair for each worker. A block's size is in its header: it is read where an allocation
  * returns, and where a block is freed: the sums are exact. Which request allocated a block is remembered until it is
- * freed: so what a request leaves behind is known, and what a later request frees of it.
+ * freed: so what a request leaves behind is known, and what a later request frees of it. Where call stacks are asked
+ * for, some blocks are chosen here, whose stacks growth.bpf.c takes when they are returned.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
+#include "growth_events.h"
 #include "arch.h"
 #include "common.h"
 #include "read.h"
@@ -17,13 +19,19 @@ BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 BPF_ARRAY(lost, u64, LOST_KINDS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 
-struct block {
+BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
+/* Those of growth.bpf.c, where blocks are sampled. */
+BPF_ARRAY(block_config, struct block_config, 1);
+BPF_HASH(allocating, u64, u64, ALLOCATING_MAX);
+BPF_HASH(held_blocks, struct block_key, struct block, BLOCKS_MAX);
+
+struct owned_block {
 	u64 address;
 	u64 pid;
 };
 
 /* When the request started that allocated the block. The oldest are forgotten: they are kept for good. */
-BPF_TABLE("lru_hash", struct block, u64, native_owners, BLOCKS_MAX);
+BPF_TABLE("lru_hash", struct owned_block, u64, native_owners, OWNED_MAX);
 
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
@@ -32,6 +40,7 @@ BPF_TABLE("lru_hash", struct block, u64, native_owners, BLOCKS_MAX);
 /* malloc/malloc.c, glibc 2.31 to 2.43 */
 #define HEADER 8
 #define CHUNK_ALIGNMENT 16
+#define CHUNK_MIN 32
 #define FLAG_BITS 7
 #define IS_MMAPPED 2
 /* No block is larger: PTRDIFF_MAX. */
@@ -47,6 +56,13 @@ static __always_inline struct native_book *this_book(void)
 static __always_inline u32 this_thread(void)
 {
 	return bpf_get_current_pid_tgid();
+}
+
+static __always_inline u64 chunk(u64 bytes)
+{
+	u64 size = (bytes + HEADER + CHUNK_ALIGNMENT - 1) & ~(u64)(CHUNK_ALIGNMENT - 1);
+
+	return size < CHUNK_MIN ? CHUNK_MIN : size;
 }
 
 static __always_inline u64 header_of(u64 block)
@@ -69,6 +85,65 @@ static __always_inline void count(struct native_book *b, u64 header, s64 sign)
 	add(sign > 0 ? &b->alloc_calls : &b->free_calls, 1);
 	if (header & IS_MMAPPED)
 		add(&b->mapped_bytes, sign * size);
+}
+
+/* Bytes until the next sample: -mean * ln(random), from its quantiles, and between two of them in proportion. */
+static __always_inline s64 next_gap(void)
+{
+	u32 zero = 0, random = bpf_get_prandom_u32(), step = random & (GAP_STEPS - 1);
+	struct block_config *config = block_config.lookup(&zero);
+	u64 high, low;
+
+	if (!config)
+		return 1;
+	high = config->gaps[step];
+	low = config->gaps[step + 1];
+	return 1 + high - ((high - low) * (random >> 20) >> 12);
+}
+
+/*
+ * Counts down to the next sample, and hands a block that is sampled over to the return of this call. The gaps have no
+ * memory, so that a new one may begin behind each sampled block. Threads share the countdown without a lock: what
+ * they count at the same time may count once.
+ */
+static __always_inline void sample(struct native_book *b, u64 bytes)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	s64 gap = b->gap;
+
+	if (!gap || bytes >= BLOCK_MAX)
+		return;
+	bytes = chunk(bytes);
+	if (gap > bytes) {
+		b->gap = gap - bytes;
+		return;
+	}
+	b->gap = next_gap();
+	allocating.update(&thread, &bytes);
+}
+
+/* Forgets a block that is freed. If it lived long enough, it was retained, and user space comes for it. */
+static __always_inline void forget(struct native_book *b, u64 address)
+{
+	struct block_key key = {.address = address, .pid = bpf_get_current_pid_tgid() >> 32};
+	struct block_key outlived = key;
+	struct block_config *config;
+	struct worker *w;
+	struct block *block;
+	u32 zero = 0;
+
+	if (!b->gap)
+		return;
+	block = held_blocks.lookup(&key);
+	if (!block)
+		return;
+	w = workers.lookup(&key.pid);
+	config = block_config.lookup(&zero);
+	if (w && config && block->nth + config->retained_after + w->in_request <= w->requests) {
+		outlived.outlived = block->nth;
+		held_blocks.update(&outlived, block);
+	}
+	held_blocks.delete(&key);
 }
 
 static __always_inline void count_lost(u32 what)
@@ -100,7 +175,7 @@ static __always_inline void send_release(struct native_book *b, u32 pid)
 
 static __always_inline void allocated(struct native_book *b, u64 block)
 {
-	struct block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
+	struct owned_block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
 	u64 owner = b->request;
 
 	count(b, header_of(block), 1);
@@ -110,7 +185,7 @@ static __always_inline void allocated(struct native_book *b, u64 block)
 
 static __always_inline void freed(struct native_book *b, u64 block, u64 header)
 {
-	struct block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
+	struct owned_block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
 	u64 *found = native_owners.lookup(&key), owner = 0;
 	s64 size = header & ~(u64)FLAG_BITS;
 
@@ -131,7 +206,7 @@ static __always_inline void freed(struct native_book *b, u64 block, u64 header)
 	b->released_blocks++;
 }
 
-/* At the entry of free(), realloc() and the core of memalign(), with their arguments. */
+/* At the entry of free(), realloc() and the core of memalign(); where blocks are sampled, of all that allocate. */
 int on_native(struct pt_regs *ctx)
 {
 	struct native_book *b = this_book();
@@ -140,9 +215,18 @@ int on_native(struct pt_regs *ctx)
 	if (!b)
 		return 0;
 	switch (bpf_get_attach_cookie(ctx)) {
+	case NATIVE_MALLOC:
+		sample(b, one);
+		break;
+	case NATIVE_CALLOC:
+		if (!two || one < BLOCK_MAX / two)
+			sample(b, one * two);
+		break;
 	case NATIVE_FREE:
-		if (one)
+		if (one) {
+			forget(b, one);
 			freed(b, one, header_of(one));
+		}
 		break;
 	case NATIVE_REALLOC:
 		/* Of no block it is malloc(), to no bytes it is free(): they call those. */
@@ -150,12 +234,16 @@ int on_native(struct pt_regs *ctx)
 			b->resized_block = one;
 			b->resized_header = header_of(one);
 			b->resizing_thread = this_thread();
+			forget(b, one);
+			sample(b, two);
 		}
 		break;
 	case NATIVE_MEMALIGN:
 		/* With less alignment than every block has, it calls malloc(). */
-		if (one > CHUNK_ALIGNMENT)
+		if (one > CHUNK_ALIGNMENT) {
 			b->aligning_thread = this_thread();
+			sample(b, two);
+		}
 		break;
 	}
 	return 0;

@@ -131,6 +131,7 @@ struct native_book {
 	__u64 resized_header;
 	__u32 resizing_thread; /* the thread that is in realloc(); 0 = none */
 	__u32 aligning_thread; /* the same of memalign() */
+	__s64 gap; /* bytes to allocate until the next block is sampled; 0 = none is */
 };
 
 /* An earlier request of the worker, which is known by when it started, no longer holds these blocks. */

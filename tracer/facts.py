@@ -1,4 +1,4 @@
-"""The facts that a backend reports: Request, Growth, Worker, Loss. Imports nothing of ours.
+"""The facts that a backend reports: Request, Growth, Retained, Release, Worker, Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.
@@ -138,6 +138,8 @@ class Metric(enum.Enum):
     RSS = "rss"  # page faults: memory the worker got; what it gave back is not seen
     MAPPED = "mapped"  # address space added by mmap, mremap and brk, minus what was unmapped
     ZEND = "zend"  # change of Zend's heap between two samples
+    NATIVE = "native"  # page faults outside Zend's chunks: the part of RSS that is not Zend's
+    RETAINED = "retained"  # native blocks that outlived their request by some others
 
 
 class FrameKind(enum.Enum):
@@ -179,6 +181,16 @@ class Growth(NamedTuple):
     samples: int  # how many events: faults, calls, looks
 
 
+class Retained(NamedTuple):
+    """Native blocks of one request and one call stack that outlived it. Comes some requests after its Request."""
+
+    pid: int
+    nth: int  # the request's
+    stack: Stack
+    bytes: int  # estimated from samples
+    samples: int  # how many blocks
+
+
 class Worker(NamedTuple):
     """A worker as far as it is known by now. A later fact of the same pid and start replaces it."""
 
@@ -208,4 +220,4 @@ class Loss(NamedTuple):
     why: str
 
 
-Fact = Request | Growth | Release | Worker | Loss
+Fact = Request | Growth | Retained | Release | Worker | Loss

@@ -11,8 +11,10 @@ from waiting import wait_for
 class Load:
     """Requests from two threads while the context lasts; `failed` counts those that were not answered in full."""
 
-    def __init__(self, fpm: Fpm) -> None:
+    def __init__(self, fpm: Fpm, script: str = "hello.php", body: bytes = b"hello") -> None:
         self._fpm = fpm
+        self._script = script
+        self._body = body
         self._stop = threading.Event()
         self.done = 0
         self.failed = 0
@@ -21,8 +23,8 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                answer = self._fpm.get("hello.php")
-                self.failed += answer.body != b"hello"
+                answer = self._fpm.get(self._script)
+                self.failed += answer.body != self._body
             except OSError:
                 self.failed += 1
             self.done += 1

@@ -43,7 +43,8 @@ class ProgramCache:
                 programs.share(name, fd)
             return programs
         programs = free.pop()
-        dirty = [table.name for table in _tables(programs) if not table.is_empty()]
+        shared = dict(key.shared)  # what is in those is their owner's
+        dirty = [table.name for table in _tables(programs) if table.name not in shared and not table.is_empty()]
         assert dirty == [], f"{key.source}: not empty after close(): {dirty}"
         return programs
 

@@ -156,6 +156,7 @@ def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments)
         ("record", "--max-depth", ["127"]),
         ("record", "--every", ["3"]),
         ("record", "--hz", ["997"]),
+        ("record", "--retained-after", ["7"]),
     ],
 )
 def test_an_option_about_stacks_without_stacks_is_a_mistake_of_usage(run, path, tmp_path, verb, option, value):
@@ -296,11 +297,13 @@ def test_a_plan_is_what_the_options_say():
     assert made.stacks is None
 
 
-@pytest.mark.parametrize(("asked", "made"), [(True, StackOptions(max_depth=127, every=17, hz=997)), (False, None)])
+@pytest.mark.parametrize(
+    ("asked", "made"), [(True, StackOptions(max_depth=127, every=17, hz=997, retained_after=7)), (False, None)]
+)
 def test_a_plan_has_stacks_only_where_they_are_asked_for(asked, made):
     found = Plan.of(targets=("php-fpm",), pids=(), duration=None, count=None, backend="auto", uri=None, script=None,
                     slow=None, min_growth=None, query="strip", force=False, stacks=asked, max_depth=127, every=17,
-                    hz=997)  # fmt: skip
+                    hz=997, retained_after=7)  # fmt: skip
 
     assert found.stacks == made
 
@@ -308,10 +311,17 @@ def test_a_plan_has_stacks_only_where_they_are_asked_for(asked, made):
 def test_a_recording_says_how_its_stacks_were_taken():
     running = Session(Choice(BpfBackend(), "asked for"), (), "php-fpm")
 
-    with_stacks = running.meta(plan(stacks=StackOptions(max_depth=127, every=17, hz=997)))
+    options = StackOptions(max_depth=127, every=17, hz=997, retained_after=7, block_bytes=4099)
+    with_stacks = running.meta(plan(stacks=options))
     without = running.meta(plan())
 
-    assert with_stacks["stacks"] == {"max_depth": 127, "every": 17, "hz": 997}
+    assert with_stacks["stacks"] == {
+        "max_depth": 127,
+        "every": 17,
+        "hz": 997,
+        "retained_after": 7,
+        "block_bytes": 4099,
+    }
     assert set(with_stacks) - set(without) == {"stacks"}
 
 

@@ -20,6 +20,8 @@ class StackOptions:
     max_depth: int = 128  # frames, from the innermost
     every: int = 16  # page faults per sample
     hz: int = 999  # Zend heap samples per second of CPU time
+    retained_after: int = 5  # requests that a native block has to outlive its own by
+    block_bytes: int = 8192  # natively allocated bytes per sample, on average
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Backend(Protocol):
 
     Facts of one worker come in time order; workers may interleave. What could not be delivered
     arrives as Loss. Workers forked later are included. If stacks were asked for, the Growth of a
-    request follows its Request at once.
+    request follows its Request at once, and its Retained comes later, or not at all if its worker ends.
     """
 
     name: str

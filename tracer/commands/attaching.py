@@ -70,6 +70,7 @@ class Plan:
         max_depth: int = 0,
         every: int = 0,
         hz: int = 0,
+        retained_after: int = 1,
     ) -> Plan:
         """Make a plan of attach_options and stack_recording_options. UsageError if they contradict each other."""
         names = (*targets, *map(str, pids))
@@ -94,7 +95,7 @@ class Plan:
             "auto": NativeOptions() if native_budget is None else NativeOptions(native_budget),
             "on": NativeOptions(math.inf, required=True),
         }[native]
-        options = StackOptions(max_depth, every, hz) if stacks else None
+        options = StackOptions(max_depth, every, hz, retained_after) if stacks else None
         return cls(
             names, duration or None, count, backend, keep, query == "keep", force, options, ptrace_mode, counting
         )

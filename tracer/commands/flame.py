@@ -9,7 +9,13 @@ from collections.abc import Sequence
 import click
 
 from tracer.analysis.flame.node import Flame
-from tracer.commands.flame_input import add_recording, flame_builder, folded_routes_note, title_and_notes
+from tracer.commands.flame_input import (
+    add_recording,
+    chosen_view,
+    flame_builder,
+    folded_routes_note,
+    title_and_notes,
+)
 from tracer.commands.options import stack_metric_options
 from tracer.errors import UsageError
 from tracer.facts import Metric
@@ -38,7 +44,7 @@ _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "spe
 @click.option("-o", "--output", metavar="FILE", default="-", help="Write to this file; - is stdout, the default.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists.")
 def flame(
-    files: Sequence[str], metric: str, retained: bool, form: str | None, diff: bool, output: str, force: bool
+    files: Sequence[str], metric: str | None, retained: bool, form: str | None, diff: bool, output: str, force: bool
 ) -> None:
     """Draw a flame graph of the PHP functions that made workers grow.
 
@@ -58,13 +64,14 @@ def flame(
     if output == "-" and form == "svg" and sys.stdout.isatty():
         raise UsageError("cannot write SVG to a terminal: it is a picture. Use -o FILE.svg or --format folded.")
     refuse_own_input(output, files)
-    builder, tally, about = flame_builder(Metric(metric), retained=retained, difference=diff)
+    view = chosen_view(files, None if metric is None else Metric(metric), retained=retained)
+    builder, tally, about = flame_builder(view, difference=diff)
     if diff:
         add_recording(files[0], builder, tally, about, before=True)
     for path in files[1:] if diff else files:
         add_recording(path, builder, tally, about)
     root = builder.finish()
-    title, notes = title_and_notes(builder, about, tally, retained=retained, diff=diff)
+    title, notes = title_and_notes(builder, about, tally, view, diff=diff)
     notes += folded_routes_note(builder) + summary(tally).splitlines()
     with opened(output, force=force) as out:
         _RENDER[form](Flame(root, title, tuple(notes)), out)

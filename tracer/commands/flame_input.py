@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tracer.analysis.flame.builder import COLUMNS, FlameBuilder
@@ -19,12 +19,21 @@ _GROWTH_LOST = "growth events"
 _LONGEST_S = 1e9  # a recording of more seconds is corrupt
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class View:
+    """What a flame shows. `retained`: only what was kept natively, as far as it is known."""
+
+    metric: Metric
+    retained: bool
+
+
 @dataclasses.dataclass(slots=True)
 class RecordingNotes:
     """The entries of the recordings' `meta` tables that a reader of a flame should know. They are untrusted."""
 
     every: set[int] = dataclasses.field(default_factory=set)  # page faults a sample
     hz: set[int] = dataclasses.field(default_factory=set)  # samples of Zend's heap a second of CPU time
+    retained_after: set[int] = dataclasses.field(default_factory=set)  # requests that a retained block outlives
     targets: list[str] = dataclasses.field(default_factory=list)
     elapsed_s: float | None = 0.0  # of all recordings together; None: of one it is unknown
     lacking: list[str] = dataclasses.field(default_factory=list)  # what could not be measured
@@ -32,7 +41,8 @@ class RecordingNotes:
     def add(self, meta: dict[str, Any]) -> None:
         """Take what this recording says; entries of an unexpected type are ignored."""
         stacks = meta.get("stacks")
-        for name, values in (("every", self.every), ("hz", self.hz)):
+        numbers = (("every", self.every), ("hz", self.hz), ("retained_after", self.retained_after))
+        for name, values in numbers:
             value = stacks.get(name) if isinstance(stacks, dict) else None
             if isinstance(value, int):
                 values.add(value)
@@ -53,16 +63,46 @@ def _extend(known: list[str], found: Any) -> None:
             known.append(text)
 
 
-def flame_builder(
-    metric: Metric, *, retained: bool, difference: bool = False
-) -> tuple[FlameBuilder, Tally, RecordingNotes]:
-    """Return the objects that add_recording() fills. UsageError if `retained` and the metric contradict each other."""
+def chosen_view(files: Sequence[str], metric: Metric | None, *, retained: bool) -> View:
+    """The view that was asked for; with None, the one that tells most about leaks of those that all recordings have.
+
+    The first of: blocks that outlived their request, page faults outside Zend's heap, all page faults. UsageError if
+    `retained` and the metric contradict each other.
+    """
     if retained and metric is Metric.ZEND:
         raise UsageError(
             "cannot use --retained with --metric zend: Zend's heap frees everything at the end of a request."
             " Use --metric rss or mapped."
         )
-    return FlameBuilder(metric, retained=retained, difference=difference), Tally(), RecordingNotes()
+    if metric is not None:
+        return View(metric, retained or metric is Metric.RETAINED)
+    found = [_Contents.of(path) for path in files]
+    if any(one.retained for one in found) and all(one.retained or one.counted for one in found):
+        return View(Metric.RETAINED, True)
+    if all(one.native for one in found):
+        return View(Metric.NATIVE, retained or all(one.counted for one in found))
+    return View(Metric.RSS, retained)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Contents:
+    """What a recording has of each kind of native memory; in one that counted, what is missing is 0."""
+
+    retained: bool
+    native: bool
+    counted: bool
+
+    @classmethod
+    def of(cls, path: str) -> _Contents:
+        with Reader(path) as recording:
+            return cls(
+                recording.has_growth(Metric.RETAINED), recording.has_growth(Metric.NATIVE), recording.counts_native
+            )
+
+
+def flame_builder(view: View, *, difference: bool = False) -> tuple[FlameBuilder, Tally, RecordingNotes]:
+    """What add_recording() fills."""
+    return FlameBuilder(view.metric, retained=view.retained, difference=difference), Tally(), RecordingNotes()
 
 
 def add_recording(
@@ -87,17 +127,20 @@ def add_recording(
 
 
 def title_and_notes(
-    builder: FlameBuilder, about: RecordingNotes, tally: Tally, *, retained: bool, diff: bool
+    builder: FlameBuilder, about: RecordingNotes, tally: Tally, view: View, *, diff: bool
 ) -> tuple[str, list[str]]:
     """The title, and what the flame does not show, a line each. Call after builder.finish(); texts are not escaped."""
     lost = sum(count for why, count in tally.losses.items() if why.startswith(_GROWTH_LOST))
-    notes = _retained_notes(builder, lost) if retained else [_metric_note(builder, about, lost)]
+    if view.metric is Metric.RETAINED:
+        notes = _blocks_notes(builder, about, lost)
+    else:
+        notes = _retained_notes(builder, lost) if view.retained else [_metric_note(builder, about, lost)]
     if diff:
         notes += _difference_notes(builder)
     if builder.unreadable:
         size = show_bytes(builder.unreadable)
         notes.append(f"{size} belong to stacks that were lost or could not be read to the end.")
-    return _title(builder, about, retained=retained, diff=diff), notes + about.lacking
+    return _title(builder, about, retained=view.retained, diff=diff), notes + about.lacking
 
 
 def folded_routes_note(builder: FlameBuilder) -> list[str]:
@@ -117,11 +160,15 @@ def _title(builder: FlameBuilder, about: RecordingNotes, *, retained: bool, diff
         Metric.RSS: "memory taken by",
         Metric.MAPPED: "address space mapped by",
         Metric.ZEND: "growth of Zend's heap in",
+        Metric.NATIVE: "native memory taken by",
+        Metric.RETAINED: "memory kept by",
     }[builder.metric]
     source = {
         Metric.RSS: "sampled page faults",
         Metric.MAPPED: "mmap, mremap and brk",
         Metric.ZEND: "samples until the script ended",
+        Metric.NATIVE: "sampled page faults outside Zend's heap",
+        Metric.RETAINED: "sampled native blocks",
     }[builder.metric]
     subject = "memory kept by" if retained else subject
     what = f"{subject} {', '.join(about.targets) or 'unnamed workers'}"
@@ -137,6 +184,8 @@ def _metric_note(builder: FlameBuilder, about: RecordingNotes, lost: int) -> str
     return {
         Metric.RSS: f"One in {_shown(about.every)} page faults was sampled. Freed memory is not subtracted: a page that"
         " is freed and touched again counts twice.",
+        Metric.NATIVE: f"One in {_shown(about.every)} page faults was sampled; those in Zend's heap are left out."
+        " Freed memory is not subtracted: a page that is freed and touched again counts twice.",
         Metric.MAPPED: "Address space that a request unmaps is subtracted where it was mapped. Also freed, at the end"
         f" of requests or left by earlier ones: {freed}. Address space need not be in use: Zend maps 2 MiB at a time.",
         Metric.ZEND: f"Sampled {_shown(about.hz)} times per second of CPU time; growth since the last sample is"
@@ -152,6 +201,17 @@ def _retained_notes(builder: FlameBuilder, lost: int) -> list[str]:
         f" it. [not sampled]: {show_bytes(builder.unsampled)} kept by requests without a sample{also}.",
         "A stack shows where memory was first touched: if A frees memory that B reuses and keeps, A may be shown"
         " instead of B.",
+    ]
+
+
+def _blocks_notes(builder: FlameBuilder, about: RecordingNotes, lost: int) -> list[str]:
+    also = f" {counted(lost, 'growth event')} lost." if lost else ""
+    return [
+        f"{builder.requests_kept:,} of {counted(builder.requests, 'request')} kept native memory; the allocations of"
+        f" {builder.requests_counted:,} were counted, and only those are shown.",
+        f"Stacks are those of sampled blocks that were held when {_shown(about.retained_after)} more requests of their"
+        " worker had ended, scaled to what the requests of their route and script kept together. [not sampled]:"
+        f" {show_bytes(builder.unsampled)} kept where no block was seen to live that long.{also}",
     ]
 
 

@@ -256,6 +256,15 @@ def stack_recording_options(command: Command) -> Command:
             show_default=True,
             help="Sample Zend's heap this often per second of CPU time (1 to 20000). Requires --stacks.",
         ),
+        click.option(
+            "--retained-after",
+            type=WholeNumber(1, 1000),
+            metavar="N",
+            default=default.retained_after,
+            show_default=True,
+            help="Call a native block retained if it outlives its request by N more of the worker's requests (1 to"
+            " 1000). Requires --stacks.",
+        ),
     )(command)
 
 
@@ -270,18 +279,17 @@ def stack_metric_options(note: str = "") -> Callable[[Command], Command]:
             "--weight",
             cls=RenamedOption,
             type=click.Choice([metric.value for metric in Metric]),
-            default=Metric.RSS.value,
-            show_default=True,
-            help="How to measure growth: rss (page faults), mapped (address space added by mmap and brk) or zend"
-            f" (growth of PHP's own heap).{note}",
+            help="How to measure growth: rss (page faults), native (page faults outside PHP's own heap), mapped"
+            " (address space added by mmap and brk), zend (growth of PHP's own heap) or retained (native blocks still"
+            f" held some requests later). Default: the first that was recorded of retained, native and rss.{note}",
         ),
         click.option(
             "--retained",
             "--kept",
             cls=RenamedOption,
             is_flag=True,
-            help="Show only native memory (outside PHP's own heap) still held after the request; isolates leaks."
-            f"{note}",
+            help="Show only native memory (outside PHP's own heap) still held after the request; isolates leaks. The"
+            f" default where allocations were counted.{note}",
         ),
     )
 

@@ -44,7 +44,7 @@ def record(output: str | None, **options: Any) -> None:
     `export`, or with any SQLite tool.
     """
     if not options["stacks"]:
-        require_option("stacks", "max_depth", "every", "hz")
+        require_option("stacks", "max_depth", "every", "hz", "retained_after")
     plan = Plan.of(**options)
     path = _default_name(plan) if output is None else output
     if path != "-":

@@ -12,7 +12,7 @@ from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
-from tracer.commands.flame_input import add_recording, flame_builder, title_and_notes
+from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
 from tracer.commands.options import ranking_options, require_option, stack_metric_options
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
@@ -91,7 +91,14 @@ _WITH_STACKS = ("table", "json")
     help=f"How to print the ranking. With --stacks: {' or '.join(_WITH_STACKS)}.",
 )
 def report(
-    files: Sequence[str], group_by: str, sort: str, top: int, form: str, stacks: bool, metric: str, retained: bool
+    files: Sequence[str],
+    group_by: str,
+    sort: str,
+    top: int,
+    form: str,
+    stacks: bool,
+    metric: str | None,
+    retained: bool,
 ) -> None:
     """Rank scripts by how much memory their requests kept.
 
@@ -104,7 +111,8 @@ def report(
                 f"cannot use --stacks with --format {form}: it has no place for call stacks. Use --format"
                 f" {' or '.join(_WITH_STACKS)}, or `phptrace flame --format folded`."
             )
-        heaviest = _heaviest(files, Metric(metric), retained=retained, top=top)
+        view = chosen_view(files, None if metric is None else Metric(metric), retained=retained)
+        heaviest = _heaviest(files, view, top)
     else:
         require_option("stacks", "metric", "retained")
     ranking, tally = Ranking(GroupBy(group_by)), Tally()
@@ -139,10 +147,10 @@ def _is_filtered(meta: Mapping[str, object]) -> bool:
     return isinstance(options, dict) and any(options.get(name) is not None for name in names)
 
 
-def _heaviest(files: Sequence[str], metric: Metric, *, retained: bool, top: int) -> Heaviest:
-    builder, tally, about = flame_builder(metric, retained=retained)
+def _heaviest(files: Sequence[str], view: View, top: int) -> Heaviest:
+    builder, tally, about = flame_builder(view)
     for path in files:
         add_recording(path, builder, tally, about)
     builder.finish()
-    title, notes = title_and_notes(builder, about, tally, retained=retained, diff=False)
+    title, notes = title_and_notes(builder, about, tally, view, diff=False)
     return heaviest_stacks(builder.growth, title, notes, top)

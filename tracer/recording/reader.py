@@ -110,6 +110,18 @@ class Reader:
         """True if call stacks were recorded, even if there were none."""
         return "stacks" in self.meta
 
+    def has_growth(self, metric: Metric) -> bool:
+        """True if some call stack grew by that metric."""
+        with self.reading():
+            return self._schema >= 2 and StackReader(self._connection, self._schema).has(metric)
+
+    @property
+    def counts_native(self) -> bool:
+        """True if some requests' native allocations were counted."""
+        with self.reading():
+            wanted = "SELECT EXISTS (SELECT 1 FROM request WHERE native_kept IS NOT NULL)"
+            return "native_kept" in self._columns and bool(self._connection.execute(wanted).fetchone()[0])
+
     def grown(self, metric: Metric, columns: Iterable[str]) -> Iterator[tuple[Request, list[tuple[Stack, int, int]]]]:
         """Yield every request, as requests() does, with its growth by call stack: [(stack, bytes, samples)]."""
         with self.reading():

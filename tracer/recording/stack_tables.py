@@ -52,7 +52,7 @@ class StackWriter:
         return bool(self._growths)
 
     def add(self, request: int, growth: Growth) -> None:
-        """Take the growth of the request with that id. Ids never decrease."""
+        """Take the growth of the request with that id. Ids decrease only for Metric.RETAINED, which comes late."""
         stack = self._id(growth.stack)
         if stack is None:
             self.refused += 1
@@ -200,6 +200,11 @@ class StackReader:
             raise ValueError("a frame of an unknown kind")
         self._known: dict[int, Stack] = {}
         self._known_frames = 0
+
+    def has(self, metric: Metric) -> bool:
+        """True if there is growth of that metric."""
+        wanted = f"SELECT EXISTS (SELECT 1 FROM growth WHERE {self._metric} = ?)"
+        return bool(self._connection.execute(wanted, (metric.value,)).fetchone()[0])
 
     def growths(self, metric: Metric) -> Iterator[tuple[int, list[tuple[Stack, int, int]]]]:
         """Yield (request id, [(stack, bytes, samples)]) for every request that grew by that metric, in their order."""

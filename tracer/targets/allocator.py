@@ -27,6 +27,8 @@ _SUBSTITUTES = {
 class Allocator:
     """File offsets of the sites by function; `missing` are those not recognised.
 
+    The site of a function that returns a block is also one by which its return can be probed.
+
     `memalign` stands for memalign, aligned_alloc, posix_memalign, valloc and pvalloc, which all end in one function
     that has no name (_mid_memalign: malloc/malloc.c, glibc 2.31 to 2.43).
     """
@@ -51,7 +53,9 @@ def inspect(image: Image) -> Allocator:
     for name in names:
         found = _site(elf, name)
         offset = None if found is None else elf.file_offset(found[0] + found[1].offset)
-        if found is not None and offset is not None:
+        if found is None or offset is None:
+            continue
+        if name == "free" or machine_code.returns_from(elf.code(found[0], _FUNCTION_BYTES), found[1].offset):
             sites[name] = offset
             if not found[1].emulated:
                 slow.append(name)

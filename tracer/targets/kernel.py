@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import platform
 import re
 import struct
 from pathlib import Path
@@ -157,6 +158,16 @@ def uprobe_pmu() -> int | None:
         return int(_UPROBE_PMU.read_text())
     except (OSError, ValueError):
         return None
+
+
+def filters_refuse_returns(release: str | None = None) -> bool:
+    """True if a seccomp filter may refuse what a probe on the return of a function does, which ends the process.
+
+    Since Linux 6.11 the return is a system call of its own, uretprobe, which no filter knows; from 6.14 on, filters
+    let it through (kernel/seccomp.c). `release` is as uname says; None: the running kernel's.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    return numbers is not None and (6, 11) <= (int(numbers[1]), int(numbers[2])) < (6, 14)
 
 
 def in_initial_pid_namespace() -> bool:

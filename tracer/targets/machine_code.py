@@ -138,6 +138,21 @@ def argument_site_unless_null(code: bytes) -> Site | None:
     return argument_site(code)
 
 
+def returns_from(code: bytes, offset: int) -> bool:
+    """True if %rsp still points to the return address at that site of a function, one of argument_site().
+
+    A probe on the return of the function may then be set by way of that site.
+    """
+    at = 0
+    while at < offset:
+        rest = code[at : at + 8]
+        length = 4 if rest.startswith(_ENDBR64) else _keeps_arguments(rest)
+        if length is None or rest.startswith(b"\x48\x83\xec"):  # sub $imm8,%rsp
+            return False
+        at += length
+    return at == offset
+
+
 def jump_target(address: int, code: bytes) -> int | None:
     """Address to which a function goes on by its first direct `jmp`, arguments unchanged; None if it does not."""
     at = _after_endbr(code)

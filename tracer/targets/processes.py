@@ -144,6 +144,15 @@ def open_libc(pid: int) -> Image | None:
     return None
 
 
+def has_seccomp_filter(pid: int) -> bool:
+    """True if a filter decides which system calls that process may make; False also if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return "\nSeccomp:\t2\n" in status  # SECCOMP_MODE_FILTER
+
+
 def sapi_name(pid: int, php: Php) -> str | None:
     """The SAPI (`fpm-fcgi`, `cgi-fcgi`, `cli`, …), from sapi_module.name in the live process; None if unreadable.
 

@@ -14,7 +14,7 @@ import pytest
 from samples import COMPLETE, FIND, MAIN, QUERY, WITH_STACKS, growth, recording, request
 
 from tracer.cli import main
-from tracer.facts import STACK_LOST, Frame, Growth, Loss, Metric, Request
+from tracer.facts import STACK_LOST, Frame, Growth, Loss, Metric, Request, Retained
 from tracer.recording.writer import Writer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -22,8 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 TAKEN = "Memory taken by php-fpm:shop, 75 s, 2 requests (sampled page faults)"
 ABOUT = {**WITH_STACKS, "targets": ["php-fpm:shop"], "ended": {"why": "duration elapsed", "elapsed_s": 75.2}}
 INDEX = "/index.php;/srv/www/index.php;<main> /srv/www/index.php:3"
-# Nothing of it was Zend's, so that all of it was kept.
-LEAK = request(uri="/leak/7", nth=5, anon_before=0, anon_end=1_009, zend_real_end=COMPLETE.zend_real_before)
+LEAK = request(uri="/leak/7", nth=5, native_kept=1_009)
 FACTS = [
     COMPLETE, growth(101, MAIN, FIND, samples=3), growth(503, MAIN, metric=Metric.MAPPED),
     growth(401_987, MAIN, QUERY, metric=Metric.ZEND, samples=5),
@@ -147,7 +146,7 @@ def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path
 def test_what_the_workers_kept_stands_where_it_was_added(run, path):
     code, out, err = run("flame", "--retained", "--format", "folded", path)
 
-    kept = COMPLETE.native_growth
+    kept = COMPLETE.native_kept
     assert code == 0
     assert out.splitlines() == [
         f"{INDEX};Repo::find /srv/app/Repo.php:89 {kept}",
@@ -508,7 +507,7 @@ def test_the_report_can_be_of_what_was_kept(run, path):
 
     stacks = json.loads(out)["stacks"]
     assert stacks["title"] == "Memory kept by php-fpm:shop, 75 s, 2 requests (sampled page faults)"
-    assert stacks["total_bytes"] == COMPLETE.native_growth + 1_009
+    assert stacks["total_bytes"] == COMPLETE.native_kept + 1_009
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv"])
@@ -631,3 +630,105 @@ def test_figures_that_no_writer_wrote_are_shown(run, tmp_path, verb):
 
     assert code == 0
     assert "Repo::find" in out
+
+
+def retaining(path: Path) -> Path:
+    """A recording of blocks that were retained, 503 bytes, though its requests kept 102,337 together."""
+    of_complete = Retained(COMPLETE.pid, COMPLETE.nth, (MAIN, FIND), 401, 1)
+    of_leak = Retained(LEAK.pid, LEAK.nth, (MAIN,), 102, 1)
+    facts = [*FACTS[:3], growth(3, MAIN, FIND, metric=Metric.NATIVE), LEAK, of_complete, of_leak]
+    return recording(path, facts, {**ABOUT, "stacks": {**ABOUT["stacks"], "retained_after": 7}})
+
+
+def test_where_retained_blocks_were_recorded_they_are_what_is_shown(run, tmp_path):
+    path = retaining(tmp_path / "retained")
+
+    code, out, err = run("flame", "--format", "folded", path)
+    _, report, _ = run("report", "--stacks", path)
+
+    assert code == 0
+    assert out.splitlines() == [
+        f"{INDEX};Repo::find /srv/app/Repo.php:89 {COMPLETE.native_kept}",
+        "/leak/{n};/srv/www/index.php;<main> /srv/www/index.php:3 1009",
+    ]
+    assert "2 of 2 requests kept native memory; the allocations of 2 were counted, and only those are shown." in err
+    assert "held when 7 more requests of their worker had ended" in err
+    assert "[not sampled]: 0 B kept" in err
+    assert "Memory kept by php-fpm:shop, 75 s, 2 requests (sampled native blocks)" in report
+
+
+def test_retained_blocks_that_were_lost_are_reported(run, tmp_path):
+    path = retaining(tmp_path / "retained")
+    lost = Loss(1, 7, "growth events of retained memory: the table of sampled blocks was full")
+    losing = recording(tmp_path / "losing", [COMPLETE, Retained(COMPLETE.pid, COMPLETE.nth, (MAIN,), 3, 1), lost],
+                       ABOUT)  # fmt: skip
+
+    _, _, err = run("flame", "--format", "folded", losing)
+    _, _, without = run("flame", "--format", "folded", path)
+
+    assert "7 growth events lost." in err
+    assert "lost." not in without
+
+
+@pytest.mark.parametrize(
+    ("options", "title", "total"),
+    [
+        (["--metric", "rss"], "Memory taken by php-fpm:shop, 75 s, 2 requests (sampled page faults)", 101),
+        (
+            ["--metric", "native"],
+            "Native memory taken by php-fpm:shop, 75 s, 2 requests (sampled page faults outside Zend's heap)",
+            3,
+        ),
+        (
+            ["--metric", "native", "--retained"],
+            "Memory kept by php-fpm:shop, 75 s, 2 requests (sampled page faults outside Zend's heap)",
+            102_337,
+        ),
+        (["--metric", "retained"], "Memory kept by php-fpm:shop, 75 s, 2 requests (sampled native blocks)", 102_337),
+    ],
+)
+def test_the_other_metrics_of_a_recording_with_retained_blocks_can_be_asked_for(run, tmp_path, options, title, total):
+    _, out, _ = run("report", "--stacks", *options, "--format", "json", retaining(tmp_path / "retained"))
+
+    stacks = json.loads(out)["stacks"]
+    assert (stacks["title"], stacks["total_bytes"]) == (title, total)
+
+
+UNCOUNTED = COMPLETE._replace(native_kept=None, native_alloc_calls=None, native_free_calls=None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "options", "view"),
+    [
+        # Of two recordings, one had nothing to retain.
+        ([COMPLETE, Retained(COMPLETE.pid, COMPLETE.nth, (MAIN,), 3, 1)], [COMPLETE], [], "sampled native blocks"),
+        # One was not counted: then what both have.
+        (
+            [COMPLETE, growth(7, MAIN, metric=Metric.NATIVE), Retained(COMPLETE.pid, COMPLETE.nth, (MAIN,), 3, 1)],
+            [UNCOUNTED, growth(7, MAIN, metric=Metric.NATIVE)],
+            [],
+            "Native memory taken by unnamed workers, 2 requests (sampled page faults outside Zend's heap)",
+        ),
+        (
+            [UNCOUNTED, growth(7, MAIN, metric=Metric.NATIVE)],
+            [UNCOUNTED, growth(7, MAIN, metric=Metric.NATIVE)],
+            ["--retained"],
+            "Memory kept by unnamed workers, 2 requests (sampled page faults outside Zend's heap)",
+        ),
+        (
+            [COMPLETE, growth(7, MAIN, metric=Metric.NATIVE)],
+            [COMPLETE, growth(7, MAIN, metric=Metric.NATIVE)],
+            [],
+            "Memory kept by unnamed workers, 2 requests (sampled page faults outside Zend's heap)",
+        ),
+        # One is older than both.
+        ([COMPLETE, growth(7, MAIN, metric=Metric.NATIVE)], [COMPLETE, growth(7, MAIN)], [], "(sampled page faults)"),
+        ([COMPLETE, growth(7, MAIN)], [UNCOUNTED], ["--retained"], "Memory kept by"),
+    ],
+)
+def test_what_is_shown_by_default_is_what_all_recordings_have(run, tmp_path, first, second, options, view):
+    paths = [recording(tmp_path / name, facts, WITH_STACKS) for name, facts in (("a", first), ("b", second))]
+
+    _, out, _ = run("report", "--stacks", *options, *paths)
+
+    assert view in out

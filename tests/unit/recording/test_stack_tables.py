@@ -16,12 +16,13 @@ from samples import COMPLETE, FIND, MAIN, PROPERTY, QUERY, WITH_STACKS, altered,
 from subprocesses import in_subprocess
 
 from tracer.errors import RecordingError
-from tracer.facts import STACK_LOST, Frame, Metric, Request, Worker
-from tracer.recording import stack_tables
+from tracer.facts import STACK_LOST, Frame, Metric, Request, Retained, Worker
+from tracer.recording import stack_tables, writer
 from tracer.recording.reader import Reader
 from tracer.recording.schema import SCHEMA
 from tracer.recording.writer import Writer
 
+RECORDINGS = Path(__file__).resolve().parents[2] / "recordings"
 Grown = list[tuple[tuple[Frame, ...], int, int]]
 
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
@@ -75,7 +76,7 @@ def test_growth_comes_back_with_its_request(path):
 
 @pytest.mark.parametrize("metric", Metric)
 def test_growth_comes_back_by_its_metric_alone(path, metric):
-    sizes = {Metric.RSS: 101, Metric.MAPPED: 103, Metric.ZEND: 107}
+    sizes = {Metric.RSS: 101, Metric.MAPPED: 103, Metric.ZEND: 107, Metric.NATIVE: 109, Metric.RETAINED: 113}
     recording(path, [COMPLETE, *(growth(size, MAIN, metric=of) for of, size in sizes.items())])
 
     assert read(path, metric) == [[((MAIN,), sizes[metric], 1)]]
@@ -292,19 +293,22 @@ def test_a_writer_needs_no_more_memory_for_more_stacks(path, monkeypatch):
     def most(stacks: int) -> int:
         """Bytes, at the most."""
         with Writer(str(path), {}, force=True) as file:
-            gc.collect()  # resets when the next collection is due, which other tests have moved
+            gc.freeze()  # what other tests left takes no part in collections, which are quick then
             tracemalloc.start()
             for number in range(stacks):
                 file.add([COMPLETE, growth(7, *(FIND._replace(name=f"{number}:{depth}") for depth in range(17)))])
                 file.flush()
+                if number % 17 == 0:
+                    gc.collect()
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
+            gc.unfreeze()
             return peak
 
-    few, many = most(101), most(503)
+    few, many = most(503), most(1009)
 
-    assert rows(path, "stack") == 503 * 17
-    assert many < 1.5 * few  # of five times as many stacks
+    assert rows(path, "stack") == 1009 * 17
+    assert many < 1.2 * few
 
 
 def test_stacks_that_there_is_no_room_for_are_told_once(path, monkeypatch):
@@ -391,7 +395,9 @@ def test_a_stack_without_end_is_refused_however_many_frames_it_has(real):
 def test_growth_of_an_unknown_metric_is_not_shown(real):
     path = real("UPDATE growth SET metric = 'nonsense' WHERE stack = 2")
 
-    assert [read(path, metric) for metric in Metric] == [[[((MAIN,), 101, 1)], []], [[], []], [[], []]]
+    assert {metric: read(path, metric) for metric in Metric} == {
+        metric: [[((MAIN,), 101, 1)] if metric is Metric.RSS else [], []] for metric in Metric
+    }
 
 
 @pytest.mark.parametrize("table", ["frame", "stack", "growth"])
@@ -459,3 +465,49 @@ def test_what_a_full_disk_refused_is_there_once_when_there_is_room_again(path):
     assert int(ended.stdout) > 13
     assert [size for _, size, _ in found] == list(range(1, 53))
     assert {tuple({frame.name for frame in stack}) for stack, _, _ in found} == {(f"f{n}",) for n in range(1, 53)}
+
+
+def kept_by(nth: int, size: int, *stack: Frame) -> Retained:
+    return Retained(COMPLETE.pid, nth, stack, size, 1)
+
+
+def test_what_was_retained_is_its_requests_however_much_later_it_comes(path):
+    with Writer(str(path), WITH_STACKS) as file:
+        file.add([request(nth=3), request(nth=5), growth(2, MAIN, of=request(nth=5)), kept_by(3, 101, MAIN)])
+        file.flush()
+        file.add([request(nth=7), kept_by(5, 103, MAIN, FIND), kept_by(3, 107, FIND)])
+
+    assert read(path, Metric.RETAINED) == [[((MAIN,), 101, 1), ((FIND,), 107, 1)], [((MAIN, FIND), 103, 1)], []]
+    assert read(path) == [[], [((MAIN,), 2, 1)], []]
+
+
+def test_what_was_retained_by_a_request_that_was_not_kept_is_not_recorded(path):
+    recording(path, [request(nth=3), kept_by(2, 101, MAIN), kept_by(3, 103, MAIN)], WITH_STACKS)
+
+    assert read(path, Metric.RETAINED) == [[((MAIN,), 103, 1)]]
+
+
+def test_what_was_retained_by_a_request_that_was_not_counted_is_not_recorded(path):
+    recording(path, [request(nth=3, native_alloc_calls=None), kept_by(3, 103, MAIN)], WITH_STACKS)
+
+    assert read(path, Metric.RETAINED) == [[]]
+
+
+def test_a_writer_remembers_so_many_requests_of_so_many_workers(path, monkeypatch):
+    monkeypatch.setattr(writer, "_RECENT_MAX", 3)
+    monkeypatch.setattr(writer, "_RECENT_WORKERS_MAX", 2)
+    others = [request(pid=pid, nth=1) for pid in (7, 11)]
+
+    recording(path, [*(request(nth=nth) for nth in range(5)), *(kept_by(nth, 100 + nth, MAIN) for nth in range(5)),
+                     *others, kept_by(4, 109, MAIN)], WITH_STACKS)  # fmt: skip
+
+    assert [[size for _, size, _ in grown] for grown in read(path, Metric.RETAINED)] == [
+        [], [], [102], [103], [104], [], []
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3])
+def test_a_recording_without_growth_of_a_metric_says_so(schema):
+    with Reader(str(RECORDINGS / f"schema-{schema}.phptrace")) as file:
+        assert file.has_growth(Metric.RSS) is (schema >= 2)
+        assert not file.has_growth(Metric.RETAINED)

@@ -9,7 +9,7 @@ from samples import PROPERTY
 
 from tracer.targets import allocator
 from tracer.targets.elf import open_image
-from tracer.targets.machine_code import Site, argument_site, argument_site_unless_null, jump_target
+from tracer.targets.machine_code import Site, argument_site, argument_site_unless_null, jump_target, returns_from
 
 # The first 28 bytes of each function.
 # Debian's libc6, x86-64: 2.31-13+deb11u11, 2.36-9+deb12u14, 2.41-12+deb13u5, 2.43-7.
@@ -129,3 +129,25 @@ def test_this_machines_c_library_can_be_counted():
     assert found.usable
     assert (found.slow, found.missing) == ((), ())
     assert set(found.sites) == {"malloc", "free", "calloc", "realloc", "memalign"}
+
+
+@pytest.mark.parametrize("version", MALLOC)
+def test_the_return_of_every_function_that_allocates_can_be_probed_by_way_of_its_site(version):
+    *_, core, offset = MEMALIGN[version]
+    for code, at in (MALLOC[version], CALLOC[version], REALLOC[version], (core, offset)):
+        assert returns_from(bytes.fromhex(code), at)
+        assert returns_from(ENDBR64 + bytes.fromhex(code), at + 4)
+
+
+def test_behind_room_made_on_the_stack_a_return_cannot_be_probed():
+    code, offset = FREE["2.31"]  # sub $0x18,%rsp comes first
+
+    assert not returns_from(bytes.fromhex(code), offset)
+
+
+def test_behind_an_unknown_instruction_a_return_cannot_be_probed():
+    assert not returns_from(bytes.fromhex("0fa2") + bytes.fromhex(MALLOC["2.36"][0]), 2)
+
+
+def test_within_an_instruction_a_return_cannot_be_probed():
+    assert not returns_from(bytes.fromhex(MALLOC["2.31"][0]), 3)

@@ -173,3 +173,12 @@ def test_the_capabilities_missing_are_those_needed_and_not_held(dropped):
     if 21 not in left:  # CAP_SYS_ADMIN stands for both
         needed |= {39: "CAP_BPF", 38: "CAP_PERFMON"}
     assert ended.stdout.split() == [name for number, name in needed.items() if number not in left]
+
+
+@pytest.mark.parametrize(
+    ("release", "refused"),
+    [("6.10.14", False), ("6.11.0-9-generic", True), ("6.13.12+deb", True), ("6.14.0", False), ("6.18.44", False),
+     ("7.0", False), ("5.10.0-23-amd64", False), ("of no known form", False)],
+)  # fmt: skip
+def test_kernels_whose_seccomp_filters_may_refuse_a_probed_return_are_known(release, refused):
+    assert kernel.filters_refuse_returns(release) is refused

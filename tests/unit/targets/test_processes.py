@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -219,3 +220,27 @@ def test_a_process_of_the_system_is_no_php(waiting):
 
     assert not php_binary.is_php(image)
     image.close()
+
+
+# Installs a filter that allows everything, and waits: struct sock_filter and sock_fprog, include/uapi/linux/filter.h.
+FILTERED = """
+import ctypes, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+allow = ctypes.create_string_buffer(struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000))
+program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 1, ctypes.addressof(allow)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+print("filtered", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_with_a_seccomp_filter_is_told_from_one_without():
+    with subprocess.Popen(
+        [sys.executable, "-c", FILTERED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "filtered\n"
+
+        assert processes.has_seccomp_filter(process.pid)
+        process.communicate()
+    assert not processes.has_seccomp_filter(process.pid)

@@ -13,8 +13,7 @@ from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Reque
 # Fields of Request that a FlameBuilder needs.
 COLUMNS = (
     "uri", "script", "ending", "anon_before", "anon_end", "anon_after", "zend_real_before", "zend_real_end",
-    "native_kept",
-    "zend_used_end",
+    "zend_used_end", "native_alloc_calls", "native_free_calls", "native_mapped_bytes", "native_kept",
 )  # fmt: skip
 
 NOT_SAMPLED = Frame(FrameKind.MARK.value, "[not sampled]", None, None)
@@ -31,17 +30,21 @@ class FlameBuilder:
     """
 
     def __init__(self, metric: Metric, *, retained: bool = False, difference: bool = False) -> None:
-        """With `retained`, the growth of each request is scaled to its native growth: what its worker kept.
+        """With `retained`, growth is scaled to what was kept natively: kept_bytes().
 
+        The retained blocks and the page faults outside Zend's heap are scaled for each route and script, since most
+        requests that keep something have few samples; other metrics for each request.
         With `difference`, the tree compares what add() was given with what add_before() was given, if only nothing.
         """
         self._difference = difference
         self.metric = metric
         self._retained = retained
+        self._scaled_by_route = retained and metric in (Metric.RETAINED, Metric.NATIVE)
         self.growth = GrowthTable()
         self._growth_before = GrowthTable()
         self.requests = 0
-        self.requests_kept = 0  # requests with a positive native growth; 0 without `retained`
+        self.requests_kept = 0  # requests that kept something; 0 without `retained`
+        self.requests_counted = 0  # requests whose native allocations were counted
         self.requests_before = 0
         self.unsampled = 0  # bytes without a stack: no event fell into them
         self.unreadable = 0  # bytes whose stack could not be read to its end, or was lost
@@ -57,19 +60,32 @@ class FlameBuilder:
     def add(self, request: Request, grown: GrowthByStack) -> None:
         """Add a request and its growth."""
         self.requests += 1
-        self.requests_kept += self._retained and (request.native_growth or 0) > 0
-        self.growth.add(request, self._attributed(request, grown))
+        self.requests_counted += request.native_kept is not None
+        self.requests_kept += self._retained and (kept_bytes(request) or 0) > 0
+        self._add(self.growth, request, grown)
 
     def add_before(self, request: Request, grown: GrowthByStack) -> None:
         """Add a request of the recording to compare with."""
         self.requests_before += 1
-        self._growth_before.add(request, self._attributed(request, grown))
+        self._add(self._growth_before, request, grown)
+
+    def _add(self, growth: GrowthTable, request: Request, grown: GrowthByStack) -> None:
+        if not self._scaled_by_route:
+            growth.add(request, self._attributed(request, grown))
+            return
+        growth.add(request, grown)
+        counted = self.metric is Metric.NATIVE or request.native_kept is not None
+        kept = kept_bytes(request) if counted else None
+        if kept is not None:
+            growth.add_kept(request, kept)
 
     def finish(self) -> Node:
         """The root of the tree; sets the counters that describe it: unsampled, unreadable, others, moved.
 
         In a difference, bytes before are scaled to as many requests as there are now.
         """
+        for growth in (self.growth, self._growth_before):
+            growth.scale_to_kept(_NOT_SAMPLED)
         scale = self.requests / self.requests_before if self.requests_before and self.requests else 1.0
         root = self._difference_tree(scale) if self._difference else self._single_tree()
         for node in _children_first(root):
@@ -135,7 +151,7 @@ class FlameBuilder:
 
     def _attributed(self, request: Request, grown: GrowthByStack) -> Iterable[tuple[Stack, int, int]]:
         if self._retained:
-            return _scaled_to_native_growth(request, grown)
+            return _scaled_to_kept(request, grown)
         if self.metric is Metric.ZEND and request.zend_used_end is not None:
             rest = request.zend_used_end - sum(size for _, size, _ in grown)
             if rest:
@@ -143,9 +159,22 @@ class FlameBuilder:
         return grown
 
 
-def _scaled_to_native_growth(request: Request, grown: GrowthByStack) -> Iterator[tuple[Stack, int, int]]:
-    """Shares of the request's native growth, in proportion to what each stack added; their sum is exact."""
-    kept = request.native_growth
+def kept_bytes(request: Request) -> int | None:
+    """Bytes of native memory that a request kept, negative if it freed some that others kept; None if not measured.
+
+    Where its calls were counted and as many blocks were freed as were allocated, only mappings count: blocks that are
+    only larger than those they replace are nobody's leak.
+    """
+    if request.native_kept is None:
+        return request.native_growth
+    if request.native_alloc_calls == request.native_free_calls:
+        return request.native_mapped_bytes or 0
+    return request.native_kept
+
+
+def _scaled_to_kept(request: Request, grown: GrowthByStack) -> Iterator[tuple[Stack, int, int]]:
+    """Shares of what the request kept, in proportion to what each stack added; their sum is exact."""
+    kept = kept_bytes(request)
     if kept is None or kept <= 0:
         return
     added = [(stack, size, samples) for stack, size, samples in grown if size > 0]

@@ -35,6 +35,7 @@ class GrowthTable:
         # The same by id(), for stacks that `stacks` keeps alive: hashing a stack takes as long as it is deep.
         self._numbers_by_id: dict[int, int] = {}
         self._growth: dict[tuple[str | None, str], dict[int, list[int]]] = {}  # [bytes, samples] by stack
+        self._kept: dict[tuple[str | None, str], int] = {}  # what scale_to_kept() scales to
         self._row_count = 0
         self._row_limit = _MAX_ROWS
 
@@ -53,6 +54,28 @@ class GrowthTable:
                 both[1] += samples
         if net:
             self._add_net(_route_and_script(request), net)
+
+    def add_kept(self, request: Request, kept: int) -> None:
+        """Add bytes that a request kept, negative if it freed what others kept, for scale_to_kept()."""
+        key = _route_and_script(request)
+        if key not in self._kept:
+            self._kept[key] = 0
+            self._row_count += 1
+        self._kept[key] += kept
+        if self._row_count > self._row_limit:
+            self._merge_small_routes()
+
+    def scale_to_kept(self, without_stack: Stack) -> None:
+        """Scale the stacks of each route and script to what their requests kept together, to the byte.
+
+        What is kept by requests that have no stacks gets the stack `without_stack`; if they freed more than they kept,
+        it is nothing. Where nothing was added by add_kept(), stacks stay as they are.
+        """
+        for key, kept in self._kept.items():
+            growth = self._growth.pop(key, {})
+            if kept > 0:
+                self._growth[key] = _scaled(growth, kept) or {self._number(without_stack): [kept, 0]}
+        self._kept.clear()
 
     def rows(self) -> Iterator[GrowthRow]:
         """Every row, in no order."""
@@ -76,10 +99,13 @@ class GrowthTable:
                 yield name, script, self.stacks[number], size, samples
 
     def bytes_by_route(self) -> dict[str | None, int]:
-        """Bytes that each route added; None: the merged routes."""
+        """Bytes that each route added, or will have after scale_to_kept(); None: the merged routes."""
         found: dict[str | None, int] = {}
-        for (route, _), growth in self._growth.items():
-            found[route] = found.get(route, 0) + sum(size for size, _ in growth.values())
+        for key, growth in self._growth.items():
+            if key not in self._kept:
+                found[key[0]] = found.get(key[0], 0) + sum(size for size, _ in growth.values())
+        for (route, _), kept in self._kept.items():
+            found[route] = found.get(route, 0) + max(0, kept)
         return found
 
     def files(self) -> set[str]:
@@ -112,7 +138,7 @@ class GrowthTable:
         sizes = self.bytes_by_route()
         whole = sum(sizes.values())
         keys: dict[str | None, list[tuple[str | None, str]]] = {}
-        for key in self._growth:
+        for key in self._growth | self._kept:
             keys.setdefault(key[0], []).append(key)
         for size, route in sorted((size, route) for route, size in sizes.items() if route is not None):
             if self._row_count <= self._row_limit // 2 or not is_small(size, whole):
@@ -120,7 +146,11 @@ class GrowthTable:
             if size:
                 self.merged_routes.add(hash(route))
             for key in keys[route]:
-                growth = self._growth.pop(key)
+                if key in self._kept:
+                    self._row_count -= 1
+                    self._row_count += (None, key[1]) not in self._kept
+                    self._kept[None, key[1]] = self._kept.get((None, key[1]), 0) + self._kept.pop(key)
+                growth = self._growth.pop(key, {})
                 merged = self._growth.setdefault((None, key[1]), {})
                 self._row_count -= len(growth) + len(merged)
                 for number, both in growth.items():
@@ -142,6 +172,19 @@ def _add(growth: dict[int, list[int]], stack: int, size: int, samples: int) -> N
     else:
         known[0] += size
         known[1] += samples
+
+
+def _scaled(growth: Mapping[int, Sequence[int]], kept: int) -> dict[int, list[int]]:
+    """The same shares of another sum, which is exact; empty if there are no bytes to have a share of."""
+    total = sum(size for size, _ in growth.values())
+    found: dict[int, list[int]] = {}
+    so_far = shared_out = 0
+    for number, (size, samples) in growth.items() if total else ():
+        so_far += size
+        share = kept * so_far // total - shared_out
+        shared_out += share
+        found[number] = [share, samples]
+    return found
 
 
 def _route_and_script(request: Request) -> tuple[str, str]:

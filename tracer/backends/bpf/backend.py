@@ -168,13 +168,18 @@ class BpfBackend:
             self._programs.on_raw_tracepoint(self_check.TRACEPOINT, "on_rename", meanwhile)
             simulated = self._simulated_cpus is not None
             self_check.fill_layout(self._programs.map, kernel.kernel_layout(), cpus, simulated=simulated)
-        if self._native is not None:
-            self._load_native(self._native, workers_max)
         if self._stack_options is not None:
             self._growth_probes = GrowthProbes(
-                self._stack_options, workers.fd, workers_max=workers_max, cpus=cpus, compiled=self._compiled
+                self._stack_options,
+                workers.fd,
+                workers_max=workers_max,
+                cpus=cpus,
+                sample_blocks=self._native is not None,
+                compiled=self._compiled,
             )
             self._undo.callback(self._growth_probes.close)
+        if self._native is not None:
+            self._load_native(self._native, workers_max)
         offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._table = WorkerTable(offset)
         self._decoder = RequestDecoder(os.uname().nodename, offset, keep_query=self._keep_query, calls=True)
@@ -200,7 +205,11 @@ class BpfBackend:
     def _load_native(self, options: NativeOptions, workers_max: int) -> None:
         try:
             self._native_probes = NativeProbes(
-                self._programs.map, options, workers_max=workers_max, compiled=self._compiled
+                self._programs.map,
+                options,
+                workers_max=workers_max,
+                blocks=self._growth_probes.blocks if self._growth_probes is not None else None,
+                compiled=self._compiled,
             )
         except UnsupportedError as exc:
             if options.required:
@@ -226,6 +235,8 @@ class BpfBackend:
         The stack probes first: otherwise growth after an unseen request end would be charged to that request.
         """
         facts: list[Fact] = []
+        if self._growth_probes is not None:
+            self._growth_probes.stop_blocks(self._take())
         if self._native_probes is not None:
             self._native_probes.stop()
         if self._growth_probes is not None:

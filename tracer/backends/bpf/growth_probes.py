@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tracer.backends import StackOptions
 from tracer.backends.bpf import rss_caveats
+from tracer.backends.bpf.block_sampling import BLOCKS_MAX, BlockSampling
 from tracer.backends.bpf.programs import RING_BYTES, ProgramKind, Programs
 from tracer.backends.bpf.ring_buffer import RingBuffer
 from tracer.backends.bpf.thread_sampling import ThreadSampling
 from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.stack_structs import SAMPLING_CONFIG, STACK_LAYOUT, LostStacks
 from tracer.errors import UnsupportedError
-from tracer.facts import Fact, Loss, Request
+from tracer.facts import Fact, Loss, Request, Retained
 from tracer.targets.libc import Libc
 from tracer.targets.php import Php
 
@@ -34,6 +35,7 @@ _LEAST_DEPTH = 4
 _WHY_LOST = {
     LostStacks.GROWTH: "growth events: their ring buffer or the worker table was full",
     LostStacks.STACKS: "call stacks: their ring buffer was full; their growth is under [stack lost]",
+    LostStacks.BLOCKS: "growth events of retained memory: the table of sampled blocks was full",
 }
 # If none of this many stacks can be read, the layout is not this PHP's.
 _ENOUGH_UNREADABLE = 20
@@ -43,7 +45,7 @@ class GrowthProbes:
     """The programs of growth.bpf.c, on the workers that the programs of request.bpf.c trace.
 
     The owner calls close(), which takes them off. `depth` is how many frames of a stack are kept; `lacking` says, for
-    the user, what cannot be measured.
+    the user, what cannot be measured. `blocks` samples native blocks where malloc's calls are counted; None: nowhere.
     """
 
     def __init__(
@@ -53,9 +55,12 @@ class GrowthProbes:
         *,
         workers_max: int,
         cpus: int,
+        sample_blocks: bool = False,
         compiled: Callable[..., Programs] = Programs,
     ) -> None:
         """Load the programs and attach those that need no process.
+
+        `sample_blocks` also loads what `blocks` needs; if that is refused, `lacking` says so.
 
         `workers` is the descriptor of request.bpf.c's map `workers`, which is shared and stays the caller's; it has
         `workers_max` entries. `cpus` is the number of possible CPUs. `compiled` makes Programs of a source file and
@@ -64,9 +69,11 @@ class GrowthProbes:
         self._options = options
         self._compiled = compiled
         self._undo = contextlib.ExitStack()
-        self._growth_decoder = GrowthDecoder()
+        self._growth_decoder = GrowthDecoder(keep_stacks=sample_blocks)
+        self.blocks: BlockSampling | None = None
         self._calls: list[int] = []
         self._facts_awaiting_growth: list[Fact] = []
+        self._last_retained: list[Retained] = []
         # A dead worker's last facts wait for their growth for one call of with_growth(), so that its stacks may only
         # be forgotten one call after its death.
         self._dying_pids: list[int] = []  # their last facts are waiting
@@ -76,7 +83,9 @@ class GrowthProbes:
         self.lacking = rss_caveats.rss_caveats()
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self._programs, self.depth = self._loaded(workers, workers_max, cpus)
+            self._programs, self.depth = self._loaded(workers, workers_max, cpus, BLOCKS_MAX if sample_blocks else 1)
+            if sample_blocks:
+                self._sample_blocks()
             if self.depth < options.max_depth:
                 self.lacking.append(
                     f"stacks: at most {self.depth} frames of a stack, not {options.max_depth}: more does not load"
@@ -93,11 +102,22 @@ class GrowthProbes:
             _allow_many_files()
             undo.pop_all()
 
-    def _loaded(self, workers: int, workers_max: int, cpus: int) -> tuple[Programs, int]:
+    def _sample_blocks(self) -> None:
+        options = self._options
+        try:
+            self.blocks = BlockSampling(
+                self._programs, retained_after=options.retained_after, mean_gap=options.block_bytes
+            )
+        except UnsupportedError as exc:
+            self.lacking.append(f"not measured: call stacks of retained memory ({exc})")
+
+    def _loaded(self, workers: int, workers_max: int, cpus: int, blocks_max: int) -> tuple[Programs, int]:
         """The programs, and their depth: the greatest, up to what was asked for, that the kernel's verifier accepts."""
         depth = self._options.max_depth
         while True:
-            programs = self._compiled("growth.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus, DEPTH_MAX=depth)
+            programs = self._compiled(
+                "growth.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus, DEPTH_MAX=depth, BLOCKS_MAX=blocks_max
+            )
             programs.share("workers", workers)
             try:
                 with _stderr_silenced():
@@ -125,11 +145,13 @@ class GrowthProbes:
         self._programs.map("stack_layouts")[index] = STACK_LAYOUT.pack(
             php.executor_globals + layout.eg_current_execute_data,
             php.heap.size,
+            php.heap.real_peak,
             layout.filename,
             layout.opcodes,
             layout.last,
             layout.generator_execute_data,
             layout.volatile_calls,
+            0,
         )
 
     def hook_calls(self, library: Libc) -> None:
@@ -175,11 +197,31 @@ class GrowthProbes:
         """
         self._read()
         found = list(self._expanded(self._facts_awaiting_growth))
+        if self.blocks is not None:
+            found += self.blocks.retained(self._growth_decoder)
         self._facts_awaiting_growth = facts
         for pid in self._dead_pids:
             self._growth_decoder.forget(pid)
+            if self.blocks is not None:
+                self.blocks.worker_gone(pid)
         self._dead_pids, self._dying_pids = self._dying_pids, []
         return found
+
+    def stop_blocks(self, facts: list[Fact]) -> None:
+        """Decide what is retained, before the calls of malloc and its like are no longer seen; `facts` are the latest.
+
+        They and what is retained are given out by remaining().
+        """
+        self._facts_awaiting_growth += facts
+        if self.blocks is None:
+            return
+        self._read()
+        for fact in self._facts_awaiting_growth:
+            if isinstance(fact, Request):
+                self.blocks.ended(fact.pid, fact.nth)
+        self._last_retained = self.blocks.retained(self._growth_decoder, at_once=True)
+        log.info("sampled blocks that are held, but too young to be called retained: %d", self.blocks.undecided)
+        self.blocks = None
 
     def remaining(self, facts: list[Fact], workers: Iterable[int]) -> list[Fact]:
         """Return all facts that are left, with their growth and the losses, after stop(); `facts` come last.
@@ -192,7 +234,8 @@ class GrowthProbes:
             entry = self._programs.map("worker_stacks").get(pid)
             if entry is not None:
                 self._growth_decoder.take_slots(pid, entry)
-        found = [*self._expanded(self._facts_awaiting_growth), *self._expanded(facts), *self.losses()]
+        awaiting = self._expanded(self._facts_awaiting_growth)
+        found = [*awaiting, *self._last_retained, *self._expanded(facts), *self.losses()]
         self._facts_awaiting_growth = []
         self._tracepoints.close()
         return found
@@ -233,6 +276,8 @@ class GrowthProbes:
             yield fact
             if isinstance(fact, Request):
                 yield from self._growth_decoder.growths(fact.pid, fact.nth)
+                if self.blocks is not None:
+                    self.blocks.ended(fact.pid, fact.nth)
 
     def _close_calls(self) -> None:
         while self._calls:

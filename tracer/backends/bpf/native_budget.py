@@ -10,6 +10,8 @@ MOST_OF_A_POOL = 8
 _TURN_S = 2.0
 # What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
 CALL_NS = 1_500
+# The same where blocks are sampled, too.
+SAMPLED_CALL_NS = 2_000
 # Share of the advance from which on a paused pool is counted again.
 _RESUME = 0.1
 
@@ -34,9 +36,9 @@ class PoolBudget:
         """Add what a request of that much CPU time earns."""
         self._left_ns = min(self._left_ns + self._share * cpu_ns, self._advance_ns)
 
-    def spend(self, calls: int) -> None:
-        """Take away what the counting of so many calls cost."""
-        self._left_ns -= calls * CALL_NS
+    def spend(self, calls: int, *, sampled: bool = False) -> None:
+        """Take away what the counting of so many calls cost; `sampled`: blocks of them were sampled, too."""
+        self._left_ns -= calls * (SAMPLED_CALL_NS if sampled else CALL_NS)
 
     def settle(self) -> None:
         """Pause if too much was spent; go on once a part of the advance is there again."""

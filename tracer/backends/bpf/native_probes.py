@@ -12,12 +12,14 @@ import dataclasses
 import logging
 import os
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tracer.backends import NativeOptions
 from tracer.backends.bpf import uprobe_multi
+from tracer.backends.bpf.block_sampling import BlockSampling
 from tracer.backends.bpf.maps import Map, MapFullError
 from tracer.backends.bpf.native_budget import PoolBudget
 from tracer.backends.bpf.programs import Programs
@@ -25,7 +27,7 @@ from tracer.backends.records.request_structs import NATIVE_BOOK, NATIVE_BOOK_FIE
 from tracer.backends.records.worker_table import TrackedWorker
 from tracer.errors import TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Request
-from tracer.targets import allocator, processes
+from tracer.targets import allocator, kernel, processes
 from tracer.targets.elf import Image
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,10 @@ log = logging.getLogger(__name__)
 # Where each function is counted: at its entry, and where it returns.
 _AT_ENTRY = (NativeSite.FREE, NativeSite.REALLOC, NativeSite.MEMALIGN)
 _AT_RETURN = (NativeSite.MALLOC, NativeSite.CALLOC, NativeSite.REALLOC, NativeSite.MEMALIGN)
+# At the entry, too, where blocks are sampled: which one is taken is chosen before it is returned.
+_AT_ENTRY_TO_SAMPLE = (*_AT_ENTRY, NativeSite.MALLOC, NativeSite.CALLOC)
 # Blocks whose request is remembered, of all workers; the kernel needs some 80 bytes for each.
-_BLOCKS_MAX = 262_144
+_OWNED_MAX = 262_144
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class _Sites:
 
 @dataclasses.dataclass(slots=True)
 class _Link:
-    descriptors: tuple[int, int]
+    descriptors: tuple[int, ...]
     pool: PoolBudget
     calls: int = 0  # counted so far, at the last look
 
@@ -61,18 +65,23 @@ class NativeProbes:
         options: NativeOptions,
         *,
         workers_max: int,
+        blocks: BlockSampling | None = None,
         compiled: Callable[..., Programs] = Programs,
     ) -> None:
-        """`shared` gives the maps of request.bpf.c by name.
+        """`shared` gives the maps of request.bpf.c by name. `blocks` samples blocks where they are counted; None: none.
 
         UnsupportedError if the program does not load: before Linux 6.6 the kernel has no such links.
         """
         self._books = shared("native_books")
         self._options = options
-        self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max, BLOCKS_MAX=_BLOCKS_MAX)
+        self._blocks = blocks
+        self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max, OWNED_MAX=_OWNED_MAX)
         try:
             for name in ("native_books", "events", "lost"):
                 self._programs.share(name, shared(name).fd)
+            if blocks is not None:
+                for name, descriptor in {"workers": shared("workers").fd, **blocks.maps}.items():
+                    self._programs.share(name, descriptor)
             self._at_entry, self._at_return = (
                 self._programs.fd(name, attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
                 for name in ("on_native", "on_native_return")
@@ -86,7 +95,7 @@ class NativeProbes:
         self._closed_soon: set[int] = set()  # workers whose links are being closed
         self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
         self._sites: dict[tuple[int, ...], _Sites | None] = {}
-        self._closing: queue.SimpleQueue[tuple[int, tuple[int, int]] | None] = queue.SimpleQueue()
+        self._closing: queue.SimpleQueue[tuple[int, tuple[int, ...]] | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_links, daemon=True)
         self._closer.start()
 
@@ -115,7 +124,10 @@ class NativeProbes:
         now = time.monotonic()
         for pool in {id(pool): pool for pool in map(self._pool, waiting.values())}.values():
             if pool.turn_is_over(now):
-                self._unlink(next(pid for pid, link in self._links.items() if link.pool is pool))
+                first = next(pid for pid, link in self._links.items() if link.pool is pool)
+                self._unlink(first)
+                if self._blocks is not None:
+                    self._blocks.links_gone(first)
 
     def gone(self, pid: int) -> None:
         """Forget that worker, which has ended."""
@@ -160,12 +172,14 @@ class NativeProbes:
                 pool.linked += 1
                 link.pool = pool
             _, allocated, _, freed, *_ = NATIVE_BOOK.unpack(book)
-            pool.spend(allocated + freed - link.calls)
+            pool.spend(allocated + freed - link.calls, sampled=self._blocks is not None)
             link.calls = allocated + freed
         for pool in self._pools.values():
             pool.settle()
         for pid in [pid for pid, link in self._links.items() if link.pool.paused]:
             self._unlink(pid)
+            if self._blocks is not None:
+                self._blocks.links_gone(pid)
 
     def _link(self, pid: int, worker: TrackedWorker) -> None:
         pool = self._pool(worker)
@@ -184,24 +198,36 @@ class NativeProbes:
         self._links[pid] = _Link(descriptors, pool)
         pool.linked += 1
         try:
-            self._books[pid] = _new_book()
+            self._books[pid] = _new_book(self._first_gap())
         except MapFullError:
             self._unlink(pid)
             self._left_out.add(pid)
 
-    def _links_of(self, pid: int, sites: _Sites) -> tuple[int, int]:
-        """Descriptors of the two links. TargetGoneError or UnsupportedError if one of them cannot be made."""
-
-        def link(program: int, cookies: tuple[NativeSite, ...], *, at_return: bool) -> int:
-            places = {int(cookie): sites.by_cookie[cookie] for cookie in cookies if cookie in sites.by_cookie}
-            return uprobe_multi.link(program, sites.image.path, places, pid, at_return=at_return)
-
-        at_return = link(self._at_return, _AT_RETURN, at_return=True)
+    def _links_of(self, pid: int, sites: _Sites) -> tuple[int, ...]:
+        """Descriptors of the links. TargetGoneError or UnsupportedError if one of them cannot be made."""
+        if kernel.filters_refuse_returns() and processes.has_seccomp_filter(pid):
+            raise UnsupportedError("with this kernel, a seccomp filter of the workers forbids probes on returns")
+        wanted = [(self._at_return, _AT_RETURN, True), (self._at_entry, _AT_ENTRY, False)]
+        if self._blocks is not None:
+            wanted = [
+                (self._blocks.program, _AT_RETURN, True),
+                (self._at_return, _AT_RETURN, True),
+                (self._at_entry, _AT_ENTRY_TO_SAMPLE, False),
+            ]
+        made: list[int] = []
         try:
-            return at_return, link(self._at_entry, _AT_ENTRY, at_return=False)
+            for program, cookies, at_return in wanted:
+                places = {int(cookie): sites.by_cookie[cookie] for cookie in cookies if cookie in sites.by_cookie}
+                made.append(uprobe_multi.link(program, sites.image.path, places, pid, at_return=at_return))
         except BaseException:
-            os.close(at_return)
+            for descriptor in made:
+                os.close(descriptor)
             raise
+        return tuple(made)
+
+    def _first_gap(self) -> int:
+        """Bytes until the first block that is sampled; 0 if none is."""
+        return 0 if self._blocks is None else 1 + round(random.expovariate(1 / self._blocks.mean_gap))
 
     def _unlink(self, pid: int) -> None:
         """Stop counting that worker. Returns at once: the kernel takes some 30 ms for it."""
@@ -240,7 +266,8 @@ class NativeProbes:
             return None
         if not found.usable:
             image.close()
-            self._lack(f"native memory not counted: {', '.join(found.missing)} of the C library have an unknown form")
+            unknown = ", ".join(found.missing)
+            self._lack(f"native memory not counted: {unknown} of the C library have an unknown form")
             return None
         return _Sites(image, {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()})
 
@@ -259,8 +286,9 @@ class NativeProbes:
             self._closed_soon.discard(pid)
 
 
-def _new_book() -> bytes:
-    """A book without a call, which begins now."""
+def _new_book(gap: int) -> bytes:
+    """A book without a call, which begins now; `gap` bytes are allocated before the first block is sampled."""
     values = dict.fromkeys((name for name, _ in NATIVE_BOOK_FIELDS), 0)
     values["since_ns"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    values["gap"] = gap
     return NATIVE_BOOK.pack(*values.values())

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tracer.backends.bpf.maps import Map
+from tracer.backends.bpf.maps import Map, Table
 from tracer.backends.bpf.perf_event import attach_software, attach_uprobe
 from tracer.errors import UnsupportedError
 from tracer.targets import kernel
@@ -88,6 +88,10 @@ class Programs:
         if name not in self._maps:
             self._maps[name] = Map(self._bpf, name)
         return self._maps[name]
+
+    def table(self, name: str) -> Table:
+        """Return the hash of that name in the source file, to be read as a whole."""
+        return Table(self._bpf, name)
 
     def share(self, name: str, fd: int) -> None:
         """Put another module's map in the place of the one of that name; call it before a program is loaded.

@@ -26,15 +26,16 @@ _RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 # ref_ctr_offsets, cookies, cnt, flags, pid.
 _ATTR = struct.Struct("<IIIIQQQQIII")
 _ATTR_BYTES = 128
+_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 
 
 def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_return: bool = False) -> int:
     """Run the program wherever that process executes one of the sites; closing the descriptor detaches.
 
-    With `at_return`, run it where the function returns: at each site the return address is on top of the stack.
-
-    `sites` are file offsets by the cookie that the program is given. The program has to be loaded with the attach
-    type TRACE_UPROBE_MULTI. TargetGoneError if the process has ended; UnsupportedError if the kernel refuses.
+    `sites` are file offsets by the cookie that the program is given. With `at_return`, run it when the functions they
+    are in return: then %rsp has to point to the return address at each site, since the kernel replaces that word. The
+    program has to be loaded with the attach type TRACE_UPROBE_MULTI. TargetGoneError if the process has ended;
+    UnsupportedError if the kernel refuses.
     """
     number = _BPF.get(platform.machine())
     if number is None:

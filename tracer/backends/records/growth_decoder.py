@@ -31,7 +31,15 @@ from tracer.backends.records.stack_structs import (
 )
 from tracer.facts import NO_PHP, STACK_LOST, THREAD, TRUNCATED, UNREADABLE, Frame, FrameKind, Growth, Metric, Stack
 
-_METRICS = {MetricKind.RSS: Metric.RSS, MetricKind.MAPPED: Metric.MAPPED, MetricKind.ZEND: Metric.ZEND}
+# A fault outside Zend's chunks is one of all faults, too.
+_METRICS = {
+    MetricKind.RSS: (Metric.RSS,),
+    MetricKind.MAPPED: (Metric.MAPPED,),
+    MetricKind.ZEND: (Metric.ZEND,),
+    MetricKind.NATIVE: (Metric.RSS, Metric.NATIVE),
+}
+_ENDED_MAX = 20_000
+_WITHOUT_STACK: dict[int, Stack] = {HASH_NO_PHP: (NO_PHP,), HASH_THREAD: (THREAD,), HASH_LOST: (STACK_LOST,)}
 _NAMES_MAX = 100_000
 _MOST = (1 << 63) - 1
 
@@ -73,9 +81,7 @@ class _Open:
     """The functions, stacks and growth of a request that is still running."""
 
     functions: dict[int, _Function] = dataclasses.field(default_factory=dict)
-    stacks: dict[int, Stack] = dataclasses.field(
-        default_factory=lambda: {HASH_NO_PHP: (NO_PHP,), HASH_THREAD: (THREAD,), HASH_LOST: (STACK_LOST,)}
-    )
+    stacks: dict[int, Stack] = dataclasses.field(default_factory=_WITHOUT_STACK.copy)
     grown: dict[tuple[str, Stack], list[int]] = dataclasses.field(default_factory=dict)
 
     def add(self, metric: Metric, stack: Stack, size: int, samples: int) -> None:
@@ -91,8 +97,10 @@ class GrowthDecoder:
     `stacks` counts the stacks that were read, `unreadable` those of them that could not be read to their end.
     """
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
+    def __init__(self, *, keep_stacks: bool = False) -> None:
+        """Know nothing yet. With `keep_stacks`, stack() also knows those of requests that have ended."""
+        self._keep_stacks = keep_stacks
+        self._ended: dict[tuple[int, int], dict[int, Stack]] = {}  # stacks by hash, by pid and nth
         self._open: dict[int, dict[int, _Open]] = {}  # by pid and nth
         self._spaces: dict[int, AddressSpace] = {}
         self._names: dict[tuple[object, ...], _Function] = {}
@@ -140,11 +148,25 @@ class GrowthDecoder:
         request = requests.pop(nth, None)
         for earlier in [number for number in requests if number < nth]:
             del requests[earlier]
+        if self._keep_stacks and request is not None:
+            self._ended[pid, nth] = request.stacks
+            if len(self._ended) > _ENDED_MAX:
+                del self._ended[next(iter(self._ended))]
         return [
             Growth(pid, nth, metric, stack, size, samples)
             for (metric, stack), (size, samples) in ({} if request is None else request.grown).items()
             if size
         ]
+
+    def stack(self, pid: int, nth: int, key: int) -> Stack | None:
+        """Return the stack with that hash; None if it is not known, or its request ended before forget_ended()."""
+        request = self._open.get(pid, {}).get(nth)
+        stacks = self._ended.get((pid, nth), {}) if request is None else request.stacks
+        return stacks.get(key) or _WITHOUT_STACK.get(key)
+
+    def forget_ended(self) -> None:
+        """Drop the stacks of requests that have ended."""
+        self._ended.clear()
 
     def forget(self, pid: int) -> None:
         """Drop all that is known of a worker that has ended: another may get its pid."""
@@ -160,7 +182,8 @@ class GrowthDecoder:
 
     def _grow(self, request: _Open, metric: int, key: int, size: int, samples: int) -> None:
         if metric in _METRICS:
-            request.add(_METRICS[MetricKind(metric)], request.stacks.get(key, (STACK_LOST,)), size, samples)
+            for one in _METRICS[MetricKind(metric)]:
+                request.add(one, request.stacks.get(key, (STACK_LOST,)), size, samples)
 
     def _function(self, record: bytes) -> _Function:
         """The function of a record: one object for all records with this content, whatever their id and request."""

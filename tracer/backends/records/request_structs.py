@@ -149,6 +149,7 @@ NATIVE_BOOK_FIELDS = (
     ("resized_header", "Q"),
     ("resizing_thread", "I"),
     ("aligning_thread", "I"),
+    ("gap", "q"),
 )
 RELEASE_EVENT_FIELDS = (
     ("kind", "I"),
@@ -184,7 +185,7 @@ WORKER_FIELDS = (
     ("data_before", "Q"),
     ("native_counted", "I"),
     ("pad_native", "I"),
-    ("native_before", "112s"),
+    ("native_before", "120s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),

@@ -11,6 +11,7 @@ import struct
 NAME_MAX_BYTES = 128
 FILE_MAX_BYTES = 256
 GROWTH_SLOTS = 64
+GAP_STEPS = 1024
 HASH_NO_PHP = 0
 HASH_THREAD = 1
 HASH_LOST = 2
@@ -31,6 +32,7 @@ class MetricKind(enum.IntEnum):
     RSS = 1
     MAPPED = 2
     ZEND = 3
+    NATIVE = 4
 
 
 class FunctionType(enum.IntEnum):
@@ -74,6 +76,7 @@ class LostStacks(enum.IntEnum):
 
     GROWTH = 0
     STACKS = 1
+    BLOCKS = 2
 
 
 FUNCTION_FIELDS = (
@@ -133,13 +136,18 @@ WORKER_STACKS_FIELDS = (
 STACK_LAYOUT_FIELDS = (
     ("current_execute_data", "Q"),
     ("heap_size", "I"),
+    ("heap_real_peak", "I"),
     ("filename", "I"),
     ("opcodes", "I"),
     ("last", "I"),
     ("generator_execute_data", "I"),
     ("volatile_calls", "I"),
+    ("pad", "I"),
 )
 SAMPLING_CONFIG_FIELDS = (("fault_bytes", "Q"),)
+BLOCK_KEY_FIELDS = (("address", "Q"), ("pid", "I"), ("outlived", "I"))
+BLOCK_FIELDS = (("hash", "Q"), ("bytes", "Q"), ("nth", "I"), ("pad", "I"))
+BLOCK_CONFIG_FIELDS = (("retained_after", "I"), ("gaps", f"{4 * (GAP_STEPS + 1)}s"))
 
 
 def _struct(fields: tuple[tuple[str, str], ...]) -> struct.Struct:
@@ -155,3 +163,6 @@ GROWTH_SLOT = _struct(GROWTH_SLOT_FIELDS)
 WORKER_STACKS = _struct(WORKER_STACKS_FIELDS)
 STACK_LAYOUT = _struct(STACK_LAYOUT_FIELDS)
 SAMPLING_CONFIG = _struct(SAMPLING_CONFIG_FIELDS)
+BLOCK_KEY = _struct(BLOCK_KEY_FIELDS)
+BLOCK = _struct(BLOCK_FIELDS)
+BLOCK_CONFIG = _struct(BLOCK_CONFIG_FIELDS)

@@ -23,10 +23,13 @@ GROWN = st.lists(
 
 
 def keeps(kept: int, **changed: object) -> Request:
-    """A request whose native growth is that."""
-    return request(
-        **{"anon_before": 0, "anon_end": kept, "zend_real_before": 0, "zend_real_end": 0, **changed}
-    )  # fmt: skip
+    """A request that kept that natively."""
+    return request(**{"native_kept": kept, **changed})
+
+
+def uncounted(**changed: object) -> Request:
+    """A request whose allocations were not counted."""
+    return request(native_kept=None, native_alloc_calls=None, native_free_calls=None, **changed)
 
 
 def tree(*requests: tuple[Request, GrowthByStack], metric: Metric = Metric.RSS, kept: bool = False) -> dict[str, int]:
@@ -206,7 +209,16 @@ def test_all_shares_together_are_what_was_kept(kept, grown):
     assert built((keeps(kept), grown), retained=True).finish().bytes == kept
 
 
-@pytest.mark.parametrize("one", [keeps(0), keeps(-101), request(anon_end=None), request(zend_real_before=None)])
+@pytest.mark.parametrize(
+    "one",
+    [
+        keeps(0),
+        keeps(-101),
+        keeps(1_009, native_alloc_calls=31, native_free_calls=31, native_mapped_bytes=0),
+        uncounted(anon_end=None),
+        uncounted(zend_real_before=None),
+    ],
+)
 def test_a_request_that_kept_nothing_or_of_which_that_is_unknown_adds_nothing(one):
     builder = built((one, [((MAIN,), 503, 3)]), retained=True)
 
@@ -219,6 +231,75 @@ def test_what_was_kept_by_a_request_without_samples_is_not_sampled():
     found = sizes(builder.finish())
 
     assert found["/index.php > /srv/www/index.php > [not sampled]"] == builder.unsampled == 204
+
+
+def test_where_allocations_were_not_counted_native_growth_stands_for_what_was_kept():
+    one = uncounted(anon_before=0, anon_end=97, zend_real_before=0, zend_real_end=0)
+
+    assert built((one, [((MAIN,), 503, 3)]), retained=True).finish().bytes == 97
+
+
+def test_a_request_that_freed_as_many_blocks_as_it_allocated_kept_its_mappings_alone():
+    one = keeps(1_009, native_alloc_calls=31, native_free_calls=31, native_mapped_bytes=103)
+
+    assert built((one, [((MAIN,), 503, 3)]), retained=True).finish().bytes == 103
+
+
+@pytest.mark.parametrize("metric", [Metric.RETAINED, Metric.NATIVE])
+def test_few_samples_stand_for_all_that_the_requests_of_their_script_kept(metric):
+    kept = [keeps(1_072, nth=nth) for nth in range(1, 8)]
+    grown = [[], [((MAIN, FIND), 8_193, 1)], [], [((MAIN, FIND), 8_193, 1), ((MAIN, QUERY), 8_193, 1)], [], [], []]
+    builder = built(*zip(kept, grown, strict=True), metric=metric, retained=True)
+
+    root = builder.finish()
+
+    assert {node.label: (node.own, node.own_samples) for node in every(root).values() if node.own} == {
+        "Repo::find Repo.php:89": (5_002, 2), "PDO::query": (2_502, 1)
+    }  # fmt: skip
+    assert (root.bytes, builder.requests_kept, builder.unsampled) == (7 * 1_072, 7, 0)
+
+
+def test_what_one_request_of_a_script_frees_of_anothers_is_not_kept():
+    builder = built(
+        (keeps(1_009), [((MAIN, FIND), 8_193, 1)]),
+        (keeps(-1_007), []),
+        (keeps(-5, uri="/other"), [((MAIN,), 8_193, 1)]),
+        metric=Metric.RETAINED,
+        retained=True,
+    )
+
+    assert {node.label: node.own for node in every(builder.finish()).values() if node.own} == {
+        "Repo::find Repo.php:89": 2
+    }
+
+
+def test_a_script_that_kept_bytes_of_which_none_was_sampled_says_so():
+    builder = built((keeps(101), []), metric=Metric.RETAINED, retained=True)
+
+    found = sizes(builder.finish())
+
+    assert found["/index.php > /srv/www/index.php > [not sampled]"] == builder.unsampled == 101
+
+
+def test_blocks_of_requests_that_were_not_counted_do_not_grow_what_others_kept():
+    one = uncounted(anon_before=0, anon_end=1_009, zend_real_before=0, zend_real_end=0)
+    builder = built((one, [((MAIN,), 503, 3)]), (keeps(97), []), metric=Metric.RETAINED, retained=True)
+
+    assert (builder.finish().bytes, builder.requests, builder.requests_counted) == (97, 2, 1)
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.integers(-997, 997), GROWN, st.sampled_from(("/a", "/b"))), max_size=13))
+def test_each_script_has_what_its_requests_kept_together(requests):
+    builder = built(
+        *((keeps(kept, uri=uri), [one for one in grown if one[1] > 0]) for kept, grown, uri in requests),
+        metric=Metric.RETAINED, retained=True,
+    )  # fmt: skip
+
+    found = sizes(builder.finish())
+
+    for route in ("/a", "/b"):
+        assert found.get(route, 0) == max(0, sum(kept for kept, _, uri in requests if uri == route))
 
 
 def test_bytes_whose_stack_could_not_be_read_to_its_end_or_was_lost_are_counted():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from samples import PROPERTY
 from stack_records import HASH, NTH, PID, called, entry, function, grown, stack
 
+from tracer.backends.records import growth_decoder
 from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.stack_structs import (
     HASH_LOST,
@@ -461,3 +462,46 @@ def test_slots_are_of_the_request_they_name(decoder):
 
     assert growths(decoder) == []
     assert [found.nth for found in growths(decoder, nth=11)] == [11]
+
+
+def test_a_fault_outside_zends_chunks_is_one_of_all_faults_too(decoder):
+    records = [function(3, b"find"), stack((3, 89)), grown(101, metric=MetricKind.RSS), grown(
+        65_537, metric=MetricKind.NATIVE, samples=11)]  # fmt: skip
+
+    found = growths(decoder, *records)
+
+    assert [(one.metric, one.bytes, one.samples) for one in found] == [("rss", 65_638, 12), ("native", 65_537, 11)]
+
+
+def test_the_stack_of_a_hash_is_known_while_its_request_runs_and_after_it_until_it_is_forgotten():
+    decoder = GrowthDecoder(keep_stacks=True)
+    for record in (function(3, b"find"), stack((3, 89))):
+        decoder.take(record)
+
+    running = decoder.stack(PID, NTH, HASH)
+    decoder.growths(PID, NTH)
+    ended = decoder.stack(PID, NTH, HASH)
+    decoder.forget_ended()
+
+    assert running == ended == (Frame("user", "find", FILE, 89),)
+    assert decoder.stack(PID, NTH, HASH) is None
+
+
+def test_the_stacks_of_requests_that_have_ended_are_not_kept_unless_asked_for(decoder):
+    growths(decoder, function(3, b"find"), stack((3, 89)))
+
+    assert decoder.stack(PID, NTH, HASH) is None
+
+
+def test_stacks_are_kept_of_so_many_requests_that_have_ended(monkeypatch):
+    monkeypatch.setattr(growth_decoder, "_ENDED_MAX", 7)
+    decoder = GrowthDecoder(keep_stacks=True)
+    for nth in range(1, 12):
+        growths(decoder, function(3, b"find", nth=nth), stack((3, 89), nth=nth), nth=nth)
+
+    assert [nth for nth in range(1, 12) if decoder.stack(PID, nth, HASH)] == list(range(5, 12))
+
+
+@pytest.mark.parametrize(("key", "frame"), [(HASH_NO_PHP, NO_PHP), (HASH_THREAD, THREAD), (HASH_LOST, STACK_LOST)])
+def test_what_stands_for_a_missing_stack_is_known_of_every_request(decoder, key, frame):
+    assert decoder.stack(PID, NTH, key) == (frame,)

@@ -34,6 +34,10 @@ STRUCTS = {
     "worker_stacks": stack_structs.WORKER_STACKS_FIELDS,
     "stack_layout": stack_structs.STACK_LAYOUT_FIELDS,
     "sampling_config": stack_structs.SAMPLING_CONFIG_FIELDS,
+    "native_book": request_structs.NATIVE_BOOK_FIELDS,
+    "block_key": stack_structs.BLOCK_KEY_FIELDS,
+    "block": stack_structs.BLOCK_FIELDS,
+    "block_config": stack_structs.BLOCK_CONFIG_FIELDS,
 }
 # What stands behind those fields: (member, bytes), in C's order.
 BEHIND = {
@@ -74,6 +78,7 @@ DEFINES = {
     "NAME_MAX_BYTES": stack_structs.NAME_MAX_BYTES,
     "FILE_MAX_BYTES": stack_structs.FILE_MAX_BYTES,
     "GROWTH_SLOTS": stack_structs.GROWTH_SLOTS,
+    "GAP_STEPS": stack_structs.GAP_STEPS,
     "HASH_NO_PHP": stack_structs.HASH_NO_PHP,
     "HASH_THREAD": stack_structs.HASH_THREAD,
     "HASH_LOST": stack_structs.HASH_LOST,

@@ -136,3 +136,17 @@ def test_an_extensions_memory_stands_on_its_function(
     assert leaves[function] >= least
     assert request.zend_peak is not None
     assert request.zend_peak < 4 * MIB
+
+
+@pytest.mark.parametrize("every", [1, 16])
+def test_of_page_faults_outside_zends_heap_only_what_is_native_is_found(
+    fresh: Fpm, trace: Callable[..., Tracer], every: int
+) -> None:
+    tracer = trace(str(fresh.master), stacks=StackOptions(every=every))
+
+    truth = run(fresh, tracer, GROWERS)
+
+    found = grown(tracer, Metric.NATIVE)
+    assert found["native"] == pytest.approx(truth["native"][ANON], rel=0.02, abs=every * 4096)
+    slack = {name: 0.01 * truth[name][ANON] + 4 * every * 4096 for name in GROWERS if name != "native"}
+    assert {name: found[name] for name in slack if found[name] > slack[name]} == {}
