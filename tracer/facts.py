@@ -105,21 +105,6 @@ class Request(NamedTuple):
         return self.anon_after - self.anon_before
 
     @property
-    def native_growth(self) -> int | None:
-        """Growth that Zend's heap cannot explain: malloc in extensions, libraries, PHP's core.
-
-        Taken before Zend trims its chunk cache, so that a request is not blamed for chunks that others filled. If the
-        request took chunks that are still there, growth up to their size is attributed to Zend: then this is a lower
-        bound. First touches of pages in older chunks count as well. None if the heap or the end was not seen.
-        """
-        end, before = self.anon_end, self.anon_before
-        real_end, real_before = self.zend_real_end, self.zend_real_before
-        if end is None or before is None or real_end is None or real_before is None:
-            return None
-        growth = end - before
-        return growth if growth <= 0 else max(0, growth - max(0, real_end - real_before))
-
-    @property
     def native_retained(self) -> int | None:
         """Native bytes that the request kept and that nobody freed later, as far as is known; None if not counted."""
         if self.native_kept is None:

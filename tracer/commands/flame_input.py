@@ -21,7 +21,7 @@ _LONGEST_S = 1e9  # a recording of more seconds is corrupt
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class View:
-    """What a flame shows. `retained`: only what was kept natively, as far as it is known."""
+    """The growth that a flame shows. `retained`: only what was kept natively, as far as it is known."""
 
     metric: Metric
     retained: bool
@@ -86,7 +86,7 @@ def chosen_view(files: Sequence[str], metric: Metric | None, *, retained: bool) 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Contents:
-    """What a recording has of each kind of native memory; in one that counted, what is missing is 0."""
+    """The kinds of native memory that a recording has; in one that counted, what is missing is 0."""
 
     retained: bool
     native: bool
@@ -101,7 +101,7 @@ class _Contents:
 
 
 def flame_builder(view: View, *, difference: bool = False) -> tuple[FlameBuilder, Tally, RecordingNotes]:
-    """What add_recording() fills."""
+    """Return the objects that add_recording() fills."""
     return FlameBuilder(view.metric, retained=view.retained, difference=difference), Tally(), RecordingNotes()
 
 

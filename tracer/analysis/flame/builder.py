@@ -13,7 +13,7 @@ from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Reque
 # Fields of Request that a FlameBuilder needs.
 COLUMNS = (
     "uri", "script", "ending", "anon_before", "anon_end", "anon_after", "zend_real_before", "zend_real_end",
-    "zend_used_end", "native_alloc_calls", "native_free_calls", "native_mapped_bytes", "native_kept",
+    "zend_used_end", "native_kept", "native_released",
 )  # fmt: skip
 
 NOT_SAMPLED = Frame(FrameKind.MARK.value, "[not sampled]", None, None)
@@ -160,16 +160,19 @@ class FlameBuilder:
 
 
 def kept_bytes(request: Request) -> int | None:
-    """Bytes of native memory that a request kept, negative if it freed some that others kept; None if not measured.
+    """Bytes of native memory that a request kept and nobody freed since; None if that is not known.
 
-    Where its calls were counted and as many blocks were freed as were allocated, only mappings count: blocks that are
-    only larger than those they replace are nobody's leak.
+    Where its calls were not counted, the growth until the script's end stands for it, less Zend's new chunks: all that
+    is known, though it may be another script's.
     """
-    if request.native_kept is None:
-        return request.native_growth
-    if request.native_alloc_calls == request.native_free_calls:
-        return request.native_mapped_bytes or 0
-    return request.native_kept
+    if request.native_kept is not None:
+        return request.native_retained
+    end, before = request.anon_end, request.anon_before
+    real_end, real_before = request.zend_real_end, request.zend_real_before
+    if end is None or before is None or real_end is None or real_before is None:
+        return None
+    growth = end - before
+    return growth if growth <= 0 else max(0, growth - max(0, real_end - real_before))
 
 
 def _scaled_to_kept(request: Request, grown: GrowthByStack) -> Iterator[tuple[Stack, int, int]]:

@@ -15,18 +15,18 @@ from load import Load
 from tracing import Tracer
 from waiting import wait_for
 
-from tracer.backends import StackOptions
+from tracer.backends import NativeOptions, StackOptions
 
 pytestmark = pytest.mark.needs_bpf
 PAGE = "native_page.php"
 # A tracer that samples every block, until it is killed.
 TRACER = """
 import sys
-from tracer.backends import StackOptions
+from tracer.backends import NativeOptions, StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
-backend = BpfBackend(stacks=StackOptions(block_bytes=64), native_budget=100.0)
+backend = BpfBackend(stacks=StackOptions(block_bytes=64), native=NativeOptions(100.0))
 backend.attach(targets([sys.argv[1]], symbols=True))
 print(*backend.lacking or ["attached"], flush=True)
 while True:
@@ -68,7 +68,7 @@ def test_when_tracing_ends_under_load_malloc_is_as_it_was(pool: Fpm, trace: Call
     workers = set(pool.workers())
     body = pool.get(PAGE).body
     untouched = {pid: allocator_code(pid) for pid in workers}
-    tracer = trace(str(pool.master), stacks=StackOptions(block_bytes=64), native_budget=100.0)
+    tracer = trace(str(pool.master), stacks=StackOptions(block_bytes=64), native=NativeOptions(100.0))
 
     with Load(pool, PAGE, body) as load:
         load.wait_for_more(50)
