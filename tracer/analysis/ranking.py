@@ -184,17 +184,28 @@ class Ranking:
     def together(self) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
         found = []
-        for entry in self._estimates().entries if self._estimator else ():
-            if len(entry.keys) > 1 and entry.bytes_per_round is not None and entry.low and entry.high is not None:
+        needed = self._not_counted() if self._estimator else set()
+        for entry in self._estimates().entries if needed else ():
+            if (
+                len(entry.keys) > 1
+                and needed.intersection(entry.keys)
+                and entry.bytes_per_round is not None
+                and entry.low
+                and entry.high is not None
+            ):
                 found.append(Together(_listed(entry.keys), entry.bytes_per_round, entry.low, entry.high))
         return found
 
     def why_not_estimated(self) -> str | None:
         """A reason why what was not counted is not estimated either, or is not sure; None if there is none."""
-        if self._estimator is None:
+        if self._estimator is None or not self._not_counted():
             return None
         estimates = self._estimates()
         return estimates.reason or estimates.caveat
+
+    def _not_counted(self) -> set[Hashable]:
+        """Keys of the groups of which too few requests were counted."""
+        return {key for key, accumulator in self._groups.items() if accumulator.needs_estimate}
 
     def _estimates(self) -> Estimates:
         if self._latest is None:
@@ -280,6 +291,11 @@ class _Accumulator:
         peak = request.zend_peak
         if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
             self._zend_peak = peak
+
+    @property
+    def needs_estimate(self) -> bool:
+        """True if requests were seen whole, and what they kept is not known."""
+        return self._growth.count > 0 and self._kept.kept().how is None
 
     def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
         self._kept.release(freed, first=first, nothing_left=nothing_left)

@@ -8,6 +8,7 @@ import random
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,8 @@ def kept(requests: list[Request]) -> list[int]:
 
 def warmed(fpm: Fpm) -> Fpm:
     """Every worker has run every innocent page, and has its caches."""
-    for _ in range(20):
-        for script in ("native_page.php", "hello.php"):
-            fpm.get(script)
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(fpm.get, ["native_page.php", "hello.php"] * 40))
     return fpm
 
 

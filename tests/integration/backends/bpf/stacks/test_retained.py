@@ -7,6 +7,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,8 @@ def send(fpm: Fpm, tracer: Tracer, scripts: list[str]) -> None:
 
 def warmed(fpm: Fpm) -> Fpm:
     """Every worker has run every innocent page, and has its caches."""
-    for _ in range(20):
-        for script in ("native_page.php", "hello.php"):
-            fpm.get(script)
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(fpm.get, ["native_page.php", "hello.php"] * 40))
     return fpm
 
 
