@@ -20,7 +20,7 @@ from tracer.backends.bpf.programs import bcc_problem, bcc_version
 from tracer.backends.choose import BACKENDS, fallback
 from tracer.backends.ptrace import permissions
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
-from tracer.targets import arch, btf, kernel, libc, processes
+from tracer.targets import allocator, arch, btf, kernel, libc, processes
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import FPM, Target, targets
@@ -214,6 +214,7 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
         needed=False,
     )
     yield _calls_check(target)
+    yield _native_check(target)
     yield from _tracee_checks(target)
 
 
@@ -248,4 +249,31 @@ def _calls_check(target: Target) -> Check:
     if library.missing:
         found = f"{image.shown}: unknown machine code in {', '.join(library.missing)}"
         return Check("mmap and brk", False, found, fix, needed=False)
-    return Check("mmap and brk", True, f"counted in {image.shown}, at no cost to other processes")
+    return Check("mmap and brk", True, f"counted in {image.shown}; costs other processes 1 µs an mmap")
+
+
+def _native_check(target: Target) -> Check:
+    """The C library's malloc and free: without counting them, what requests keep is only estimated."""
+    witness = target.master or target.workers[0]
+    fix = "none; phptrace estimates what requests keep from the growth of the workers"
+    try:
+        substitute = allocator.substitute(witness.pid)
+        image = processes.open_libc(witness.pid)
+        if substitute is not None or image is None:
+            if image is not None:
+                image.close()
+            found = f"the workers use {substitute or 'a C library of no known name'}: not counted"
+            return Check("native memory", False, found, fix, needed=False)
+        with contextlib.closing(image):
+            missing = allocator.inspect(image).missing
+    except (OSError, UnsupportedError) as exc:
+        return Check("native memory", False, str(exc), fix, needed=False)
+    if missing:
+        found = f"{image.shown}: unknown machine code in {', '.join(missing)}"
+    elif not kernel.has_uprobe_multi():
+        found = "not counted: this kernel cannot set probes in one process alone; Linux 6.6 can"
+    elif kernel.filters_refuse_returns() and processes.has_seccomp_filter(witness.pid):
+        found = "not counted: with this kernel, a seccomp filter of the workers forbids probes on returns"
+    else:
+        return Check("native memory", True, f"malloc and free are counted in {image.shown}")
+    return Check("native memory", False, found, fix, needed=False)

@@ -170,6 +170,15 @@ def filters_refuse_returns(release: str | None = None) -> bool:
     return numbers is not None and (6, 11) <= (int(numbers[1]), int(numbers[2])) < (6, 14)
 
 
+def has_uprobe_multi(release: str | None = None) -> bool:
+    """True if BPF can set probes in one process alone: uprobe_multi links, since Linux 6.6.
+
+    `release` is as uname says; None: the running kernel's.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (6, 6)
+
+
 def in_initial_pid_namespace() -> bool:
     """True if pids here are the pids that BPF programs see.
 

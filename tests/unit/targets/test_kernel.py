@@ -182,3 +182,11 @@ def test_the_capabilities_missing_are_those_needed_and_not_held(dropped):
 )  # fmt: skip
 def test_kernels_whose_seccomp_filters_may_refuse_a_probed_return_are_known(release, refused):
     assert kernel.filters_refuse_returns(release) is refused
+
+
+@pytest.mark.parametrize(
+    ("release", "has"),
+    [("6.5.0-generic", False), ("6.6.1", True), ("6.18.44", True), ("7.0-rc1", True), ("5.10", False)],
+)
+def test_a_kernel_can_set_probes_in_one_process_from_6_6_on(release, has):
+    assert has_uprobe_multi(release) is has
