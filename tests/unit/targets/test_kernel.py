@@ -189,4 +189,4 @@ def test_kernels_whose_seccomp_filters_may_refuse_a_probed_return_are_known(rele
     [("6.5.0-generic", False), ("6.6.1", True), ("6.18.44", True), ("7.0-rc1", True), ("5.10", False)],
 )
 def test_a_kernel_can_set_probes_in_one_process_from_6_6_on(release, has):
-    assert has_uprobe_multi(release) is has
+    assert kernel.has_uprobe_multi(release) is has
