@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from tracer.backends import NativeOptions
 from tracer.backends.bpf import uprobe_multi
@@ -37,6 +38,8 @@ _AT_ENTRY = (NativeSite.FREE, NativeSite.REALLOC, NativeSite.MEMALIGN)
 _AT_RETURN = (NativeSite.MALLOC, NativeSite.CALLOC, NativeSite.REALLOC, NativeSite.MEMALIGN)
 # At the entry, too, where blocks are sampled: which one is taken is chosen before it is returned.
 _AT_ENTRY_TO_SAMPLE = (*_AT_ENTRY, NativeSite.MALLOC, NativeSite.CALLOC)
+# Links that are closed at a time, when tracing ends.
+_CLOSERS = 16
 # Blocks whose request is remembered, of all workers; the kernel needs some 80 bytes for each.
 _OWNED_MAX = 262_144
 
@@ -136,8 +139,12 @@ class NativeProbes:
 
     def stop(self) -> None:
         """Take all links off and wait for that. Idempotent."""
+        descriptors = [descriptor for link in self._links.values() for descriptor in link.descriptors]
         for pid in list(self._links):
-            self._unlink(pid)
+            self._forget(pid)
+        # The kernel waits some 30 ms for each, so at the same time for all.
+        with ThreadPoolExecutor(_CLOSERS) as closers:
+            list(closers.map(os.close, descriptors))
         if self._closer.is_alive():
             self._closing.put(None)
             self._closer.join()
@@ -231,12 +238,18 @@ class NativeProbes:
 
     def _unlink(self, pid: int) -> None:
         """Stop counting that worker. Returns at once: the kernel takes some 30 ms for it."""
+        link = self._forget(pid)
+        if link is not None:
+            self._closed_soon.add(pid)
+            self._closing.put((pid, link.descriptors))
+
+    def _forget(self, pid: int) -> _Link | None:
+        """Take the worker's link out of the table, and its book out of the map; the descriptors stay to be closed."""
         link = self._links.pop(pid, None)
         if link is not None:
             link.pool.linked -= 1
             self._books.remove(pid)
-            self._closed_soon.add(pid)
-            self._closing.put((pid, link.descriptors))
+        return link
 
     def _sites_of(self, pid: int, worker: TrackedWorker) -> _Sites | None:
         """The sites in the C library of that worker's PHP; None if they are not known."""
