@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import IncompleteError, UsageError
-from tracer.facts import Fact, Growth, Loss, Release, Request, Worker
+from tracer.facts import Fact, Growth, Look, Loss, Release, Request, Worker
 from tracer.output_file import create
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
@@ -35,6 +35,7 @@ _INSERT_RELEASE = (
     "INSERT INTO released (pid, started_ns, bytes, blocks) VALUES (?, ?, ?, ?)"
     " ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes, blocks = blocks + excluded.blocks"
 )
+_INSERT_LOOK = f"INSERT INTO look VALUES ({', '.join('?' * len(Look._fields))})"
 
 
 class Writer:
@@ -48,7 +49,7 @@ class Writer:
         """
         self.path = path
         self._requests = RequestWriter()
-        self._others: list[Worker | Loss | Release] = []
+        self._others: list[Worker | Loss | Release | Look] = []
         self._last: tuple[int, int] | None = None  # pid and nth of the last request
         self._stacks = StackWriter()
         self._connection: sqlite3.Connection | None = None
@@ -110,6 +111,8 @@ class Writer:
                         connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
                     elif isinstance(fact, Release):
                         connection.execute(_INSERT_RELEASE, fact)
+                    elif isinstance(fact, Look):
+                        connection.execute(_INSERT_LOOK, fact)
                     else:
                         connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
                 self._stacks.write(connection, up_to=self._requests.write(connection, _STEP))
