@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
 import click
 
+from tracer.analysis.balance import COLUMNS as BALANCE_COLUMNS
+from tracer.analysis.balance import Balance, Balancing
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.analysis.tally import Tally
@@ -16,8 +19,10 @@ from tracer.commands.options import ranking_options, require_option, stack_metri
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import json_report, stack_text, table
+from tracer.reporters import balance_text, json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class _Report:
     sort: Sort
     hidden: int  # how many groups are not among `groups`
     heaviest: Heaviest | None  # None: without --stacks
+    balance: Balance
 
 
 def _table(report: _Report) -> None:
@@ -39,7 +45,7 @@ def _table(report: _Report) -> None:
 
 
 def _json(report: _Report) -> None:
-    json_report.render(report.groups, report.tally, sys.stdout, report.heaviest)
+    json_report.render(report.groups, report.tally, sys.stdout, report.heaviest, report.balance)
 
 
 def _csv(report: _Report) -> None:
@@ -90,23 +96,32 @@ def report(
         heaviest = _heaviest(files, Metric(metric), retained=retained, top=top)
     else:
         require_option("stacks", "metric", "retained")
-    ranking, tally = Ranking(GroupBy(group_by)), Tally()
+    ranking, tally, balancing = Ranking(GroupBy(group_by)), Tally(), Balancing()
     for path in files:
-        _add_recording(path, ranking, tally)
+        _add_recording(path, ranking, tally, balancing)
+    balance = balancing.result()
     every = ranking.groups(Sort(sort))
     shown = every[: top or None]
-    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), len(every) - len(shown), heaviest))
+    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), len(every) - len(shown), heaviest, balance))
+    log.info("%s", balance_text.line(balance))
+    if balance.doubtful:
+        log.warning("%s", balance_text.warning(balance))
 
 
-def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
+def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balancing) -> None:
     with Reader(path) as recording:
         tally.unended += not recording.ended
         workers = recording.workers()
         tally.add_all(workers, host=str(recording.meta.get("host")))
         ranking.begin_recording(workers)
-        tally.add_all(recording.losses())
-        for request in recording.requests(columns_of(ranking.by)):
+        losses = recording.losses()
+        tally.add_all(losses)
+        balanced = balancing.begin(recording.looks(), requests_lost=bool(losses))
+        columns = columns_of(ranking.by)
+        for request in recording.requests((*columns, *BALANCE_COLUMNS) if balanced else columns):
             tally.add(request)
+            if balanced:
+                balancing.add(request)
             try:
                 ranking.add(request)
             except OverflowError as exc:

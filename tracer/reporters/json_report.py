@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from tracer.analysis.balance import Balance
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
@@ -14,7 +15,13 @@ from tracer.analysis.tally import Tally
 SCHEMA = 2
 
 
-def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heaviest | None = None) -> None:
+def render(
+    groups: Sequence[Group],
+    tally: Tally,
+    out: TextIO,
+    heaviest: Heaviest | None = None,
+    balance: Balance | None = None,
+) -> None:
     """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes."""
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -28,6 +35,8 @@ def render(groups: Sequence[Group], tally: Tally, out: TextIO, heaviest: Heavies
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
         "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
     }
+    if balance is not None:
+        document["balance"] = {**dataclasses.asdict(balance), "why": json_text(balance.why)}
     if heaviest is not None:
         document["stacks"] = {
             "title": json_text(heaviest.title),
