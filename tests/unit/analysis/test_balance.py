@@ -220,6 +220,7 @@ def test_the_heap_is_not_checked_where_malloc_is_not_exact(changed):
     for looks in ([BEGIN._replace(**changed), END], [BEGIN, END._replace(**changed)]):
         found = balance(looks, TWO)
         assert (found.heap_check, found.native_kept, found.unexplained) == (None, 68_006, 51_999)
+        assert found.why == "1 worker: malloc's heap is not known exactly"
 
 
 @pytest.mark.parametrize(
