@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fastcgi
 import pytest
 from command import attached_to, finish, phptrace, run
 from fpm import ONE_WORKER, TWO_WORKERS, Fpm
@@ -18,7 +20,7 @@ from proc_status import rollup_bytes, state, waits_for_a_request
 from waiting import wait_for
 
 from tracer.errors import RecordingError
-from tracer.facts import Look
+from tracer.facts import Look, Request
 from tracer.looks import Looks, subjects
 from tracer.recording.reader import Reader
 from tracer.targets.resolve import targets
@@ -274,3 +276,36 @@ def test_a_look_brings_no_page_of_a_worker_into_memory(warm: Fpm) -> None:
 
     assert [look.bookable for look in looks.close()] == [True, True]
     assert [rollup_bytes(worker, "Rss") for worker in warm.workers()] == before
+
+
+@pytest.mark.needs_bpf
+def test_a_worker_on_a_connection_that_is_kept_is_looked_at(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    for _ in range(3):
+        fpm.get("native_leak.php")
+    path = tmp_path / "r.phptrace"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(fpm.socket()))
+
+        def get() -> None:
+            connection.sendall(fastcgi.message(fpm.params("native_leak.php"), keep=True))
+            while b"leak" not in connection.recv(1 << 16):
+                pass
+
+        get()
+        process = phptrace("record", *COUNTING, "-o", str(path), str(fpm.master))
+        attached_to(process)
+        wait_for(lambda: looked_at(path, 1), "the first look")
+        for _ in range(10):
+            get()
+        wait_for(lambda: len(requests_of(path)) == 10, "the requests")
+        code, _, err = finish(process)
+
+    assert code == 0, err
+    assert [(look.bookable, look.in_accept) for look in looks_of(path)] == [(True, False)] * 2
+    assert balance_of(path)["native_kept"] == 10 * LEAK
+
+
+def requests_of(path: Path) -> list[Request]:
+    with Reader(str(path)) as recording:
+        return list(recording.requests())
