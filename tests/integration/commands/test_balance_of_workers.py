@@ -166,7 +166,7 @@ def test_without_counting_growth_and_zend_s_part_are_known(warm: Fpm, tmp_path: 
     assert found["workers_grew"] == grew.bytes
     assert (found["native_kept"], found["unexplained"]) == (None, None)
     assert found["zend"] % 4096 == 0
-    assert found["why"] == "2 workers: 0 of 20 requests counted"
+    assert found["why"].endswith(": 0 of 20 requests counted")  # one worker may have served them all
     # malloc's heap tells the leak to the byte, also where no call was counted.
     looks = looks_of(path)
     first, last = (
