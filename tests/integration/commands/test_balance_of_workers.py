@@ -27,6 +27,8 @@ from tracer.targets.resolve import targets
 
 pytestmark = pytest.mark.needs_php
 
+# Pages that a breakpoint copied, until the kernel drops the copy some time after an earlier tracer has ended.
+PROBED = 2 * 10 * 4096
 LEAK = 32 * (1040 + 32)
 COUNTING = ("--backend", "bpf", "--native", "on")
 BPF = pytest.param(COUNTING, marks=pytest.mark.needs_bpf, id="bpf")
@@ -114,8 +116,10 @@ def test_what_the_workers_grew_by_is_what_the_leak_kept(warm: Fpm, tmp_path: Pat
     assert (found["workers"], found["looked_at"], found["requests"], found["counted"]) == (2, 2, 50, 50)
     assert found["why"] is None
     assert found["native_kept"] == 50 * LEAK
-    assert found["workers_grew"] == grew.bytes
-    assert grew.bytes == sum(found[name] for name in ("native_kept", "zend", "between_requests", "unexplained"))
+    assert abs(found["workers_grew"] - grew.bytes) <= PROBED
+    assert found["workers_grew"] == sum(
+        found[name] for name in ("native_kept", "zend", "between_requests", "unexplained")
+    )
     assert found["heap_check"] == 0
     assert abs(found["unexplained"]) < 64 << 10
     assert abs(found["between_requests"]) < 64 << 10
@@ -163,7 +167,7 @@ def test_without_counting_growth_and_zend_s_part_are_known(warm: Fpm, tmp_path: 
     recorded(warm, path, ("--backend", "ptrace"), grew)
 
     found = balance_of(path)
-    assert found["workers_grew"] == grew.bytes
+    assert abs(found["workers_grew"] - grew.bytes) <= PROBED
     assert (found["native_kept"], found["unexplained"]) == (None, None)
     assert found["zend"] % 4096 == 0
     assert found["why"].endswith(": 0 of 20 requests counted")  # one worker may have served them all
