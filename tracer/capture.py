@@ -10,12 +10,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from tracer.backends import Backend
 from tracer.facts import Fact, Growth, Request
 
+if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
+    from tracer.looks import Looks
+
 IDLE_S = 5.0
 _POLL_S = 0.25
+_LOOK_POLL_S = 0.02  # while workers are looked at before the end
 _TICK_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -104,22 +109,25 @@ def capture(
     count: int | None = None,
     keep: Filter | None = None,
     tick: Callable[[Progress], None],
+    looks: Looks | None = None,
 ) -> tuple[Why, Progress]:
     """Pass the facts of an attached backend to `consume` until it is time to stop. Returns why, and the last state.
 
-    `count` is the number of kept requests, over all workers; `keep` None keeps every request. Closes the
-    backend and consumes what it returns, also if polling raises.
+    `count` is the number of kept requests, over all workers; `keep` None keeps every request. `looks`: the workers are
+    looked at now, and again before the end. Closes the backend and consumes what it returns, also if polling raises.
     """
+    looking = looks or Looks(())
     progress = Progress()
     started = last_tick = time.monotonic()
     seen_at_tick = 0
 
     def take(facts: list[Fact]) -> None:
-        kept: list[Fact] = []
+        kept: list[Fact] = [*looking.take()]
         last_kept = True
         for fact in facts:
             if isinstance(fact, Request):
                 progress.seen += 1
+                looking.count(fact)
                 last_kept = (keep is None or keep.keeps(fact)) and (count is None or progress.kept < count)
                 progress.kept += last_kept
             if last_kept or not isinstance(fact, Request | Growth):
@@ -128,6 +136,7 @@ def capture(
             consume(kept)
 
     try:
+        looking.begin()
         while True:
             now = time.monotonic()
             why = _ended(backend, stop, progress, now - started, duration_s, count)
@@ -143,8 +152,14 @@ def capture(
                 progress.idle = progress.seen == 0 and progress.elapsed_s >= IDLE_S
                 last_tick, seen_at_tick = now, progress.seen
                 tick(progress)
+        looking.end()
+        while looking.busy:
+            take(backend.poll(_LOOK_POLL_S))
     finally:
         take(backend.close())
+        last = looking.close()
+        if last:
+            consume([*last])
         progress.elapsed_s = time.monotonic() - started
     return why, progress
 

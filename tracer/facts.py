@@ -1,4 +1,4 @@
-"""The facts that a backend reports: Request, Growth, Retained, Release, Worker, Loss. Imports nothing of ours.
+"""The facts of a recording: Request, Growth, Retained, Release, Worker, Look, Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.
@@ -197,6 +197,33 @@ class Release(NamedTuple):
     blocks: int
 
 
+class Look(NamedTuple):
+    """The memory of one worker, read from outside at one moment. Bytes unless the name says else; None = unknown.
+
+    Taken after tracing has begun, and before it ends. A worker that was left out has a Look of which nothing is
+    known but the reason.
+    """
+
+    pid: int
+    start_ticks: int  # as in Worker
+    at_ns: int  # Unix time at which the look began
+    took_ns: int
+    anon: int | None  # resident anonymous memory, counted page by page
+    malloc_in_use: int | None  # chunks of glibc's main heap in use, and blocks mapped apart
+    malloc_uncertain: int | None  # in use may be up to this much less
+    malloc_resident: int | None  # resident memory of that heap, and blocks mapped apart
+    zend_resident: int | None  # resident memory of Zend's chunks and huge blocks
+    settled: bool  # True: the worker waited for a request, and nothing changed during the look
+    in_accept: bool  # it waited in accept(): surely in no request. False: perhaps on a connection that it keeps
+    requests: int | None  # of this worker since the look before, those not recorded included; None: it is the first
+    why: str | None  # why something is None, or not settled
+
+    @property
+    def bookable(self) -> bool:
+        """True if its figures can be compared with those of another look."""
+        return self.settled and self.anon is not None and self.zend_resident is not None
+
+
 class Loss(NamedTuple):
     """Facts that happened and could not be delivered."""
 
@@ -205,4 +232,4 @@ class Loss(NamedTuple):
     why: str
 
 
-Fact = Request | Growth | Retained | Release | Worker | Loss
+Fact = Request | Growth | Retained | Release | Worker | Look | Loss

@@ -9,14 +9,20 @@ from typing import Any
 
 import pytest
 from samples import COMPLETE, FIND, MAIN, growth, request
+from waiting import wait_for
+from waiting_process import SLEEPS, waiting_process
 
 from tracer import capture as loop
 from tracer.backends import Backend
 from tracer.capture import Filter, Progress, Stop, Why, capture
-from tracer.facts import Fact, Loss, Request, Worker
+from tracer.facts import Fact, Look, Loss, Request, Worker
+from tracer.looks import Looks, Subject
+from tracer.targets.php import Php
+from tracer.targets.processes import process
 from tracer.targets.resolve import Target
 
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
+NO_PHP: Php = None  # type: ignore[assignment]  # it is not asked for where the bias is unknown
 LOSS = Loss(1, 13, "requests: the ring buffer was full")
 
 
@@ -351,3 +357,39 @@ def test_a_filter_that_asks_for_nothing_is_none():
     assert not Filter()
     assert Filter(min_growth=0)
     assert Filter().keeps(UNKNOWN)
+
+
+def test_workers_are_looked_at_before_the_first_request_and_after_the_last(clock, tmp_path):
+    with waiting_process(tmp_path) as pid:
+        found = process(pid)
+        assert found is not None
+        looks = Looks([Subject(pid, found.start_ticks, NO_PHP, None)])
+
+        def when_looked_at() -> list[Fact]:
+            wait_for(lambda: not looks.busy, "the looks")
+            return [COMPLETE]
+
+        capture = Capture(Playback(clock, when_looked_at, [LOSS]), looks=looks, duration_s=1.0)
+
+    look, *others = capture.facts
+    assert isinstance(look, Look)
+    assert (look.pid, look.settled, look.requests) == (pid, True, None)
+    # Without PHP, nothing is known of Zend's heap: there is no second look.
+    assert others == [COMPLETE, LOSS]
+
+
+def test_a_capture_that_fails_ends_its_looks(clock, tmp_path):
+    def fail() -> list[Fact]:
+        raise ZeroDivisionError
+
+    with waiting_process(tmp_path, SLEEPS, connect=True) as pid:
+        found = process(pid)
+        assert found is not None
+        looks = Looks([Subject(pid, found.start_ticks, NO_PHP, None)])
+        facts: list[Fact] = []
+
+        with pytest.raises(ZeroDivisionError):
+            capture(Playback(clock, fail), facts.extend, stop=Stop(), tick=no_tick, looks=looks)
+
+    assert not looks.busy
+    assert [fact.why for fact in facts if isinstance(fact, Look)] == ["it was in a request"]

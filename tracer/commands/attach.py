@@ -15,6 +15,7 @@ from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
 from tracer.commands.messages import notice
 from tracer.commands.options import attach_options, ranking_options
 from tracer.facts import Fact, Release, Request
+from tracer.looks import Looks, subjects
 from tracer.recording.writer import Writer, check_output
 from tracer.reporters.live import LiveView, Status
 from tracer.reporters.request_lines import RequestLines
@@ -139,7 +140,14 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
         backend = running.choice.backend
         shown.update(Progress(watched=backend.watched))
         why, progress = capture(
-            backend, consume, stop=stop, duration_s=plan.duration_s, count=plan.count, keep=plan.keep, tick=tick
+            backend,
+            consume,
+            stop=stop,
+            duration_s=plan.duration_s,
+            count=plan.count,
+            keep=plan.keep,
+            tick=tick,
+            looks=None if file is None else Looks(subjects(running.targets)),
         )
         shown.end(progress)
     if not live:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import click
 
+from tracer.analysis.balance import COLUMNS as BALANCE_COLUMNS
+from tracer.analysis.balance import Balance, Balancing
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
 from tracer.analysis.tally import Tally
@@ -17,8 +20,10 @@ from tracer.commands.options import ranking_options, require_option, stack_metri
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import json_report, stack_text, table
+from tracer.reporters import balance_text, json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class _Report:
     hidden: int  # how many groups are not among `groups`
     heaviest: Heaviest | None  # None: without --stacks
     ranking: Ranking
+    balance: Balance
 
 
 def _table(report: _Report) -> None:
@@ -54,6 +60,7 @@ def _json(report: _Report) -> None:
         report.tally,
         sys.stdout,
         report.heaviest,
+        report.balance,
         together=report.ranking.together(),
         why_not_estimated=report.ranking.why_not_estimated(),
     )
@@ -115,23 +122,33 @@ def report(
         heaviest = _heaviest(files, view, top)
     else:
         require_option("stacks", "metric", "retained")
-    ranking, tally = Ranking(GroupBy(group_by)), Tally()
+    ranking, tally, balancing = Ranking(GroupBy(group_by)), Tally(), Balancing()
     for path in files:
-        _add_recording(path, ranking, tally)
+        _add_recording(path, ranking, tally, balancing)
+    balance = balancing.result()
     every = ranking.groups(Sort(sort))
     shown = every[: top or None]
-    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), len(every) - len(shown), heaviest, ranking))
+    hidden = len(every) - len(shown)
+    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), hidden, heaviest, ranking, balance))
+    log.info("%s", balance_text.line(balance))
+    if balance.doubtful:
+        log.warning("%s", balance_text.warning(balance))
 
 
-def _add_recording(path: str, ranking: Ranking, tally: Tally) -> None:
+def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balancing) -> None:
     with Reader(path) as recording:
         tally.unended += not recording.ended
         workers = recording.workers()
         tally.add_all(workers, host=str(recording.meta.get("host")))
         ranking.begin_recording(workers, filtered=_is_filtered(recording.meta))
-        tally.add_all(recording.losses())
-        for request in recording.requests(columns_of(ranking.by)):
+        losses = recording.losses()
+        tally.add_all(losses)
+        balanced = balancing.begin(recording.looks(), requests_lost=bool(losses))
+        columns = columns_of(ranking.by)
+        for request in recording.requests((*columns, *BALANCE_COLUMNS) if balanced else columns):
             tally.add(request)
+            if balanced:
+                balancing.add(request)
             try:
                 ranking.add(request)
             except OverflowError as exc:

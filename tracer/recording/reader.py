@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import RecordingError
-from tracer.facts import Loss, Metric, Request, Stack, Worker
+from tracer.facts import Look, Loss, Metric, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
@@ -144,6 +144,15 @@ class Reader:
             return [
                 Worker._make(row) for row in self._connection.execute(f"SELECT {', '.join(Worker._fields)} FROM worker")
             ]
+
+    def looks(self) -> list[Look]:
+        """Every look at a worker, in their order; none before schema 3."""
+        if self._schema < 3:
+            return []
+        with self.reading():
+            rows = self._connection.execute(f"SELECT {', '.join(Look._fields)} FROM look ORDER BY rowid")
+            found = [Look._make(row) for row in rows]
+            return [look._replace(settled=bool(look.settled), in_accept=bool(look.in_accept)) for look in found]
 
     def losses(self) -> list[Loss]:
         """Every loss, in the order they were noticed."""

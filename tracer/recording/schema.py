@@ -178,6 +178,21 @@ _SCHEMA_3 = {
   blocks INTEGER NOT NULL,
   PRIMARY KEY (pid, started_ns)
 ) STRICT, WITHOUT ROWID""",
+    "look": """CREATE TABLE look (
+  pid INTEGER NOT NULL,
+  start_ticks INTEGER NOT NULL,
+  at_ns INTEGER NOT NULL,
+  took_ns INTEGER NOT NULL,
+  anon INTEGER,
+  malloc_in_use INTEGER,
+  malloc_uncertain INTEGER,
+  malloc_resident INTEGER,
+  zend_resident INTEGER,
+  settled INTEGER NOT NULL,
+  in_accept INTEGER NOT NULL,
+  requests INTEGER,
+  why TEXT
+) STRICT""",
     "request_row": """CREATE TABLE request_row (
   id INTEGER PRIMARY KEY,
   page INTEGER NOT NULL,

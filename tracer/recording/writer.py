@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import IncompleteError, UsageError
-from tracer.facts import Fact, Growth, Loss, Metric, Release, Request, Retained, Worker
+from tracer.facts import Fact, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
 from tracer.output_file import create
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
@@ -38,6 +38,7 @@ _INSERT_RELEASE = (
     "INSERT INTO released (pid, started_ns, bytes, blocks) VALUES (?, ?, ?, ?)"
     " ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes, blocks = blocks + excluded.blocks"
 )
+_INSERT_LOOK = f"INSERT INTO look VALUES ({', '.join('?' * len(Look._fields))})"
 
 
 class Writer:
@@ -51,7 +52,7 @@ class Writer:
         """
         self.path = path
         self._requests = RequestWriter()
-        self._others: list[Worker | Loss | Release] = []
+        self._others: list[Worker | Loss | Release | Look] = []
         self._last: tuple[int, int] | None = None  # pid and nth of the last request
         self._with_stacks = "stacks" in meta
         self._recent: dict[int, dict[int, int]] = {}  # rows of the latest requests, by pid and nth
@@ -136,6 +137,8 @@ class Writer:
                         connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
                     elif isinstance(fact, Release):
                         connection.execute(_INSERT_RELEASE, fact)
+                    elif isinstance(fact, Look):
+                        connection.execute(_INSERT_LOOK, fact)
                     else:
                         connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
                 self._stacks.write(connection, up_to=self._requests.write(connection, _STEP))

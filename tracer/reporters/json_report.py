@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from tracer.analysis.balance import Balance
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group, Together
 from tracer.analysis.tally import Tally
@@ -19,6 +20,7 @@ def render(
     tally: Tally,
     out: TextIO,
     heaviest: Heaviest | None = None,
+    balance: Balance | None = None,
     *,
     together: Sequence[Together] = (),
     why_not_estimated: str | None = None,
@@ -40,6 +42,8 @@ def render(
         {**dataclasses.asdict(entry), "keys": [json_text(key) for key in entry.keys]} for entry in together
     ]
     document["why_not_estimated"] = why_not_estimated
+    if balance is not None:
+        document["balance"] = {**dataclasses.asdict(balance), "why": json_text(balance.why)}
     if heaviest is not None:
         document["stacks"] = {
             "title": json_text(heaviest.title),

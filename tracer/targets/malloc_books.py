@@ -159,14 +159,13 @@ class Fastbins:
         return count, True
 
     def _block(self, number: int) -> memoryview:
-        """A block's words, kept for the next time; as many as can be read."""
+        """A block's words, kept for the next time; 0 where no page is resident, as in a large block never used."""
         words = self._blocks.get(number)
         if words is None:
             if len(self._blocks) >= _BLOCKS:
                 self._blocks.clear()
-            buffer = memoryview(bytearray(_BLOCK))
-            words = buffer[: self._memory.read_into(buffer, self._origin + number * _BLOCK) & ~7].cast("Q")
-            self._blocks[number] = words
+            content = self._memory.read_resident(self._origin + number * _BLOCK, _BLOCK)
+            words = self._blocks[number] = memoryview(content).cast("Q")
         return words
 
 

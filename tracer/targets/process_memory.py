@@ -162,6 +162,16 @@ class ProcessMemory:
         """Resident anonymous memory, RssAnon."""
         return self._status(b"RssAnon")
 
+    def exact_anon_bytes(self) -> int:
+        """Resident anonymous memory, counted page by page in the page tables: 1 to 3 ms of a php-fpm worker.
+
+        Before Linux 6.18, RssAnon of a process may be some hundred kilobytes off, and more with many CPUs.
+        """
+        for line in self._proc_file("smaps_rollup", _STATUS_BYTES).splitlines():
+            if line.startswith(b"Anonymous:"):
+                return int(line.split()[1]) * 1024
+        raise self._gone()
+
     def hugetlb_bytes(self) -> int:
         """Memory in huge pages of hugetlbfs, which RssAnon leaves out."""
         return self._status(b"HugetlbPages", 0)

@@ -96,6 +96,18 @@ def open_executable(pid: int) -> Image:
     return open_image(f"/proc/{pid}/exe")
 
 
+def call_waited_in(pid: int) -> tuple[int, int] | None:
+    """(number, first argument) of the system call in which the process sleeps; None if it runs, or is not known.
+
+    The first line of /proc/PID/syscall, proc(5): `running`, `-1 …` outside of a system call, or its registers.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/syscall").read_bytes().split()
+    except OSError:
+        return None
+    return (int(fields[0]), int(fields[1], 16)) if len(fields) == 9 else None
+
+
 _MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+) *(.*)$")
 
 

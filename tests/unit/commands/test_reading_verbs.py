@@ -18,7 +18,7 @@ import pytest
 from samples import COMPLETE, altered, json_lines, recording, request
 
 from tracer.cli import main
-from tracer.facts import Loss, Request, Worker
+from tracer.facts import Look, Loss, Request, Worker
 from tracer.reporters.requests import render_requests_csv
 
 export = importlib.import_module("tracer.commands.export")  # by its module's name: the command has the same
@@ -307,3 +307,75 @@ def test_report_writes_json_without_lone_surrogates_whatever_was_lost(tmp_path):
 
     assert "\\ud" not in ended.stdout
     assert json.loads(ended.stdout)["lost"] == 2
+
+
+LOOK = Look(
+    pid=4241, start_ticks=7919, at_ns=COMPLETE.started_ns - 1009, took_ns=13, anon=10_000_019, malloc_in_use=4_000_016,
+    malloc_uncertain=0, malloc_resident=4_100_096, zend_resident=2_097_152, settled=True, in_accept=True, requests=None,
+    why=None,
+)  # fmt: skip
+AGAIN = LOOK._replace(
+    at_ns=COMPLETE.started_ns + COMPLETE.duration_ns + 1, anon=10_624_307, malloc_in_use=4_035_808, requests=1
+)
+
+
+def test_the_report_as_json_has_the_balance_of_the_workers(run, tmp_path):
+    file = recording(tmp_path / "r", [LOOK, COMPLETE, AGAIN])
+
+    _, out, err = run("report", "--format", "json", file)
+
+    assert json.loads(out)["balance"] == {
+        "workers": 1, "looked_at": 1, "requests": 1, "counted": 1, "workers_grew": 624_288, "native_kept": 101_328,
+        "zend": 0, "between_requests": 100_000, "unexplained": 422_960, "malloc_free": -35_792, "heap_check": 0,
+        "why": None,
+    }  # fmt: skip
+    assert err == ""
+
+
+def test_the_balance_of_a_recording_without_looks_is_null_and_states_why(run, path):
+    _, out, _ = run("report", "--format", "json", path)
+
+    balance = json.loads(out)["balance"]
+    assert balance["why"] == "no worker was looked at"
+    assert [balance[name] for name in ("workers_grew", "native_kept", "zend", "between_requests", "unexplained")] == (
+        [None] * 5
+    )
+
+
+def test_a_request_that_was_lost_may_be_one_between_the_looks(run, tmp_path):
+    file = recording(tmp_path / "r", [LOOK, COMPLETE, AGAIN, Loss(1, 1, "requests: the ring buffer was full")])
+
+    _, out, _ = run("report", "--format", "json", file)
+
+    assert json.loads(out)["balance"]["why"] == "1 worker: requests were lost"
+
+
+def test_the_balance_is_printed_with_v(tmp_path):
+    file = recording(tmp_path / "r", [LOOK, COMPLETE, AGAIN])
+
+    verbose, plain = (
+        subprocess.run(
+            [sys.executable, "-m", "tracer", *options, "report", str(file)], capture_output=True, text=True, cwd=ROOT
+        )
+        for options in (["-v"], [])
+    )
+
+    assert verbose.stderr == (
+        "phptrace: workers grew 610 KiB: native 99.0 KiB, Zend's chunks 0 B, between requests 97.7 KiB,"
+        " unexplained 413 KiB (1 of 1 worker, 1 request)\n"
+    )
+    assert (plain.stdout, plain.stderr) == (verbose.stdout, "")
+
+
+@pytest.mark.parametrize("options", [[], ["-q"]])
+def test_a_warning_is_printed_where_much_is_not_explained(tmp_path, options):
+    file = recording(tmp_path / "r", [LOOK, COMPLETE._replace(anon_after=30_000_019), AGAIN._replace(anon=30_000_019)])
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "tracer", *options, "report", str(file)], capture_output=True, text=True, cwd=ROOT
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, (
+        "phptrace: warning: 19.0 MiB of the 19.1 MiB that 1 worker grew by is not explained by what the requests kept."
+        " See `phptrace heap PID`.\n"
+    ))  # fmt: skip

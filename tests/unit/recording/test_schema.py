@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.facts import Frame, Loss, Metric, Request, Worker
+from tracer.facts import Frame, Look, Loss, Metric, Request, Worker
 from tracer.recording.reader import Reader
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import PARTS, SCHEMA, SCHEMAS
@@ -45,6 +45,15 @@ MAIN = Frame("user", "<main>", "/srv/www/index.php", 3)
 FIND = Frame("user", "Repo::find", "/srv/app/Repo\udcff.php", 89)
 QUERY = Frame("internal", "PDO::query", None, None)
 
+LOOKS = [
+    Look(4241, 7919, 1_700_000_000_000_000_003, 9_000_011, 9_000_007, 4_000_016, 0, 4_100_096, 2_097_152, True, True,
+         None, None),
+    Look(4241, 7919, 1_700_000_001_500_000_009, 8_000_023, 10_600_003, 4_035_808, 0, 4_139_008, 2_101_248, True, False,
+         4, None),
+    Look(4243, 7927, 1_700_000_000_000_000_013, 0, None, None, None, None, None, False, False, None,
+         "it was in a request"),
+]  # fmt: skip
+
 
 def as_of(schema: int, request: Request) -> Request:
     """The request as a recording of that schema has it."""
@@ -67,6 +76,7 @@ def test_a_recording_of_each_schema_is_read_whole(schema):
             Worker(4241, 7919, "www", "8.2.36", None, 1_700_000_002_000_000_011, "killed:SEGV")
         ]  # fmt: skip
         assert file.losses() == [Loss(1_700_000_001_000_000_007, 13, "requests: the ring buffer was full")]
+        assert file.looks() == (LOOKS if schema >= 3 else [])
         assert (file.meta["schema"], file.meta["host"], file.ended) == (schema, "web1", True)
 
 
@@ -114,6 +124,15 @@ def test_a_field_of_a_request_is_a_column_of_todays_schema_and_in_one_table_only
     connection.close()
     # What was freed later is known only then: it has a table of its own.
     assert sorted([*stored, "native_released"]) == sorted(Request._fields)
+
+
+def test_todays_table_of_looks_has_the_fields_of_a_look_in_their_order():
+    connection = sqlite3.connect(":memory:")
+    connection.execute(SCHEMAS[SCHEMA]["look"])
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(look)")]
+    connection.close()
+
+    assert columns == list(Look._fields)
 
 
 def test_todays_view_has_the_fields_of_a_request_in_their_order():

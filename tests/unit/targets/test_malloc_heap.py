@@ -130,6 +130,17 @@ def test_what_fastbins_keep_is_free(heap, mangled):
     assert (found.sizes, found.cached_bytes, found.settled) == ({0x290: 1, 32: 2, 64: 5}, 96, True)
 
 
+def test_fastbins_behind_memory_that_was_never_touched_are_followed(heap):
+    """A large block whose middle has no pages yet: only its header, and what is behind it, is resident."""
+    places = heap.chunks([TCACHE, (0x2800, USED), *[(32, USED)] * 5])
+    heap.tcache(heap.base, {})
+    heap.arena([heap.mangled_list([places[number] for number in (4, 2)])])
+
+    found = heap.look()
+
+    assert (found.sizes, found.cached_bytes, found.lacking) == ({0x290: 1, 0x2800: 1, 32: 3}, 64, ())
+
+
 def test_a_fastbin_that_runs_in_a_circle_is_an_interval(heap):
     places = heap.chunks([TCACHE, *[(32, USED)] * 5])
     heap.tcache(heap.base, {})

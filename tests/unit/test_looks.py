@@ -1,0 +1,175 @@
+"""Looks at processes that wait, are busy, or are gone. The processes are real; no PHP runs in them."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from proc_status import rollup_bytes
+from samples import request
+from waiting import wait_for
+from waiting_process import READS, SLEEPS, waiting_process
+
+from tracer import looks as module
+from tracer.facts import Look
+from tracer.looks import Looks, Subject
+from tracer.targets.php import Php
+from tracer.targets.processes import process
+
+NO_PHP: Php = None  # type: ignore[assignment]  # it is not asked for where the bias is unknown
+
+
+def subject(pid: int) -> Subject:
+    found = process(pid)
+    assert found is not None
+    return Subject(pid, found.start_ticks, NO_PHP, None)
+
+
+def first_looks(*subjects: Subject) -> list[Look]:
+    looks = Looks(subjects)
+    looks.begin()
+    wait_for(lambda: not looks.busy, "the looks")
+    found = looks.take()
+    assert looks.close() == []
+    return found
+
+
+def test_a_process_that_waits_in_accept_is_looked_at(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        before = time.time_ns()
+        (found,) = first_looks(subject(pid))
+
+        assert (found.pid, found.anon, found.settled, found.in_accept) == (
+            pid,
+            rollup_bytes(pid, "Anonymous"),
+            True,
+            True,
+        )
+        assert 0 < found.malloc_in_use < found.malloc_resident < found.anon
+        assert (found.zend_resident, found.why) == (None, "Zend: its PHP was not found in its memory")
+        assert before <= found.at_ns <= found.at_ns + found.took_ns <= time.time_ns()
+        assert found.requests is None
+
+
+def test_a_process_that_reads_from_a_connection_may_be_in_a_request(tmp_path):
+    with waiting_process(tmp_path, READS, connect=True) as pid:
+        (found,) = first_looks(subject(pid))
+
+        assert (found.anon, found.settled, found.in_accept) == (rollup_bytes(pid, "Anonymous"), True, False)
+
+
+def test_a_process_that_does_something_else_is_left_out_after_some_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BEGIN_RETRY_S", 0.1)
+    with waiting_process(tmp_path, SLEEPS, connect=True) as pid:
+        (found,) = first_looks(subject(pid))
+
+    assert (found.anon, found.settled, found.why) == (None, False, "it was in a request")
+
+
+def test_a_process_is_tried_again_until_it_waits(tmp_path):
+    does = "s.accept(); time.sleep(0.2); s.accept()"
+    with waiting_process(tmp_path, does, connect=True) as pid:
+        (found,) = first_looks(subject(pid))
+
+    assert (found.settled, found.in_accept) == (True, True)
+
+
+def test_a_process_that_has_ended_is_left_out(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        worker = subject(pid)
+
+    (found,) = first_looks(worker)
+
+    assert (found.anon, found.why) == (None, "it has ended")
+
+
+def test_a_later_process_with_the_same_pid_is_not_looked_at(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        (found,) = first_looks(Subject(pid, 1, NO_PHP, None))
+
+    assert (found.anon, found.why) == (None, "it has ended")
+
+
+def test_a_process_that_may_not_be_read_is_left_out_with_the_reason(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        worker = subject(pid)
+        report, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setresuid(65534, 65534, 65534)
+                os.write(write, repr([look.why for look in first_looks(worker)]).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        said = os.read(report, 1000).decode()
+        os.close(report)
+        os.close(write)
+
+    assert said == "['its memory may not be read: CAP_SYS_PTRACE is required']"
+
+
+def test_no_more_than_64_workers_are_looked_at(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        worker = subject(pid)
+    gone = [Subject(worker.pid, number, NO_PHP, None) for number in range(67)]
+
+    reasons = [look.why for look in first_looks(*gone)]
+
+    assert (reasons.count("more than 64 workers"), reasons.count("it has ended")) == (3, 64)
+
+
+def test_looks_end_when_their_time_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOKS_S", 0.0)
+    with waiting_process(tmp_path) as pid:
+        (found,) = first_looks(subject(pid))
+
+    assert (found.anon, found.why) == (None, "the time for looks was over")
+
+
+def test_a_heap_that_is_too_large_leaves_the_rest_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LIMIT_BYTES", 1 << 12)
+    with waiting_process(tmp_path) as pid:
+        (found,) = first_looks(subject(pid))
+
+        assert (found.anon, found.malloc_in_use) == (rollup_bytes(pid, "Anonymous"), None)
+    assert "malloc: its heap has" in str(found.why)
+
+
+def test_only_workers_with_figures_are_looked_at_again(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        looks = Looks([subject(pid)])
+        looks.begin()
+        wait_for(lambda: not looks.busy, "the looks")
+        assert [look.zend_resident for look in looks.take()] == [None]
+        looks.end()
+
+        assert (looks.busy, looks.close()) == (False, [])
+
+
+def test_close_ends_looks_that_have_not_ended(tmp_path):
+    with waiting_process(tmp_path, SLEEPS, connect=True) as pid:
+        looks = Looks([subject(pid)])
+        looks.begin()
+        began = time.monotonic()
+
+        assert [look.why for look in looks.close()] == ["it was in a request"]
+        assert not looks.busy
+        assert time.monotonic() - began < module.BEGIN_RETRY_S
+
+
+def test_a_request_of_a_worker_without_a_look_does_not_matter():
+    looks = Looks(())
+    looks.begin()
+    looks.count(request())
+    looks.end()
+
+    assert (looks.busy, looks.take(), looks.close()) == (False, [], [])
+
+
+def test_the_call_of_a_process_that_has_ended_is_not_known(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        number, _ = module.processes.call_waited_in(pid) or (None, None)
+
+    assert number in (43, 288)
+    assert module.processes.call_waited_in(pid) is None

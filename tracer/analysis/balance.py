@@ -1,0 +1,279 @@
+"""The growth of the workers between two looks at them, and what explains it.
+
+A check of the whole: the native memory that each request kept is counted call by call, the growth is read from
+outside. If the two do not fit, something is held that the counting does not see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
+
+from tracer.facts import Look, Request
+
+_FIELDS = (
+    "nth", "started_ns", "duration_ns", "anon_before", "anon_after", "native_alloc_bytes", "native_free_bytes",
+    "native_mapped_bytes",
+)  # fmt: skip
+_VALUES = itemgetter(*map(Request._fields.index, _FIELDS))
+COLUMNS = ("pid", *_FIELDS)  # fields of Request that a Balancing needs
+_LARGE_SHARE = 0.05
+_LARGE_BYTES = 1 << 20
+_REASONS = 4  # reasons that are told apart
+NOT_LOOKED = "no worker was looked at"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Balance:
+    """Where the growth of the covered workers comes from, in bytes; None: not known, and `why` says for what reason.
+
+    workers_grew = native_kept + zend + between_requests + unexplained, exactly. The first three are measured, each in a
+    way of its own, and `unexplained` is what they leave. No byte is in two parts, with two exceptions, for each of
+    which unexplained has the opposite: resident memory that Zend takes or frees between two requests (it does neither
+    today) would be in zend and in between_requests; native memory that one request allocates and that becomes resident
+    only between two others, or is freed by one and leaves RSS only then, in native_kept and in between_requests.
+    """
+
+    workers: int  # covered by the figures
+    looked_at: int  # those and the workers that `why` is about
+    requests: int  # of the covered workers, between the looks
+    counted: int  # of these, requests whose allocations and frees were counted
+    workers_grew: int | None = None  # resident anonymous memory at the second look, less that at the first
+    # Allocated, less freed, plus other private mappings, by the requests between the looks. Address space: what was
+    # never touched counts; what fills a hole that another left counts, too.
+    native_kept: int | None = None
+    zend: int | None = None  # change of the resident memory of Zend's chunks and huge blocks
+    # Change of anonymous memory outside of requests: before the first, between two, after the last. PHP's SAPI
+    # allocates there, and the kernel may merge or split pages.
+    between_requests: int | None = None
+    # What anonymous memory changed by during requests, less native_kept and zend: holes and free memory that malloc
+    # keeps, rounding to pages, memory of allocators that are not counted, stacks, copied pages of files (a probe that
+    # is set copies one).
+    unexplained: int | None = None
+    malloc_free: int | None = None  # change of resident memory that malloc keeps free: a part of unexplained
+    # Change of malloc's memory in use, less what the requests allocated and did not free: what was allocated between
+    # requests. 0 for most scripts, 600 bytes for a worker's first request, 96 to 270 bytes a request of MediaWiki (and
+    # then equal, to the byte, to what BPF counted there). A figure of another order means that calls were missed.
+    heap_check: int | None = None
+    why: str | None = None  # why workers are not covered, or a figure is None; None: there is nothing to explain
+
+    @property
+    def doubtful(self) -> bool:
+        """True if more is unexplained than 5 % of the change and 1 MiB, free memory that malloc keeps apart."""
+        if self.unexplained is None or self.workers_grew is None:
+            return False
+        return abs(self.unexplained - (self.malloc_free or 0)) > max(
+            _LARGE_SHARE * abs(self.workers_grew), _LARGE_BYTES
+        )
+
+
+class Balancing:
+    """Adds up the requests between two looks at each worker. Keeps a few figures a worker.
+
+    begin() a recording, add() its requests, then begin() the next one, or take the result().
+    """
+
+    def __init__(self) -> None:
+        self._courses: list[_Course] = []
+        self._by_pid: dict[int, list[_Course]] = {}
+        self._reasons: Counter[str] = Counter()  # for workers without two looks
+
+    def begin(self, looks: Iterable[Look], *, requests_lost: bool = False) -> bool:
+        """Begin a recording that has these looks. Return False if its requests need not be added.
+
+        `requests_lost`: some of its requests were lost, so that nobody knows if those of a worker are all there.
+        """
+        self._by_pid = {}
+        first: dict[tuple[int, int], Look] = {}
+        for look in looks:
+            worker = look.pid, look.start_ticks
+            if look.requests is None:
+                first[worker] = look
+                continue
+            begin = first.pop(worker, None)
+            if begin is not None:
+                self._pair(begin, look, requests_lost=requests_lost)
+        for look in first.values():
+            self._reasons[_reason(look) or "there was no second look"] += 1
+        return bool(self._by_pid)
+
+    def _pair(self, begin: Look, end: Look, *, requests_lost: bool) -> None:
+        reason = _reason(begin) or _reason(end)
+        if reason is not None:
+            self._reasons[reason] += 1
+            return
+        course = _Course(begin, end, requests_lost=requests_lost)
+        self._courses.append(course)
+        self._by_pid.setdefault(begin.pid, []).append(course)
+
+    def add(self, request: Request) -> None:
+        """Take a request of the recording that was begun last, in any order."""
+        courses = self._by_pid.get(request.pid)
+        if courses is not None:
+            values = _VALUES(request)
+            for course in courses:
+                course.add(*values)
+
+    def result(self) -> Balance:
+        """The balance so far.
+
+        Covers the workers of which every request was counted; if no request was, those that have two looks, with the
+        parts that are known for all of them.
+        """
+        sound = [course for course in self._courses if course.disturbed is None]
+        whole = [course for course in sound if course.whole]
+        # Where nothing was counted, workers without a request are whole all the same: they do not stand for the rest.
+        covered = whole if any(course.seen for course in whole) else sound
+        grew = _sum(course.grew for course in covered)
+        native = _sum(course.native for course in covered)
+        zend = _sum(course.zend for course in covered)
+        between = _sum(course.between for course in covered)
+        known = None not in (grew, native, zend, between)
+        return Balance(
+            workers=len(covered),
+            looked_at=len(self._courses) + sum(self._reasons.values()),
+            requests=sum(course.seen for course in covered),
+            counted=sum(course.counted for course in covered),
+            workers_grew=grew,
+            native_kept=native,
+            zend=zend,
+            between_requests=between,
+            unexplained=(grew or 0) - (native or 0) - (zend or 0) - (between or 0) if known else None,
+            malloc_free=_sum(course.malloc_free for course in covered),
+            heap_check=_sum(course.heap_check for course in covered),
+            why=self._why(sound) or (None if covered else NOT_LOOKED),
+        )
+
+    def _why(self, sound: Sequence[_Course]) -> str:
+        """Why not every worker has every figure, by number of workers; empty if each has."""
+        reasons = self._reasons + Counter(course.disturbed for course in self._courses if course.disturbed)
+        reasons["requests were lost"] += sum(course.lost for course in sound)
+        partly = [course for course in sound if not course.lost and not course.whole]
+        if partly:
+            counted, every = sum(one.counted for one in partly), sum(one.every for one in partly)
+            reasons[f"{counted:,} of {every:,} requests counted"] += len(partly)
+        reasons["malloc's heap is not known exactly"] += sum(one.whole and one.heap_check is None for one in sound)
+        parts = [f"{_workers(count)}: {reason}" for reason, count in reasons.most_common(_REASONS) if count]
+        others = reasons.total() - sum(count for _, count in reasons.most_common(_REASONS))
+        return "; ".join([*parts, f"{_workers(others)}: other reasons"] if others else parts)
+
+
+class _Course:
+    """One worker between its two looks."""
+
+    __slots__ = (
+        "_begin", "_end", "_expected", "_first_nth", "_from", "_growth", "_known", "_last_nth", "_mapped", "_net",
+        "_until", "counted", "disturbed", "lost", "seen",
+    )  # fmt: skip
+
+    def __init__(self, begin: Look, end: Look, *, requests_lost: bool) -> None:
+        self._begin = begin
+        self._end = end
+        # Between the looks: a request that is not within them wholly is before, after, or during one of them.
+        self._from, self._until = begin.at_ns + begin.took_ns, end.at_ns
+        self.lost = requests_lost
+        self._expected = end.requests or 0
+        self._first_nth = self._last_nth = 0
+        self._growth = self._known = 0  # anonymous memory, and of how many requests it is known
+        self._net = self._mapped = 0
+        self.seen = 0
+        self.counted = 0
+        self.disturbed: str | None = None  # why the looks cannot be compared
+
+    def add(
+        self,
+        nth: int,
+        started: int | None,
+        duration: int | None,
+        before: int | None,
+        after: int | None,
+        allocated: int | None,
+        freed: int | None,
+        mapped: int | None,
+    ) -> None:
+        """Take a request of this pid: the fields of _VALUES."""
+        if started is None:
+            # It ran when tracing began. In accept(), it was over at the first look; else it may have been in it.
+            if not self._begin.in_accept:
+                self.disturbed = "a request ran when tracing began"
+            return
+        ended = started + (duration or 0)
+        if started < self._from or ended > self._until:
+            if ended > self._begin.at_ns and started < self._end.at_ns + self._end.took_ns:
+                self.disturbed = "a request ran during a look"
+            return
+        self.seen += 1
+        if nth < self._first_nth or self.seen == 1:
+            self._first_nth = nth
+        if nth > self._last_nth:
+            self._last_nth = nth
+        if before is not None and after is not None:
+            self._known += 1
+            self._growth += after - before
+        if allocated is not None and freed is not None and mapped is not None:
+            self.counted += 1
+            self._net += allocated - freed
+            self._mapped += mapped
+
+    @property
+    def every(self) -> int:
+        """Requests of the worker between the looks, whether or not they are in the recording."""
+        span = self._last_nth - self._first_nth + 1 if self.seen else 0
+        return max(self._expected, span, self.seen)
+
+    @property
+    def whole(self) -> bool:
+        """True if every request of the worker between the looks is there, and was counted."""
+        return not self.lost and self.counted == self._known == self.every
+
+    @property
+    def grew(self) -> int | None:
+        return _difference(self._end.anon, self._begin.anon)
+
+    @property
+    def zend(self) -> int | None:
+        return _difference(self._end.zend_resident, self._begin.zend_resident)
+
+    @property
+    def native(self) -> int | None:
+        return self._net + self._mapped if self.whole else None
+
+    @property
+    def between(self) -> int | None:
+        grew = self.grew
+        return None if grew is None or self.lost or self._known < self.every else grew - self._growth
+
+    @property
+    def malloc_free(self) -> int | None:
+        resident = _difference(self._end.malloc_resident, self._begin.malloc_resident)
+        in_use = _difference(self._end.malloc_in_use, self._begin.malloc_in_use)
+        return None if resident is None or in_use is None else resident - in_use
+
+    @property
+    def heap_check(self) -> int | None:
+        if not self.whole or self._begin.malloc_uncertain or self._end.malloc_uncertain:
+            return None
+        in_use = _difference(self._end.malloc_in_use, self._begin.malloc_in_use)
+        return None if in_use is None else in_use - self._net
+
+
+def _reason(look: Look) -> str | None:
+    """Why a look cannot be compared; None if it can."""
+    return None if look.bookable else look.why or "its memory changed during the look"
+
+
+def _difference(now: int | None, then: int | None) -> int | None:
+    return None if now is None or then is None else now - then
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    """Their sum; None if one of them is unknown, or there is none."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if found and len(known) == len(found) else None
+
+
+def _workers(count: int) -> str:
+    return f"{count:,} worker{'' if count == 1 else 's'}"

@@ -1,0 +1,304 @@
+"""Looks at the memory of traced workers, at the beginning and at the end of a recording.
+
+In a thread of its own, while the capture goes on: workers are neither stopped nor slowed, and no request waits. A
+worker in the middle of a request gives no figures that can be compared: it is tried again until the time is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+
+from tracer.errors import UnsupportedError
+from tracer.facts import Look, Request
+from tracer.targets import arch, malloc_heap, processes, zend_heap
+from tracer.targets.php import Php
+from tracer.targets.process_memory import HeapUnknownError, ProcessMemory, Reason
+from tracer.targets.resolve import Target
+
+WORKERS_MAX = 64
+LOOKS_S = 1.0  # most time for all looks of the beginning, and for all of the end
+# So long a worker that is in a request is tried again: at the beginning nobody waits for it, at the end the user does.
+BEGIN_RETRY_S = 1.0
+END_RETRY_S = 0.3
+LIMIT_BYTES = 256 << 20  # of one heap
+_BYTES_PER_S = 500 << 20  # of a heap that is walked: no heap is begun that the rest of the time would not do for
+_PAUSE_S = 0.02  # before workers that are in a request are tried again
+_ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
+
+BUSY = "it was in a request"
+TOO_MANY = f"more than {WORKERS_MAX} workers"
+NO_TIME = "the time for looks was over"
+_REASONS = {
+    Reason.GONE: "it has ended",
+    Reason.NOT_PERMITTED: "its memory may not be read: CAP_SYS_PTRACE is required",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subject:
+    """A worker to look at."""
+
+    pid: int
+    start_ticks: int
+    php: Php
+    bias: int | None  # running address of its PHP minus the link address; None: not known
+
+
+@dataclasses.dataclass(slots=True)
+class _Course:
+    """A worker since its first look."""
+
+    begin: Look
+    end: Look | None = None
+    requests: int = 0  # since the first look, up to the second
+
+
+def subjects(targets: Sequence[Target]) -> list[Subject]:
+    """The workers of these targets. It takes 4 ms a target to find where their PHP is: forks have it in one place."""
+    found = []
+    for target in targets:
+        bias = None
+        with contextlib.suppress(OSError, UnsupportedError):
+            if target.processes:
+                bias = processes.load_bias(target.processes[0].pid, target.php.image)
+        found += [Subject(worker.pid, worker.start_ticks, target.php, bias) for worker in target.workers]
+    return found
+
+
+class Looks:
+    """The looks of one capture.
+
+    begin(), then take() and count() as facts arrive; end(), and the same until `busy` is False; close() at last. All of
+    them belong to one thread.
+    """
+
+    def __init__(self, workers: Sequence[Subject]) -> None:
+        """Prepare; nothing is looked at before begin()."""
+        self._workers = workers
+        self._clock_offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._found: queue.SimpleQueue[Look] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._first: list[Look] = []  # not given out yet
+        self._courses: dict[int, _Course] = {}
+        self._ending = False
+
+    def begin(self) -> None:
+        """Begin the first looks; returns at once."""
+        for left_out in self._workers[WORKERS_MAX:]:
+            self._found.put(self._absent(left_out, TOO_MANY))
+        self._start(self._workers[:WORKERS_MAX], BEGIN_RETRY_S)
+
+    def end(self) -> None:
+        """Begin the last looks, at the workers whose first one has figures. Ends the first ones, if they still run."""
+        self._join()
+        self._receive()
+        self._ending = True
+        self._start([one for one in self._workers if self._can_be_booked(one)], END_RETRY_S)
+
+    @property
+    def busy(self) -> bool:
+        """True while looks are being taken."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def take(self) -> list[Look]:
+        """The first looks since the last call. Call it before count(), whenever facts have arrived."""
+        self._receive()
+        found, self._first = self._first, []
+        return found
+
+    def count(self, request: Request) -> None:
+        """Count a request that the backend has reported, recorded or not."""
+        course = self._courses.get(request.pid)
+        if course is None or request.started_ns is None or request.started_ns < course.begin.at_ns:
+            return
+        if course.end is None or request.started_ns < course.end.at_ns:
+            course.requests += 1
+
+    def close(self) -> list[Look]:
+        """Stop looking and return the last looks, which know by now how many requests there were. Idempotent."""
+        self._join()
+        found = self.take()
+        found += [
+            course.end._replace(requests=course.requests) for course in self._courses.values() if course.end is not None
+        ]
+        self._courses.clear()
+        return found
+
+    def _receive(self) -> None:
+        """Take what the thread has found."""
+        while not self._found.empty():
+            look = self._found.get()
+            if self._ending:
+                self._courses[look.pid].end = look
+            else:
+                self._courses[look.pid] = _Course(look)
+                self._first.append(look)
+
+    def _can_be_booked(self, worker: Subject) -> bool:
+        course = self._courses.get(worker.pid)
+        return course is not None and course.begin.bookable
+
+    def _start(self, workers: Sequence[Subject], retry_s: float) -> None:
+        self._stop.clear()
+        if workers:
+            now = time.monotonic()
+            arguments = (list(workers), now + LOOKS_S, now + retry_s)
+            self._thread = threading.Thread(target=self._look_at_all, args=arguments, daemon=True)
+            self._thread.start()
+
+    def _join(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _look_at_all(self, waiting: list[Subject], until: float, retry_until: float) -> None:
+        """In the thread: look at each worker once it waits for a request, or when the time is over."""
+        with contextlib.suppress(OSError):  # the backend may have raised the priority of the thread that made this one
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 0)
+        while waiting:
+            busy = []
+            for worker in waiting:
+                look = self._absent(worker, NO_TIME) if self._over(until) else self._look(worker, until)
+                if look is None:
+                    busy.append(worker)
+                else:
+                    self._found.put(look)
+            waiting = busy
+            if not waiting or self._over(retry_until) or self._stop.wait(_PAUSE_S):
+                break
+        for worker in waiting:
+            self._found.put(self._absent(worker, BUSY))
+
+    def _over(self, until: float) -> bool:
+        return self._stop.is_set() or time.monotonic() >= until
+
+    def _look(self, worker: Subject, until: float) -> Look | None:
+        """A look at a worker; None if it is to be tried again, since it is in a request."""
+        began = self._now()
+        limit = min(LIMIT_BYTES, max(0, int((until - time.monotonic()) * _BYTES_PER_S)))
+        try:
+            with ProcessMemory(worker.pid, worker.start_ticks) as memory:
+                in_accept = _waits(worker.pid)
+                look = _figures(memory, worker, limit)
+                if _waits(worker.pid) is not in_accept:
+                    return None
+        except _BusyError:
+            return None
+        except HeapUnknownError as exc:
+            return self._absent(worker, _REASONS.get(exc.reason) or str(exc))
+        return look._replace(at_ns=began, took_ns=self._now() - began, in_accept=in_accept)
+
+    def _now(self) -> int:
+        """Unix time, by the clock that requests have."""
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC) + self._clock_offset_ns
+
+    def _absent(self, worker: Subject, why: str) -> Look:
+        return _unknown(worker)._replace(at_ns=self._now(), why=why)
+
+
+class _BusyError(Exception):
+    """The worker is in a request, or was in one during the look."""
+
+
+def _unknown(worker: Subject) -> Look:
+    return Look(
+        pid=worker.pid,
+        start_ticks=worker.start_ticks,
+        at_ns=0,
+        took_ns=0,
+        anon=None,
+        malloc_in_use=None,
+        malloc_uncertain=None,
+        malloc_resident=None,
+        zend_resident=None,
+        settled=False,
+        in_accept=False,
+        requests=None,
+        why=None,
+    )
+
+
+def _waits(pid: int) -> bool:
+    """True if the process waits in accept(); False if it reads from a socket, as on a connection that it keeps.
+
+    _BusyError if it does something else.
+    """
+    number, argument = processes.call_waited_in(pid) or (None, 0)
+    if number in _ACCEPTING:
+        return True
+    if number == arch.SYS_READ:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{argument}").startswith("socket:"):
+                return False
+    raise _BusyError
+
+
+def _figures(memory: ProcessMemory, worker: Subject, limit: int) -> Look:
+    """The figures of a worker that waits. HeapUnknownError if it has ended, or may not be read."""
+    reasons: list[str] = []
+    anon = memory.exact_anon_bytes()
+    zend = _zend_resident(worker, reasons)
+    malloc = _malloc(worker, limit, reasons)
+    if memory.exact_anon_bytes() != anon:
+        raise _BusyError
+    memory.check()
+    look = _unknown(worker)._replace(anon=anon, zend_resident=zend, settled=True)
+    if malloc is not None:
+        mapped = malloc.mapped_bytes
+        if mapped is None:
+            reasons.append("malloc: the blocks that it maps apart were not found")
+        elif malloc.other_arenas:
+            reasons.append("malloc: threads have heaps of their own")
+        else:
+            look = look._replace(
+                malloc_in_use=malloc.in_use_bytes + mapped,
+                malloc_uncertain=malloc.uncertain_bytes,
+                malloc_resident=None if malloc.resident_bytes is None else malloc.resident_bytes + mapped,
+            )
+    return look._replace(why="; ".join(reasons) or None)
+
+
+def _zend_resident(worker: Subject, reasons: list[str]) -> int | None:
+    """Resident bytes of Zend's heap; None, with a reason, if they cannot be known."""
+    if worker.bias is None:
+        reasons.append("Zend: its PHP was not found in its memory")
+        return None
+    try:
+        address = zend_heap.heap_address(worker.pid, worker.php, start_ticks=worker.start_ticks, bias=worker.bias)
+        found = zend_heap.resident(worker.pid, address, start_ticks=worker.start_ticks, attempts=1)
+    except HeapUnknownError as exc:
+        if exc.reason is Reason.NOT_USED:
+            return 0
+        _unless_all_is_lost(exc, "Zend", reasons)
+        return None
+    if not found.settled:
+        raise _BusyError
+    return found.resident_bytes
+
+
+def _malloc(worker: Subject, limit: int, reasons: list[str]) -> malloc_heap.MallocHeap | None:
+    """malloc's heap; None, with a reason, if it cannot be known."""
+    try:
+        found = malloc_heap.walk(worker.pid, start_ticks=worker.start_ticks, limit_bytes=limit, attempts=1)
+    except HeapUnknownError as exc:
+        _unless_all_is_lost(exc, "malloc", reasons)
+        return None
+    if not found.settled:
+        raise _BusyError
+    reasons += [f"malloc: {text}" for text in found.lacking]
+    return found
+
+
+def _unless_all_is_lost(exc: HeapUnknownError, part: str, reasons: list[str]) -> None:
+    """Note why a part is unknown; raise the error again if nothing else can be known either."""
+    if exc.reason in _REASONS:
+        raise exc
+    reasons.append(f"{part}: {exc}")
