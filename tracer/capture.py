@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tracer.backends import Backend
 from tracer.facts import Fact, Growth, Request
 
-if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
+if TYPE_CHECKING:  # see capture()
     from tracer.looks import Looks
 
 IDLE_S = 5.0
@@ -116,6 +116,8 @@ def capture(
     `count` is the number of kept requests, over all workers; `keep` None keeps every request. `looks`: the workers are
     looked at now, and again before the end. Closes the backend and consumes what it returns, also if polling raises.
     """
+    from tracer.looks import Looks  # needs pyelftools, which reading a recording does not
+
     looking = looks or Looks(())
     progress = Progress()
     started = last_tick = time.monotonic()
