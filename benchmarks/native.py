@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import random
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
-from benchmarks.single import Client
+from benchmarks.single import costs_us, on_one_cpu
 from tracer.backends import NativeOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.facts import Request
@@ -53,8 +51,6 @@ def figures(rounds: int) -> Iterator[Figure]:
 
 
 def _page(script: str, shown: str, requests: int, rounds: int) -> Iterator[Figure]:
-    cpus = os.sched_getaffinity(0)
-    one = {max(cpus)}
     calls: list[float] = []
     with contextlib.ExitStack() as stack:
         found = stack.enter_context(pools("plain", *_MODES, workers=1))
@@ -63,22 +59,15 @@ def _page(script: str, shown: str, requests: int, rounds: int) -> Iterator[Figur
             backends[name] = BpfBackend(native=native)
             backends[name].attach(targets([str(found[name].master)]))
             stack.callback(backends[name].close)
-        os.sched_setaffinity(0, one)
-        stack.callback(os.sched_setaffinity, 0, cpus)
-        for pool in found.values():
-            for worker in pool.workers():
-                os.sched_setaffinity(worker, one)
-        clients = {name: Client(pool, script) for name, pool in found.items()}
-        spent: dict[str, list[float]] = {name: [] for name in found}
-        for turn in range(rounds + 2):
-            for name in random.sample(list(found), len(found)):
-                cost_us = clients[name].cost_us(requests)
-                if turn >= 2:  # what comes before is warm-up
-                    spent[name].append(cost_us)
+
+        def poll(counts: bool) -> None:
             for name, backend in backends.items():
-                facts = backend.poll(0)
-                if name == "on" and turn >= 2:
-                    calls += [float(one.native_alloc_calls or 0) for one in facts if isinstance(one, Request)]
+                seen = [fact for fact in backend.poll(0) if isinstance(fact, Request)]
+                if name == "on" and counts:
+                    calls.extend(float(one.native_alloc_calls or 0) for one in seen)
+
+        stack.enter_context(on_one_cpu(found))
+        spent = costs_us(found, script, requests, rounds, poll)
     yield Figure(f"{shown}: CPU of a request, untraced", tuple(spent["plain"]), "µs/req")
     yield Figure(f"{shown}: native allocations", tuple(calls), "")
     for name in _MODES:

@@ -43,17 +43,7 @@ require __DIR__ . '/work.php';
     # Takes 20 MB in two huge blocks and frees them: 7,300 page faults a request, the worst there is for stacks.
     "faults.php": "<?php $a = str_repeat('a', 10_000_019); $b = str_repeat('b', 10_000_079); echo strlen($a . 'x');\n",
     # What a page uses: some 330 native allocations, all freed.
-    "page.php": """<?php
-setlocale(LC_ALL, 'C');
-$d = new DateTimeImmutable('2026-01-01', new DateTimeZone('Europe/Stockholm'));
-$f = new IntlDateFormatter('sv_SE', IntlDateFormatter::FULL, IntlDateFormatter::FULL);
-$doc = new DOMDocument();
-$doc->loadHTML('<p>hello <b>you</b></p>');
-$c = new Collator('sv_SE');
-$a = ['ö', 'a', 'å'];
-$c->sort($a);
-echo preg_replace('/\\s+/u', ' ', $f->format($d)), json_encode($a), hash('sha256', $doc->saveHTML()), "\n";
-""",
+    "page.php": (Path(__file__).parents[1] / "tests/php/native_page.php").read_text(),
     # Some 4,500 native allocations.
     "dom.php": """<?php
 $doc = new DOMDocument();

@@ -5,46 +5,71 @@ On two CPUs, the cost of wake-ups across CPUs would hide the figure.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
 from tests.helpers import fastcgi
+from tracer.backends import NativeOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
 REQUESTS = 400
+_WARM_UP = 2  # turns
 
 
 def figures(rounds: int) -> Iterator[Figure]:
-    cpus = os.sched_getaffinity(0)
-    one = {max(cpus)}
     with pools("traced", "plain", "logger", workers=1) as found:
-        backend = BpfBackend()
+        backend = BpfBackend(native=NativeOptions())
         backend.attach(targets([str(found["traced"].master)]))
         try:
-            os.sched_setaffinity(0, one)
-            for pool in found.values():
-                for worker in pool.workers():
-                    os.sched_setaffinity(worker, one)
-            clients = {name: Client(pool, "noop.php") for name, pool in found.items()}
-            spent: dict[str, list[float]] = {name: [] for name in found}
-            for turn in range(rounds + 2):
-                for name in random.sample(list(found), len(found)):
-                    cost_us = clients[name].cost_us(REQUESTS)
-                    if turn >= 2:  # what comes before is warm-up
-                        spent[name].append(cost_us)
-                backend.poll(0)
+            with on_one_cpu(found):
+                spent = costs_us(found, "noop.php", REQUESTS, rounds, lambda _: backend.poll(0))
         finally:
-            os.sched_setaffinity(0, cpus)
             backend.close()
     yield Figure("no-op, one worker: CPU of a request, untraced", tuple(spent["plain"]), "µs/req")
     for name, shown, budget in (("traced", "traced", "<= 8"), ("logger", "auto_prepend_file logger", None)):
         added = tuple(ours - theirs for ours, theirs in zip(spent[name], spent["plain"], strict=True))
         yield Figure(f"no-op, one worker: CPU added, {shown}", added, "µs/req", budget)
+
+
+@contextlib.contextmanager
+def on_one_cpu(found: Mapping[str, Pool]) -> Iterator[None]:
+    """Keep this process and the workers of all pools on one CPU."""
+    cpus = os.sched_getaffinity(0)
+    one = {max(cpus)}
+    os.sched_setaffinity(0, one)
+    try:
+        for pool in found.values():
+            for worker in pool.workers():
+                os.sched_setaffinity(worker, one)
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+def costs_us(
+    found: Mapping[str, Pool], script: str, requests: int, rounds: int, after_turn: Callable[[bool], object]
+) -> dict[str, list[float]]:
+    """CPU time of a request, in µs, by pool: a value a round, in random order.
+
+    `after_turn` is called after each turn; True: it was one of the rounds, and no longer warm-up.
+    """
+    clients = {name: Client(pool, script) for name, pool in found.items()}
+    spent: dict[str, list[float]] = {name: [] for name in found}
+    for turn in range(-_WARM_UP, rounds):
+        for name in random.sample(list(found), len(found)):
+            cost_us = clients[name].cost_us(requests)
+            if turn >= 0:
+                spent[name].append(cost_us)
+        after_turn(turn >= 0)
+    for client in clients.values():
+        client.close()
+    return spent
 
 
 class Client:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import random
 from collections.abc import Iterator
 
 from benchmarks.figures import Figure
 from benchmarks.pools import pools
-from benchmarks.single import REQUESTS, Client
-from tracer.backends import StackOptions
+from benchmarks.single import REQUESTS, costs_us, on_one_cpu
+from tracer.backends import NativeOptions, StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.targets.resolve import targets
 
@@ -36,32 +34,16 @@ _SCRIPTS = (("noop.php", "no-op", REQUESTS), ("work.php", "~10 ms", 20), ("fault
 
 
 def figures(rounds: int) -> Iterator[Figure]:
-    cpus = os.sched_getaffinity(0)
-    one = {max(cpus)}
     with pools(*_VARIANTS, workers=1) as found, contextlib.ExitStack() as attached:
         backends = []
         for name, options in _VARIANTS.items():
             if name != "plain":
-                backends.append(BpfBackend(stacks=options))
+                backends.append(BpfBackend(stacks=options, native=NativeOptions()))
                 backends[-1].attach(targets([str(found[name].master)]))
                 attached.callback(backends[-1].close)
-        attached.callback(os.sched_setaffinity, 0, cpus)
-        os.sched_setaffinity(0, one)
-        for pool in found.values():
-            for worker in pool.workers():
-                os.sched_setaffinity(worker, one)
+        attached.enter_context(on_one_cpu(found))
         for script, label, requests in _SCRIPTS:
-            clients = {name: Client(pool, script) for name, pool in found.items()}
-            spent: dict[str, list[float]] = {name: [] for name in found}
-            for turn in range(rounds + 2):
-                for name in random.sample(list(found), len(found)):
-                    cost_us = clients[name].cost_us(requests)
-                    if turn >= 2:  # what comes before is warm-up
-                        spent[name].append(cost_us)
-                for backend in backends:
-                    backend.poll(0)
-            for client in clients.values():
-                client.close()
+            spent = costs_us(found, script, requests, rounds, lambda _: [backend.poll(0) for backend in backends])
             yield Figure(f"{label}: CPU of a request, untraced", tuple(spent["plain"]), "µs/req")
             yield Figure(f"{label}: CPU added, default probes", _added(spent, "default"), "µs/req")
             for name, shown in _SHOWN.items():

@@ -101,7 +101,7 @@ class _Table:
         self._key_size: int = lib.bpf_table_key_size_id(module, number)
         self._leaf_size: int = lib.bpf_table_leaf_size_id(module, number)
         if self._kind not in (_HASH, _ARRAY, _LRU_HASH, _RINGBUF):
-            raise NotImplementedError(f"the BPF map {self.name} is of type {self._kind}")
+            raise AssertionError(f"the BPF map {self.name} is of type {self._kind}: teach this cache to empty it")
 
     def clear(self) -> None:
         """Empty a hash, zero an array, read a ring to its end."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from proc_status import waits_for_a_request
 from waiting import wait_for
 
-_PROGRAM = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
+_PROGRAM = "import os, signal, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
 # What it does with a connection.
-READS = "c = s.accept()[0]; import os; os.read(c.fileno(), 1)"
+READS = "c = s.accept()[0]; os.read(c.fileno(), 1)"
 ACCEPTS = "s.accept()"
-SLEEPS = "s.accept(); time.sleep(1009)"
+PAUSES = "s.accept(); signal.pause()"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from samples import COMPLETE, FIND, MAIN, growth, request
 from waiting import wait_for
-from waiting_process import SLEEPS, waiting_process
+from waiting_process import PAUSES, waiting_process
 
 from tracer import capture as loop
 from tracer.backends import Backend
@@ -382,7 +382,7 @@ def test_a_capture_that_fails_ends_its_looks(clock, tmp_path):
     def fail() -> list[Fact]:
         raise ZeroDivisionError
 
-    with waiting_process(tmp_path, SLEEPS, connect=True) as pid:
+    with waiting_process(tmp_path, PAUSES, connect=True) as pid:
         found = process(pid)
         assert found is not None
         looks = Looks([Subject(pid, found.start_ticks, NO_PHP, None)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
+import pytest
 from proc_status import rollup_bytes
 from samples import request
 from waiting import wait_for
-from waiting_process import READS, SLEEPS, waiting_process
+from waiting_process import PAUSES, READS, waiting_process
 
 from tracer import looks as module
 from tracer.facts import Look
@@ -23,6 +25,12 @@ def subject(pid: int) -> Subject:
     found = process(pid)
     assert found is not None
     return Subject(pid, found.start_ticks, NO_PHP, None)
+
+
+def without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at a busy process go on until somebody ends them."""
+    for name in ("BEGIN_RETRY_S", "LOOKS_S"):
+        monkeypatch.setattr(module, name, 1e9)
 
 
 def first_looks(*subjects: Subject) -> list[Look]:
@@ -60,17 +68,30 @@ def test_a_process_that_reads_from_a_connection_may_be_in_a_request(tmp_path):
 
 def test_a_process_that_does_something_else_is_left_out_after_some_time(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEGIN_RETRY_S", 0.1)
-    with waiting_process(tmp_path, SLEEPS, connect=True) as pid:
+    with waiting_process(tmp_path, PAUSES, connect=True) as pid:
         (found,) = first_looks(subject(pid))
 
     assert (found.anon, found.settled, found.why) == (None, False, "it was in a request")
 
 
-def test_a_process_is_tried_again_until_it_waits(tmp_path):
-    does = "s.accept(); time.sleep(0.2); s.accept()"
+def test_a_process_is_tried_again_until_it_waits(tmp_path, monkeypatch):
+    without_end(monkeypatch)
+    look_once, tries = Looks._look, []
+
+    def look(looks: Looks, worker: Subject, until: float) -> Look | None:
+        tries.append(look_once(looks, worker, until))
+        os.kill(worker.pid, signal.SIGUSR1)
+        return tries[-1]
+
+    monkeypatch.setattr(Looks, "_look", look)
+    does = (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); s.accept();"
+        " signal.sigwait([signal.SIGUSR1]); s.accept()"
+    )
     with waiting_process(tmp_path, does, connect=True) as pid:
         (found,) = first_looks(subject(pid))
 
+    assert tries[0] is None
     assert (found.settled, found.in_accept) == (True, True)
 
 
@@ -147,15 +168,14 @@ def test_only_workers_with_figures_are_looked_at_again(tmp_path):
         assert (looks.busy, looks.close()) == (False, [])
 
 
-def test_close_ends_looks_that_have_not_ended(tmp_path):
-    with waiting_process(tmp_path, SLEEPS, connect=True) as pid:
+def test_close_ends_looks_that_have_not_ended(tmp_path, monkeypatch):
+    without_end(monkeypatch)
+    with waiting_process(tmp_path, PAUSES, connect=True) as pid:
         looks = Looks([subject(pid)])
         looks.begin()
-        began = time.monotonic()
 
         assert [look.why for look in looks.close()] == ["it was in a request"]
         assert not looks.busy
-        assert time.monotonic() - began < module.BEGIN_RETRY_S
 
 
 def test_a_request_of_a_worker_without_a_look_does_not_matter():

@@ -21,7 +21,7 @@ _VALUES = itemgetter(*map(Request._fields.index, _FIELDS))
 COLUMNS = ("pid", *_FIELDS)  # fields of Request that a Balancing needs
 _LARGE_SHARE = 0.05
 _LARGE_BYTES = 1 << 20
-_REASONS = 4  # reasons that are told apart
+_REASONS = 4  # the most reasons that are counted separately
 NOT_LOOKED = "no worker was looked at"
 
 

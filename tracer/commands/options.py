@@ -47,41 +47,20 @@ class RenamedOption(click.Option):
             self.opts = every
 
 
-class _Duration(click.ParamType):
-    name = "duration"
+class _Parsed(click.ParamType):
+    """A value that a function makes of the text; a usage error says what the function refused."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds of the text; a usage error if it is not a duration."""
-        if isinstance(value, float):
-            return value
+    def __init__(self, name: str, parse: Callable[[str], float | int]) -> None:
+        """`parse` raises ValueError for a text that it refuses."""
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | int:
+        """The value of the text; a default that is no text is the value itself."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
         try:
-            return parse_duration(value)
-        except ValueError as exc:
-            self.fail(str(exc), param, ctx)
-
-
-class _Size(click.ParamType):
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes of the text; a usage error if it is not a size."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except ValueError as exc:
-            self.fail(str(exc), param, ctx)
-
-
-class _Share(click.ParamType):
-    name = "percent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """A share from 0 to 1 of the text; a usage error if it is not a percentage."""
-        if isinstance(value, float):
-            return value
-        try:
-            return parse_share(value)
+            return self._parse(value)
         except ValueError as exc:
             self.fail(str(exc), param, ctx)
 
@@ -122,9 +101,9 @@ class _PtraceMode(click.Choice):
         return PtraceMode(super().convert(value, param, ctx))
 
 
-DURATION = _Duration()
-SIZE = _Size()
-SHARE = _Share()
+DURATION = _Parsed("duration", parse_duration)
+SIZE = _Parsed("size", parse_size)
+SHARE = _Parsed("percent", parse_share)
 PTRACE_MODE = _PtraceMode()
 
 

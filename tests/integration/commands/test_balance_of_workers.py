@@ -263,7 +263,7 @@ def killed_while_looking(fpm: Fpm, delay_s: float) -> None:
     os.read(ready, 1)
     os.close(ready)
     os.close(tell)
-    time.sleep(delay_s)
+    time.sleep(delay_s)  # a moment at random, not a condition
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL

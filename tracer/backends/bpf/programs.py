@@ -8,6 +8,7 @@ import enum
 import importlib
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def bcc_version() -> str:
     return f"{getattr(module, '__version__', '?')} in {os.path.dirname(module.__file__ or '?')}"
 
 
+@contextlib.contextmanager
+def _refused_by_bcc(doing: str) -> Iterator[None]:
+    """Turn what bcc raises within the block into an UnsupportedError that begins with `doing`.
+
+    bcc 0.26 raises plain Exception for every failure of its library (bcc/__init__.py): there is no class to name.
+    """
+    try:
+        yield
+    except Exception as exc:
+        raise UnsupportedError(f"{doing}: {exc}") from exc
+
+
 class Programs:
     """One of the files in bpf/, compiled for this host. The owner calls close()."""
 
@@ -77,10 +90,8 @@ class Programs:
         os.environ["BCC_KERNEL_SOURCE"] = str(sources / "kernel")
         flags = [f"-I{sources}", *(f"-D{name}={value}" for name, value in defines.items())]
         flags.append(f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}")
-        try:
+        with _refused_by_bcc(f"cannot compile the BPF programs in {source}"):
             self._bpf: Any = BPF(src_file=str(sources / source).encode(), cflags=flags)
-        except Exception as exc:  # bcc raises nothing more precise
-            raise UnsupportedError(f"cannot compile the BPF programs in {source}: {exc}") from exc
         self._maps: dict[str, Map] = {}
 
     def map(self, name: str) -> Map:
@@ -108,13 +119,9 @@ class Programs:
         `attach_type`: enum bpf_attach_type, for links that the kernel checks it for; None for the kind's own.
         Raises UnsupportedError if the kernel refuses it.
         """
-        try:
-            kind_of_bcc = getattr(self._bpf, kind.value)
-            if attach_type is None:
-                return int(self._bpf.load_func(function.encode(), kind_of_bcc).fd)
-            return int(self._bpf.load_func(function.encode(), kind_of_bcc, None, attach_type).fd)
-        except Exception as exc:  # bcc raises nothing more precise
-            raise UnsupportedError(f"the kernel refused the BPF program {function}: {exc}") from exc
+        with _refused_by_bcc(f"the kernel refused the BPF program {function}"):
+            for_links = () if attach_type is None else (None, attach_type)
+            return int(self._bpf.load_func(function.encode(), getattr(self._bpf, kind.value), *for_links).fd)
 
     def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
         """Run the program whenever any process passes that tracepoint, until the stack `until` is closed.
@@ -122,10 +129,8 @@ class Programs:
         Raises UnsupportedError if the program does not load or the tracepoint does not exist.
         """
         self.fd(function, ProgramKind.RAW_TRACEPOINT)
-        try:
+        with _refused_by_bcc(f"cannot attach to the tracepoint {tracepoint}"):
             self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
-        except Exception as exc:  # bcc raises nothing more precise
-            raise UnsupportedError(f"cannot attach to the tracepoint {tracepoint}: {exc}") from exc
         until.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
 
     def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:

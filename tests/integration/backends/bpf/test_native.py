@@ -1,4 +1,4 @@
-"""Native memory is charged to the request that keeps it, to the byte, whoever touches its pages first."""
+"""Native memory is attributed to the request that keeps it, to the byte; the first touch of a page is no matter."""
 
 from __future__ import annotations
 

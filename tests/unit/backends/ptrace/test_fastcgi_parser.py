@@ -8,6 +8,7 @@ three connections one after the other. Each has the same three requests: see REQ
 from __future__ import annotations
 
 import dataclasses
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -664,4 +665,5 @@ def test_the_recordings_contain_no_path_except_the_document_root(program: str):
     stream = (STREAMS / f"{program}.bin").read_bytes()
 
     assert b"/srv/www" in stream
-    assert not [path for path in (b"/home/", b"/root/", b"/tmp/", b"/usr/", b"/etc/", b"/work/") if path in stream]
+    folders = {"home", "root", "tmp", "usr", "etc", *os.listdir("/")} - {"srv"}  # of any machine, and of this one
+    assert not [folder for folder in folders if f"/{folder}/".encode() in stream]

@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from subprocesses import ROOT, as_nobody
+from waiting import wait_for
 
 from tracer.backends.ptrace import syscalls
 from tracer.backends.ptrace.permissions import obstacle, refusal
@@ -65,12 +65,9 @@ def test_the_child_on_which_ptrace_is_tested_ends_with_a_killed_phptrace():
         assert phptrace.stdout is not None
         child = int(phptrace.stdout.readline())  # one line only: the child holds the pipe open, too
     try:
-        deadline = time.monotonic() + 5
-        while is_running(child) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: not is_running(child), "the child to end")
 
         assert phptrace.returncode == -signal.SIGKILL
-        assert not is_running(child)
     finally:
         if is_running(child):
             os.kill(child, signal.SIGKILL)

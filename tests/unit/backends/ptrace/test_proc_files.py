@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from tracer.backends.ptrace.proc_files import WorkerFiles
 
@@ -52,8 +53,8 @@ class QuietProcess:
         self._process.stdin.write(f"{pages} {int(touch)}\n")
         self._process.stdin.flush()
         assert self._process.stdout.readline() == "\n"
-        while Path(f"/proc/{self.pid}/syscall").read_text().split()[0] != "0":  # read(2), x86-64
-            time.sleep(0.001)
+        read = "0"  # x86-64
+        wait_for(lambda: Path(f"/proc/{self.pid}/syscall").read_text().split()[0] == read, "the process to read")
 
     def close(self) -> None:
         self._process.communicate()
