@@ -147,7 +147,7 @@ def test_of_page_faults_outside_zends_heap_only_what_is_native_is_found(
     truth = run(fresh, tracer, GROWERS)
 
     found = grown(tracer, Metric.NATIVE)
-    # One page in `every` is sampled: the first and the last of them may be missed or stand for too many.
-    assert found["native"] == pytest.approx(truth["native"][ANON], rel=0.02, abs=2 * every * 4096)
+    tolerance = 0.02 * truth["native"][ANON] + every * 4096  # as above: of the faults, and of sampling them
+    assert abs(found["native"] - truth["native"][ANON]) <= tolerance
     slack = {name: 0.01 * truth[name][ANON] + 4 * every * 4096 for name in GROWERS if name != "native"}
     assert {name: found[name] for name in slack if found[name] > slack[name]} == {}
