@@ -176,6 +176,8 @@ def _attached(plan: Plan) -> tuple[Choice, list[Target]]:
         except (UnsupportedError, NotPermittedError) as exc:
             if plan.backend != "auto" or (plan.native is not None and plan.native.required):
                 raise
+            if str(exc) in map(str, refused.values()):
+                raise  # it is not the backend's fault
             if name == fallback():
                 raise type(exc)(f"{exc} (Tried {name} {choice.why})") from exc
             refused[name] = exc

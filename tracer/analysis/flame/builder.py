@@ -61,7 +61,7 @@ class FlameBuilder:
         """Add a request and its growth."""
         self.requests += 1
         self.requests_counted += request.native_kept is not None
-        self.requests_kept += self._retained and (kept_bytes(request) or 0) > 0
+        self.requests_kept += self._retained and (self._kept(request) or 0) > 0
         self._add(self.growth, request, grown)
 
     def add_before(self, request: Request, grown: GrowthByStack) -> None:
@@ -74,10 +74,15 @@ class FlameBuilder:
             growth.add(request, self._attributed(request, grown))
             return
         growth.add(request, grown)
-        counted = self.metric is Metric.NATIVE or request.native_kept is not None
-        kept = kept_bytes(request) if counted else None
+        kept = self._kept(request)
         if kept is not None:
             growth.add_kept(request, kept)
+
+    def _kept(self, request: Request) -> int | None:
+        """Bytes that the request kept, as far as this metric shows it: blocks are only those of counted requests."""
+        if self.metric is Metric.RETAINED and request.native_kept is None:
+            return None
+        return kept_bytes(request)
 
     def finish(self) -> Node:
         """The root of the tree; sets the counters that describe it: unsampled, unreadable, others, moved.

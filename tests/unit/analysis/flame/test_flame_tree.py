@@ -244,6 +244,13 @@ def test_what_a_later_request_freed_was_not_kept():
     assert built((one, [((MAIN,), 503, 3)]), retained=True).finish().bytes == 103
 
 
+def test_of_sampled_blocks_only_requests_that_were_counted_kept_anything():
+    grew = uncounted(anon_before=0, anon_end=97, zend_real_before=0, zend_real_end=0)
+    builder = built((grew, []), (keeps(1_009), [((MAIN,), 503, 3)]), metric=Metric.RETAINED, retained=True)
+
+    assert (builder.finish().bytes, builder.requests_kept, builder.requests_counted) == (1_009, 1, 1)
+
+
 @pytest.mark.parametrize("metric", [Metric.RETAINED, Metric.NATIVE])
 def test_few_samples_stand_for_all_that_the_requests_of_their_script_kept(metric):
     kept = [keeps(1_072, nth=nth) for nth in range(1, 8)]
