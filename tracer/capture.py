@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from tracer.backends import Backend
-from tracer.facts import Fact, Growth, Request
+from tracer.facts import Fact, Growth, Request, Worker
 
 if TYPE_CHECKING:  # see capture()
     from tracer.looks import Looks
@@ -114,7 +114,8 @@ def capture(
     """Pass the facts of an attached backend to `consume` until it is time to stop. Returns why, and the last state.
 
     `count` is the number of kept requests, over all workers; `keep` None keeps every request. `looks`: the workers are
-    looked at now, and again before the end. Closes the backend and consumes what it returns, also if polling raises.
+    looked at now, from time to time, and before the end. Closes the backend and consumes what it returns, also if
+    polling raises.
     """
     from tracer.looks import Looks  # needs pyelftools, which reading a recording does not
 
@@ -132,6 +133,8 @@ def capture(
                 looking.count(fact)
                 last_kept = (keep is None or keep.keeps(fact)) and (count is None or progress.kept < count)
                 progress.kept += last_kept
+            elif isinstance(fact, Worker):
+                looking.follow(fact)
             if last_kept or not isinstance(fact, Request | Growth):
                 kept.append(fact)
         if kept:

@@ -47,10 +47,6 @@ class SimulatedWorker:
         self._seen: set[str] = set()
 
     @property
-    def native_rss(self) -> int:
-        return self._resident
-
-    @property
     def anon(self) -> int:
         return self._resident + self._main_chunk + sum(self._chunks)
 

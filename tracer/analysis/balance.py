@@ -87,16 +87,21 @@ class Balancing:
         """
         self._by_pid = {}
         first: dict[tuple[int, int], Look] = {}
+        last: dict[tuple[int, int], Look] = {}  # with the requests since the first; one that can be compared, if any
+        requests: Counter[tuple[int, int]] = Counter()
         for look in looks:
             worker = look.pid, look.start_ticks
             if look.requests is None:
                 first[worker] = look
                 continue
-            begin = first.pop(worker, None)
-            if begin is not None:
-                self._pair(begin, look, requests_lost=requests_lost)
-        for look in first.values():
-            self._reasons[_reason(look) or "there was no second look"] += 1
+            requests[worker] += look.requests
+            if worker not in last or look.bookable or not last[worker].bookable:
+                last[worker] = look._replace(requests=requests[worker])
+        for worker, begin in first.items():
+            if worker in last:
+                self._pair(begin, last[worker], requests_lost=requests_lost)
+            else:
+                self._reasons[_reason(begin) or "there was no second look"] += 1
         return bool(self._by_pid)
 
     def _pair(self, begin: Look, end: Look, *, requests_lost: bool) -> None:

@@ -135,6 +135,7 @@ class WindowCutter:
         self._chains = 0
         self._walk: int | None = None
         self._walked: dict[Hashable, int] = {}  # requests since the walk
+        self._walked_young = False  # that window has first uses, or the worker's first requests
 
     @property
     def warm_up(self) -> int:
@@ -148,6 +149,7 @@ class WindowCutter:
         if self._walk is not None:
             self._walked[key] = self._walked.get(key, 0) + count
         self._first_used = count == 1 and key not in self._used and len(self._used) < _KEYS
+        self._walked_young |= self._first_used or self._served <= WARM_UP
         if self._first_used:
             self._used.add(key)
         if self._open is None:
@@ -159,17 +161,18 @@ class WindowCutter:
             self._open.requests += count
 
     def walk(self, used: int) -> Window | None:
-        """Take the bytes in use in the heap before the next request. Return the window since the walk before."""
+        """Take the bytes in use in malloc's heap before the next request. Return the window since the walk before."""
         window = None
         if self._walk is not None and self._walked:
-            window = Window((self.number, 0), self._walked, used - self._walk, _COUNTED**2, walked=True)
-        self._walk, self._walked = used, {}
+            growth, young = used - self._walk, self._walked_young
+            window = Window((self.number, 0), self._walked, growth, _COUNTED**2, walked=True, young=young)
+        self._walk, self._walked, self._walked_young = used, {}, False
         return window
 
     def look(self, level: int, size: int | None, length: int) -> Window | None:
         """Take the level before the next request. Return a window that ended, if it has gone on for `length` requests.
 
-        `size` is that of Zend's heap if the level contains it; None if not, or if it is not known.
+        `size` is that of Zend's heap; None if it is not known.
         """
         if self._first is None:
             self._first = _Look(level, size)

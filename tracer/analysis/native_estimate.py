@@ -103,15 +103,13 @@ class NativeEstimator:
         key: Hashable,
         *,
         worker: Hashable | None = None,
-        native_rss: int | None = None,
         heap_used: int | None = None,
     ) -> None:
         """Take the next request of a worker, in the group `key`.
 
         `worker` tells workers apart. If it is None, host and pid do, and a `nth` that does not rise is a new worker.
-        If measured at the request's start: `native_rss` is anonymous memory less Zend's resident pages, and
-        `heap_used` the bytes in use in glibc's heap. Without them, anonymous memory is compared where Zend's heap has
-        the same size.
+        `heap_used` is the bytes in use in malloc's heap, if the worker was looked at before the request. Anonymous
+        memory, which each request comes with, is compared where Zend's heap has the same size.
         """
         name = (request.host, request.pid) if worker is None else worker
         serving = self._workers.get(name)
@@ -131,10 +129,7 @@ class NativeEstimator:
             if serving.first_anon is None:
                 serving.first_anon = anon
             serving.last_anon = anon
-            if native_rss is None:
-                window = serving.cutter.look(anon, request.zend_real_before, self._length)
-            else:
-                window = serving.cutter.look(native_rss, None, self._length)
+            window = serving.cutter.look(anon, request.zend_real_before, self._length)
             if window is not None:
                 self._take(window, serving)
         if heap_used is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
 
 from tracer.analysis.kept import FirstRuns, KeptSum, estimated
@@ -12,10 +12,11 @@ from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.native_estimate import Estimates, NativeEstimator
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import Release, Request, Worker
+from tracer.facts import Look, Release, Request, Worker
 
-_COLUMNS = (
-    "host", "pid", "pool", "nth", "uri", "script", "ending", "duration_ns",
+# Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
+COLUMNS = (
+    "host", "pid", "pool", "nth", "uri", "script", "ending", "started_ns", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
     "native_kept", "native_released",
 )  # fmt: skip
@@ -40,11 +41,6 @@ class Sort(enum.Enum):
     REQUESTS = "requests"
     DURATION = "duration"
     KEY = "key"
-
-
-def columns_of(by: GroupBy) -> tuple[str, ...]:
-    """Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others."""
-    return (*_COLUMNS, "started_ns") if by is GroupBy.WORKER else _COLUMNS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,6 +116,7 @@ class Ranking:
         self.by = by
         self._may_estimate = estimate and by in (GroupBy.SCRIPT, GroupBy.URI)
         self._estimator: NativeEstimator | None = None
+        self._looks: dict[int, deque[Look]] = {}  # by pid, those not passed yet
         self._latest: Estimates | None = None  # of all requests so far; None: not worked out
         self.overflow = 0
         self._workers = WorkerNames()
@@ -132,16 +129,20 @@ class Ranking:
         self._max_groups = max_groups
         self._groups: dict[str | WorkerKey | None, _Accumulator] = {}
 
-    def begin_recording(self, workers: Iterable[Worker], *, filtered: bool = False) -> None:
+    def begin_recording(self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False) -> None:
         """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
 
-        `filtered`: requests were left out of it, so that nothing can be estimated.
+        `looks` at these workers help to estimate. `filtered`: requests were left out, so that nothing can be estimated.
 
         They tell apart workers that had the same pid one after the other. Such workers are one group
         if this is not called, if their start_ticks are unknown, or if neither the death of the earlier
         nor the birth of the later was seen.
         """
         self._workers.begin_recording(workers)
+        self._looks = {}
+        for look in sorted(looks, key=lambda look: look.at_ns):
+            if look.malloc_in_use is not None and not look.malloc_uncertain:
+                self._looks.setdefault(look.pid, deque()).append(look)
         if filtered:
             self._may_estimate, self._estimator = False, None
 
@@ -152,7 +153,7 @@ class Ranking:
             if self._estimator is None and request.native_kept is None and request.anon_after is not None:
                 self._estimator = NativeEstimator()
             if self._estimator is not None:
-                self._estimator.add(request, key)
+                self._estimator.add(request, key, heap_used=self._heap_before(request))
                 self._latest = None
         first = self._first_runs.is_first(request)
         group = self._groups.get(key)
@@ -167,6 +168,14 @@ class Ranking:
             self._held[request.pid, request.started_ns] = _Held(group, kept, first=first)
             if len(self._held) > _HELD_MAX:
                 self._held.popitem(last=False)
+
+    def _heap_before(self, request: Request) -> int | None:
+        """Bytes in use in malloc's heap between this request and the one before it, if the worker was looked at."""
+        used = None
+        looks = self._looks.get(request.pid)
+        while looks and request.started_ns is not None and looks[0].at_ns < request.started_ns:
+            used = looks.popleft().malloc_in_use
+        return used
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.

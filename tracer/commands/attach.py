@@ -15,7 +15,7 @@ from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
 from tracer.commands.messages import notice
 from tracer.commands.options import attach_options, ranking_options
 from tracer.facts import Fact, Release, Request
-from tracer.looks import Looks, subjects
+from tracer.looks import looks_at
 from tracer.recording.writer import Writer, check_output
 from tracer.reporters.live import LiveView, Status
 from tracer.reporters.request_lines import RequestLines
@@ -147,7 +147,7 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
             count=plan.count,
             keep=plan.keep,
             tick=tick,
-            looks=None if file is None else Looks(subjects(running.targets)),
+            looks=None if file is None else looks_at(running.targets),
         )
         shown.end(progress)
     if not live:

@@ -21,7 +21,7 @@ from tracer.commands.messages import notice
 from tracer.commands.options import attach_options, require_option, stack_recording_options
 from tracer.errors import UsageError
 from tracer.facts import Fact
-from tracer.looks import Looks, subjects
+from tracer.looks import looks_at
 from tracer.recording.schema import SUFFIX
 from tracer.recording.writer import Writer, check_output
 from tracer.reporters.table import summary
@@ -99,7 +99,7 @@ def _record(plan: Plan, path: str) -> None:
             count=plan.count,
             keep=plan.keep,
             tick=tick,
-            looks=Looks(subjects(running.targets)),
+            looks=looks_at(running.targets),
         )
         progress_line.clear()
         file.note("ended", {"why": why.value, "elapsed_s": progress.elapsed_s, "seen": progress.seen})

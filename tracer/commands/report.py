@@ -12,7 +12,7 @@ import click
 from tracer.analysis.balance import COLUMNS as BALANCE_COLUMNS
 from tracer.analysis.balance import Balance, Balancing
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
-from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
+from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
@@ -140,12 +140,12 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balanci
         tally.unended += not recording.ended
         workers = recording.workers()
         tally.add_all(workers, host=str(recording.meta.get("host")))
-        ranking.begin_recording(workers, filtered=_is_filtered(recording.meta))
+        looks = recording.looks()
+        ranking.begin_recording(workers, looks, filtered=_is_filtered(recording.meta))
         losses = recording.losses()
         tally.add_all(losses)
-        balanced = balancing.begin(recording.looks(), requests_lost=bool(losses))
-        columns = columns_of(ranking.by)
-        for request in recording.requests((*columns, *BALANCE_COLUMNS) if balanced else columns):
+        balanced = balancing.begin(looks, requests_lost=bool(losses))
+        for request in recording.requests((*COLUMNS, *BALANCE_COLUMNS) if balanced else COLUMNS):
             tally.add(request)
             if balanced:
                 balancing.add(request)

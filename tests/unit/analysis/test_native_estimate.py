@@ -260,20 +260,6 @@ def test_memory_kept_now_and_then_accuses_nobody_else():
             assert not entry.sure or entry.keys == ("leak",)
 
 
-def test_native_rss_needs_no_sizes_of_zends_heap():
-    scripts = {**CHURN, "rows": Script(zend=60_000_000, weight=9), "list": Script(zend=14_000_000, weight=9)}
-    estimator, alone = NativeEstimator(), NativeEstimator()
-    before: dict[int, int] = {}
-    for request, worker in traffic(scripts, 4_000):
-        unknown = request._replace(zend_real_before=None)
-        estimator.add(unknown, request.script, native_rss=before.get(worker.pid, 7 << 20))
-        alone.add(unknown, request.script)
-        before[worker.pid] = worker.native_rss
-
-    assert_only_leak_is_accused(estimator.result())
-    assert not any(entry.sure for entry in alone.result().entries)
-
-
 def test_heap_walks_make_the_estimate_exact():
     estimator = NativeEstimator()
     used: dict[int, int] = {}
@@ -287,6 +273,30 @@ def test_heap_walks_make_the_estimate_exact():
     assert found["leak"].bytes_per_round == pytest.approx(KEPT, rel=0.02)
     assert found["leak"].low <= KEPT <= found["leak"].high
     assert found["page"].bytes_per_round < 256
+
+
+def test_a_few_heap_walks_tell_which_script_keeps_where_zends_heap_never_has_the_same_size():
+    scripts = {**CHURN, "rows": Script(zend=60_000_000, weight=9), "list": Script(zend=14_000_000, weight=9)}
+    for seed in range(3):
+        estimator = NativeEstimator()
+        used: dict[int, int] = {}
+        for request, worker in traffic(scripts, 4_000, seed=seed):
+            walked = used.get(worker.pid) if request.nth % 50 == 1 else None
+            estimator.add(request, request.script, heap_used=walked)
+            used[worker.pid] = worker.used
+
+        assert_only_leak_is_accused(estimator.result(), within=0.05)
+
+
+def test_what_a_worker_allocates_once_is_not_charged_by_heap_walks():
+    scripts = {**CHURN, "page": Script(frees=138_000, weight=3, first_use=6 << 20)}
+    estimator = NativeEstimator()
+    used: dict[int, int] = {}
+    for request, worker in traffic(scripts, 2_000, workers=8):
+        estimator.add(request, request.script, heap_used=used.get(worker.pid) if request.nth % 20 == 1 else None)
+        used[worker.pid] = worker.used
+
+    assert_only_leak_is_accused(estimator.result(), within=0.05)
 
 
 def test_what_unrecorded_requests_keep_is_not_attributed_to_recorded_ones():

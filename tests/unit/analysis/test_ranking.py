@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samples import COMPLETE, PROPERTY, request
 from simulated_workers import Script, traffic
 
-from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort, columns_of
+from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.facts import Release, Request, Worker
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
@@ -377,6 +377,5 @@ def test_the_order_does_not_depend_on_the_order_of_requests(pairs):
 
 def test_the_columns_that_are_read_for_it_are_all_that_it_needs():
     for by in GroupBy:
-        columns = columns_of(by)
-        part = Request(**{name: getattr(COMPLETE, name) if name in columns else None for name in Request._fields})
+        part = Request(**{name: getattr(COMPLETE, name) if name in COLUMNS else None for name in Request._fields})
         assert ranked(part, by=by).groups() == ranked(COMPLETE, by=by).groups()
