@@ -168,7 +168,8 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 
 	r->native_mapped_bytes =
 		data_bytes - r->brk_bytes - (r->zend_real_after - r->zend_real_before);
-	if (!book || !w->native_counted) {
+	/* Another book: the worker was unlinked, and linked again. */
+	if (!book || !w->native_counted || book->since_ns != before->since_ns) {
 		r->flags |= REQUEST_NATIVE_NOT_COUNTED;
 		return;
 	}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 import pytest
 from proc_status import rollup_bytes
@@ -13,7 +14,7 @@ from waiting import wait_for
 from waiting_process import PAUSES, READS, waiting_process
 
 from tracer import looks as module
-from tracer.facts import Look
+from tracer.facts import Look, Worker
 from tracer.looks import Looks, Subject
 from tracer.targets.php import Php
 from tracer.targets.processes import process
@@ -192,3 +193,88 @@ def test_the_call_of_a_process_that_has_ended_is_not_known(tmp_path):
 
     assert number in (43, 288)
     assert module.processes.call_waited_in(pid) is None
+
+
+class Scripted(Looks):
+    """Looks whose figures and moments the test gives."""
+
+    def __init__(self, moments: Sequence[int], pid: int = 7) -> None:
+        super().__init__([Subject(pid, 1, NO_PHP, None)])
+        self.moments = list(moments)
+
+    def _look(self, worker: Subject, until: float) -> Look | None:
+        found = self._absent(worker, "")._replace(anon=1, zend_resident=1, settled=True, in_accept=True)
+        return found._replace(at_ns=self.moments.pop(0), took_ns=1, why=None)
+
+    def take_round(self) -> list[Look]:
+        """One round of looks."""
+        given: list[Look] = []
+        left = len(self.moments)
+        wait_for(lambda: given.extend(self.take()) or len(self.moments) < left, "a round")
+        wait_for(lambda: not self.busy, "the looks")
+        return given
+
+    def serve(self, *starts: int) -> None:
+        """Requests of the worker that began then."""
+        for started_ns in starts:
+            self.count(request(pid=7, started_ns=started_ns))
+
+
+def test_each_request_is_counted_between_the_two_looks_it_was_between(monkeypatch):
+    monkeypatch.setattr(module, "BETWEEN_S", 0.0)
+    monkeypatch.setattr(module, "_CPU_SHARE", 1e9)
+    looks = Scripted([100, 200, 300, 400])
+    looks.begin()
+    wait_for(lambda: not looks.busy, "the looks")
+    given = looks.take_round()  # the first look is given out, the second one taken
+    looks.serve(90, 110, 120)
+    looks.serve(210)  # before the second look has arrived
+    given += looks.take_round()
+    looks.serve(190)  # after it has arrived
+    looks.serve(220, 310)
+    looks.end()
+    wait_for(lambda: not looks.busy, "the looks")
+    given += looks.take()
+    looks.serve(320, 410)
+    given += looks.close()
+
+    assert [(look.at_ns, look.requests) for look in given] == [(100, None), (200, 3), (300, 2), (400, 2)]
+
+
+def test_looks_in_between_take_no_more_than_their_share_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(module, "BETWEEN_S", 0.0)
+    looks = Scripted([100, 200])
+    looks.begin()
+    wait_for(lambda: not looks.busy, "the looks")
+    looks._took_s = 1e6
+    for _ in range(3):
+        looks.take()
+        assert not looks.busy
+
+    assert looks.moments == [200]
+
+
+def test_a_worker_that_has_ended_is_no_longer_looked_at():
+    looks = Scripted([100, 200])
+    looks.begin()
+    wait_for(lambda: not looks.busy, "the looks")
+    assert len(looks.take()) == 1
+    looks.serve(110)
+
+    looks.follow(Worker(7, 1, None, None, None, 150, "exited:0"))
+
+    assert [(look.why, look.requests) for look in looks.take()] == [("it has ended", 1)]
+    looks.end()
+    assert looks.moments == [200]
+    assert looks.close() == []
+
+
+def test_a_worker_that_no_master_of_ours_forked_is_not_looked_at(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        looks = Looks(())
+        looks.begin()
+        looks.follow(Worker(pid, subject(pid).start_ticks, None, None, 5, None, None))
+        looks.take()
+
+        assert not looks.busy
+    assert looks.close() == []

@@ -134,12 +134,14 @@ def _look(target: Target, process: Process, options: _Options) -> HeapLook:
     with ProcessMemory(process.pid, process.start_ticks) as memory:
         malloc = _part("malloc", lambda: _malloc(process, options), lacking)
         zend = _part("Zend", lambda: _zend(target, process), lacking)
+        anon = memory.anon_bytes()
+        memory.check()  # it is still the same process
         return HeapLook(
             pid=process.pid,
             start_ticks=process.start_ticks,
             title=process.title,
             pool=process.pool,
-            anon=memory.anon_bytes(),
+            anon=anon,
             malloc=malloc,
             zend=zend,
             lacking=lacking,

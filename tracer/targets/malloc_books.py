@@ -214,6 +214,9 @@ def _fastbins(memory: ProcessMemory, top_at: int, begin: int | None) -> tuple[in
     return memory.words(top_at - 8 * _FASTBINS, _FASTBINS) if top_at - begin > 8 * _FASTBINS - 1 else ()
 
 
+_ADDRESSES = 1 << 47  # of a process, on x86-64: no more bytes can be mapped
+
+
 def _mapped_bytes(words: Sequence[int], base: int) -> int | None:
     """mp_.mmapped_mem: two words before sbrk_base, which is known. None if not just one place looks like it.
 
@@ -223,7 +226,7 @@ def _mapped_bytes(words: Sequence[int], base: int) -> int | None:
         words[index - 2]
         for index in range(2, len(words) - 4)
         if words[index] == base
-        and words[index - 2] <= words[index - 1]
+        and words[index - 2] <= words[index - 1] < _ADDRESSES
         and words[index - 2] % PAGE == words[index - 1] % PAGE == 0
         and words[index + 3] <= 0xFFFF  # tcache_count
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import time
@@ -20,9 +21,10 @@ from proc_status import rollup_bytes, state, waits_for_a_request
 from waiting import wait_for
 
 from tracer.errors import RecordingError
-from tracer.facts import Look, Request
-from tracer.looks import Looks, subjects
+from tracer.facts import Look, Request, Worker
+from tracer.looks import Looks, masters, subjects
 from tracer.recording.reader import Reader
+from tracer.targets import processes
 from tracer.targets.resolve import targets
 
 pytestmark = pytest.mark.needs_php
@@ -174,9 +176,9 @@ def test_without_counting_growth_and_zend_s_part_are_known(warm: Fpm, tmp_path: 
     # malloc's heap tells the leak to the byte, also where no call was counted.
     looks = looks_of(path)
     first, last = (
-        [look.malloc_in_use or 0 for look in looks if (look.requests is None) is one] for one in (True, False)
+        {look.pid: look.malloc_in_use or 0 for look in looks if (look.requests is None) is one} for one in (True, False)
     )
-    assert sum(last) - sum(first) == 20 * LEAK
+    assert sum(last.values()) - sum(first.values()) == 20 * LEAK
     assert sum(look.requests or 0 for look in looks) == 20
 
 
@@ -191,7 +193,9 @@ def test_attach_with_an_output_file_has_looks(warm: Fpm, tmp_path: Path, options
     code, _, err = finish(process)
 
     assert code == 0, err
-    assert [look.bookable for look in looks_of(path)] == [True] * 4
+    looks = looks_of(path)
+    assert all(look.bookable for look in looks)
+    assert {look.pid for look in looks if look.requests is not None} == set(warm.workers())
 
 
 @pytest.mark.parametrize("options", [BPF, PTRACE])
@@ -306,10 +310,66 @@ def test_a_worker_on_a_connection_that_is_kept_is_looked_at(start_fpm: Callable[
         code, _, err = finish(process)
 
     assert code == 0, err
-    assert [(look.bookable, look.in_accept) for look in looks_of(path)] == [(True, False)] * 2
+    looks = looks_of(path)
+    assert len(looks) >= 2
+    assert {(look.bookable, look.in_accept) for look in looks} == {(True, False)}
     assert balance_of(path)["native_kept"] == 10 * LEAK
 
 
 def requests_of(path: Path) -> list[Request]:
     with Reader(str(path)) as recording:
         return list(recording.requests())
+
+
+def test_a_worker_that_is_born_while_tracing_goes_on_is_looked_at(start_fpm: Callable[..., Fpm]) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    found = targets([str(fpm.master)])
+    looks = Looks(subjects(found), masters(found))
+    looks.begin()
+    (first,) = fpm.workers()
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: fpm.workers() not in ([], [first]), "another worker")
+    (second,) = fpm.workers()
+    born = processes.process(second)
+    assert born is not None
+    told = Worker(second, born.start_ticks, "www", None, time.time_ns(), None, None)
+    seen: list[Look] = []
+
+    looks.follow(told)
+    wait_for(lambda: seen.extend(looks.take()) or any(look.pid == second for look in seen), "a look at it")
+    looks.close()
+    for target in found:
+        target.close()
+
+    (look,) = (look for look in seen if look.pid == second)
+    assert look.bookable, look.why
+    assert look.malloc_in_use
+
+
+@pytest.mark.slow
+@pytest.mark.needs_ptrace
+def test_looks_while_a_recording_goes_on_make_the_estimate_exact(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    path = tmp_path / "r.phptrace"
+    scripts = ("hello.php", "native_page.php", "native_leak.php")
+    chance = random.Random(9)
+    process = phptrace("record", "--backend", "ptrace", "-o", str(path), str(fpm.master))
+    attached_to(process)
+    for looks in range(1, 16):
+        for _ in range(40):
+            fpm.get(chance.choice(scripts))
+        at_rest(fpm)
+        wait_for(lambda: looked_at(path, looks), "another look", timeout_s=60)  # noqa: B023
+    code, _, err = finish(process)
+    assert code == 0, err
+
+    groups = {
+        os.path.basename(group["key"]): group
+        for group in json.loads(run("report", "--format", "json", str(path)).stdout)["groups"]
+    }
+    leak = groups["native_leak.php"]
+    assert leak["kept_how"] == "estimated"
+    assert leak["kept_low"] <= LEAK <= leak["kept_high"]
+    assert leak["kept_per_request"] == pytest.approx(LEAK, rel=0.02)
+    for name in ("hello.php", "native_page.php"):
+        assert (groups[name]["kept_per_request"] or 0) < 1024

@@ -94,6 +94,8 @@ class NativeProbes:
             raise
         self.lacking: list[str] = []
         self._links: dict[int, _Link] = {}
+        self._turns: dict[int, int] = {}  # by pid, the number of the last turn that ended; for those that had one
+        self._turns_ended = 0
         self._left_out: set[int] = set()  # workers that cannot be counted
         self._closed_soon: set[int] = set()  # workers whose links are being closed
         self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
@@ -117,7 +119,7 @@ class NativeProbes:
             if worker.wanted and pid not in self._links and pid not in self._left_out
         }
         self._make_room(waiting)
-        for pid, worker in waiting.items():
+        for pid, worker in sorted(waiting.items(), key=lambda item: self._turns.get(item[0], 0)):
             # Two links at a time would count each call twice.
             if pid not in self._closed_soon and self._pool(worker).has_room:
                 self._link(pid, worker)
@@ -129,12 +131,15 @@ class NativeProbes:
             if pool.turn_is_over(now):
                 first = next(pid for pid, link in self._links.items() if link.pool is pool)
                 self._unlink(first)
+                self._turns_ended += 1
+                self._turns[first] = self._turns_ended
                 if self._blocks is not None:
                     self._blocks.links_gone(first)
 
     def gone(self, pid: int) -> None:
         """Forget that worker, which has ended."""
         self._unlink(pid)
+        self._turns.pop(pid, None)
         self._left_out.discard(pid)
 
     def stop(self) -> None:
