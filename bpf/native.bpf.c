@@ -16,11 +16,13 @@
 
 /* Those of request.bpf.c: the loader puts its maps in the place of these. */
 BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
+BPF_ARRAY(owners_noted, u64, 1);
 BPF_ARRAY(lost, u64, LOST_KINDS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
-
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
+BPF_ARRAY(kernel_layout, struct kernel, 1);
 /* Those of growth.bpf.c, where blocks are sampled. */
+BPF_ARRAY(lost_stacks, u64, LOST_STACK_KINDS);
 BPF_ARRAY(block_config, struct block_config, 1);
 BPF_HASH(allocating, u64, u64, ALLOCATING_MAX);
 BPF_HASH(held_blocks, struct block_key, struct block, BLOCKS_MAX);
@@ -30,8 +32,13 @@ struct owned_block {
 	u64 pid;
 };
 
-/* When the request started that allocated the block. The oldest are forgotten: they are kept for good. */
-BPF_TABLE("lru_hash", struct owned_block, u64, native_owners, OWNED_MAX);
+struct owner {
+	u64 request; /* its started_ns */
+	u64 header; /* of the block: it can be read where it is allocated, and where it is freed mostly */
+};
+
+/* Which request allocated a block. The kernel forgets the oldest: what those hold, they hold for good. */
+BPF_TABLE("lru_hash", struct owned_block, struct owner, native_owners, OWNED_MAX);
 
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
@@ -53,9 +60,25 @@ static __always_inline struct native_book *this_book(void)
 	return native_books.lookup(&pid);
 }
 
-static __always_inline u32 this_thread(void)
+static __always_inline bool runs_requests(struct native_book *b)
 {
-	return bpf_get_current_pid_tgid();
+	return b->thread == (u32)bpf_get_current_pid_tgid();
+}
+
+/*
+ * True if what this thread allocates is the running request's: it runs the request, or was started in it. What older
+ * threads allocate is nobody's.
+ */
+static __always_inline bool is_the_requests(struct native_book *b)
+{
+	u32 zero = 0;
+	struct kernel *k;
+
+	if (runs_requests(b))
+		return true;
+	k = kernel_layout.lookup(&zero);
+	return k && b->request &&
+	       kernel_u64(bpf_get_current_task() + k->task_start_time) >= b->request;
 }
 
 static __always_inline u64 chunk(u64 bytes)
@@ -75,16 +98,19 @@ static __always_inline void add(s64 *sum, s64 value)
 	__sync_fetch_and_add(sum, value);
 }
 
-static __always_inline void count(struct native_book *b, u64 header, s64 sign)
+static __always_inline u64 size_of(u64 header)
 {
-	s64 size = header & ~(u64)FLAG_BITS;
+	return header & ~(u64)FLAG_BITS;
+}
 
-	if (size >= BLOCK_MAX)
-		return;
-	add(sign > 0 ? &b->alloc_bytes : &b->free_bytes, size);
-	add(sign > 0 ? &b->alloc_calls : &b->free_calls, 1);
+static __always_inline void count(struct native_sums *sums, u64 header, s64 sign)
+{
+	s64 size = size_of(header);
+
+	add(sign > 0 ? &sums->alloc_bytes : &sums->free_bytes, size);
+	add(sign > 0 ? &sums->alloc_calls : &sums->free_calls, 1);
 	if (header & IS_MMAPPED)
-		add(&b->mapped_bytes, sign * size);
+		add(&sums->mapped_bytes, sign * size);
 }
 
 /* Bytes until the next sample: -mean * ln(random), from its quantiles, and between two of them in proportion. */
@@ -101,10 +127,18 @@ static __always_inline s64 next_gap(void)
 	return 1 + high - ((high - low) * (random >> 20) >> 12);
 }
 
+static __always_inline void count_lost_block(void)
+{
+	u32 what = LOST_BLOCKS;
+	u64 *n = lost_stacks.lookup(&what);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
 /*
  * Counts down to the next sample, and hands a block that is sampled over to the return of this call. The gaps have no
- * memory, so that a new one may begin behind each sampled block. Threads share the countdown without a lock: what
- * they count at the same time may count once.
+ * memory, so that a new one may begin behind each sampled block.
  */
 static __always_inline void sample(struct native_book *b, u64 bytes)
 {
@@ -119,7 +153,8 @@ static __always_inline void sample(struct native_book *b, u64 bytes)
 		return;
 	}
 	b->gap = next_gap();
-	allocating.update(&thread, &bytes);
+	if (allocating.update(&thread, &bytes))
+		count_lost_block();
 }
 
 /* Forgets a block that is freed. If it lived long enough, it was retained, and user space comes for it. */
@@ -141,7 +176,8 @@ static __always_inline void forget(struct native_book *b, u64 address)
 	config = block_config.lookup(&zero);
 	if (w && config && block->nth + config->retained_after + w->in_request <= w->requests) {
 		outlived.outlived = block->nth;
-		held_blocks.update(&outlived, block);
+		if (held_blocks.update(&outlived, block))
+			count_lost_block();
 	}
 	held_blocks.delete(&key);
 }
@@ -163,6 +199,7 @@ static __always_inline void send_release(struct native_book *b, u32 pid)
 		.owner_started_ns = b->released_owner,
 		.bytes = b->released_bytes,
 		.blocks = b->released_blocks,
+		.idle = !b->request,
 	};
 
 	if (!event.blocks)
@@ -176,28 +213,65 @@ static __always_inline void send_release(struct native_book *b, u32 pid)
 static __always_inline void allocated(struct native_book *b, u64 block)
 {
 	struct owned_block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
-	u64 owner = b->request;
+	struct owner owner = {.request = b->request, .header = header_of(block)}, *known;
+	u32 zero = 0;
+	u64 *noted;
 
-	count(b, header_of(block), 1);
-	if (owner)
-		native_owners.update(&key, &owner);
+	if (size_of(owner.header) >= BLOCK_MAX)
+		return;
+	if (!runs_requests(b)) {
+		/* Counted, where a function that has returned it to this one was probed, too. */
+		known = native_owners.lookup(&key);
+		if (known && known->request == owner.request)
+			return;
+	}
+	count(&b->sums, owner.header, 1);
+	if (!owner.request)
+		return;
+	native_owners.update(&key, &owner);
+	noted = owners_noted.lookup(&zero);
+	if (noted)
+		__sync_fetch_and_add(noted, 1);
 }
 
+/*
+ * True if the owner of a block may have been forgotten in the request that runs: the kernel looks for the oldest in
+ * the older half of the table, kernel/bpf/bpf_lru_list.c.
+ */
+static __always_inline bool may_be_forgotten(struct native_book *b)
+{
+	u32 zero = 0;
+	u64 *noted = owners_noted.lookup(&zero);
+
+	return !noted || *noted - b->owners_before >= OWNED_MAX / 2;
+}
+
+/* A block with that header is freed; 0 = it cannot be read, for its page is not in memory. */
 static __always_inline void freed(struct native_book *b, u64 block, u64 header)
 {
 	struct owned_block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
-	u64 *found = native_owners.lookup(&key), owner = 0;
-	s64 size = header & ~(u64)FLAG_BITS;
+	struct owner *found = native_owners.lookup(&key);
+	u64 owner = 0, size;
 
-	count(b, header, -1);
 	if (found) {
-		owner = *found;
+		owner = found->request;
+		if (!header)
+			header = found->header;
 		native_owners.delete(&key);
-		if (owner == b->request)
+	} else {
+		if (!is_the_requests(b))
 			return;
+		if (!header || may_be_forgotten(b))
+			add(&b->sums.unsure, 1);
 	}
-	add(&b->freed_earlier, size);
-	if (owner < b->since_ns || size >= BLOCK_MAX)
+	size = size_of(header);
+	if (!size || size >= BLOCK_MAX)
+		return;
+	count(&b->sums, header, -1);
+	if (owner && owner == b->request)
+		return;
+	add(&b->sums.freed_earlier, size);
+	if (owner < b->since_ns)
 		return;
 	if (owner != b->released_owner)
 		send_release(b, key.pid);
@@ -210,11 +284,24 @@ static __always_inline void freed(struct native_book *b, u64 block, u64 header)
 int on_native(struct pt_regs *ctx)
 {
 	struct native_book *b = this_book();
-	u64 one = PT_REGS_PARM1(ctx), two = PT_REGS_PARM2(ctx);
+	u64 one = PT_REGS_PARM1(ctx), two = PT_REGS_PARM2(ctx), site = bpf_get_attach_cookie(ctx);
 
 	if (!b)
 		return 0;
-	switch (bpf_get_attach_cookie(ctx)) {
+	b->hits++;
+	if (site == NATIVE_FREE && one) {
+		forget(b, one);
+		freed(b, one, header_of(one));
+		return 0;
+	}
+	/* A request has one thread to note what is between entry and return: others' realloc() is taken to succeed. */
+	if (site == NATIVE_REALLOC && one && two && !runs_requests(b)) {
+		forget(b, one);
+		freed(b, one, header_of(one));
+	}
+	if (!is_the_requests(b))
+		return 0;
+	switch (site) {
 	case NATIVE_MALLOC:
 		sample(b, one);
 		break;
@@ -222,28 +309,25 @@ int on_native(struct pt_regs *ctx)
 		if (!two || one < BLOCK_MAX / two)
 			sample(b, one * two);
 		break;
-	case NATIVE_FREE:
-		if (one) {
-			forget(b, one);
-			freed(b, one, header_of(one));
-		}
-		break;
 	case NATIVE_REALLOC:
 		/* Of no block it is malloc(), to no bytes it is free(): they call those. */
-		if (one && two) {
-			b->resized_block = one;
-			b->resized_header = header_of(one);
-			b->resizing_thread = this_thread();
-			forget(b, one);
-			sample(b, two);
-		}
+		if (!one || !two)
+			break;
+		sample(b, two);
+		if (!runs_requests(b))
+			break;
+		b->resized_block = one;
+		b->resized_header = header_of(one);
+		b->resizing = 1;
+		forget(b, one);
 		break;
 	case NATIVE_MEMALIGN:
 		/* With less alignment than every block has, it calls malloc(). */
-		if (one > CHUNK_ALIGNMENT) {
-			b->aligning_thread = this_thread();
-			sample(b, two);
-		}
+		if (one <= CHUNK_ALIGNMENT)
+			break;
+		sample(b, two);
+		if (runs_requests(b))
+			b->aligning = 1;
 		break;
 	}
 	return 0;
@@ -254,23 +338,33 @@ int on_native_return(struct pt_regs *ctx)
 {
 	struct native_book *b = this_book();
 	u64 block = PT_REGS_RC(ctx);
-	u32 thread = this_thread();
 
 	if (!b)
 		return 0;
+	b->hits++;
+	if (!runs_requests(b)) {
+		if (block && is_the_requests(b))
+			allocated(b, block);
+		return 0;
+	}
 	switch (bpf_get_attach_cookie(ctx)) {
-	case NATIVE_REALLOC:
-		if (b->resizing_thread != thread)
+	case NATIVE_MALLOC:
+		/* Of realloc(), whose own return follows. */
+		if (b->resizing)
 			return 0;
-		b->resizing_thread = 0;
+		break;
+	case NATIVE_REALLOC:
+		if (!b->resizing)
+			return 0;
+		b->resizing = 0;
 		/* Without memory the old block stays as it is. */
 		if (block)
 			freed(b, b->resized_block, b->resized_header);
 		break;
 	case NATIVE_MEMALIGN:
-		if (b->aligning_thread != thread)
+		if (!b->aligning)
 			return 0;
-		b->aligning_thread = 0;
+		b->aligning = 0;
 		break;
 	}
 	if (block)

@@ -35,6 +35,7 @@ BPF_ARRAY(lost, u64, LOST_KINDS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 /* Filled by native.bpf.c. */
 BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
+BPF_ARRAY(owners_noted, u64, 1);
 
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
@@ -129,7 +130,7 @@ static __always_inline void send_title(struct kernel *k, u32 pid, u64 mm)
 
 /* Sends what was freed last of the blocks of one earlier request, if there is anything. The same is in
  * native.bpf.c: bcc compiles no map calls in headers. */
-static __always_inline void send_release(struct native_book *b, u32 pid)
+static __always_inline void send_release(struct native_book *b, u32 pid, u32 idle)
 {
 	struct release_event event = {
 		.kind = EVENT_RELEASED,
@@ -137,6 +138,7 @@ static __always_inline void send_release(struct native_book *b, u32 pid)
 		.owner_started_ns = b->released_owner,
 		.bytes = b->released_bytes,
 		.blocks = b->released_blocks,
+		.idle = idle,
 	};
 
 	if (!event.blocks)
@@ -150,37 +152,52 @@ static __always_inline void send_release(struct native_book *b, u32 pid)
 static __always_inline void start_native(struct worker *w, u32 pid)
 {
 	struct native_book *book = native_books.lookup(&pid);
+	u32 zero = 0;
+	u64 *owners;
 
-	w->native_counted = book != 0;
-	if (book) {
-		send_release(book, pid);
-		book->request = w->request.started_ns;
-		w->native_before = *book;
-	} else
+	if (!book) {
+		w->native_link = 0;
 		w->request.flags |= REQUEST_NATIVE_NOT_COUNTED;
+		return;
+	}
+	/* The worker goes on: it has not freed that because it ends. */
+	send_release(book, pid, 0);
+	owners = owners_noted.lookup(&zero);
+	if (owners)
+		book->owners_before = *owners;
+	book->request = w->request.started_ns;
+	book->thread = bpf_get_current_pid_tgid();
+	book->resizing = 0;
+	book->aligning = 0;
+	w->native_link = book->link;
+	w->native_before = book->sums;
 }
 
 /* What the request allocated and freed; and what it mapped, which needs no probes. */
 static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes)
 {
-	struct native_book *book = native_books.lookup(&pid), *before = &w->native_before;
+	struct native_book *book = native_books.lookup(&pid);
+	struct native_sums *before = &w->native_before;
 	struct request *r = &w->request;
 
 	r->native_mapped_bytes =
 		data_bytes - r->brk_bytes - (r->zend_real_after - r->zend_real_before);
-	/* Another book: the worker was unlinked, and linked again. */
-	if (!book || !w->native_counted || book->since_ns != before->since_ns) {
+	/* Another link: the worker was unlinked, and linked again. */
+	if (!book || book->link != w->native_link) {
 		r->flags |= REQUEST_NATIVE_NOT_COUNTED;
 		return;
 	}
-	send_release(book, pid);
+	send_release(book, pid, 0);
 	book->request = 0;
-	r->native_alloc_bytes = book->alloc_bytes - before->alloc_bytes;
-	r->native_alloc_calls = book->alloc_calls - before->alloc_calls;
-	r->native_free_bytes = book->free_bytes - before->free_bytes;
-	r->native_free_calls = book->free_calls - before->free_calls;
-	r->native_freed_earlier = book->freed_earlier - before->freed_earlier;
-	r->native_mapped_bytes -= book->mapped_bytes - before->mapped_bytes;
+	book->ended++;
+	if (book->sums.unsure != before->unsure)
+		r->flags |= REQUEST_NATIVE_NOT_COUNTED;
+	r->native_alloc_bytes = book->sums.alloc_bytes - before->alloc_bytes;
+	r->native_alloc_calls = book->sums.alloc_calls - before->alloc_calls;
+	r->native_free_bytes = book->sums.free_bytes - before->free_bytes;
+	r->native_free_calls = book->sums.free_calls - before->free_calls;
+	r->native_freed_earlier = book->sums.freed_earlier - before->freed_earlier;
+	r->native_mapped_bytes -= book->sums.mapped_bytes - before->mapped_bytes;
 }
 
 int on_startup(struct pt_regs *ctx)

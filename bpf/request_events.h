@@ -111,26 +111,38 @@ struct request {
 	char method[16]; /* NUL-terminated; cut at 15 */
 };
 
-/*
- * What a worker has allocated and freed by malloc and its like since it was linked; keyed by tgid, absent where its
- * calls are not counted. Sums only grow, so that a request is the difference of two looks.
- */
-struct native_book {
+/* What was allocated and freed by malloc and its like. Sums only grow, so that a request is the difference of two. */
+struct native_sums {
 	__s64 alloc_bytes;
 	__s64 alloc_calls;
 	__s64 free_bytes;
 	__s64 free_calls;
 	__s64 mapped_bytes; /* net: of these, chunks that are mappings of their own (glibc: IS_MMAPPED) */
 	__s64 freed_earlier; /* of free_bytes: blocks that were not allocated in the request that freed them */
-	__u64 since_ns; /* set by the loader: blocks of requests before that are another worker's */
+	__s64 unsure; /* freed blocks whose size, or whose request, is not known */
+};
+
+/*
+ * What a worker has allocated and freed natively since it was linked; keyed by tgid, absent where its calls are not
+ * counted. The allocations are those of the thread that runs its requests, and of threads that a request starts until
+ * it ends.
+ */
+struct native_book {
+	struct native_sums sums;
+	__u64 link; /* set by the loader: another one for each time the worker is linked */
+	__u64 since_ns; /* set by the loader, the first link: blocks of requests before that are another worker's */
 	__u64 request; /* started_ns of the running request; 0 between requests */
+	__u64 ended; /* requests that began and ended since the link */
+	__u64 hits; /* of the probes; threads may overwrite each other's */
+	__u64 owners_before; /* when the running request began: owners that were noted, of all workers */
 	__u64 released_owner; /* started_ns of the request whose blocks were freed last, and what was not sent yet */
 	__s64 released_bytes;
 	__s64 released_blocks;
 	__u64 resized_block; /* the block that realloc() is at */
 	__u64 resized_header;
-	__u32 resizing_thread; /* the thread that is in realloc(); 0 = none */
-	__u32 aligning_thread; /* the same of memalign() */
+	__u32 thread; /* runs the requests; 0 = none has begun */
+	__u16 resizing; /* 1 = that thread is in realloc() */
+	__u16 aligning; /* 1 = it is in the core of memalign() */
 	__s64 gap; /* bytes to allocate until the next block is sampled; 0 = none is */
 };
 
@@ -141,6 +153,8 @@ struct release_event {
 	__u64 owner_started_ns;
 	__s64 bytes;
 	__s64 blocks;
+	__u32 idle; /* 1 = freed while no request ran: perhaps the worker is about to end */
+	__u32 pad;
 };
 
 struct process_event {
@@ -186,9 +200,8 @@ struct worker {
 	__u64 major_before;
 	__u64 brk_before;
 	__u64 data_before; /* pages: mm->data_vm */
-	__u32 native_counted; /* the request began with native_before filled in */
-	__u32 pad_native;
-	struct native_book native_before;
+	__u64 native_link; /* of its native_book then; 0 = it had none */
+	struct native_sums native_before;
 	struct request request;
 	char strings[SCRIPT_MAX + URI_MAX]; /* script, then uri, without gap */
 };
@@ -240,6 +253,7 @@ struct kernel {
 	__u32 task_min_flt;
 	__u32 task_maj_flt;
 	__u32 task_sum_exec_runtime;
+	__u32 task_start_time;
 	__u32 task_start_boottime;
 	__u32 task_rss_stat; /* RSS_SPLIT: offset of the count array */
 	__u32 mm_rss_stat;
@@ -251,6 +265,7 @@ struct kernel {
 	__u32 counter_count;
 	__u32 counter_counters;
 	__u32 rss_kind;
+	__u32 pad;
 	__u64 page_size;
 	__u64 percpu_offset[CPUS_MAX]; /* __per_cpu_offset[] */
 };

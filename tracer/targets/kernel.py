@@ -44,6 +44,7 @@ class KernelLayout:
     task_min_flt: int
     task_maj_flt: int
     task_sum_exec_runtime: int
+    task_start_time: int
     task_start_boottime: int  # 0 if absent (before 5.5)
     task_rss_stat: int  # 0 unless SPLIT
     mm_rss_stat: int
@@ -80,6 +81,7 @@ def kernel_layout(btf: Btf | None = None) -> KernelLayout:
         task_min_flt=need("task_struct", "min_flt"),
         task_maj_flt=need("task_struct", "maj_flt"),
         task_sum_exec_runtime=need("task_struct", "se.sum_exec_runtime"),
+        task_start_time=need("task_struct", "start_time"),
         task_start_boottime=btf.offset("task_struct", "start_boottime") or 0,
         task_rss_stat=0 if percpu else task_rss_stat or 0,
         mm_rss_stat=need("mm_struct", "rss_stat" if percpu else "rss_stat.count"),

@@ -93,7 +93,8 @@ def structures(*, percpu: bool, without: str = "") -> Btf:
     structure("mm_struct", "pgd", "total_vm", "reserved", "brk", "arg_start", "data_vm", ("rss_stat", rss))
     entity = structure("sched_entity", "load", "sum_exec_runtime")
     structure(
-        "task_struct", "mm", "tgid", "pid", "exit_code", "min_flt", "maj_flt", "start_boottime", *more, ("se", entity)
+        "task_struct", "mm", "tgid", "pid", "exit_code", "min_flt", "maj_flt", "start_time", "start_boottime", *more,
+        ("se", entity),
     )  # fmt: skip
     return Btf(types.blob(), WANTED)
 
@@ -104,7 +105,7 @@ def test_the_layout_of_a_kernel_with_percpu_counters_is_read():
     assert found.rss_kind is RssKind.PERCPU
     assert (found.mm_rss_stat, found.counter_size, found.counter_count, found.counter_counters) == (48, 40, 8, 16)
     assert found.task_rss_stat == 0
-    assert (found.task_mm, found.task_tgid, found.task_pid, found.task_sum_exec_runtime) == (0, 8, 16, 56 + 8)
+    assert (found.task_mm, found.task_tgid, found.task_pid, found.task_sum_exec_runtime) == (0, 8, 16, 64 + 8)
     assert (found.mm_total_vm, found.mm_brk, found.mm_arg_start, found.mm_data_vm) == (8, 24, 32, 40)
 
 
@@ -112,7 +113,7 @@ def test_the_layout_of_a_kernel_that_splits_rss_between_mm_and_task_is_read():
     found = kernel_layout(structures(percpu=False))
 
     assert found.rss_kind is RssKind.SPLIT
-    assert (found.mm_rss_stat, found.task_rss_stat) == (48 + 8, 56 + 8)
+    assert (found.mm_rss_stat, found.task_rss_stat) == (48 + 8, 64 + 8)
     assert (found.counter_size, found.counter_count, found.counter_counters) == (0, 0, 0)
 
 

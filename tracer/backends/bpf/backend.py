@@ -140,6 +140,7 @@ class BpfBackend:
             facts += self._take()
             if self._taken == 0:
                 break
+        facts += self._event_decoder.remaining()
         facts += self._unfinished_requests()
         if self._growth_probes is not None:
             facts = self._growth_probes.remaining(facts, list(self._table.workers))
@@ -197,7 +198,7 @@ class BpfBackend:
         self._event_decoder = EventDecoder(
             self._table,
             self._decoder,
-            replaced=self._attachment.follow,
+            replaced=self._master_replaced,
             unwanted=workers.remove,  # it then pays nothing more than a look-up
             died=self._died,
         )
@@ -268,6 +269,11 @@ class BpfBackend:
             if record is not None and worker.wanted:
                 facts.append(self._decoder.request(record, self._table.pool(pid)))
         return facts
+
+    def _master_replaced(self, pid: int) -> None:
+        if self._native_probes is not None:
+            self._native_probes.master_replaced(pid)
+        self._attachment.follow(pid)
 
     def _died(self, pid: int) -> None:
         if self._native_probes is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Collection
 
 from tracer.backends.bpf.programs import Programs
 from tracer.backends.bpf.uprobe_multi import TRACE_UPROBE_MULTI
@@ -16,6 +17,8 @@ from tracer.backends.records.stack_structs import BLOCK, BLOCK_CONFIG, BLOCK_KEY
 from tracer.facts import Retained
 
 BLOCKS_MAX = 32768
+# Maps of growth.bpf.c that native.bpf.c shares.
+_SHARED = ("block_config", "allocating", "held_blocks", "lost_stacks")
 _LOOK_S = 0.2
 _LOOK_SHARE = 50  # a look may take that part of the time
 
@@ -30,7 +33,7 @@ class BlockSampling:
     def __init__(self, programs: Programs, *, retained_after: int, mean_gap: int) -> None:
         """Load the program. Raises UnsupportedError if the kernel refuses it, or cannot read a map as a whole."""
         self.program = programs.fd("on_block", attach_type=TRACE_UPROBE_MULTI)
-        self.maps = {name: programs.map(name).fd for name in ("block_config", "allocating", "held_blocks")}
+        self.maps = {name: programs.map(name).fd for name in _SHARED}
         self.mean_gap = mean_gap
         gaps = struct.pack(f"<{GAP_STEPS + 1}I", *gap_quantiles(mean_gap, GAP_STEPS))
         programs.map("block_config")[0] = BLOCK_CONFIG.pack(retained_after, gaps)
@@ -77,10 +80,10 @@ class BlockSampling:
             self._held.forget(pid)
         self._gone.clear()
 
-    def links_gone(self, pid: int) -> None:
-        """Forget the blocks of a worker whose calls are no longer seen, but for those that are retained already."""
+    def links_gone(self, pids: Collection[int]) -> None:
+        """Forget the blocks of workers whose calls are no longer seen, but for those that are retained already."""
         for block in self._entries():
-            if block.pid == pid and not self._held.is_old(block):
+            if block.pid in pids and not self._held.is_old(block):
                 self._remove(block)
 
     def _entries(self) -> list[HeldBlock]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 
-# Each link makes every hit of every linked worker 55 ns dearer: that many of a pool at a time.
-MOST_OF_A_POOL = 8
-# Where a pool has more workers than are counted at a time, one of them gives its turn to another so often.
-_TURN_S = 2.0
-# What a counted call costs a worker, in ns of its CPU time: half of an allocation and its free.
-CALL_NS = 1_500
-# The same where blocks are sampled, too.
-SAMPLED_CALL_NS = 2_000
+# What a hit of a probe costs a worker, in ns of its CPU time: an allocation and its free are two, or three where
+# blocks are sampled, too.
+HIT_NS = 1_500
+# The same where the kernel single-steps an instruction.
+SLOW_HIT_NS = 12_000
 # Share of the advance from which on a paused pool is counted again.
-_RESUME = 0.1
+_RESUME = 0.5
 
 
 class PoolBudget:
@@ -23,22 +20,21 @@ class PoolBudget:
         """`share` of the CPU time of requests is earned, math.inf for no limit; at most the advance is saved up."""
         self._share = share
         self._advance_ns = self._left_ns = advance_s * 1e9
-        self._next_turn = 0.0
-        self.paused = False  # True: none of its workers may be counted now
+        self.paused = False  # True: none of its workers may be linked now
         self.linked = 0  # workers that are counted now
 
     @property
-    def has_room(self) -> bool:
-        """True if one more worker may be counted."""
-        return not self.paused and self.linked < MOST_OF_A_POOL
+    def overdrawn(self) -> bool:
+        """True if another advance has been spent since there was nothing left."""
+        return self.paused and self._left_ns < -self._advance_ns
 
     def earn(self, cpu_ns: int) -> None:
         """Add what a request of that much CPU time earns."""
         self._left_ns = min(self._left_ns + self._share * cpu_ns, self._advance_ns)
 
-    def spend(self, calls: int, *, sampled: bool = False) -> None:
-        """Take away what the counting of so many calls cost; `sampled`: blocks of them were sampled, too."""
-        self._left_ns -= calls * (SAMPLED_CALL_NS if sampled else CALL_NS)
+    def spend(self, hits: int, *, slow: bool = False) -> None:
+        """Take away what so many hits cost; `slow`: some are where the kernel single-steps."""
+        self._left_ns -= hits * (SLOW_HIT_NS if slow else HIT_NS)
 
     def settle(self) -> None:
         """Pause if too much was spent; go on once a part of the advance is there again."""
@@ -49,9 +45,39 @@ class PoolBudget:
         elif self._left_ns > _RESUME * self._advance_ns:
             self.paused = False
 
+
+class Places:
+    """How many workers may be counted at a time, of a pool and in all: each makes every hit of all 55 ns dearer.
+
+    A worker that is counted where others wait gives its place to one of them after a while.
+    """
+
+    OF_A_POOL = 8
+    IN_ALL = 16
+    TURN_S = 2.0
+
+    def __init__(self) -> None:
+        """All places are free."""
+        self.taken = 0
+        self._next_turn = 0.0
+
+    def free(self, pool: PoolBudget) -> bool:
+        """True if one more worker of that pool may be counted."""
+        return not pool.paused and pool.linked < self.OF_A_POOL and self.taken < self.IN_ALL
+
+    def take(self, pool: PoolBudget) -> None:
+        """Count a worker of that pool."""
+        pool.linked += 1
+        self.taken += 1
+
+    def give_back(self, pool: PoolBudget) -> None:
+        """Stop counting one."""
+        pool.linked -= 1
+        self.taken -= 1
+
     def turn_is_over(self, now: float) -> bool:
-        """True if a worker has to give its place to another that waits; `now` is time.monotonic()."""
-        if self.linked < MOST_OF_A_POOL or now < self._next_turn:
+        """True, once a turn, if some worker is to give up its place; `now` is time.monotonic()."""
+        if now < self._next_turn:
             return False
-        self._next_turn = now + _TURN_S
+        self._next_turn = now + self.TURN_S
         return True

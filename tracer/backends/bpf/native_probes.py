@@ -4,32 +4,39 @@ A pair of uprobe_multi links a worker, so that nobody else pays. A worker's link
 `native_books` after it: what is counted is counted from the next request on, and the kernel's side marks requests
 before that as not counted. A pool whose workers allocate more than the budget allows is left alone until enough
 of their CPU time has gone by. Of a pool with many workers some are counted at a time, by turns.
+
+A link ends between two requests: what a request leaves for the next one to free shows in that. So one more request
+runs after the last that counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+import math
 import os
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
+from typing import NamedTuple
 
 from tracer.backends import NativeOptions
 from tracer.backends.bpf import uprobe_multi
 from tracer.backends.bpf.block_sampling import BlockSampling
 from tracer.backends.bpf.maps import Map, MapFullError
-from tracer.backends.bpf.native_budget import PoolBudget
+from tracer.backends.bpf.native_budget import Places, PoolBudget
+from tracer.backends.bpf.native_sites import NativeSites, Sites
 from tracer.backends.bpf.programs import Programs
 from tracer.backends.records.request_structs import NATIVE_BOOK, NATIVE_BOOK_FIELDS, NativeSite
 from tracer.backends.records.worker_table import TrackedWorker
 from tracer.errors import TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Request
-from tracer.targets import allocator, kernel, processes
-from tracer.targets.elf import Image
+from tracer.targets import kernel, processes
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +49,27 @@ _AT_ENTRY_TO_SAMPLE = (*_AT_ENTRY, NativeSite.MALLOC, NativeSite.CALLOC)
 _CLOSERS = 16
 # Blocks whose request is remembered, of all workers; the kernel needs some 80 bytes for each.
 _OWNED_MAX = 262_144
+# A link that is to end waits so long for its worker's next requests.
+_LAST_REQUESTS_S = 10.0
+_BOOK_NAMES = tuple(name for name, _ in NATIVE_BOOK_FIELDS)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Sites:
-    """Where a C library is probed: the file, and file offsets by cookie."""
+class _Book(NamedTuple):
+    """What the loader reads of a worker's `struct native_book`."""
 
-    image: Image
-    by_cookie: dict[int, int]
+    request: int  # 0 between requests
+    ended: int  # requests since the link
+    hits: int
 
 
 @dataclasses.dataclass(slots=True)
 class _Link:
     descriptors: tuple[int, ...]
     pool: PoolBudget
-    calls: int = 0  # counted so far, at the last look
+    slow: bool
+    hits: int = 0  # at the last look
+    ends_after: int | None = None  # requests since the link; None: it is not to end
+    ends_at: float = math.inf  # at the latest; time.monotonic()
 
 
 class NativeProbes:
@@ -80,11 +93,10 @@ class NativeProbes:
         self._blocks = blocks
         self._programs = compiled("native.bpf.c", WORKERS_MAX=workers_max, OWNED_MAX=_OWNED_MAX)
         try:
-            for name in ("native_books", "events", "lost"):
+            for name in ("native_books", "owners_noted", "events", "lost", "workers", "kernel_layout"):
                 self._programs.share(name, shared(name).fd)
-            if blocks is not None:
-                for name, descriptor in {"workers": shared("workers").fd, **blocks.maps}.items():
-                    self._programs.share(name, descriptor)
+            for name, descriptor in (blocks.maps if blocks is not None else {}).items():
+                self._programs.share(name, descriptor)
             self._at_entry, self._at_return = (
                 self._programs.fd(name, attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
                 for name in ("on_native", "on_native_return")
@@ -93,13 +105,16 @@ class NativeProbes:
             self._programs.close()
             raise
         self.lacking: list[str] = []
+        self._sites = NativeSites(self._lack)
+        self._places = Places()
         self._links: dict[int, _Link] = {}
+        self._numbers = itertools.count(1)  # of links
+        self._since: dict[int, int] = {}  # by pid, when the worker was linked for the first time
         self._turns: dict[int, int] = {}  # by pid, the number of the last turn that ended; for those that had one
         self._turns_ended = 0
         self._left_out: set[int] = set()  # workers that cannot be counted
         self._closed_soon: set[int] = set()  # workers whose links are being closed
         self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
-        self._sites: dict[tuple[int, ...], _Sites | None] = {}
         self._closing: queue.SimpleQueue[tuple[int, tuple[int, ...]] | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_links, daemon=True)
         self._closer.start()
@@ -112,34 +127,90 @@ class NativeProbes:
         for fact in facts:
             if isinstance(fact, Request) and fact.cpu_ns and (worker := workers.get(fact.pid)) is not None:
                 self._pool(worker).earn(fact.cpu_ns)
-        self._spend(workers)
+        books = self._read_books(workers)
+        self._spend(books, workers)
         waiting = {
             pid: worker
             for pid, worker in workers.items()
             if worker.wanted and pid not in self._links and pid not in self._left_out
         }
-        self._make_room(waiting)
+        self._end_turns(waiting, books)
+        self._end_links(books)
         for pid, worker in sorted(waiting.items(), key=lambda item: self._turns.get(item[0], 0)):
             # Two links at a time would count each call twice.
-            if pid not in self._closed_soon and self._pool(worker).has_room:
+            if pid not in self._closed_soon and self._places.free(self._pool(worker)):
                 self._link(pid, worker)
 
-    def _make_room(self, waiting: Mapping[int, TrackedWorker]) -> None:
-        """End the turn of the worker that was linked first, in pools where others wait for theirs."""
-        now = time.monotonic()
-        for pool in {id(pool): pool for pool in map(self._pool, waiting.values())}.values():
-            if pool.turn_is_over(now):
-                first = next(pid for pid, link in self._links.items() if link.pool is pool)
-                self._unlink(first)
+    def _read_books(self, workers: Mapping[int, TrackedWorker]) -> dict[int, _Book]:
+        """The book of each worker that is linked. Unlinks those that turn out to be of a pool not asked for."""
+        self._unlink([pid for pid in self._links if pid in workers and not workers[pid].wanted])
+        found = {}
+        for pid in self._links:
+            book = self._books.get(pid)
+            if book is not None:
+                found[pid] = _Book._make(_READ(NATIVE_BOOK.unpack(book)))
+        return found
+
+    def _spend(self, books: Mapping[int, _Book], workers: Mapping[int, TrackedWorker]) -> None:
+        """Take what the counting has cost from the budgets, and let the links of pools end that have spent theirs."""
+        for pid, book in books.items():
+            link = self._links[pid]
+            # A new worker's pool is known from its first request on.
+            if pid in workers and (pool := self._pool(workers[pid])) is not link.pool:
+                self._places.give_back(link.pool)
+                self._places.take(pool)
+                link.pool = pool
+            link.pool.spend(book.hits - link.hits, slow=link.slow)
+            link.hits = book.hits
+        for pool in self._pools.values():
+            pool.settle()
+        for pid, link in self._links.items():
+            if link.pool.paused:
+                self._let_end(link, books.get(pid))
+
+    def _end_turns(self, waiting: Mapping[int, TrackedWorker], books: Mapping[int, _Book]) -> None:
+        """Let the worker that was linked first give up its place, where others wait for one."""
+        pools = {id(pool): pool for pool in map(self._pool, waiting.values())}.values()
+        blocked = [pool for pool in pools if not pool.paused and not self._places.free(pool)]
+        if not blocked or not self._places.turn_is_over(time.monotonic()):
+            return
+        lasting = [pid for pid, link in self._links.items() if link.ends_after is None]
+        groups = [[pool] for pool in blocked if pool.linked >= self._places.OF_A_POOL]
+        # Where no pool has all places that a pool may have, all places are taken.
+        for of_these in groups or [list(self._pools.values())]:
+            first = next((pid for pid in lasting if self._links[pid].pool in of_these), None)
+            if first is not None:
+                self._let_end(self._links[first], books.get(first))
                 self._turns_ended += 1
                 self._turns[first] = self._turns_ended
-                if self._blocks is not None:
-                    self._blocks.links_gone(first)
+
+    def _let_end(self, link: _Link, book: _Book | None) -> None:
+        """Let the link end once the request that runs, and one more, have ended; at once if none was counted yet."""
+        if link.ends_after is not None:
+            return
+        running = book is not None and book.request != 0
+        ended = book.ended if book is not None else 0
+        link.ends_after = ended + running + 1 if ended + running else 0
+        link.ends_at = time.monotonic() + _LAST_REQUESTS_S
+
+    def _end_links(self, books: Mapping[int, _Book]) -> None:
+        now = time.monotonic()
+        self._unlink([
+            pid
+            for pid, link in self._links.items()
+            if link.ends_after is not None
+            and (link.pool.overdrawn or now > link.ends_at or pid not in books or books[pid].ended >= link.ends_after)
+        ])  # fmt: skip
+
+    def master_replaced(self, pid: int) -> None:
+        """Take note that this master has executed a program: its workers may have another C library."""
+        self._sites.master_replaced(pid)
 
     def gone(self, pid: int) -> None:
         """Forget that worker, which has ended."""
-        self._unlink(pid)
+        self._close_link(pid)
         self._turns.pop(pid, None)
+        self._since.pop(pid, None)
         self._left_out.discard(pid)
 
     def stop(self) -> None:
@@ -158,10 +229,7 @@ class NativeProbes:
         """Take all links off, and unload the program. Idempotent."""
         self.stop()
         self._programs.close()
-        for sites in self._sites.values():
-            if sites is not None:
-                sites.image.close()
-        self._sites.clear()
+        self._sites.close()
 
     def _pool(self, worker: TrackedWorker) -> PoolBudget:
         master = worker.target.master
@@ -170,52 +238,30 @@ class NativeProbes:
             self._pools[key] = PoolBudget(self._options.budget, self._options.advance_s)
         return self._pools[key]
 
-    def _spend(self, workers: Mapping[int, TrackedWorker]) -> None:
-        """Take what the counting has cost from the budgets, and end the counting of pools that have spent theirs."""
-        for pid, link in self._links.items():
-            book = self._books.get(pid)
-            worker = workers.get(pid)
-            # A new worker's pool is known from its first request on, and pays then.
-            if book is None or worker is None or worker.fact.pool is None:
-                continue
-            pool = self._pool(worker)
-            if pool is not link.pool:
-                link.pool.linked -= 1
-                pool.linked += 1
-                link.pool = pool
-            _, allocated, _, freed, *_ = NATIVE_BOOK.unpack(book)
-            pool.spend(allocated + freed - link.calls, sampled=self._blocks is not None)
-            link.calls = allocated + freed
-        for pool in self._pools.values():
-            pool.settle()
-        for pid in [pid for pid, link in self._links.items() if link.pool.paused]:
-            self._unlink(pid)
-            if self._blocks is not None:
-                self._blocks.links_gone(pid)
-
     def _link(self, pid: int, worker: TrackedWorker) -> None:
-        pool = self._pool(worker)
-        sites = self._sites_of(pid, worker)
-        if sites is None:
-            self._left_out.add(pid)
-            return
         try:
-            descriptors = self._links_of(pid, sites)
+            sites = self._sites.of(pid, worker)
+            descriptors = () if sites is None else self._links_of(pid, sites)
         except TargetGoneError:
             return
         except UnsupportedError as exc:
             self._left_out.add(pid)
             self._lack(f"native memory not counted: {exc}")
             return
-        self._links[pid] = _Link(descriptors, pool)
-        pool.linked += 1
-        try:
-            self._books[pid] = _new_book(self._first_gap())
-        except MapFullError:
-            self._unlink(pid)
+        if sites is None:
             self._left_out.add(pid)
+            return
+        link = self._links[pid] = _Link(descriptors, self._pool(worker), sites.slow)
+        self._places.take(link.pool)
+        since = self._since.setdefault(pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        try:
+            self._books[pid] = _new_book(next(self._numbers), since, self._first_gap())
+        except MapFullError:
+            self._unlink([pid])
+            self._left_out.add(pid)
+            self._lack("native memory of some workers not counted: the table of workers is full")
 
-    def _links_of(self, pid: int, sites: _Sites) -> tuple[int, ...]:
+    def _links_of(self, pid: int, sites: Sites) -> tuple[int, ...]:
         """Descriptors of the links. TargetGoneError or UnsupportedError if one of them cannot be made."""
         if kernel.filters_refuse_returns() and processes.has_seccomp_filter(pid):
             raise UnsupportedError("with this kernel, a seccomp filter of the workers forbids probes on returns")
@@ -241,53 +287,28 @@ class NativeProbes:
         """Bytes until the first block that is sampled; 0 if none is."""
         return 0 if self._blocks is None else 1 + round(random.expovariate(1 / self._blocks.mean_gap))
 
-    def _unlink(self, pid: int) -> None:
-        """Stop counting that worker. Returns at once: the kernel takes some 30 ms for it."""
+    def _unlink(self, pids: Collection[int]) -> None:
+        """Stop counting these workers, if they are counted. Returns at once: the kernel takes some 30 ms for each."""
+        unlinked = [pid for pid in pids if self._close_link(pid)]
+        if unlinked and self._blocks is not None:
+            self._blocks.links_gone(unlinked)
+
+    def _close_link(self, pid: int) -> bool:
+        """True if that worker had a link."""
         link = self._forget(pid)
-        if link is not None:
-            self._closed_soon.add(pid)
-            self._closing.put((pid, link.descriptors))
+        if link is None:
+            return False
+        self._closed_soon.add(pid)
+        self._closing.put((pid, link.descriptors))
+        return True
 
     def _forget(self, pid: int) -> _Link | None:
         """Take the worker's link out of the table, and its book out of the map; the descriptors stay to be closed."""
         link = self._links.pop(pid, None)
         if link is not None:
-            link.pool.linked -= 1
+            self._places.give_back(link.pool)
             self._books.remove(pid)
         return link
-
-    def _sites_of(self, pid: int, worker: TrackedWorker) -> _Sites | None:
-        """The sites in the C library of that worker's PHP; None if they are not known."""
-        master = worker.target.master
-        key = (*worker.target.php.image.identity, master.pid if master else pid)
-        if key not in self._sites:
-            self._sites[key] = self._found_sites(pid)
-        return self._sites[key]
-
-    def _found_sites(self, pid: int) -> _Sites | None:
-        try:
-            substitute = allocator.substitute(pid)
-            image = processes.open_libc(pid) if substitute is None else None
-        except OSError:
-            return None
-        if substitute is not None:
-            self._lack(f"native memory not counted: the workers use {substitute} instead of the C library's malloc")
-            return None
-        if image is None:
-            self._lack("native memory not counted: the workers' C library was not found")
-            return None
-        try:
-            found = allocator.inspect(image)
-        except UnsupportedError as exc:
-            image.close()
-            self._lack(f"native memory not counted: {exc}")
-            return None
-        if not found.usable:
-            image.close()
-            unknown = ", ".join(found.missing)
-            self._lack(f"native memory not counted: {unknown} of the C library have an unknown form")
-            return None
-        return _Sites(image, {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()})
 
     def _lack(self, text: str) -> None:
         if self._options.required:
@@ -304,9 +325,14 @@ class NativeProbes:
             self._closed_soon.discard(pid)
 
 
-def _new_book(gap: int) -> bytes:
-    """A book without a call, which begins now; `gap` bytes are allocated before the first block is sampled."""
-    values = dict.fromkeys((name for name, _ in NATIVE_BOOK_FIELDS), 0)
-    values["since_ns"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    values["gap"] = gap
+_READ = itemgetter(*map(_BOOK_NAMES.index, _Book._fields))
+
+
+def _new_book(link: int, since_ns: int, gap: int) -> bytes:
+    """A book without a call, of a worker that was first linked then (CLOCK_MONOTONIC).
+
+    `gap` bytes are allocated before the first block is sampled; 0 samples none.
+    """
+    values: dict[str, int | bytes] = {name: b"" if form.endswith("s") else 0 for name, form in NATIVE_BOOK_FIELDS}
+    values.update(link=link, since_ns=since_ns, gap=gap)
     return NATIVE_BOOK.pack(*values.values())

@@ -36,6 +36,8 @@ class EventDecoder:
         self._replaced = replaced
         self._unwanted = unwanted
         self._died = died
+        # By pid, then by the start of the owner: what was freed while no request ran.
+        self._idle_releases: dict[int, dict[int, Release]] = {}
 
     def facts(self, records: Iterable[bytes]) -> list[Fact]:
         """Return the facts of these records, in order, without those of workers that are not wanted."""
@@ -46,26 +48,52 @@ class EventDecoder:
         for record in records:
             kind, pid = head(record)
             if kind == of_request:
+                if self._idle_releases:
+                    found += self._goes_on(pid)
                 tracked = workers.get(pid) or self._table.adopt_unknown(pid)
                 if tracked is None:
                     add(request(record, None))
                 elif tracked.wanted:
                     add(request(record, tracked.fact.pool))
             elif kind == of_release:
-                _, _, started, size, blocks = RELEASE_EVENT.unpack(record[: RELEASE_EVENT.size])
-                if (tracked := workers.get(pid)) is None or tracked.wanted:
-                    add(Release(pid, self._decoder.unix_ns(started), size, blocks))
+                found += self._releases(record, pid)
             else:
                 fact = self._process_event(record[: PROCESS_EVENT.size])
                 if fact is not None:
                     add(fact)
         return found
 
+    def _releases(self, record: bytes, pid: int) -> list[Release]:
+        """What is released for certain, now that this record has come.
+
+        A worker that ends frees what PHP and its extensions hold: that says nothing about who held it. So what was
+        freed between two requests waits for a sign that the worker goes on.
+        """
+        _, _, started, size, blocks, idle, _ = RELEASE_EVENT.unpack(record[: RELEASE_EVENT.size])
+        if (tracked := self._table.workers.get(pid)) is not None and not tracked.wanted:
+            return []
+        release = Release(pid, self._decoder.unix_ns(started), size, blocks)
+        if not idle:
+            return [*self._goes_on(pid), release]
+        waiting = self._idle_releases.setdefault(pid, {})
+        if (same := waiting.get(started)) is not None:
+            release = release._replace(bytes=same.bytes + size, blocks=same.blocks + blocks)
+        waiting[started] = release
+        return []
+
+    def _goes_on(self, pid: int) -> Iterable[Release]:
+        return self._idle_releases.pop(pid, {}).values()
+
+    def remaining(self) -> list[Release]:
+        """Return what workers have freed that have neither ended nor begun another request since."""
+        return [release for pid in list(self._idle_releases) for release in self._goes_on(pid)]
+
     def _process_event(self, record: bytes) -> Fact | None:
         kind, pid = PROCESS_EVENT.unpack(record)[:2]
         if kind == EventKind.BORN:
             return self._table.born(record)
         if kind == EventKind.DIED:
+            self._idle_releases.pop(pid, None)
             self._died(pid)
             return self._table.died(record)
         if kind == EventKind.EXECED:

@@ -133,22 +133,31 @@ REQUEST_FIELDS = (
     ("pad", "I"),
     ("method", "16s"),
 )
-NATIVE_BOOK_FIELDS = (
+NATIVE_SUMS_FIELDS = (
     ("alloc_bytes", "q"),
     ("alloc_calls", "q"),
     ("free_bytes", "q"),
     ("free_calls", "q"),
     ("mapped_bytes", "q"),
     ("freed_earlier", "q"),
+    ("unsure", "q"),
+)
+NATIVE_BOOK_FIELDS = (
+    ("sums", "56s"),
+    ("link", "Q"),
     ("since_ns", "Q"),
     ("request", "Q"),
+    ("ended", "Q"),
+    ("hits", "Q"),
+    ("owners_before", "Q"),
     ("released_owner", "Q"),
     ("released_bytes", "q"),
     ("released_blocks", "q"),
     ("resized_block", "Q"),
     ("resized_header", "Q"),
-    ("resizing_thread", "I"),
-    ("aligning_thread", "I"),
+    ("thread", "I"),
+    ("resizing", "H"),
+    ("aligning", "H"),
     ("gap", "q"),
 )
 RELEASE_EVENT_FIELDS = (
@@ -157,6 +166,8 @@ RELEASE_EVENT_FIELDS = (
     ("owner_started_ns", "Q"),
     ("bytes", "q"),
     ("blocks", "q"),
+    ("idle", "I"),
+    ("pad", "I"),
 )
 PROCESS_EVENT_FIELDS = (
     ("kind", "I"),
@@ -183,9 +194,8 @@ WORKER_FIELDS = (
     ("major_before", "Q"),
     ("brk_before", "Q"),
     ("data_before", "Q"),
-    ("native_counted", "I"),
-    ("pad_native", "I"),
-    ("native_before", "120s"),
+    ("native_link", "Q"),
+    ("native_before", "56s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),
@@ -216,6 +226,7 @@ KERNEL_FIELDS = (
     ("task_min_flt", "I"),
     ("task_maj_flt", "I"),
     ("task_sum_exec_runtime", "I"),
+    ("task_start_time", "I"),
     ("task_start_boottime", "I"),
     ("task_rss_stat", "I"),
     ("mm_rss_stat", "I"),
@@ -227,6 +238,7 @@ KERNEL_FIELDS = (
     ("counter_count", "I"),
     ("counter_counters", "I"),
     ("rss_kind", "I"),
+    ("pad", "I"),
     ("page_size", "Q"),
     ("percpu_offset", f"{CPUS_MAX}Q"),
 )

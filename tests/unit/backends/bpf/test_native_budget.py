@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import math
 
-from tracer.backends.bpf.native_budget import CALL_NS, MOST_OF_A_POOL, PoolBudget
+from tracer.backends.bpf.native_budget import HIT_NS, SLOW_HIT_NS, Places, PoolBudget
 
 
-def spent(budget: PoolBudget, calls: int) -> bool:
-    """True if counting so many calls more made it pause."""
-    budget.spend(calls)
+def spent(budget: PoolBudget, hits: int) -> bool:
+    """True if counting so many hits more made it pause."""
+    budget.spend(hits)
     budget.settle()
     return budget.paused
 
 
 def test_a_pool_is_paused_when_its_advance_is_spent():
-    budget = PoolBudget(0.02, advance_s=1000 * CALL_NS / 1e9)
+    budget = PoolBudget(0.02, advance_s=1000 * HIT_NS / 1e9)
 
-    assert [spent(budget, calls) for calls in (999, 1, 1)] == [False, False, True]
-    assert not budget.has_room
+    assert [spent(budget, hits) for hits in (999, 1, 1)] == [False, False, True]
 
 
-def test_a_paused_pool_goes_on_when_its_requests_have_earned_a_tenth_of_the_advance():
-    budget = PoolBudget(0.5, advance_s=1000 * CALL_NS / 1e9)
+def test_a_paused_pool_goes_on_when_its_requests_have_earned_half_the_advance():
+    budget = PoolBudget(0.5, advance_s=1000 * HIT_NS / 1e9)
     assert spent(budget, 1100)
 
-    budget.earn(2 * 199 * CALL_NS)
+    budget.earn(2 * 599 * HIT_NS)
     assert spent(budget, 0)
-    budget.earn(2 * 2 * CALL_NS)
+    budget.earn(2 * 2 * HIT_NS)
     assert not spent(budget, 0)
-    assert budget.has_room
 
 
 def test_no_more_is_saved_up_than_the_advance():
-    budget = PoolBudget(0.5, advance_s=10 * CALL_NS / 1e9)
+    budget = PoolBudget(0.5, advance_s=10 * HIT_NS / 1e9)
 
     budget.earn(10**12)
 
-    assert [spent(budget, calls) for calls in (10, 1)] == [False, True]
+    assert [spent(budget, hits) for hits in (10, 1)] == [False, True]
 
 
 def test_without_a_limit_a_pool_is_never_paused():
@@ -46,12 +44,36 @@ def test_without_a_limit_a_pool_is_never_paused():
     assert not spent(budget, 10**9)
 
 
-def test_a_pool_has_room_for_so_many_workers_and_they_take_turns():
-    budget = PoolBudget(0.02, advance_s=1.0)
-    budget.linked = MOST_OF_A_POOL - 1
-    assert budget.has_room
-    assert not budget.turn_is_over(100.0)
+def test_a_pool_that_goes_on_spending_while_it_is_paused_overdraws_its_budget():
+    budget = PoolBudget(0.02, advance_s=10 * HIT_NS / 1e9)
 
-    budget.linked += 1
-    assert not budget.has_room
-    assert [budget.turn_is_over(now) for now in (100.0, 101.9, 102.0)] == [True, False, True]
+    assert [spent(budget, 11), budget.overdrawn] == [True, False]
+    assert [spent(budget, 9), budget.overdrawn] == [True, False]
+    assert [spent(budget, 1), budget.overdrawn] == [True, True]
+
+
+def test_where_the_kernel_steps_through_an_instruction_a_hit_costs_more():
+    budget = PoolBudget(0.02, advance_s=2 * SLOW_HIT_NS / 1e9)
+
+    budget.spend(2, slow=True)
+    assert not spent(budget, 0)
+    budget.spend(1, slow=True)
+    assert spent(budget, 0)
+
+
+def test_so_many_workers_of_a_pool_have_a_place_and_so_many_in_all():
+    places = Places()
+    pools = [PoolBudget(0.02, advance_s=1.0) for _ in range(3)]
+    taken = []
+    for pool in pools:
+        while places.free(pool):
+            places.take(pool)
+        taken.append(pool.linked)
+
+    assert taken == [8, 8, 0]
+    places.give_back(pools[0])
+    assert [places.free(pool) for pool in pools] == [True, False, True]
+
+
+def test_a_turn_is_over_every_two_seconds():
+    assert [Places.TURN_S, *map(Places().turn_is_over, (100.0, 101.9, 102.0, 102.1))] == [2.0, True, False, True, False]

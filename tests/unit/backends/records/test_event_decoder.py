@@ -6,18 +6,45 @@ from records import record
 
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.request_structs import RELEASE_EVENT, EventKind
+from tracer.backends.records.request_structs import PROCESS_EVENT, RELEASE_EVENT, EventKind
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.facts import Release, Request
 
 OFFSET_NS = 1_700_000_000_000_000_003
 
 
-def test_what_is_freed_of_an_earlier_request_names_it_by_its_start():
-    decoder = EventDecoder(WorkerTable(OFFSET_NS), RequestDecoder("web1", OFFSET_NS, keep_query=False, calls=True))
-    released = RELEASE_EVENT.pack(EventKind.RELEASED, 4241, 1_000_003, 34_304, 64)
+def decoder() -> EventDecoder:
+    return EventDecoder(WorkerTable(OFFSET_NS), RequestDecoder("web1", OFFSET_NS, keep_query=False, calls=True))
 
-    request, release = decoder.facts([record(started_ns=1_000_003), released])
+
+def released(owner: int, size: int, blocks: int, *, idle: bool = False, pid: int = 4241) -> bytes:
+    return RELEASE_EVENT.pack(EventKind.RELEASED, pid, owner, size, blocks, idle, 0)
+
+
+def died(pid: int) -> bytes:
+    return PROCESS_EVENT.pack(EventKind.DIED, pid, 1, 0, 2_000_000, 0, b"")
+
+
+def test_what_is_freed_of_an_earlier_request_names_it_by_its_start():
+    request, release = decoder().facts([record(started_ns=1_000_003), released(1_000_003, 34_304, 64)])
 
     assert isinstance(request, Request)
     assert release == Release(4241, request.started_ns, 34_304, 64)
+
+
+def test_what_a_worker_frees_when_it_ends_is_not_taken_from_those_who_kept_it():
+    found = decoder().facts([released(3, 1072, 1, idle=True), released(5, 2144, 2, idle=True), died(4241)])
+
+    assert found == []
+
+
+def test_what_a_worker_frees_between_two_requests_is_released_once_it_goes_on():
+    between = [released(3, 1072, 1, idle=True), released(5, 100, 1, idle=True), released(3, 2144, 2, idle=True)]
+    freed = [Release(4241, OFFSET_NS + 3, 3216, 3), Release(4241, OFFSET_NS + 5, 100, 1)]
+    by_request, by_release, at_the_end = decoder(), decoder(), decoder()
+
+    assert by_request.facts([*between, record(started_ns=7)])[:-1] == freed
+    assert by_release.facts([*between, released(5, 32, 1)]) == [*freed, Release(4241, OFFSET_NS + 5, 32, 1)]
+    assert at_the_end.facts([*between, released(3, 32, 1, idle=True, pid=4242), died(4242)]) == []
+    assert at_the_end.remaining() == freed
+    assert at_the_end.remaining() == []

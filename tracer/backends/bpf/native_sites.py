@@ -1,0 +1,78 @@
+"""Where each worker's C library is probed to count what it allocates natively."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from tracer.backends.records.request_structs import NativeSite
+from tracer.backends.records.worker_table import TrackedWorker
+from tracer.errors import TargetGoneError, UnsupportedError
+from tracer.targets import allocator, processes
+from tracer.targets.elf import Image
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sites:
+    """The file, and file offsets by cookie. `slow`: at some of them the kernel single-steps the instruction."""
+
+    image: Image
+    by_cookie: dict[int, int]
+    slow: bool
+
+
+class NativeSites:
+    """Finds the sites once for the workers of a master. The owner calls close(), which closes the C libraries."""
+
+    def __init__(self, lack: Callable[[str], None]) -> None:
+        """`lack` is called with the reason where there are none; it may raise."""
+        self._lack = lack
+        self._found: dict[tuple[int, ...], Sites | None] = {}
+        self._images: list[Image] = []
+
+    def of(self, pid: int, worker: TrackedWorker) -> Sites | None:
+        """The sites in that worker's C library; None if they cannot be probed. TargetGoneError if it has ended."""
+        master = worker.target.master
+        key = (*worker.target.php.image.identity, master.pid if master else pid)
+        if key not in self._found:
+            self._found[key] = self._look_for(pid)
+        return self._found[key]
+
+    def master_replaced(self, pid: int) -> None:
+        """Look anew from now on: the master executed a program, so its C library may be another one."""
+        for key in [key for key in self._found if key[-1] == pid]:
+            del self._found[key]
+
+    def close(self) -> None:
+        """Close the files. Idempotent."""
+        self._found.clear()
+        while self._images:
+            self._images.pop().close()
+
+    def _look_for(self, pid: int) -> Sites | None:
+        try:
+            substitute = allocator.substitute(pid)
+            image = processes.open_libc(pid) if substitute is None else None
+        except OSError as exc:
+            if processes.process(pid) is None:
+                raise TargetGoneError(f"process {pid} has ended") from exc
+            self._lack(f"native memory not counted: {exc}")
+            return None
+        if substitute is not None:
+            self._lack(f"native memory not counted: the workers use {substitute} instead of the C library's malloc")
+            return None
+        if image is None:
+            self._lack("native memory not counted: the workers' C library was not found")
+            return None
+        self._images.append(image)
+        try:
+            found = allocator.inspect(image)
+        except UnsupportedError as exc:
+            self._lack(f"native memory not counted: {exc}")
+            return None
+        if not found.usable:
+            unknown = ", ".join(found.missing)
+            self._lack(f"native memory not counted: {unknown} of the C library have an unknown form")
+            return None
+        by_cookie = {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()}
+        return Sites(image, by_cookie, bool(found.slow))
