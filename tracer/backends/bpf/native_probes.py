@@ -205,7 +205,7 @@ class NativeProbes:
             return
         except UnsupportedError as exc:
             self._left_out.add(pid)
-            self._lack(f"native memory not counted: {exc}")
+            self._lack(str(exc), exc)
             return
         self._links[pid] = _Link(descriptors, pool)
         pool.linked += 1
@@ -218,7 +218,10 @@ class NativeProbes:
     def _links_of(self, pid: int, sites: _Sites) -> tuple[int, ...]:
         """Descriptors of the links. TargetGoneError or UnsupportedError if one of them cannot be made."""
         if kernel.filters_refuse_returns() and processes.has_seccomp_filter(pid):
-            raise UnsupportedError("with this kernel, a seccomp filter of the workers forbids probes on returns")
+            raise UnsupportedError(
+                f"cannot set probes in process {pid}: on this kernel, its seccomp filter forbids probes on returns."
+                " Use Linux 6.14 or later."
+            )
         wanted = [(self._at_return, _AT_RETURN, True), (self._at_entry, _AT_ENTRY, False)]
         if self._blocks is not None:
             wanted = [
@@ -271,27 +274,29 @@ class NativeProbes:
         except OSError:
             return None
         if substitute is not None:
-            self._lack(f"native memory not counted: the workers use {substitute} instead of the C library's malloc")
+            self._lack(f"the workers use {substitute} instead of the C library's malloc")
             return None
         if image is None:
-            self._lack("native memory not counted: the workers' C library was not found")
+            self._lack("the workers' C library was not found")
             return None
         try:
             found = allocator.inspect(image)
         except UnsupportedError as exc:
             image.close()
-            self._lack(f"native memory not counted: {exc}")
+            self._lack(str(exc), exc)
             return None
         if not found.usable:
             image.close()
             unknown = ", ".join(found.missing)
-            self._lack(f"native memory not counted: {unknown} of the C library have an unknown form")
+            self._lack(f"phptrace does not know the machine code of {unknown} in the C library")
             return None
         return _Sites(image, {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()})
 
-    def _lack(self, text: str) -> None:
+    def _lack(self, why: str, error: UnsupportedError | None = None) -> None:
+        """Note that a worker is not counted; raise `error`, or one that says `why`, if counting is required."""
         if self._options.required:
-            raise UnsupportedError(text)
+            raise error or UnsupportedError(f"cannot count native memory: {why}. Use --native auto.")
+        text = f"native memory not counted: {why}"
         if text not in self.lacking:
             self.lacking.append(text)
             log.warning("%s", text)
