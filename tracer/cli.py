@@ -77,9 +77,9 @@ def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.mess
     \b
       sudo phptrace attach php-fpm                        # rank scripts, live
       sudo phptrace record -o a.phptrace php-fpm          # record until Ctrl-C
-      phptrace report a.phptrace                          # rank scripts from the file
-      sudo phptrace record --stacks -o b.phptrace php-fpm # record call stacks, too
-      phptrace flame b.phptrace -o growth.svg             # draw the PHP functions that grew them
+      phptrace report a.phptrace                          # rank from the file
+      sudo phptrace record --stacks -o b.phptrace php-fpm # with call stacks
+      phptrace flame b.phptrace -o growth.svg             # draw the PHP functions
 
     Native memory is memory outside PHP's own heap, which is Zend's. Extensions and libraries leak native memory;
     memory_get_usage() does not show it.

@@ -1,7 +1,7 @@
 """Texts that users read are in plain English: none of the words and word orders below is in them.
 
-Held are every --help, every string of tracer/ that is a text and not a docstring, and README.md. Of docstrings, only
-the first word is held.
+Every --help, every string of tracer/ that is a text and not a docstring, and README.md are compared with the list. Of
+docstrings, in tracer/ and tests/, only the first words are. Errors must also have the form of ERROR_FORM.
 """
 
 from __future__ import annotations
@@ -126,8 +126,10 @@ def test_every_text_of_the_program_is_plain_english(path):
     assert [f"{path}:{line}: {fault}" for line, text in texts(source) for fault in faults(text)] == []
 
 
-@pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tracer").rglob("*.py")))
-def test_no_docstring_of_the_program_begins_with_a_question_word(path):
+@pytest.mark.parametrize(
+    "path", sorted(str(p.relative_to(ROOT)) for top in ("tracer", "tests") for p in (ROOT / top).rglob("*.py"))
+)
+def test_no_docstring_begins_with_a_question_word(path):
     assert [f"{path}:{line}: {text}" for line, text in first_lines(path) if re.match(FIRST_DENIED, text)] == []
 
 

@@ -53,7 +53,7 @@ def warmed(fpm: Fpm) -> Fpm:
 
 
 def retained(tracer: Tracer) -> dict[str, list[Retained]]:
-    """What was retained, by the name of the script."""
+    """Retained bytes by the name of the script."""
     scripts = {(one.pid, one.nth): os.path.basename(one.script or "") for one in tracer.requests}
     found: dict[str, list[Retained]] = {}
     for fact in tracer.facts:
