@@ -1,7 +1,7 @@
 """Texts that users read are in plain English: none of the words and word orders below is in them.
 
-Every --help, every string of tracer/ that is a text and not a docstring, and the documents are compared with the list. Of
-docstrings, in tracer/ and tests/, only the first words are. Errors must also have the form of ERROR_FORM.
+Every --help, every string of tracer/ that is a text and not a docstring, and the documents are compared with the list.
+Of docstrings, in tracer/ and tests/, only the first words are. Errors must also have the form of ERROR_FORM.
 """
 
 from __future__ import annotations
