@@ -22,9 +22,9 @@ _VERBS = {
     "attach": "Show live which scripts make the workers grow.",
     "record": "Record every request to a file, to read later.",
     "report": "Rank scripts by how much memory their requests kept.",
-    "flame": "Draw a flame graph of the PHP functions that made workers grow.",
-    "export": "Write every request of one or more recordings for other tools.",
-    "heap": "Show what a PHP process holds, by size of memory chunk.",
+    "flame": "Draw a flame graph of the PHP functions that made the workers grow.",
+    "export": "Convert recordings to NDJSON, CSV or TSV, one row per request.",
+    "heap": "Show the memory that a PHP process holds, by kind and chunk size.",
     "doctor": "Check this host; show how to fix what is missing.",
 }
 
@@ -67,23 +67,24 @@ class _Verbs(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, "-V", "--version", prog_name="phptrace")
-@click.option("-v", "--verbose", count=True, help="Explain what phptrace chooses; -vv prints debug output, too.")
+@click.option(
+    "-v", "--verbose", count=True, help="Also print what phptrace chose, and why; -vv prints debug output, too."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only results, warnings and errors.")
 def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.messages.notice() asks click for it
-    """Find which PHP script makes php-fpm workers grow. Live, without changes to PHP.
+    """Find which PHP script makes php-fpm workers grow, on a live server, without changing PHP.
 
     \b
       sudo phptrace attach php-fpm                        # rank scripts, live
       sudo phptrace record -o a.phptrace php-fpm          # record until Ctrl-C
-      phptrace report a.phptrace                          # rank them from the file
-      sudo phptrace record --stacks -o b.phptrace php-fpm # also call stacks
+      phptrace report a.phptrace                          # rank from the file
+      sudo phptrace record --stacks -o b.phptrace php-fpm # with call stacks
       phptrace flame b.phptrace -o growth.svg             # draw the PHP functions
 
-    Native memory, in the rankings and options, is memory outside PHP's own (Zend) heap: leaks of extensions and
-    libraries are there.
+    Native memory is memory outside PHP's own heap, which is Zend's. Extensions and libraries leak native memory;
+    memory_get_usage() does not show it.
 
-    Options given before the verb are for all verbs: phptrace -v attach php-fpm. `phptrace VERB --help` lists the
-    others.
+    Write -v and -q before the verb: phptrace -v attach php-fpm. `phptrace VERB --help` lists the options of a verb.
 
     \b
     Exit codes:
@@ -94,9 +95,9 @@ def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.mess
       4  not permitted
       5  kernel or PHP not supported
       6  target ended
-      7  bad recording
-      8  data incomplete
-    130  stopped at once by Ctrl-C, of attach and record by a second Ctrl-C
+      7  not a recording, or a damaged one
+      8  output incomplete
+    130  stopped by Ctrl-C, attach and record by a second one
     """
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, format="phptrace: %(message)s", stream=sys.stderr)

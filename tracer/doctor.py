@@ -104,7 +104,7 @@ def _kernel_checks() -> Iterator[Check]:
     yield Check(
         "PID namespace",
         kernel.in_initial_pid_namespace(),
-        "that of the host" if kernel.in_initial_pid_namespace() else "separate from the host",
+        "the host's" if kernel.in_initial_pid_namespace() else "separate from the host",
         "run on the host, or run the container with --pid=host",
     )
     yield Check("tracefs", True, "not needed to attach tracepoints")
@@ -221,11 +221,11 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
 def _tracee_checks(target: Target) -> Iterator[Check]:
     """Reasons why ptrace cannot trace these processes."""
     if not target.speaks_fastcgi:
-        found = f"SAPI {target.sapi}: ptrace finds requests by FastCGI, which php-fpm and php-cgi speak"
+        found = f"SAPI {target.sapi} does not speak FastCGI, by which ptrace finds requests"
         yield Check("FastCGI", False, found, "use --backend bpf", by=PTRACE)
     refused = [why for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
     if refused:
-        fix, code = "see the reason; not needed with BPF", refused[0].exit_code
+        fix, code = "do what the reason says, or use BPF", refused[0].exit_code
         yield Check("tracees", False, str(refused[0]), fix, exit_code=code, by=PTRACE)
     else:
         found = "phptrace may trace every worker, and no other process does"
@@ -241,7 +241,7 @@ def _calls_check(target: Target) -> Check:
     try:
         image = processes.open_libc(witness.pid)
         if image is None:
-            return Check("mmap and brk", False, "the process has no C library of a known name", fix, needed=False)
+            return Check("mmap and brk", False, "the process has no C library with a known name", fix, needed=False)
         with contextlib.closing(image):
             library = libc.inspect(image)
     except (OSError, UnsupportedError) as exc:
@@ -262,7 +262,7 @@ def _native_check(target: Target) -> Check:
         if substitute is not None or image is None:
             if image is not None:
                 image.close()
-            found = f"the workers use {substitute or 'a C library of no known name'}: not counted"
+            found = f"the workers use {substitute or 'a C library with an unknown name'}: not counted"
             return Check("native memory", False, found, fix, needed=False)
         with contextlib.closing(image):
             missing = allocator.inspect(image).missing

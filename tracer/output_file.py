@@ -57,7 +57,7 @@ def opened(path: str, *, force: bool) -> Iterator[TextIO]:
         return
     taken = os.path.lexists(path)
     if taken and not (os.path.isfile(path) or os.path.islink(path)):
-        raise UsageError(f"cannot write {path}: it is not a file")
+        raise UsageError(f"cannot write {path}: it is not a file. {_ELSEWHERE}")
     if taken and not force:
         raise _exists(path)
     temporary = os.path.join(os.path.dirname(path), f".phptrace-{secrets.token_hex(8)}")

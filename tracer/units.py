@@ -25,10 +25,10 @@ def parse_size(text: str) -> int:
     """Bytes of `64K`, `1.5M`, `2GiB` or `4096`; ValueError for any other text. K is 1024."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a size: write 4096, 64K, 1.5M or 2G")
+        raise ValueError(f"{text!r} is not a size. Write 4096, 64K, 1.5M or 2G.")
     size = float(match[1]) * _SIZE_FACTORS[match[2].upper()]
     if size >= 1 << 64:
-        raise ValueError(f"{text!r} is too large for a size")
+        raise ValueError(f"{text!r} is too large for a size. Write less than 16777216T")
     return round(size)
 
 
@@ -36,7 +36,7 @@ def parse_duration(text: str) -> float:
     """Seconds of `30s`, `5m`, `1.5h`, `250ms` or `30`; ValueError for any other text."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a duration: write 250ms, 30s, 5m or 1h")
+        raise ValueError(f"{text!r} is not a duration. Write 250ms, 30s, 5m or 1h.")
     seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds > _MAX_SECONDS:
         raise ValueError(f"{text!r} is too long for a duration")
@@ -47,7 +47,7 @@ def parse_share(text: str) -> float:
     """0.02 for `2%` or `2`; ValueError for what is no percentage from 0 to 100."""
     match = _SHARE.fullmatch(text.strip())
     if match is None or float(match[1]) > 100:
-        raise ValueError(f"{text!r} is not a percentage: write 2% or 0.5%")
+        raise ValueError(f"{text!r} is not a percentage. Write 2% or 0.5%.")
     return float(match[1]) / 100
 
 

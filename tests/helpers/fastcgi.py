@@ -15,7 +15,7 @@ _RESPONDER = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Response:
-    """What came back; `ended` is whether the worker lived to say so."""
+    """The answer; `ended` is True if the worker lived to end it."""
 
     body: bytes
     headers: bytes

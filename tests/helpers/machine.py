@@ -1,4 +1,4 @@
-"""What this machine must have for the tests. A test without it is skipped, with the reason and the fix."""
+"""Requirements of the tests on this machine. A test without it is skipped, with the reason and the fix."""
 
 from __future__ import annotations
 

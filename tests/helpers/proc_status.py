@@ -1,4 +1,4 @@
-"""What /proc says about a process: an oracle that shares no code with phptrace."""
+"""Figures of a process from /proc: an oracle that shares no code with phptrace."""
 
 from __future__ import annotations
 

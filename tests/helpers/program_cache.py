@@ -16,7 +16,7 @@ _BATCH = 1 << 16
 
 
 class _Key(NamedTuple):
-    """What was compiled. Programs that share a map of others belong to those: `shared` has that map's descriptor."""
+    """Compiled programs. Programs that share a map of others belong to those: `shared` has that map's descriptor."""
 
     source: str
     defines: tuple[tuple[str, int], ...]

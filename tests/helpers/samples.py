@@ -87,7 +87,7 @@ def request(**changed: Any) -> Request:
 
 
 def growth(size: int, *stack: Frame, of: Request = COMPLETE, metric: Metric = Metric.RSS, samples: int = 1) -> Growth:
-    """What a request grew by in that stack, the outermost frame first."""
+    """A growth of the request in that stack, whose outermost frame is first."""
     return Growth(of.pid, of.nth, metric.value, stack, size, samples)
 
 

@@ -22,7 +22,7 @@ CHUNK = 2 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Script:
-    """What one request of it does, in bytes."""
+    """The effect of one request of a script, in bytes."""
 
     keeps: int = 0
     keeps_share: float = 1.0  # of its requests, which keep; the others keep nothing

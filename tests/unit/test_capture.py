@@ -95,7 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Capture:
-    """What came of a capture."""
+    """The outcome of a capture."""
 
     def __init__(self, playback: Playback, stop: Stop | None = None, **options: Any) -> None:
         backend: Backend = playback  # so that mypy sees when Playback is a Backend no more

@@ -1,7 +1,7 @@
 """Texts that users read are in plain English: none of the words and word orders below is in them.
 
-Held are every --help, every string of tracer/ that is a text and not a docstring, and README.md. Of docstrings, only
-the first word is held.
+Every --help, every string of tracer/ that is a text and not a docstring, and the documents are compared with the list.
+Of docstrings, in tracer/ and tests/, only the first words are. Errors must also have the form of ERROR_FORM.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tracer import errors
 from tracer.cli import phptrace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +55,14 @@ DENIED = {
     r": [^.;!?`{}]*\w: ": "one colon in a sentence",
 }
 FIRST_DENIED = r"(Whether|What|Who|Whose|That of|Those|For who)\b"
+ERRORS = {
+    kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.PhptraceError
+}
+# `cannot X: reason. Do Y.`, where values may stand for the beginning or the end.
+ERROR_FORM = re.compile(r"(cannot [^:]+: .+|\{\})(\. .+\.|\. \{\}|\{\}\{\})")
 # Texts in which a pattern means something else.
 ALLOWED = {
+    "key `mend` is `fix`": "the former name of a key",
     "securityContext: {capabilities: {add: [SYS_PTRACE]}} and shareProcessNamespace: true": "YAML",
 }
 
@@ -93,6 +100,15 @@ def first_lines(path: str) -> Iterator[tuple[int, str]]:
                 yield node.body[0].lineno, text.splitlines()[0]
 
 
+def error_texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, text) of each error that is made with a text of its own; an f-string's values are `{}`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
+            text = next(texts(ast.Expression(node.args[0])), None)
+            if isinstance(node.args[0], ast.Constant | ast.JoinedStr) and text is not None:
+                yield text
+
+
 @pytest.mark.parametrize("verb", ["", *phptrace.list_commands(click.Context(phptrace))])
 def test_every_help_is_plain_english(verb):
     answer = CliRunner().invoke(phptrace, [verb, "--help"] if verb else ["--help"], prog_name="phptrace")
@@ -111,15 +127,42 @@ def test_every_text_of_the_program_is_plain_english(path):
     assert [f"{path}:{line}: {fault}" for line, text in texts(source) for fault in faults(text)] == []
 
 
-@pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tracer").rglob("*.py")))
-def test_no_docstring_of_the_program_begins_with_a_question_word(path):
+@pytest.mark.parametrize(
+    "path", sorted(str(p.relative_to(ROOT)) for top in ("tracer", "tests") for p in (ROOT / top).rglob("*.py"))
+)
+def test_no_docstring_begins_with_a_question_word(path):
     assert [f"{path}:{line}: {text}" for line, text in first_lines(path) if re.match(FIRST_DENIED, text)] == []
 
 
-def test_the_readme_is_plain_english():
-    lines = (ROOT / "README.md").read_text().splitlines()
+@pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tracer").rglob("*.py")))
+def test_every_error_states_what_cannot_be_done_and_why_and_what_to_do(path):
+    source = ast.parse((ROOT / path).read_text())
 
-    assert [f"README.md:{at}: {fault}" for at, line in enumerate(lines, 1) for fault in faults(line)] == []
+    wrong = [f"{path}:{line}: {text}" for line, text in error_texts(source) if not ERROR_FORM.fullmatch(text)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("source", "right"),
+    [
+        ('UsageError("cannot use --hz: it requires --stacks. Add --stacks.")', True),
+        ('UsageError(f"cannot read {path}: {why}. {_COPY}")', True),
+        ('UsageError(f"cannot read {path}: {why}")', False),
+        ('UsageError("--hz requires --stacks. Add --stacks.")', False),
+        ('UsageError("cannot use --hz. Add --stacks.")', False),
+    ],
+)
+def test_an_error_without_a_reason_or_an_advice_is_found(source, right):
+    ((_, text),) = error_texts(ast.parse(source))
+
+    assert bool(ERROR_FORM.fullmatch(text)) is right
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"])
+def test_a_document_is_plain_english(name):
+    lines = (ROOT / name).read_text().splitlines()
+
+    assert [f"{name}:{at}: {fault}" for at, line in enumerate(lines, 1) for fault in faults(line)] == []
 
 
 @pytest.mark.parametrize(

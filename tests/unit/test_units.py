@@ -38,7 +38,7 @@ def test_a_size_is_read_with_1024_bytes_to_the_k(text, size):
 
 @pytest.mark.parametrize("text", ["", "K", "-1", "1.", ".5", "1e3", "0x10", "1 2", "5X", "1.2.3", "ten"])
 def test_what_is_no_size_is_refused_with_an_example(text):
-    with pytest.raises(ValueError, match="is not a size: write 4096, 64K"):
+    with pytest.raises(ValueError, match="is not a size. Write 4096, 64K"):
         parse_size(text)
 
 
@@ -87,7 +87,7 @@ def test_the_noun_of_a_loss_agrees_with_its_count(lost, why, text):
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "5min", "1h30m", "inf", "nan"])
 def test_what_is_no_duration_is_refused_with_an_example(text):
-    with pytest.raises(ValueError, match="is not a duration: write 250ms, 30s"):
+    with pytest.raises(ValueError, match="is not a duration. Write 250ms, 30s"):
         parse_duration(text)
 
 

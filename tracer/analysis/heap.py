@@ -67,7 +67,7 @@ class HeapLook:
             if look is not None:
                 found += [f"{part}: {note}" for note in look.notes]
                 if not look.settled:
-                    found.append(f"{part}: the process changed it during the look, so that figures are approximate")
+                    found.append(f"{part}: the process changed it during the look, so figures are approximate")
         return found
 
 

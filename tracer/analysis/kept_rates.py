@@ -110,7 +110,7 @@ class KeptRates:
         if self._fit.degrees >= _LEAST_DEGREES:
             return None
         if len(self._windows) < len(self._keys) + 2 * _LEAST_DEGREES:
-            return f"{len(self._windows)} windows of requests are too few for {len(self._keys)} keys"
+            return f"{len(self._windows)} windows of requests are too few to tell {len(self._keys)} rows apart"
         return "the workers grew in steps and not at a rate"
 
     def entries(self) -> list[Estimate]:

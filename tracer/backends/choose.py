@@ -21,9 +21,8 @@ class BackendOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackendFactory:
-    """How to make one backend, and how to name it to the user."""
+    """Functions that make one backend and check its requirements, and what the user should know of it."""
 
-    title: str  # in a sentence: "since BPF cannot be used"
     caveat: str  # of tracing with it, as a clause that begins with a comma; "" if there is none
     unmet: Callable[[], list[PhptraceError]]  # what this host lacks for it, the gravest first; [] if nothing
     create: Callable[[BackendOptions], Backend]
@@ -70,8 +69,8 @@ def _ptrace(options: BackendOptions) -> Backend:
 # By name, the preferred first. The last is the fallback: nothing is checked before it is taken, and its attach() says
 # what it lacks.
 BACKENDS = {
-    "bpf": BackendFactory("BPF", "", _bpf_unmet, _bpf),
-    "ptrace": BackendFactory("ptrace", ", which slows requests down", _ptrace_unmet, _ptrace),
+    "bpf": BackendFactory("", _bpf_unmet, _bpf),
+    "ptrace": BackendFactory(", which slows requests down", _ptrace_unmet, _ptrace),
 }
 
 
@@ -113,7 +112,7 @@ def choose(
         if error is None:
             taken = name
             break
-        reasons.append(f"{BACKENDS[name].title} cannot be used: {error}")
+        reasons.append(f"phptrace {error}")
     why = f"since {'; '.join(reasons)}" if reasons else "everything it needs is here"
     return Choice(BACKENDS[taken].create(options), why)
 

@@ -100,7 +100,9 @@ class _LinesOutput:
 @click.command()
 @attach_options
 @ranking_options
-@click.option("-o", "--output", metavar="FILE", help="Also record the requests to this file.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Also record the requests to this file, as `phptrace record` does."
+)
 def attach(output: str | None, group_by: str, sort: str, top: int, **options: Any) -> None:
     """Show live which scripts make the workers grow.
 

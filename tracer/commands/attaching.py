@@ -89,7 +89,10 @@ class Plan:
                 "cannot use --native on with --backend ptrace: it sees no calls inside PHP. Use --backend bpf."
             )
         if native != "auto" and native_budget is not None:
-            raise UsageError(f"cannot use --native-budget with --native {native}: it is for --native auto.")
+            raise UsageError(
+                f"cannot use --native-budget with --native {native}: only --native auto has a budget."
+                " Leave one of them out."
+            )
         counting = {
             "off": None,
             "auto": NativeOptions() if native_budget is None else NativeOptions(native_budget),
@@ -206,9 +209,11 @@ def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:
         notice(f"kept {progress.kept:,} of {counted(progress.seen, 'request')}")
     if why is Why.TARGET_GONE:
         raise TargetGoneError(
-            f"cannot go on tracing {', '.join(plan.names)}: its processes have ended, and nothing is left to trace."
-            " What was seen until then is in the output."
+            f"cannot go on tracing {', '.join(plan.names)}: all its processes have ended. Start PHP, then"
+            " phptrace, again. The output has the requests until then."
         )
     if tally.lost:
         reasons = "; ".join(counted_loss(lost, reason) for reason, lost in tally.losses.items())
-        raise IncompleteError(f"the output is incomplete. Lost: {reasons}")
+        raise IncompleteError(
+            f"cannot give a complete output: phptrace lost some of it ({reasons}). Trace fewer workers at a time."
+        )

@@ -14,7 +14,7 @@ from tracer.reporters import checklist
 
 @click.command()
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
-@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, for programs.")
 def doctor(targets: Sequence[str], as_json: bool) -> None:
     """Check this host; show how to fix what is missing.
 

@@ -36,7 +36,7 @@ _RENDER = {"ndjson": render_ndjson, "csv": render_requests_csv, "tsv": render_re
 @click.option(
     "--min-growth",
     type=SIZE,
-    help="Export only requests that left at least this much native memory (outside PHP's own heap) in the worker, such"
+    help="Export only requests that kept at least this much native memory (outside PHP's own heap) in the worker, such"
     " as 64K or 1M.",
 )
 def export(
@@ -49,7 +49,7 @@ def export(
     slow: float | None,
     min_growth: int | None,
 ) -> None:
-    """Write every request of one or more recordings for other tools.
+    """Convert recordings to NDJSON, CSV or TSV, one row per request.
 
     FILE is a recording of `phptrace record`. The formats are NDJSON (one JSON object per line), CSV for spreadsheets
     and TSV for awk and sort.

@@ -39,14 +39,14 @@ _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "spe
     " extension of -o, else svg.",
 )
 @click.option(
-    "--diff", is_flag=True, help="Compare two recordings, the earlier one first; red has grown, blue has shrunk."
+    "--diff", is_flag=True, help="Compare two recordings, the earlier one first: red frames grew, blue frames shrank."
 )
 @click.option("-o", "--output", metavar="FILE", default="-", help="Write to this file; - is stdout, the default.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists.")
 def flame(
     files: Sequence[str], metric: str | None, retained: bool, form: str | None, diff: bool, output: str, force: bool
 ) -> None:
-    """Draw a flame graph of the PHP functions that made workers grow.
+    """Draw a flame graph of the PHP functions that made the workers grow.
 
     \b
       phptrace flame s.phptrace -o growth.svg

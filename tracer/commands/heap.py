@@ -14,7 +14,7 @@ import click
 from tracer.analysis.heap import HeapLook, MallocLook, ZendLook, figures, size_classes
 from tracer.capture import Stop
 from tracer.commands.messages import notice
-from tracer.commands.options import DURATION, SIZE
+from tracer.commands.options import DURATION, SIZE, WholeNumber
 from tracer.errors import (
     IncompleteError,
     NoTargetError,
@@ -45,38 +45,47 @@ class _Options:
 
 
 @click.command()
-@click.argument("pid", type=click.IntRange(1), metavar="PID")
+@click.argument("pid", type=WholeNumber(1), metavar="PID")
 @click.option(
     "--again",
     type=DURATION,
-    help="Look again after this long, such as 10s, and show what grew, by size of the chunks.",
+    help="Look a second time after this long, such as 10s, and show which sizes of chunks grew.",
 )
 @click.option(
     "-n",
     "--top",
-    type=click.IntRange(0),
+    type=WholeNumber(0),
     metavar="N",
     default=10,
     show_default=True,
-    help="Show at most this many sizes of chunks; 0 shows all.",
+    help="Show at most this many rows, one per size of chunk; 0 shows all.",
 )
 @click.option(
     "--limit",
     type=SIZE,
     default=malloc_heap.DEFAULT_LIMIT,
-    show_default="1G",
-    help="Do not read heaps larger than this; each MB takes 1 to 2 ms.",
+    help="Skip a malloc heap that is larger than this; reading takes 1 to 2 ms per MB. Default: 1G.",
 )
 @click.option(
-    "--swap-in", is_flag=True, help="Also read a heap that is swapped out in part, which brings it back into memory."
+    "--swap-in", is_flag=True, help="Also read a heap that is partly in swap. Reading brings it back into memory."
 )
-@click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "json")),
+    default="table",
+    show_default=True,
+    help="Print a table for people or JSON for programs.",
+)
 def heap(pid: int, again: float | None, top: int, limit: int, swap_in: bool, form: str) -> None:
-    """Show what a PHP process holds, by size of memory chunk.
+    """Show the memory that a PHP process holds, by kind and chunk size.
 
-    Shows malloc's heap and Zend's, and what of the process's memory neither explains.
-    PID is a php-fpm worker, its master, which means each of its workers, or any other PHP process. It is not stopped
-    and not traced. Two looks, with --again, show which sizes of chunks a leak is made of.
+    The kinds are malloc's heap, Zend's heap (PHP's own), and the memory that is in neither.
+
+    PID is a php-fpm worker or any other PHP process. The PID of a php-fpm master selects all its workers. phptrace
+    neither stops nor traces the process.
+
+    A leak shows with --again: phptrace looks twice, and the sizes of chunks that grew are those of the leak.
     """
     options = _Options(limit, swap_in)
     with contextlib.ExitStack() as closing:
@@ -112,7 +121,10 @@ def _processes(target: Target) -> Sequence[Process]:
     if not target.master.title.startswith(MASTER_TITLE):
         return target.processes
     if not target.workers:
-        raise NoTargetError(f"cannot look at process {target.master.pid}: it is a php-fpm master without a worker now")
+        raise NoTargetError(
+            f"cannot look at process {target.master.pid}: it is a php-fpm master without workers."
+            " Send it a request, then try again."
+        )
     return target.workers
 
 
@@ -246,6 +258,9 @@ def _end(looks: Sequence[HeapLook], failures: Sequence[tuple[int, HeapUnknownErr
     if not looks and failures:
         pid, why = failures[0]
         error = _ERRORS.get(why.reason, UnsupportedError)
-        raise error(f"cannot look at process {pid}: {printable(str(why))}")
+        advice = "" if why.reason is Reason.NOT_PERMITTED else ". Check the PID."  # the other has its own
+        raise error(f"cannot look at process {pid}: {printable(str(why))}{advice}")
     if failures or any(look.lacking for look in looks):
-        raise IncompleteError("a part of the figures is unknown, as stated above")
+        raise IncompleteError(
+            "cannot show every figure: the reasons are above. Use --limit for a larger heap, --swap-in for one in swap."
+        )

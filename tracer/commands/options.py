@@ -80,10 +80,10 @@ class WholeNumber(click.ParamType):
         try:
             number = int(value)
         except ValueError:
-            self.fail(f"{value!r} is not a whole number", param, ctx)
+            self.fail(f"{value!r} is not a whole number. Write digits only.", param, ctx)
         if number < self.least or (self.most is not None and number > self.most):
             allowed = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
-            self.fail(f"{number} is not allowed; the value must be {allowed}", param, ctx)
+            self.fail(f"{number} is out of range. Write {allowed}.", param, ctx)
         return number
 
 
@@ -121,7 +121,7 @@ def require_option(required: str, *names: str) -> None:
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name.replace('_', '-')} requires --{required}")
+            raise UsageError(f"cannot use --{name.replace('_', '-')}: it requires --{required}. Add --{required}.")
 
 
 def attach_options(command: Command) -> Command:
@@ -135,7 +135,7 @@ def attach_options(command: Command) -> Command:
             type=WholeNumber(1),
             metavar="PID",
             multiple=True,
-            help="Trace this process, too; repeatable. TARGET may then be omitted.",
+            help="Trace this process, too. May be given several times, and instead of TARGET.",
         ),
         click.option(
             "-d", "--duration", type=DURATION, help="Stop after this long: 30s, 5m, 1h. Default: until Ctrl-C."
@@ -145,39 +145,42 @@ def attach_options(command: Command) -> Command:
             "--count",
             type=WholeNumber(1),
             metavar="N",
-            help="Stop after this many requests that the filters keep, counted over all workers.",
+            help="Stop after this many requests of all workers together. Requests that a filter drops do not count.",
         ),
         click.option(
             "--backend",
             type=click.Choice(("auto", *BACKENDS)),
             default="auto",
             show_default=True,
-            help=f"How to trace. auto uses {' if this host allows it, otherwise '.join(BACKENDS)}.",
+            help="How to watch the workers: from the kernel (bpf), or by stopping them (ptrace, slower). auto uses"
+            f" {' if this host allows it, otherwise '.join(BACKENDS)}.",
         ),
         click.option(
             "--ptrace-mode",
             type=PTRACE_MODE,
             default=PtraceMode.SYSCALLS.value,
             show_default=True,
-            help="Where ptrace stops a worker: at its system calls (complete, slow) or at hardware breakpoints (fast,"
-            " no mmap/brk counts).",
+            help="Where backend ptrace stops a worker: at every system call (slow), or at hardware breakpoints"
+            " (faster, but mmap and brk are not counted).",
         ),
         click.option(
             "--native",
             type=click.Choice(("auto", "on", "off")),
             default="auto",
             show_default=True,
-            help="Count the native memory that each request allocates and frees: auto within --native-budget, on"
-            " whatever it costs. Requires backend bpf.",
+            help="Count the native memory that requests allocate and free: auto, as long as --native-budget allows;"
+            " on, at any cost; off, never. Only backend bpf can count.",
         ),
         click.option(
             "--native-budget",
             type=SHARE,
             metavar="PERCENT",
-            help="Most CPU time of the workers that --native auto may cost, such as 0.5%. Default: 2%.",
+            help="Largest share of the workers' CPU time that --native auto may use, such as 0.5%. Default: 2%.",
         ),
         click.option(
-            "--uri", metavar="GLOB", help="Show and record only requests whose URI matches this shell pattern."
+            "--uri",
+            metavar="GLOB",
+            help="Show and record only requests whose URI matches this shell pattern, such as '/shop/*'.",
         ),
         click.option(
             "--script",
@@ -192,15 +195,15 @@ def attach_options(command: Command) -> Command:
         click.option(
             "--min-growth",
             type=SIZE,
-            help="Show and record only requests that left at least this much native memory (outside PHP's own heap) in"
-            " the worker, such as 64K or 1M.",
+            help="Show and record only requests that kept at least this much native memory (memory outside PHP's own"
+            " heap), such as 64K or 1M. Where that was not counted, the growth of the worker is compared.",
         ),
         click.option(
             "--query",
             type=click.Choice(("strip", "keep")),
             default="strip",
             show_default=True,
-            help="Remove (strip) or keep the query string of URIs. It may contain secrets.",
+            help="Remove (strip) or keep the query string of URIs. Query strings may contain secrets.",
         ),
         click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists."),
     )(command)
@@ -217,7 +220,8 @@ def stack_recording_options(command: Command) -> Command:
             metavar="N",
             default=default.max_depth,
             show_default=True,
-            help="Record at most this many frames of a stack (4 to 1024), the innermost first. Requires --stacks.",
+            help="Record at most this many frames of a stack (4 to 1024), counted from the innermost. Requires"
+            " --stacks.",
         ),
         click.option(
             "--every",
@@ -225,7 +229,7 @@ def stack_recording_options(command: Command) -> Command:
             metavar="N",
             default=default.every,
             show_default=True,
-            help="Record the stack of every Nth page fault (1 to 65536). Requires --stacks.",
+            help="Record the call stack of every Nth page fault (1 to 65536). Requires --stacks.",
         ),
         click.option(
             "--hz",
@@ -233,7 +237,7 @@ def stack_recording_options(command: Command) -> Command:
             metavar="N",
             default=default.hz,
             show_default=True,
-            help="Sample Zend's heap this often per second of CPU time (1 to 20000). Requires --stacks.",
+            help="Sample Zend's heap this many times per second of CPU time (1 to 20000). Requires --stacks.",
         ),
         click.option(
             "--retained-after",
@@ -241,8 +245,8 @@ def stack_recording_options(command: Command) -> Command:
             metavar="N",
             default=default.retained_after,
             show_default=True,
-            help="Call a native block retained if it outlives its request by N more of the worker's requests (1 to"
-            " 1000). Requires --stacks.",
+            help="Report a native block as retained if it is still allocated when N more requests of its worker have"
+            " ended (1 to 1000). Requires --stacks.",
         ),
     )(command)
 
@@ -259,16 +263,17 @@ def stack_metric_options(note: str = "") -> Callable[[Command], Command]:
             cls=RenamedOption,
             type=click.Choice([metric.value for metric in Metric]),
             help="How to measure growth: rss (page faults), native (page faults outside PHP's own heap), mapped"
-            " (address space added by mmap and brk), zend (growth of PHP's own heap) or retained (native blocks still"
-            f" held some requests later). Default: the first that was recorded of retained, native and rss.{note}",
+            " (address space added by mmap and brk), zend (growth of PHP's own heap) or retained (native blocks"
+            f" still held some requests later). Default: the first of retained, native and rss that the"
+            f" recording has.{note}",
         ),
         click.option(
             "--retained",
             "--kept",
             cls=RenamedOption,
             is_flag=True,
-            help="Show only native memory (outside PHP's own heap) still held after the request; isolates leaks. The"
-            f" default where allocations were counted.{note}",
+            help="Show only native memory (memory outside PHP's own heap) that is still held after the request, such as"
+            f" leaks. This is the default for recordings in which allocations were counted.{note}",
         ),
     )
 
@@ -288,9 +293,9 @@ def ranking_options(command: Command) -> Command:
             type=click.Choice([sort.value for sort in Sort]),
             default=Sort.NATIVE.value,
             show_default=True,
-            help="Sort by native (native memory kept), growth (all anonymous memory kept), peak (most anonymous memory"
-            " of a worker), zend (peak of Zend's heap), requests (their number), duration (95th percentile) or key"
-            " (name of the row). The largest is first, except with key.",
+            help="Sort by native (native memory kept), growth (all memory kept, including PHP's own heap), peak (peak"
+            " memory of a worker), zend (peak of PHP's own heap), requests (number of requests), duration (95th"
+            " percentile) or key (name of the row, in alphabetical order). All others sort the largest first.",
         ),
         click.option(
             "-n",

@@ -34,7 +34,8 @@ from tracer.reporters.table import summary
     "-o",
     "--output",
     metavar="FILE",
-    help="Record to this file; - is stdout. Default: phptrace-TARGET-TIME.phptrace in the current directory.",
+    help="Write the recording to this file; - is stdout. Default: phptrace-TARGET-TIME.phptrace in the current"
+    " directory.",
 )
 def record(output: str | None, **options: Any) -> None:
     """Record every request to a file, to read later.

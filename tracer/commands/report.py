@@ -87,7 +87,9 @@ _WITH_STACKS = ("table", "json")
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @ranking_options
-@click.option("--stacks", is_flag=True, help="Also show the heaviest call stacks; -n limits their number, too.")
+@click.option(
+    "--stacks", is_flag=True, help="Also show the call stacks that grew the workers most, at most as many as -n says."
+)
 @stack_metric_options(note=" Requires --stacks.")
 @click.option(
     "--format",
@@ -95,7 +97,7 @@ _WITH_STACKS = ("table", "json")
     type=click.Choice(tuple(_RENDER)),
     default="table",
     show_default=True,
-    help=f"How to print the ranking. With --stacks: {' or '.join(_WITH_STACKS)}.",
+    help=f"Output format. With --stacks, only {' or '.join(_WITH_STACKS)}.",
 )
 def report(
     files: Sequence[str],

@@ -202,7 +202,7 @@ def check_output(path: str, *, force: bool) -> None:
     """Raise UsageError if a Writer could not create that file, as far as can be known without touching anything."""
     directory = os.path.dirname(path) or "."
     if not path:
-        raise UsageError("cannot write to a file without a name. Name one with -o.")
+        raise UsageError("cannot write the recording: the file name is empty. Name a file with -o.")
     if not os.path.isdir(directory):
         raise UsageError(f"cannot write {path}: there is no directory {directory}. Create it, or choose another name.")
     for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
@@ -242,7 +242,9 @@ def _writing(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as exc:
-        raise IncompleteError(f"cannot write {path}: {exc}. What was written before can be read.") from exc
+        raise IncompleteError(
+            f"cannot write {path}: {exc}. Record to another disk. What was written before can be read."
+        ) from exc
 
 
 def _bytes_at(row: Sequence[Any], at: Sequence[int]) -> list[Any]:

@@ -185,7 +185,7 @@ def _extent(memory: ProcessMemory, maps: Maps, limit: int, *, swap_in: bool) -> 
     end = maps.heap[1]
     if end - start > limit:
         raise HeapUnknownError(
-            Reason.TOO_LARGE, f"its heap has {end - start:,} bytes, more than the limit of {limit:,} bytes"
+            Reason.TOO_LARGE, f"its heap has {end - start:,} bytes, more than the limit of {limit:,}"
         )
     swapped = 0 if swap_in else memory.swapped_bytes(start, end)
     if swapped:
@@ -199,9 +199,9 @@ def _extent_of(arena: Arena, start: int, end: int) -> tuple[int, int]:
     """The same, as malloc's books have it: before it and behind it, brk() may have made memory for someone else."""
     base = arena.base + 15 & ~15
     if arena.end > end:
-        raise _MalformedError("its last chunk does not end in it")
+        raise _MalformedError("its last chunk does not end within it")
     if not start <= base <= arena.top:
-        raise HeapUnknownError(Reason.INTERRUPTED, "memory of another user of sbrk() is in its heap")
+        raise HeapUnknownError(Reason.INTERRUPTED, "other code has put memory of sbrk() into its heap")
     return base, arena.end
 
 
@@ -222,7 +222,7 @@ def _walk(memory: ProcessMemory, start: int, end: int) -> _Walked:
         walked.read_bytes += got
         at, last = following, headers[-1]
     if at != end or last & _NOT_HERE or last < 16:
-        raise _MalformedError("its last chunk does not end where it ends")
+        raise _MalformedError("its last chunk does not end where the heap ends")
     walked.top_bytes = last & ~_FLAGS
     walked.top_at = at - walked.top_bytes
     return walked
@@ -259,7 +259,7 @@ def _count(walked: _Walked, headers: list[int], before: int) -> None:
     for word, count in counts.items():
         if count and (word & _NOT_HERE or word < _MIN_CHUNK):
             if word & ~_FLAGS == _FENCEPOST:
-                raise HeapUnknownError(Reason.INTERRUPTED, "memory of another user of sbrk() interrupts its heap")
+                raise HeapUnknownError(Reason.INTERRUPTED, "other code has put memory of sbrk() into its heap")
             raise _MalformedError("it has a header that no chunk of this arena has")
     walked.counts.update(counts)
     lowest = array.array("Q", every).tobytes()[::8].translate(_PREV_FREE)
@@ -291,7 +291,7 @@ class _Cached:
         if found is None:
             sizes = range(32, 32 + 16 * TCACHE_BINS, 16)
             self.uncertain += sum(size * min(self._used[size], TCACHE_COUNT) for size in sizes)
-            self.lacking.append("the thread cache was not found, so that its chunks count as in use")
+            self.lacking.append("the thread cache was not found, so its chunks count as in use")
             return
         counts, whole = found
         self.consistent = self.consistent and whole
@@ -302,7 +302,7 @@ class _Cached:
         """Take out the chunks in fastbins."""
         if arena is None or arena.fastbins is None:
             self.uncertain += sum(size * self._used[size] for size in range(32, _FAST_MAX + 16, 16))
-            self.lacking.append("malloc's main arena was not found, so that chunks in its fastbins count as in use")
+            self.lacking.append("malloc's main arena was not found, so chunks in its fastbins count as in use")
             return
         lists = Fastbins(self._memory, self._start, self._end)
         for index, head in enumerate(arena.fastbins):

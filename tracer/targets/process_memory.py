@@ -298,12 +298,12 @@ class ProcessMemory:
         return int(fields[19]), int(fields[44])
 
     def _gone(self) -> HeapUnknownError:
-        return HeapUnknownError(Reason.GONE, f"process {self.pid} has ended")
+        return HeapUnknownError(Reason.GONE, "it has ended")
 
     def _not_permitted(self, exc: OSError) -> HeapUnknownError:
         return HeapUnknownError(
             Reason.NOT_PERMITTED,
-            f"cannot read the memory of process {self.pid}: {exc.strerror}; CAP_SYS_PTRACE is required. {GRANTS}",
+            f"reading its memory is not permitted ({exc.strerror}) and requires CAP_SYS_PTRACE. {GRANTS}",
         )
 
 

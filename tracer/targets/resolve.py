@@ -200,7 +200,7 @@ def _php_of(process: Process, *, symbols: bool) -> Php:
         ) from exc
     except PermissionError as exc:
         raise NotPermittedError(
-            f"cannot read process {process.pid}: {exc.strerror}; CAP_SYS_PTRACE is required. {processes.GRANTS}"
+            f"cannot read process {process.pid}: {exc.strerror}, since that requires CAP_SYS_PTRACE. {processes.GRANTS}"
         ) from exc
     with contextlib.ExitStack() as undo:
         undo.callback(image.close)

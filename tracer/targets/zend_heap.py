@@ -114,7 +114,7 @@ def resident(
 
 def _look(memory: ProcessMemory, heap: int, limit: int) -> ZendResidency:
     if not memory.paged:
-        raise HeapUnknownError(Reason.NOT_PERMITTED, "this kernel does not tell which pages are resident")
+        raise HeapUnknownError(Reason.NOT_PERMITTED, "this kernel does not show which pages are resident")
     lists = _lists(memory, heap, limit)
     hugetlb = memory.maps().hugetlb if memory.hugetlb_bytes() else ()
     live = cached = apart = 0
@@ -146,7 +146,7 @@ def _key(memory: ProcessMemory, heap: int) -> tuple[int, tuple[int, ...]]:
     """
     main = heap & -CHUNK
     if heap <= 0 or heap & 7:
-        raise HeapUnknownError(Reason.NO_HEAP, "Zend's heap was not made yet")
+        raise HeapUnknownError(Reason.NO_HEAP, "Zend has not created its heap yet")
     chunk = memory.words(main, _CHUNK_WORDS) if main else None
     words = memory.words(heap, _HEAP_WORDS)
     if chunk is None or chunk[0] != heap:
@@ -168,7 +168,7 @@ def _lists(memory: ProcessMemory, heap: int, limit: int) -> _Lists:
     cached = _chunks(memory, cached_at, 0, limit, None)
     # int chunks_count, peak_chunks_count, cached_chunks_count
     if len(live) != counts & 0xFFFF_FFFF or len(cached) != more & 0xFFFF_FFFF:
-        raise _MalformedError("its lists of chunks are not as long as it says")
+        raise _MalformedError("its lists of chunks do not have the stated length")
     huge = _huge(memory, huge_at, limit)
     ranges = sorted([*huge, *[(at, CHUNK) for at in live + cached]])
     if any(low + size > high for (low, size), (high, _) in pairwise(ranges)):
@@ -184,16 +184,16 @@ def _chunks(memory: ProcessMemory, first: int, end: int, limit: int, heap: int |
     at = first
     while at and (at != end or not found):
         if at & CHUNK - 1 or at in found:
-            raise _MalformedError("a list of chunks leads astray")
+            raise _MalformedError("a list of chunks has a wrong pointer")
         if len(found) * CHUNK >= limit:
             raise _too_large(limit)
         words = memory.words(at, 2)
         if words is None or (heap is not None and words[0] != heap):
-            raise _MalformedError("a list of chunks leads astray")
+            raise _MalformedError("a list of chunks has a wrong pointer")
         found[at] = None
         at = words[1]
     if at != end:
-        raise _MalformedError("the ring of chunks is open")
+        raise _MalformedError("its chunks do not form a ring")
     return tuple(found)
 
 
@@ -204,12 +204,12 @@ def _huge(memory: ProcessMemory, first: int, limit: int) -> tuple[tuple[int, int
     at = first
     while at:
         if at in seen or at & 7:
-            raise _MalformedError("the list of huge blocks leads astray")
+            raise _MalformedError("the list of huge blocks has a wrong pointer")
         if len(found) >= _MAX_HUGE:
             raise _too_large(limit)
         words = memory.words(at, _HUGE_WORDS)
         if words is None or words[0] & CHUNK - 1 or not words[0] or not words[1] or words[1] % PAGE:
-            raise _MalformedError("the list of huge blocks leads astray")
+            raise _MalformedError("the list of huge blocks has a wrong pointer")
         if words[1] > limit or words[0] + words[1] > 1 << 63:
             raise _too_large(limit)
         seen.add(at)

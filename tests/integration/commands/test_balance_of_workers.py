@@ -81,7 +81,7 @@ def recorded(fpm: Fpm, path: Path, options: tuple[str, ...], requests: Callable[
 
 
 class Growth:
-    """What the workers grow by while these requests run. Probes that are set before give them pages of their own."""
+    """Growth of the workers while these requests run. Probes that are set before give them pages of their own."""
 
     def __init__(self, fpm: Fpm, requests: Callable[[], None]) -> None:
         self._fpm = fpm

@@ -256,7 +256,7 @@ def test_a_target_that_ends_leaves_its_recording_and_exit_code_6(start_fpm: Call
     _, said = process.communicate(timeout=30)
 
     assert process.returncode == 6
-    assert "nothing is left to trace" in said
+    assert "all its processes have ended. Start PHP, then phptrace, again." in said
     assert _rows(path) == 1
 
 

@@ -86,7 +86,7 @@ def test_a_worker_that_ends_between_two_looks_is_exit_code_6(start_fpm: Callable
     out, err = process.communicate()
 
     assert (process.returncode, out) == (6, "")
-    assert err == f"phptrace: cannot look at process {worker}: process {worker} has ended\n"
+    assert err == f"phptrace: cannot look at process {worker}: it has ended. Check the PID.\n"
 
 
 def test_a_master_without_a_worker_is_exit_code_3(start_fpm: Callable[..., Fpm]) -> None:
@@ -95,7 +95,7 @@ def test_a_master_without_a_worker_is_exit_code_3(start_fpm: Callable[..., Fpm])
     answer = run("heap", str(fpm.master))
 
     assert (answer.returncode, answer.stdout) == (3, "")
-    assert "without a worker now" in answer.stderr
+    assert "it is a php-fpm master without workers. Send it a request, then try again." in answer.stderr
 
 
 @pytest.fixture
@@ -149,7 +149,10 @@ def test_a_heap_of_another_allocator_is_exit_code_8_and_zend_s_part_is_shown(
     assert re.search(r"malloc: in use +-\n", answer.stdout)
     assert re.search(r"Zend, resident +\d", answer.stdout)
     assert "note: malloc: unknown, since its malloc is jemalloc, not glibc's\n" in answer.stdout
-    assert answer.stderr == "phptrace: a part of the figures is unknown, as stated above\n"
+    assert answer.stderr == (
+        "phptrace: cannot show every figure: the reasons are above."
+        " Use --limit for a larger heap, --swap-in for one in swap.\n"
+    )
 
 
 def test_without_zend_s_allocator_native_is_all(start_fpm: Callable[..., Fpm], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a user gets: the demo, a wheel, nginx in front, and a page that tells the truth."""
+"""The product as a user gets it: the demo, a wheel, nginx in front, and a page with the true figures."""
 
 from __future__ import annotations
 

@@ -79,5 +79,5 @@ def test_what_restricts_the_figures_is_noted():
     assert busy.notes == [
         "malloc: unknown, since its malloc is musl",
         "Zend: of two kinds",
-        "Zend: the process changed it during the look, so that figures are approximate",
+        "Zend: the process changed it during the look, so figures are approximate",
     ]

@@ -1,4 +1,4 @@
-"""What requests kept natively: means, intervals, warm-up apart, and nothing where too little was counted."""
+"""Native memory that requests kept: means, intervals, warm-up apart, and nothing where too little was counted."""
 
 from __future__ import annotations
 

@@ -25,10 +25,10 @@ def test_ptrace_is_taken_when_it_is_asked_for():
 
 
 def test_ptrace_after_a_bpf_that_was_tried_names_the_error_of_bpf():
-    choice = choose("auto", refused={"bpf": UnsupportedError("no room")})
+    choice = choose("auto", refused={"bpf": UnsupportedError("cannot use BPF: no room")})
 
     assert isinstance(choice.backend, PtraceBackend)
-    assert choice.why == "since BPF cannot be used: no room"
+    assert choice.why == "since phptrace cannot use BPF: no room"
 
 
 def test_auto_falls_back_to_ptrace_for_the_first_unmet_requirement_of_bpf():
@@ -36,7 +36,7 @@ def test_auto_falls_back_to_ptrace_for_the_first_unmet_requirement_of_bpf():
     choice = choose("auto")
 
     assert choice.backend.name == ("ptrace" if unmet else "bpf")
-    assert choice.why == (f"since BPF cannot be used: {unmet[0]}" if unmet else "everything it needs is here")
+    assert choice.why == (f"since phptrace {unmet[0]}" if unmet else "everything it needs is here")
 
 
 class Third(PtraceBackend):
@@ -49,7 +49,7 @@ class Third(PtraceBackend):
 def third(monkeypatch: pytest.MonkeyPatch) -> list[PhptraceError]:
     """Puts a third backend between the two; what is added to the list keeps it from working on this host."""
     unmet: list[PhptraceError] = []
-    factory = BackendFactory("a third one", "", lambda: unmet, lambda options: Third(stacks=options.stacks))
+    factory = BackendFactory("", lambda: unmet, lambda options: Third(stacks=options.stacks))
     table = {"bpf": BACKENDS["bpf"], "third": factory, "ptrace": BACKENDS["ptrace"]}
     monkeypatch.setattr("tracer.backends.choose.BACKENDS", table)
     return unmet
@@ -63,22 +63,22 @@ def test_a_third_backend_is_taken_when_it_is_asked_for(third):
 
 
 def test_a_third_backend_that_lacks_something_is_refused_when_it_is_asked_for(third):
-    third.append(UnsupportedError("no third"))
+    third.append(UnsupportedError("cannot use it: no third"))
 
-    with pytest.raises(UnsupportedError, match="^no third$"):
+    with pytest.raises(UnsupportedError, match="^cannot use it: no third$"):
         choose("third")
 
 
 def test_auto_tries_the_backends_in_the_order_of_the_table(third):
-    refused = {"bpf": UnsupportedError("no room")}
+    refused = {"bpf": UnsupportedError("cannot use BPF: no room")}
 
     second = choose("auto", refused=refused)
     assert isinstance(second.backend, Third)
-    assert second.why == "since BPF cannot be used: no room"
+    assert second.why == "since phptrace cannot use BPF: no room"
 
-    third.append(UnsupportedError("no third"))
-    assert (
-        choose("auto", refused=refused).why == "since BPF cannot be used: no room; a third one cannot be used: no third"
+    third.append(UnsupportedError("cannot use it: no third"))
+    assert choose("auto", refused=refused).why == (
+        "since phptrace cannot use BPF: no room; phptrace cannot use it: no third"
     )
 
 

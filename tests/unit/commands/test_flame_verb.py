@@ -587,7 +587,7 @@ def test_nothing_of_a_hostile_recording_is_shown_raw(run, hostile, tmp_path, ver
 
 
 def raw(text: str) -> set[str]:
-    """What a terminal or an editor acts on, but for the ends of lines."""
+    """Characters on which a terminal or an editor acts, without the ends of lines."""
     return {char for char in text if char != "\n" and not char.isprintable()}
 
 

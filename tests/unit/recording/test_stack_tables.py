@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def read(path: Path, metric: Metric = Metric.RSS) -> list[Grown]:
-    """What each request grew by."""
+    """The growth of each request."""
     with Reader(str(path)) as file:
         return [grown for _, grown in file.grown(metric, ("uri",))]
 

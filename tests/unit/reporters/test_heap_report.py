@@ -1,4 +1,4 @@
-"""What a process holds, as text and as JSON."""
+"""The memory of a process, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ NAMES = [name for name in vars(arch) if name.startswith("SYS_")]
 
 @pytest.fixture(scope="module")
 def in_c(tmp_path_factory):
-    """What the compiler makes of the headers, by name."""
+    """Values of the headers, by name, from the compiler."""
     if platform.machine() != arch.MACHINE or shutil.which("cc") is None:
         pytest.skip("needs a C compiler on x86-64")
     folder = tmp_path_factory.mktemp("arch")

@@ -138,7 +138,7 @@ def test_the_running_kernels_structures_are_found():
 
 
 def ask_everything(blob: bytes) -> None:
-    """What is asked of a kernel's types; an answer or an UnsupportedError, and soon."""
+    """Ask phptrace's questions of a kernel's types: an answer or an UnsupportedError, and soon."""
     with within(0.5):
         try:
             found = Btf(blob, WANTED)

@@ -41,7 +41,7 @@ def section(blob: bytearray, number: int, field: int) -> int:
 
 
 def ask_everything(path: Path) -> None:
-    """What phptrace asks of an executable or a C library."""
+    """Ask phptrace's questions of an executable or a C library."""
     image = open_image(str(path))
     try:
         with contextlib.suppress(UnsupportedError):

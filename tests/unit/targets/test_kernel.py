@@ -1,4 +1,4 @@
-"""What is read of the running kernel: the per-CPU table out of machine code, and its structures' layout."""
+"""Reading the running kernel: the per-CPU table from machine code, and the layout of its structures."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def image(tmp_path):
 
 @pytest.fixture
 def inspected(image):
-    """What is found in php_elf() with that changed."""
+    """The PHP found in php_elf() with that change."""
 
     def inspect(**changed: Any) -> Php:
         return php_binary.inspect(image(php_elf(**changed)))

@@ -38,7 +38,7 @@ def master(tmp_path: Path, php: Path) -> Iterator[Process]:
 
 @contextlib.contextmanager
 def found(names: Sequence[str]) -> Iterator[list[Target]]:
-    """What targets() says, closed afterwards; skips where another user's master is in the way."""
+    """Targets that targets() finds, closed afterwards; skips where another user's master is in the way."""
     try:
         resolved = targets(names)
     except NotPermittedError:

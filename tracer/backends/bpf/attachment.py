@@ -98,7 +98,10 @@ class Attachment:
         for target in targets:
             self._find_workers(target)
         if not self._table.masters and not self._table.workers:
-            raise TargetGoneError(f"{', '.join(target.named for target in targets)} ended before it could be traced")
+            raise TargetGoneError(
+                f"cannot trace {', '.join(target.named for target in targets)}: no process was left when phptrace"
+                " attached. Start PHP again."
+            )
         for target in targets:
             if any(p.pid in self._table.masters or p.pid in self._table.workers for p in target.processes):
                 self._hook(target)
@@ -175,7 +178,8 @@ class Attachment:
         index = len(self._binaries)
         if index >= PHP_BINARIES_MAX:
             raise UnsupportedError(
-                f"cannot trace more than {PHP_BINARIES_MAX} different PHP binaries at a time. Name fewer targets."
+                f"cannot trace these targets: they run more than {PHP_BINARIES_MAX} different PHP binaries."
+                " Name fewer targets."
             )
         self._programs.map("php_binaries")[index] = php_binary_entry(php, fastcgi=target.speaks_fastcgi)
         self._binaries[php.image.identity] = index
@@ -240,7 +244,9 @@ class Attachment:
         if php.image.identity in self._hooked:
             return
         if php.hooks is None:
-            raise UnsupportedError(f"{php.image.shown}: its functions cannot be found")
+            raise UnsupportedError(
+                f"cannot trace {php.image.shown}: its functions cannot be found. Use --backend ptrace."
+            )
         self._hooked.add(php.image.identity)
         hooks = dataclasses.asdict(php.hooks)
         for function in UPROBES_ON_PHP:

@@ -88,7 +88,8 @@ class GrowthProbes:
                 self._sample_blocks()
             if self.depth < options.max_depth:
                 self.lacking.append(
-                    f"stacks: at most {self.depth} frames of a stack, not {options.max_depth}: more does not load"
+                    f"stacks: at most {self.depth} frames of a stack, not {options.max_depth}:"
+                    " the kernel does not load more"
                 )
             self._programs.map("sampling_config")[0] = SAMPLING_CONFIG.pack(options.every * mmap.PAGESIZE)
             self._ring = RingBuffer(self._programs.map("stack_events").fd, RING_BYTES)
@@ -173,7 +174,9 @@ class GrowthProbes:
         """
         hooks = php.hooks
         if hooks is None:
-            raise UnsupportedError(f"{php.image.shown}: its functions cannot be found")
+            raise UnsupportedError(
+                f"cannot trace {php.image.shown}: its functions cannot be found. Use --backend ptrace."
+            )
         return self._programs.on_uprobe("on_end", php.image, hooks.end.file_offset, at_return=hooks.end_is_return)
 
     def start_sampling(self, pid: int) -> None:

@@ -67,7 +67,7 @@ class Map:
             return
         if code == errno.E2BIG:
             raise MapFullError(self._name)
-        raise UnsupportedError(f"cannot write the BPF map {self._name}: {os.strerror(code)}")
+        raise UnsupportedError(f"cannot write the BPF map {self._name}: {os.strerror(code)}. Use --backend ptrace.")
 
 
 class Table:
@@ -99,7 +99,7 @@ class Table:
         )
         code = ctypes.get_errno()
         if failed and code != errno.ENOENT:
-            raise UnsupportedError(f"cannot read the BPF map {self._name}: {os.strerror(code)}")
+            raise UnsupportedError(f"cannot read the BPF map {self._name}: {os.strerror(code)}. Use --backend ptrace.")
         return self._keys[: count.value * self._key_size], self._values[: count.value * self._size]
 
     def remove(self, key: bytes) -> None:

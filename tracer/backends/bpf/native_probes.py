@@ -246,7 +246,7 @@ class NativeProbes:
             return
         except UnsupportedError as exc:
             self._left_out.add(pid)
-            self._lack(f"native memory not counted: {exc}")
+            self._lack(str(exc), exc)
             return
         if sites is None:
             self._left_out.add(pid)
@@ -259,12 +259,15 @@ class NativeProbes:
         except MapFullError:
             self._unlink([pid])
             self._left_out.add(pid)
-            self._lack("native memory of some workers not counted: the table of workers is full")
+            self._lack("the table of workers is full")
 
     def _links_of(self, pid: int, sites: Sites) -> tuple[int, ...]:
         """Descriptors of the links. TargetGoneError or UnsupportedError if one of them cannot be made."""
         if kernel.filters_refuse_returns() and processes.has_seccomp_filter(pid):
-            raise UnsupportedError("with this kernel, a seccomp filter of the workers forbids probes on returns")
+            raise UnsupportedError(
+                f"cannot set probes in process {pid}: on this kernel, its seccomp filter forbids probes on returns."
+                " Use Linux 6.14 or later."
+            )
         wanted = [(self._at_return, _AT_RETURN, True), (self._at_entry, _AT_ENTRY, False)]
         if self._blocks is not None:
             wanted = [
@@ -310,9 +313,11 @@ class NativeProbes:
             self._books.remove(pid)
         return link
 
-    def _lack(self, text: str) -> None:
+    def _lack(self, why: str, error: UnsupportedError | None = None) -> None:
+        """Note that a worker is not counted; raise `error`, or one that says `why`, if counting is required."""
         if self._options.required:
-            raise UnsupportedError(text)
+            raise error or UnsupportedError(f"cannot count native memory: {why}. Use --native auto.")
+        text = f"native memory not counted: {why}"
         if text not in self.lacking:
             self.lacking.append(text)
             log.warning("%s", text)

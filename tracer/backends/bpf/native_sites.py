@@ -24,8 +24,8 @@ class Sites:
 class NativeSites:
     """Finds the sites once for the workers of a master. The owner calls close(), which closes the C libraries."""
 
-    def __init__(self, lack: Callable[[str], None]) -> None:
-        """`lack` is called with the reason where there are none; it may raise."""
+    def __init__(self, lack: Callable[[str, UnsupportedError | None], None]) -> None:
+        """`lack` is called with the reason, and its error if it has one, where there are no sites; it may raise."""
         self._lack = lack
         self._found: dict[tuple[int, ...], Sites | None] = {}
         self._images: list[Image] = []
@@ -56,23 +56,23 @@ class NativeSites:
         except OSError as exc:
             if processes.process(pid) is None:
                 raise TargetGoneError(f"process {pid} has ended") from exc
-            self._lack(f"native memory not counted: {exc}")
+            self._lack(str(exc), None)
             return None
         if substitute is not None:
-            self._lack(f"native memory not counted: the workers use {substitute} instead of the C library's malloc")
+            self._lack(f"the workers use {substitute} instead of the C library's malloc", None)
             return None
         if image is None:
-            self._lack("native memory not counted: the workers' C library was not found")
+            self._lack("the workers' C library was not found", None)
             return None
         self._images.append(image)
         try:
             found = allocator.inspect(image)
         except UnsupportedError as exc:
-            self._lack(f"native memory not counted: {exc}")
+            self._lack(str(exc), exc)
             return None
         if not found.usable:
             unknown = ", ".join(found.missing)
-            self._lack(f"native memory not counted: {unknown} of the C library have an unknown form")
+            self._lack(f"phptrace does not know the machine code of {unknown} in the C library", None)
             return None
         by_cookie = {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()}
         return Sites(image, by_cookie, bool(found.slow))

@@ -94,17 +94,19 @@ def perf_error(code: int, what: str) -> PhptraceError:
     since ptrace costs the workers more, on the very host that has least.
     """
     if code == errno.ESRCH:
-        return TargetGoneError(f"{what} has ended")
+        return TargetGoneError(f"cannot set a probe on {what}: it has ended. Check the PID.")
     why = f"cannot set a probe on {what}: {os.strerror(code)}"
     if code in _UNSUPPORTED:
-        return UnsupportedError(why)
+        return UnsupportedError(f"{why}. Use --backend ptrace.")
     return PhptraceError(f"{why}. {_ADVICE.get(code, 'Try again; if it fails again, use --backend ptrace.')}")
 
 
 def _open(attr: _Attr, program_fd: int, pid: int, cpu: int, what: str) -> int:
     attr.size = ctypes.sizeof(_Attr)
     if platform.machine() != arch.MACHINE:
-        raise UnsupportedError(f"perf_event_open is not known on {platform.machine()}")
+        raise UnsupportedError(
+            f"cannot set a probe on {platform.machine()}: phptrace supports x86-64 only. Use --backend ptrace."
+        )
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.syscall(arch.SYS_PERF_EVENT_OPEN, ctypes.byref(attr), pid, cpu, -1, ctypes.c_ulong(_FLAG_FD_CLOEXEC))
     if fd < 0:

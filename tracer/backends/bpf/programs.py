@@ -43,13 +43,13 @@ def bcc_problem() -> UnsupportedError | None:
         module = importlib.import_module("bcc")
     except ImportError as exc:
         return UnsupportedError(
-            f"cannot import bcc: {exc}. Install your distribution's (apt install python3-bpfcc); in a virtual"
-            " environment, make that one with /usr/bin/python3 -m venv --system-site-packages."
+            f"cannot import bcc: {exc}. Install your distribution's package (apt install python3-bpfcc). If phptrace is"
+            " in a virtual environment, make that with /usr/bin/python3 -m venv --system-site-packages."
         )
     if not hasattr(module, "BPF"):
         return UnsupportedError(
-            f"the bcc in {os.path.dirname(module.__file__ or '?')} is PyPI's package of that name, which is about"
-            " lattices, not BPF. Run pip uninstall bcc, then apt install python3-bpfcc."
+            f"cannot use the bcc in {os.path.dirname(module.__file__ or '?')}: it is PyPI's package of that name,"
+            " which is not about BPF. Run pip uninstall bcc, then apt install python3-bpfcc."
         )
     return None
 
@@ -62,14 +62,14 @@ def bcc_version() -> str:
 
 @contextlib.contextmanager
 def _refused_by_bcc(doing: str) -> Iterator[None]:
-    """Turn what bcc raises within the block into an UnsupportedError that begins with `doing`.
+    """Turn what bcc raises within the block into an UnsupportedError; `doing` is the verb and object of its text.
 
     bcc 0.26 raises plain Exception for every failure of its library (bcc/__init__.py): there is no class to name.
     """
     try:
         yield
     except Exception as exc:
-        raise UnsupportedError(f"{doing}: {exc}") from exc
+        raise UnsupportedError(f"cannot {doing}: {exc}. Run `phptrace doctor`.") from exc
 
 
 class Programs:
@@ -90,7 +90,7 @@ class Programs:
         os.environ["BCC_KERNEL_SOURCE"] = str(sources / "kernel")
         flags = [f"-I{sources}", *(f"-D{name}={value}" for name, value in defines.items())]
         flags.append(f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}")
-        with _refused_by_bcc(f"cannot compile the BPF programs in {source}"):
+        with _refused_by_bcc(f"compile the BPF programs in {source}"):
             self._bpf: Any = BPF(src_file=str(sources / source).encode(), cflags=flags)
         self._maps: dict[str, Map] = {}
 
@@ -119,7 +119,7 @@ class Programs:
         `attach_type`: enum bpf_attach_type, for links that the kernel checks it for; None for the kind's own.
         Raises UnsupportedError if the kernel refuses it.
         """
-        with _refused_by_bcc(f"the kernel refused the BPF program {function}"):
+        with _refused_by_bcc(f"load the BPF program {function}"):
             for_links = () if attach_type is None else (None, attach_type)
             return int(self._bpf.load_func(function.encode(), getattr(self._bpf, kind.value), *for_links).fd)
 
@@ -129,7 +129,7 @@ class Programs:
         Raises UnsupportedError if the program does not load or the tracepoint does not exist.
         """
         self.fd(function, ProgramKind.RAW_TRACEPOINT)
-        with _refused_by_bcc(f"cannot attach to the tracepoint {tracepoint}"):
+        with _refused_by_bcc(f"attach to the tracepoint {tracepoint}"):
             self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
         until.callback(self._bpf.detach_raw_tracepoint, tracepoint.encode())
 
@@ -141,7 +141,9 @@ class Programs:
         """
         pmu = kernel.uprobe_pmu()
         if pmu is None:
-            raise UnsupportedError("this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y.")
+            raise UnsupportedError(
+                "cannot trace with BPF: this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y."
+            )
         return attach_uprobe(self.fd(function), pmu, image.path, offset, at_return=at_return)
 
     def on_software_event(self, function: str, event: int, period: int, tid: int) -> int:

@@ -15,11 +15,13 @@ def unmet_requirements() -> list[PhptraceError]:
     missing = kernel.missing_capabilities()
     if missing:
         found.append(
-            NotPermittedError(f"tracing with BPF needs {', '.join(missing)}, which this process lacks. Run with sudo.")
+            NotPermittedError(f"cannot trace with BPF: this process lacks {', '.join(missing)}. Run with sudo.")
         )
     if platform.machine() != arch.MACHINE:
         found.append(
-            UnsupportedError(f"the BPF backend supports x86-64 only, not {platform.machine()}. Use --backend ptrace.")
+            UnsupportedError(
+                f"cannot trace with BPF on {platform.machine()}: phptrace supports x86-64 only. Use --backend ptrace."
+            )
         )
     problem = bcc_problem()
     if problem is not None:
@@ -27,16 +29,21 @@ def unmet_requirements() -> list[PhptraceError]:
     if kernel.lockdown() == "confidentiality":
         found.append(
             UnsupportedError(
-                "kernel lockdown is at confidentiality: BPF may not read memory. Boot with lockdown=integrity or none."
+                "cannot trace with BPF: kernel lockdown is at confidentiality, so BPF may not read memory."
+                " Boot with lockdown=integrity or none."
             )
         )
     if kernel.uprobe_pmu() is None:
-        found.append(UnsupportedError("this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y."))
+        found.append(
+            UnsupportedError(
+                "cannot trace with BPF: this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y."
+            )
+        )
     if not kernel.in_initial_pid_namespace():
         found.append(
             UnsupportedError(
-                "phptrace runs in a PID namespace of its own, where pids are not the kernel's."
-                " Run it on the host, or the container with --pid=host."
+                "cannot trace with BPF: phptrace runs in a PID namespace of its own, where PIDs differ from the host's."
+                " Run it on the host, or start the container with --pid=host."
             )
         )
     return found

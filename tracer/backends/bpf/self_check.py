@@ -46,7 +46,10 @@ def fill_layout(maps: Callable[[str], Map], layout: KernelLayout, cpus: int, *, 
     for benchmarks. Raises UnsupportedError if a symbol is hidden or a figure differs.
     """
     if cpus > CPUS_MAX:
-        raise UnsupportedError(f"this host may have {cpus} CPUs; phptrace supports up to {CPUS_MAX}")
+        raise UnsupportedError(
+            f"cannot trace with BPF: this host may have {cpus} CPUs, and phptrace supports up to {CPUS_MAX}."
+            " Use --backend ptrace."
+        )
     offsets: list[int] = []
     if layout.rss_kind is RssKind.PERCPU:
         offsets = _percpu_offsets(maps, layout, kernel.possible_cpus())
@@ -94,7 +97,8 @@ def _percpu_offsets(maps: Callable[[str], Map], layout: KernelLayout, cpus: int)
     if table is None:
         raise UnsupportedError(
             "cannot find the kernel's per-CPU areas, without which RSS is not exact: /proc/kallsyms hides its"
-            " addresses. As root: sysctl kernel.kptr_restrict=1, or 0 without CAP_SYSLOG."
+            " addresses. Run sysctl kernel.kptr_restrict=1 as root, or kernel.kptr_restrict=0 if phptrace lacks"
+            " CAP_SYSLOG."
         )
     offsets: list[int] = []
     while len(offsets) < cpus:
@@ -106,8 +110,9 @@ def _percpu_offsets(maps: Callable[[str], Map], layout: KernelLayout, cpus: int)
 def _compare(seen: dict[str, Any]) -> None:
     if not seen["seen"]:
         raise UnsupportedError(
-            "the BPF programs did not recognise this process: either phptrace runs in a PID namespace of its own"
-            " (then run it on the host), or the kernel's type information is another kernel's"
+            "cannot trace with BPF: the BPF programs do not recognise phptrace's own process. Either phptrace runs in a"
+            " PID namespace of its own, or the type information (BTF) is that of another kernel. Run phptrace on the"
+            " host, or use --backend ptrace."
         )
     # Not /proc/self/status: before 6.2 it lacks up to 64 pages a thread, and from 6.2 until 6.16 (and its
     # backports) up to max(32, 2 * CPUs) pages a CPU. The page tables, which smaps_rollup walks, are exact.
@@ -121,8 +126,9 @@ def _compare(seen: dict[str, Any]) -> None:
         log.debug("self-check: %s is %d, seen %d", name, real[name], ours)
         if abs(ours - real[name]) > _TOLERANCE_BYTES:
             raise UnsupportedError(
-                f"the kernel's counters cannot be read on this kernel: {name} of this process is {real[name]} bytes,"
-                f" but phptrace reads {ours}. Please report this with `uname -r`."
+                f"cannot read the memory counters of this kernel: {name} of phptrace's own process is {real[name]}"
+                f" bytes, but phptrace reads {ours}. Report this with the output of `uname -r`, and use --backend"
+                " ptrace."
             )
 
 
@@ -139,8 +145,8 @@ def _compare_growth(maps: Callable[[str], Map]) -> None:
             grown = (_look(maps)["anon"] - before) // mmap.PAGESIZE
         if not _TOUCHED <= grown <= _TOUCHED + _OTHERS:
             raise UnsupportedError(
-                f"RSS is not exact on this kernel: {_TOUCHED} touched pages show as {grown}."
-                " Please report this with `uname -r`."
+                f"cannot read RSS exactly on this kernel: {_TOUCHED} touched pages show as {grown}."
+                " Report this with the output of `uname -r`, and use --backend ptrace."
             )
 
 

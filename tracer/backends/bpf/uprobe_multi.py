@@ -39,7 +39,9 @@ def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_r
     """
     number = _BPF.get(platform.machine())
     if number is None:
-        raise UnsupportedError(f"bpf(2) is not known on {platform.machine()}")
+        raise UnsupportedError(
+            f"cannot set probes on {platform.machine()}: phptrace supports x86-64 only. Use --native off."
+        )
     name = ctypes.create_string_buffer(os.fsencode(path))
     offsets = (ctypes.c_uint64 * len(sites))(*sites.values())
     cookies = (ctypes.c_uint64 * len(sites))(*sites)
@@ -55,5 +57,5 @@ def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_r
         return int(descriptor)
     code = ctypes.get_errno()
     if code == errno.ESRCH:
-        raise TargetGoneError(f"process {pid} has ended")
-    raise UnsupportedError(f"cannot set probes in process {pid} alone: {os.strerror(code)}")
+        raise TargetGoneError(f"cannot set probes in process {pid}: it has ended. Check the PID.")
+    raise UnsupportedError(f"cannot set probes in process {pid} alone: {os.strerror(code)}. Run `phptrace doctor`.")

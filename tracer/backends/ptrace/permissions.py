@@ -36,7 +36,7 @@ def obstacle() -> str | None:
     try:
         child = os.fork()
     except OSError as exc:
-        return f"cannot start a process to test ptrace on: {exc.strerror}. Raise the limit on processes"
+        return f"cannot start a process to test ptrace on: {exc.strerror}. Raise the limit on processes (ulimit -u)"
     if child == 0:
         try:
             syscalls.die_with_parent(signal.SIGKILL)

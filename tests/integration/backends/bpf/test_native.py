@@ -38,7 +38,7 @@ def sent(fpm: Fpm, tracer: Tracer, scripts: list[str], **params: str) -> dict[st
 
 
 def retained(tracer: Tracer, requests: list[Request]) -> list[int]:
-    """What each of the requests kept, less what later requests freed of it."""
+    """Bytes that each of the requests kept, less those that later requests freed."""
     freed: dict[tuple[int, int | None], int] = defaultdict(int)
     for fact in tracer.facts:
         if isinstance(fact, Release):
@@ -47,7 +47,7 @@ def retained(tracer: Tracer, requests: list[Request]) -> list[int]:
 
 
 def kept(requests: list[Request]) -> list[int]:
-    """What each of the requests kept. All of them were counted."""
+    """Bytes that each of the requests kept; all of them were counted."""
     values = [request.native_kept for request in requests]
     assert None not in values
     return [value for value in values if value is not None]

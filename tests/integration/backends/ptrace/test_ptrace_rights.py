@@ -86,7 +86,7 @@ def test_without_the_rights_for_bpf_auto_falls_back_and_prints_the_reason(
 
     seen = lines_of(process, lambda: fpm.get("hello.php"), 1)
 
-    assert "backend ptrace (since BPF cannot be used: tracing with BPF needs CAP_" in printed
+    assert "backend ptrace (since phptrace cannot trace with BPF: this process lacks CAP_" in printed
     assert seen.count("\t/hello.php\t") == 1
 
 

@@ -105,8 +105,8 @@ def names_of(c_enum: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """What the compiler says: `request.flags` (offset), `request.flags#` (bytes), `request.flags-` (1: signed),
-    `request` (bytes), and the values of enums and defines by their name.
+    """Numbers of the compiler by name: `request.flags` (offset), `request.flags#` (bytes), `request.flags-` (1 if
+    signed), `request` (bytes), and the values of enums and defines by their name.
     """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:

@@ -53,7 +53,7 @@ def warmed(fpm: Fpm) -> Fpm:
 
 
 def retained(tracer: Tracer) -> dict[str, list[Retained]]:
-    """What was retained, by the name of the script."""
+    """Retained bytes by the name of the script."""
     scripts = {(one.pid, one.nth): os.path.basename(one.script or "") for one in tracer.requests}
     found: dict[str, list[Retained]] = {}
     for fact in tracer.facts:
@@ -325,12 +325,18 @@ def test_without_a_budget_no_block_is_sampled(fpm: Fpm, trace: Callable[..., Tra
 @pytest.mark.parametrize(
     ("module", "name", "value", "why"),
     [
-        (uprobe_multi, "_RETURN", 1 << 5, "cannot set probes in process {pid} alone: Invalid argument"),
+        (
+            uprobe_multi,
+            "_RETURN",
+            1 << 5,
+            "cannot set probes in process {pid} alone: Invalid argument. Run `phptrace doctor`.",
+        ),
         (
             kernel,
             "filters_refuse_returns",
             lambda: True,
-            "with this kernel, a seccomp filter of the workers forbids probes on returns",
+            "cannot set probes in process {pid}: on this kernel, its seccomp filter forbids probes on returns."
+            " Use Linux 6.14 or later.",
         ),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_depth_the_verifier_refuses_is_halved_and_reported(uncached: Fpm, trac
     tracer.next()
 
     told = [lack for lack in tracer.backend.lacking if lack.startswith("stacks: at most")]
-    assert told == ["stacks: at most 256 frames of a stack, not 1024: more does not load"]
+    assert told == ["stacks: at most 256 frames of a stack, not 1024: the kernel does not load more"]
     assert max(len(growth.stack) for growth in tracer.growths) > 150
 
 

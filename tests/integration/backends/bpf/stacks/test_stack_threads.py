@@ -1,4 +1,4 @@
-"""Whose faults are counted: those of a worker's threads, old and new, but not of the processes it starts."""
+"""Page faults of a worker's threads, old and new, are counted, and not those of the processes that it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each PHP function is said to have grown by, against what it says itself, and the kernel."""
+"""The growth that phptrace attributes to each PHP function, against its own figures and the kernel's."""
 
 from __future__ import annotations
 
