@@ -21,11 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tracer.targets.allocator import substitute_named
-from tracer.targets.processes import GRANTS, is_libc
+from tracer.targets.processes import GRANTS, MAPS_BYTES, is_libc
 
 PAGE = mmap.PAGESIZE
 _STAT_BYTES = 4096
-_MAPS_BYTES = 16 << 20  # 65,530 mappings, the kernel's default limit, are some 7 MB
 _STATUS_BYTES = 1 << 20
 # Bits of a pagemap entry, here of its highest byte: Documentation/admin-guide/mm/pagemap.rst, Linux 6.18.
 _PRESENT, _SWAPPED, _FILE = 0x80, 0x40, 0x20
@@ -235,8 +234,8 @@ class ProcessMemory:
 
     def _mappings(self) -> Iterator[tuple[int, int, bool, bytes]]:
         """(start, end, writable and private, name) of each named mapping, by address."""
-        content = self._proc_file("maps", _MAPS_BYTES)
-        if len(content) >= _MAPS_BYTES:
+        content = self._proc_file("maps", MAPS_BYTES)
+        if len(content) >= MAPS_BYTES:
             raise HeapUnknownError(Reason.TOO_LARGE, "it has too many mappings")
         if not content:
             raise self._gone()
