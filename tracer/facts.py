@@ -43,6 +43,9 @@ class Note(enum.Enum):
     MAPPED_ELSEWHERE = "mapped_elsewhere"  # address space changed by other means than the counted calls
 
 
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+
+
 class Request(NamedTuple):
     """One request of one worker. Bytes unless the name says else; None = not measured, see notes.
 
@@ -106,10 +109,14 @@ class Request(NamedTuple):
 
     @property
     def native_retained(self) -> int | None:
-        """Native bytes that the request kept and that nobody freed later, as far as is known; None if not counted."""
-        if self.native_kept is None:
-            return None
-        return self.native_kept - (self.native_released or 0)
+        """Native bytes that the request kept and that nobody freed later, as far as is known; None if not counted.
+
+        Both figures may be a hostile worker's word: the difference saturates at 64 bits, as they do.
+        """
+        kept = self.native_kept
+        if kept is None or not self.native_released:
+            return kept
+        return max(_LEAST, min(kept - self.native_released, _MOST))
 
     @property
     def complete(self) -> bool:

@@ -302,7 +302,7 @@ class Looks:
         try:
             with ProcessMemory(worker.pid, worker.start_ticks) as memory:
                 in_accept = _waits(worker.pid)
-                look = _figures(memory, worker, limit)
+                look = _figures(memory, worker, limit, until)
                 if _waits(worker.pid) is not in_accept:
                     return None
         except _BusyError:
@@ -356,12 +356,15 @@ def _waits(pid: int) -> bool:
     raise _BusyError
 
 
-def _figures(memory: ProcessMemory, worker: Subject, limit: int) -> Look:
-    """The figures of a worker that waits. HeapUnknownError if it has ended, or may not be read."""
+def _figures(memory: ProcessMemory, worker: Subject, limit: int, until: float) -> Look:
+    """The figures of a worker that waits. HeapUnknownError if it has ended, or may not be read.
+
+    Heaps that are not read by `until` are unknown: their owner decides how long that takes.
+    """
     reasons: list[str] = []
     anon = memory.exact_anon_bytes()
-    zend = _zend_resident(worker, reasons)
-    malloc = _malloc(worker, limit, reasons)
+    zend = _zend_resident(worker, until, reasons)
+    malloc = _malloc(worker, limit, until, reasons)
     if memory.exact_anon_bytes() != anon:
         raise _BusyError
     memory.check()
@@ -381,14 +384,16 @@ def _figures(memory: ProcessMemory, worker: Subject, limit: int) -> Look:
     return look._replace(why="; ".join(reasons) or None)
 
 
-def _zend_resident(worker: Subject, reasons: list[str]) -> int | None:
+def _zend_resident(worker: Subject, until: float, reasons: list[str]) -> int | None:
     """Resident bytes of Zend's heap; None, with a reason, if they cannot be known."""
     if worker.bias is None:
         reasons.append("Zend: its PHP was not found in its memory")
         return None
     try:
-        address = zend_heap.heap_address(worker.pid, worker.php, start_ticks=worker.start_ticks, bias=worker.bias)
-        found = zend_heap.resident(worker.pid, address, start_ticks=worker.start_ticks, attempts=1)
+        address = zend_heap.heap_address(
+            worker.pid, worker.php, start_ticks=worker.start_ticks, bias=worker.bias, until=until
+        )
+        found = zend_heap.resident(worker.pid, address, start_ticks=worker.start_ticks, attempts=1, until=until)
     except HeapUnknownError as exc:
         if exc.reason is Reason.NOT_USED:
             return 0
@@ -399,10 +404,10 @@ def _zend_resident(worker: Subject, reasons: list[str]) -> int | None:
     return found.resident_bytes
 
 
-def _malloc(worker: Subject, limit: int, reasons: list[str]) -> malloc_heap.MallocHeap | None:
+def _malloc(worker: Subject, limit: int, until: float, reasons: list[str]) -> malloc_heap.MallocHeap | None:
     """malloc's heap; None, with a reason, if it cannot be known."""
     try:
-        found = malloc_heap.walk(worker.pid, start_ticks=worker.start_ticks, limit_bytes=limit, attempts=1)
+        found = malloc_heap.walk(worker.pid, start_ticks=worker.start_ticks, limit_bytes=limit, attempts=1, until=until)
     except HeapUnknownError as exc:
         _unless_all_is_lost(exc, "malloc", reasons)
         return None

@@ -103,6 +103,6 @@ class MallocMemory:
         heap = (self.base, self.base + self.heap_bytes)
         return Maps(self.base, heap, ((self.libc, self.libc + LIBC_BYTES),), (), allocator)
 
-    def look(self, limit_bytes: int = DEFAULT_LIMIT) -> MallocHeap:
-        with ProcessMemory(os.getpid()) as memory:
+    def look(self, limit_bytes: int = DEFAULT_LIMIT, until: float | None = None) -> MallocHeap:
+        with ProcessMemory(os.getpid(), until=until) as memory:
             return look(memory, self.maps(), limit_bytes=limit_bytes)

@@ -157,6 +157,15 @@ def test_a_heap_that_is_too_large_leaves_the_rest_known(tmp_path, monkeypatch):
     assert "malloc: its heap has" in str(found.why)
 
 
+def test_a_heap_whose_time_is_over_leaves_the_rest_known(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        found = Looks(())._look(subject(pid), time.monotonic())
+
+        assert found is not None
+        assert (found.anon, found.malloc_in_use) == (rollup_bytes(pid, "Anonymous"), None)
+        assert "malloc: the time for looking at it was over" in str(found.why)
+
+
 def test_only_workers_with_figures_are_looked_at_again(tmp_path):
     with waiting_process(tmp_path) as pid:
         looks = Looks([subject(pid)])

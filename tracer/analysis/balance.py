@@ -80,10 +80,11 @@ class Balancing:
         self._by_pid: dict[int, list[_Course]] = {}
         self._reasons: Counter[str] = Counter()  # for workers without two looks
 
-    def begin(self, looks: Iterable[Look], *, requests_lost: bool = False) -> bool:
+    def begin(self, looks: Iterable[Look], *, requests_lost: bool = False, requests_left_out: bool = False) -> bool:
         """Begin a recording that has these looks. Return False if its requests need not be added.
 
         `requests_lost`: some of its requests were lost, so that nobody knows if those of a worker are all there.
+        `requests_left_out`: some were not recorded, so that the number of a worker's requests is known, and no more.
         """
         self._by_pid = {}
         first: dict[tuple[int, int], Look] = {}
@@ -99,17 +100,17 @@ class Balancing:
                 last[worker] = look._replace(requests=requests[worker])
         for worker, begin in first.items():
             if worker in last:
-                self._pair(begin, last[worker], requests_lost=requests_lost)
+                self._pair(begin, last[worker], requests_lost=requests_lost, left_out=requests_left_out)
             else:
                 self._reasons[_reason(begin) or "there was no second look"] += 1
         return bool(self._by_pid)
 
-    def _pair(self, begin: Look, end: Look, *, requests_lost: bool) -> None:
+    def _pair(self, begin: Look, end: Look, *, requests_lost: bool, left_out: bool) -> None:
         reason = _reason(begin) or _reason(end)
         if reason is not None:
             self._reasons[reason] += 1
             return
-        course = _Course(begin, end, requests_lost=requests_lost)
+        course = _Course(begin, end, requests_lost=requests_lost, left_out=left_out)
         self._courses.append(course)
         self._by_pid.setdefault(begin.pid, []).append(course)
 
@@ -169,23 +170,24 @@ class _Course:
     """One worker between its two looks."""
 
     __slots__ = (
-        "_begin", "_end", "_expected", "_first_nth", "_from", "_growth", "_known", "_last_nth", "_mapped", "_net",
-        "_until", "counted", "disturbed", "lost", "seen",
+        "_begin", "_disturbed", "_end", "_expected", "_first_nth", "_from", "_growth", "_known", "_last_nth",
+        "_left_out", "_mapped", "_net", "_until", "counted", "lost", "seen",
     )  # fmt: skip
 
-    def __init__(self, begin: Look, end: Look, *, requests_lost: bool) -> None:
+    def __init__(self, begin: Look, end: Look, *, requests_lost: bool, left_out: bool) -> None:
         self._begin = begin
         self._end = end
         # Between the looks: a request that is not within them wholly is before, after, or during one of them.
         self._from, self._until = begin.at_ns + begin.took_ns, end.at_ns
         self.lost = requests_lost
+        self._left_out = left_out
         self._expected = end.requests or 0
         self._first_nth = self._last_nth = 0
         self._growth = self._known = 0  # anonymous memory, and of how many requests it is known
         self._net = self._mapped = 0
         self.seen = 0
         self.counted = 0
-        self.disturbed: str | None = None  # why the looks cannot be compared
+        self._disturbed: str | None = None  # as disturbed, as far as the requests show it
 
     def add(
         self,
@@ -202,12 +204,12 @@ class _Course:
         if started is None:
             # It ran when tracing began. In accept(), it was over at the first look; else it may have been in it.
             if not self._begin.in_accept:
-                self.disturbed = "a request ran when tracing began"
+                self._disturbed = "a request ran when tracing began"
             return
         ended = started + (duration or 0)
         if started < self._from or ended > self._until:
             if ended > self._begin.at_ns and started < self._end.at_ns + self._end.took_ns:
-                self.disturbed = "a request ran during a look"
+                self._disturbed = "a request ran during a look"
             return
         self.seen += 1
         if nth < self._first_nth or self.seen == 1:
@@ -221,6 +223,17 @@ class _Course:
             self.counted += 1
             self._net += allocated - freed
             self._mapped += mapped
+
+    @property
+    def disturbed(self) -> str | None:
+        """Why the looks cannot be compared; None if they can."""
+        if self._disturbed is None and not (self._begin.in_accept and self._end.in_accept):
+            # Every request that ran during a look is there, unless it ran from before the first look to after the
+            # last one: then there is no other.
+            all_there = self.seen == self.every and not self.lost and not self._left_out
+            if not all_there or not self.seen:
+                return "it was possibly in a request"
+        return self._disturbed
 
     @property
     def every(self) -> int:

@@ -141,7 +141,8 @@ class Ranking:
         self._workers.begin_recording(workers)
         self._looks = {}
         for look in sorted(looks, key=lambda look: look.at_ns):
-            if look.malloc_in_use is not None and not look.malloc_uncertain:
+            # Not in accept(), a worker may be in a request, which has its own memory in the heap.
+            if look.in_accept and look.malloc_in_use is not None and not look.malloc_uncertain:
                 self._looks.setdefault(look.pid, deque()).append(look)
         if filtered:
             self._may_estimate, self._estimator = False, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import click
 
@@ -24,6 +24,7 @@ from tracer.reporters import balance_text, json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
 
 log = logging.getLogger(__name__)
+_FILTERS = tuple(field.name for field in dataclasses.fields(Filter))  # options that leave requests out
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,10 +144,12 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balanci
         workers = recording.workers()
         tally.add_all(workers, host=str(recording.meta.get("host")))
         looks = recording.looks()
-        ranking.begin_recording(workers, looks, filtered=_is_filtered(recording.meta))
+        ranking.begin_recording(workers, looks, filtered=_limited_by(recording.meta, _FILTERS))
         losses = recording.losses()
         tally.add_all(losses)
-        balanced = balancing.begin(looks, requests_lost=bool(losses))
+        # After --count requests, those that come during the last looks are not recorded.
+        left_out = _limited_by(recording.meta, (*_FILTERS, "count"))
+        balanced = balancing.begin(looks, requests_lost=bool(losses), requests_left_out=left_out)
         for request in recording.requests((*COLUMNS, *BALANCE_COLUMNS) if balanced else COLUMNS):
             tally.add(request)
             if balanced:
@@ -159,10 +162,9 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balanci
                 ) from exc
 
 
-def _is_filtered(meta: Mapping[str, object]) -> bool:
-    """True if requests were left out of the recording."""
+def _limited_by(meta: Mapping[str, object], names: Iterable[str]) -> bool:
+    """True if the recording was made with one of these options."""
     options = meta.get("options")
-    names = [field.name for field in dataclasses.fields(Filter)]
     return isinstance(options, dict) and any(options.get(name) is not None for name in names)
 
 

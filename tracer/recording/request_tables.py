@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from tracer.facts import Request
+from tracer.recording.integers import saturated
 from tracer.recording.schema import PARTS, SCHEMA, SCHEMAS
 
 _Part = tuple[Any, ...]
@@ -58,6 +59,12 @@ class RequestWriter:
             table.write(connection)
         connection.executemany(self._insert, self._rows[:most])
         return self.count - len(self._rows[most:])
+
+    def saturate(self) -> None:
+        """Make every integer that is not written yet fit in 64 bits."""
+        for table in self._tables():
+            table.saturate()
+        self._rows = [saturated(row) for row in self._rows]
 
     def written(self, most: int) -> None:
         """Forget the rows of the last write(), which have been committed."""
@@ -107,6 +114,10 @@ class _Ids:
     def write(self, connection: sqlite3.Connection) -> None:
         """Write the rows that are new."""
         connection.executemany(self._insert, self._new)
+
+    def saturate(self) -> None:
+        """Make every integer that is not written yet fit in 64 bits."""
+        self._new = [saturated(row) for row in self._new]
 
     def written(self) -> None:
         """Forget the rows of the last write(), which have been committed."""

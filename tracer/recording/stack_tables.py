@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from tracer.facts import STACK_LOST, Frame, FrameKind, Growth, Metric, Stack
+from tracer.recording.integers import saturated
 
 # Distinct frames, and stacks, that are recorded: a script may make up function names without end.
 _MOST = 500_000
@@ -43,7 +44,7 @@ class StackWriter:
         self._stacked = 0  # the room that _ids takes, in frames
         self._new_frames: list[tuple[Any, ...]] = []
         self._new_stacks: list[tuple[int, int | None, int]] = []
-        self._growths: list[tuple[int, int, str, int, int]] = []
+        self._growths: list[tuple[Any, ...]] = []
         self.refused = 0  # growths whose stack there was no room for, since last asked
 
     @property
@@ -68,6 +69,11 @@ class StackWriter:
         due = next((at for at, row in enumerate(self._growths) if row[0] > up_to), len(self._growths))
         connection.executemany("INSERT INTO growth VALUES (?, ?, ?, ?, ?)", self._growths[:due])
         self._written = due
+
+    def saturate(self) -> None:
+        """Make every integer that is not written yet fit in 64 bits."""
+        self._new_frames = [saturated(row) for row in self._new_frames]
+        self._growths = [saturated(row) for row in self._growths]
 
     def written(self) -> None:
         """Forget the rows of the last write(), which have been committed."""

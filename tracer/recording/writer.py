@@ -19,6 +19,7 @@ from typing import Any
 from tracer.errors import IncompleteError, UsageError
 from tracer.facts import Fact, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
 from tracer.output_file import create
+from tracer.recording.integers import saturated
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackWriter
@@ -34,9 +35,10 @@ _INSERT_WORKER = (
     " VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?, ?)"
 )
 
+# A sum of more than 64 bits is a REAL, which the cast makes the nearest INTEGER.
 _INSERT_RELEASE = (
-    "INSERT INTO released (pid, started_ns, bytes, blocks) VALUES (?, ?, ?, ?)"
-    " ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes, blocks = blocks + excluded.blocks"
+    "INSERT INTO released (pid, started_ns, bytes, blocks) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+    " SET bytes = CAST(bytes + excluded.bytes AS INTEGER), blocks = CAST(blocks + excluded.blocks AS INTEGER)"
 )
 _INSERT_LOOK = f"INSERT INTO look VALUES ({', '.join('?' * len(Look._fields))})"
 
@@ -131,31 +133,34 @@ class Writer:
             self._stacks.refused = 0
         # In small steps: on a disk that fills up, all that fits is written.
         while self._requests.pending or self._others or self._stacks.pending:
-            with _writing(self.path), self._transaction(self._connection) as connection:
-                for fact in self._others:
-                    if isinstance(fact, Worker):
-                        connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
-                    elif isinstance(fact, Release):
-                        connection.execute(_INSERT_RELEASE, fact)
-                    elif isinstance(fact, Look):
-                        connection.execute(_INSERT_LOOK, fact)
-                    else:
-                        connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
-                self._stacks.write(connection, up_to=self._requests.write(connection, _STEP))
+            with _writing(self.path):
+                try:
+                    self._write_step(self._connection)
+                except OverflowError:  # a figure of more than 64 bits
+                    self._saturate()
+                    self._write_step(self._connection)
             self._requests.written(_STEP)
             self._stacks.written()
             self._others.clear()
 
-    @contextlib.contextmanager
-    def _transaction(self, connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-        connection.execute("BEGIN")
-        try:
-            yield connection
-            connection.execute("COMMIT")
-        except sqlite3.Error:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
+    def _write_step(self, connection: sqlite3.Connection) -> None:
+        with _transaction(connection):
+            for fact in self._others:
+                if isinstance(fact, Worker):
+                    connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
+                elif isinstance(fact, Release):
+                    connection.execute(_INSERT_RELEASE, fact)
+                elif isinstance(fact, Look):
+                    connection.execute(_INSERT_LOOK, fact)
+                else:
+                    connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
+            self._stacks.write(connection, up_to=self._requests.write(connection, _STEP))
+
+    def _saturate(self) -> None:
+        """Make every figure that is to be written fit in 64 bits."""
+        self._others = [type(fact)._make(saturated(fact)) for fact in self._others]
+        self._requests.saturate()
+        self._stacks.saturate()
 
     def note(self, name: str, value: Any) -> None:
         """Set an entry of `meta`. Raises IncompleteError if that fails."""
@@ -235,6 +240,18 @@ def _create(path: str, *, force: bool) -> int:
         return os.fstat(descriptor).st_ino
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 @contextlib.contextmanager

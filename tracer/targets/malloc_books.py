@@ -30,6 +30,8 @@ _CANDIDATES = 1 << 10
 # Following fastbins: so many bytes of the heap are read at once, and kept in so many blocks.
 _BLOCK, _BLOCKS = 16 << 10, 1 << 10
 _LISTED = 4 << 20  # chunks followed in all: 0.5 µs each
+_READS = 1 << 18  # blocks read in all: 12 µs each, and a list may lead to another block with every chunk
+_CHECK_EVERY = 1 << 10  # chunks, after which the time is checked
 _NO_WORDS = memoryview(b"").cast("Q")
 
 # tcache_perthread_struct, by the size of its chunk: (bins, bytes of a counter).
@@ -123,12 +125,16 @@ class Fastbins:
         self._origin = start & -PAGE
         self._blocks: dict[int, memoryview] = {}  # of the heap, by their number
         self._left = _LISTED
+        self._reads_left = _READS
         # glibc >= 2.32 mangles each pointer by its own address (PROTECT_PTR). Read in the other way, a list leads
         # out of the heap.
         self._forms: tuple[bool, ...] = (True, False)
 
     def length(self, chunk: int, most: int) -> tuple[int, bool]:
-        """(chunks in the list that begins with `chunk`, True if its end was reached). It can have `most` at most."""
+        """(chunks in the list that begins with `chunk`, True if its end was reached). It can have `most` at most.
+
+        False as well if the lists that were followed so far took too much.
+        """
         longest = 0
         for mangled in self._forms if chunk else ():
             count, whole = self._follow(chunk, min(most, self._left), mangled=mangled)
@@ -146,6 +152,8 @@ class Fastbins:
         while chunk:
             if count >= most or not start <= chunk < end or chunk & 15:
                 return count, False
+            if not count % _CHECK_EVERY:
+                self._memory.check_time()
             link = chunk + 16
             place = link - origin
             if place // _BLOCK != number:
@@ -162,6 +170,9 @@ class Fastbins:
         """A block's words, kept for the next time; 0 where no page is resident, as in a large block never used."""
         words = self._blocks.get(number)
         if words is None:
+            if not self._reads_left:
+                return _NO_WORDS
+            self._reads_left -= 1
             if len(self._blocks) >= _BLOCKS:
                 self._blocks.clear()
             content = self._memory.read_resident(self._origin + number * _BLOCK, _BLOCK)

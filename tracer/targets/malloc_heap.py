@@ -78,17 +78,19 @@ def walk(
     limit_bytes: int = DEFAULT_LIMIT,
     swap_in: bool = False,
     attempts: int = _ATTEMPTS,
+    until: float | None = None,
 ) -> MallocHeap:
     """Walk the heap of a process. HeapUnknownError, with a Reason, if it cannot be known.
 
     `start_ticks`: refuse another process that has this PID by now. A busy process changes its heap during the walk:
     up to `attempts` walks are made, none after one second, and if each was disturbed, the last one is returned with
-    `settled` False. `swap_in`: also read a heap that is swapped out in part, which brings it back into memory.
+    `settled` False. `swap_in`: also read a heap that is swapped out in part, which brings it back into memory. `until`
+    (time.monotonic()): the heap is unknown if it is not walked by then.
     """
     began = time.monotonic()
     found: MallocHeap | None = None
     failure: HeapUnknownError | None = None
-    with ProcessMemory(pid, start_ticks, swap_in=swap_in) as memory:
+    with ProcessMemory(pid, start_ticks, swap_in=swap_in, until=until) as memory:
         for _ in range(max(1, attempts)):
             try:
                 found = look(memory, memory.maps(), limit_bytes=limit_bytes, swap_in=swap_in)

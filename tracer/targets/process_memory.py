@@ -16,15 +16,15 @@ import functools
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tracer.targets.allocator import substitute_named
-from tracer.targets.processes import GRANTS, is_libc
+from tracer.targets.processes import GRANTS, MAPS_BYTES, is_libc
 
 PAGE = mmap.PAGESIZE
 _STAT_BYTES = 4096
-_MAPS_BYTES = 16 << 20  # 65,530 mappings, the kernel's default limit, are some 7 MB
 _STATUS_BYTES = 1 << 20
 # Bits of a pagemap entry, here of its highest byte: Documentation/admin-guide/mm/pagemap.rst, Linux 6.18.
 _PRESENT, _SWAPPED, _FILE = 0x80, 0x40, 0x20
@@ -46,6 +46,7 @@ class Reason(enum.Enum):
     NOT_USED = "not used"  # PHP uses malloc instead of Zend's allocator
     INTERRUPTED = "interrupted"  # memory of others lies in the middle of it
     TOO_LARGE = "too large"
+    TOO_LONG = "too long"  # the time for it was over
     SWAPPED = "swapped"  # reading it would bring it back into memory
     MALFORMED = "malformed"  # corrupt, not what it seems, or changed too fast
 
@@ -75,12 +76,16 @@ class ProcessMemory:
     Every method raises HeapUnknownError if the process has ended or may not be read.
     """
 
-    def __init__(self, pid: int, start_ticks: int | None = None, *, swap_in: bool = False) -> None:
+    def __init__(
+        self, pid: int, start_ticks: int | None = None, *, swap_in: bool = False, until: float | None = None
+    ) -> None:
         """`start_ticks`: refuse a process that began at another time (processes.Process); None takes any.
 
-        `swap_in`: also read pages that are swapped out, which brings them back into memory.
+        `swap_in`: also read pages that are swapped out, which brings them back into memory. `until`
+        (time.monotonic()): from then on every read raises HeapUnknownError, as check_time() does; None: never.
         """
         self.pid = pid
+        self._until = until
         self._readable = _TO_BACKED if swap_in else _TO_PRESENT
         self._files: list[int] = []
         self._pages: int | None = None  # /proc/PID/pagemap
@@ -117,11 +122,17 @@ class ProcessMemory:
         if self._read_identity() != self._identity:
             raise self._gone()
 
+    def check_time(self) -> None:
+        """HeapUnknownError if the time for it is over: for loops that read nothing for a while."""
+        if self._until is not None and time.monotonic() >= self._until:
+            raise HeapUnknownError(Reason.TOO_LONG, "the time for looking at it was over")
+
     def read_into(self, view: memoryview, address: int) -> int:
         """Fill the view with memory from that address, up to the first page that is not resident.
 
         Return the bytes read; 0 if there are none. HeapUnknownError if the first page is swapped out.
         """
+        self.check_time()
         size = len(view)
         if self.paged:
             pages = self._pagemap(address, address + size)[7::8]
@@ -223,8 +234,8 @@ class ProcessMemory:
 
     def _mappings(self) -> Iterator[tuple[int, int, bool, bytes]]:
         """(start, end, writable and private, name) of each named mapping, by address."""
-        content = self._proc_file("maps", _MAPS_BYTES)
-        if len(content) >= _MAPS_BYTES:
+        content = self._proc_file("maps", MAPS_BYTES)
+        if len(content) >= MAPS_BYTES:
             raise HeapUnknownError(Reason.TOO_LARGE, "it has too many mappings")
         if not content:
             raise self._gone()
@@ -247,6 +258,7 @@ class ProcessMemory:
         first, last = start // PAGE, -(-end // PAGE)
         size, parts, got = 8 * (last - first), [], 0
         while got < size:
+            self.check_time()
             try:
                 part = os.pread(self._pages, size - got, 8 * first + got)
             except (OSError, OverflowError):
@@ -268,6 +280,7 @@ class ProcessMemory:
         raise self._gone()
 
     def _proc_file(self, name: str, limit: int) -> bytes:
+        self.check_time()
         try:
             with Path(f"/proc/{self.pid}/{name}").open("rb") as file:
                 return file.read(limit)

@@ -7,6 +7,7 @@ whether a process is PHP.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import struct
@@ -27,6 +28,8 @@ GRANTS = (
     " process.dumpable = yes in the pool's configuration."
 )
 _SAPI_BYTES = 16
+# Of a list of mappings: 65,530 of them, the kernel's default limit, are some 7 MB, but their names may be long.
+MAPS_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,9 +127,17 @@ class Mapping:
 
 
 def file_mappings(pid: int) -> list[Mapping]:
-    """The files mapped into the process, by address. OSError if it is gone or may not be read."""
+    """The files mapped into the process, by address.
+
+    OSError if it is gone, may not be read, or has so many that it would take long.
+    """
+    listed = f"/proc/{pid}/maps"
+    with open(listed, "rb") as maps:
+        content = maps.read(MAPS_BYTES + 1)
+    if len(content) > MAPS_BYTES:
+        raise OSError(errno.EFBIG, f"its list of mappings has more than {MAPS_BYTES:,} bytes", listed)
     found = []
-    for line in Path(f"/proc/{pid}/maps").read_bytes().splitlines():
+    for line in content.splitlines():
         match = _MAPPING.match(line)
         if match is None or match[6] == b"0":
             continue

@@ -61,14 +61,16 @@ class _MalformedError(Exception):
     """The lists are not what they should be, or are being changed."""
 
 
-def heap_address(pid: int, php: Php, *, start_ticks: int | None = None, bias: int | None = None) -> int:
+def heap_address(
+    pid: int, php: Php, *, start_ticks: int | None = None, bias: int | None = None, until: float | None = None
+) -> int:
     """alloc_globals.mm_heap of a process that runs this PHP. HeapUnknownError if it cannot be found.
 
-    `bias`: running address minus link address of the binary; None finds it, which takes 4 ms.
+    `bias`: running address minus link address of the binary; None finds it, which takes 4 ms. `until`: as resident().
     """
     if php.heap is None:
         raise HeapUnknownError(Reason.NO_HEAP, "this PHP's zend_mm_get_heap() is missing or has an unknown form")
-    with ProcessMemory(pid, start_ticks) as memory:
+    with ProcessMemory(pid, start_ticks, until=until) as memory:
         try:
             slot = php.heap.slot + (load_bias(pid, php.image) if bias is None else bias)
         except (OSError, UnsupportedError) as exc:
@@ -88,14 +90,16 @@ def resident(
     start_ticks: int | None = None,
     limit_bytes: int = DEFAULT_LIMIT,
     attempts: int = _ATTEMPTS,
+    until: float | None = None,
 ) -> ZendResidency:
     """Resident bytes of Zend's heap. HeapUnknownError, with a Reason, if they cannot be known.
 
     `heap_address`: alloc_globals.mm_heap as the process has it. `start_ticks`: refuse another process that has this
     PID by now. `limit_bytes`: of address space. The process may change the lists meanwhile: up to `attempts` are
-    made, and the last one that fits is returned with `settled` False.
+    made, and the last one that fits is returned with `settled` False. `until` (time.monotonic()): they are unknown if
+    they are not read by then.
     """
-    with ProcessMemory(pid, start_ticks) as memory:
+    with ProcessMemory(pid, start_ticks, until=until) as memory:
         found: ZendResidency | None = None
         failure = ""
         for _ in range(max(1, attempts)):

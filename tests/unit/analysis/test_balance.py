@@ -136,6 +136,34 @@ def test_a_request_that_ran_when_tracing_began_was_over_at_a_look_in_accept():
     )
 
 
+READING = {"in_accept": False}  # from a connection: idle, or in a request whose start or end nobody sees
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["at the first look", "at the last look"])
+@pytest.mark.parametrize(
+    ("requests", "expected", "options"),
+    [
+        pytest.param([], 0, {}, id="none was seen"),
+        pytest.param(TWO[:1], 2, {}, id="one is missing"),
+        pytest.param(TWO, 2, {"requests_lost": True}, id="requests were lost"),
+        pytest.param(TWO, 2, {"requests_left_out": True}, id="requests were left out"),
+    ],
+)
+def test_a_worker_that_read_from_a_connection_was_possibly_in_a_request(which, requests, expected, options):
+    looks = [BEGIN, END._replace(requests=expected)]
+    looks[which] = looks[which]._replace(**READING)
+
+    assert balance(looks, requests, **options) == Balance(0, 1, 0, 0, why="1 worker: it was possibly in a request")
+
+
+def test_a_worker_that_reads_from_a_connection_that_it_keeps_is_compared_if_all_its_requests_are_there():
+    assert balance([BEGIN._replace(**READING), END._replace(**READING)], TWO) == balance([BEGIN, END], TWO)
+
+
+def test_a_worker_in_accept_is_compared_though_requests_were_left_out():
+    assert balance([BEGIN, END], TWO, requests_left_out=True) == balance([BEGIN, END], TWO)
+
+
 @pytest.mark.parametrize(
     ("requests", "expected", "why"),
     [

@@ -12,7 +12,7 @@ from samples import COMPLETE, PROPERTY, request
 from simulated_workers import Script, traffic
 
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
-from tracer.facts import Release, Request, Worker
+from tracer.facts import Look, Release, Request, Worker
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
 
@@ -296,6 +296,42 @@ def test_what_was_not_counted_is_estimated_and_only_the_leaker_is_accused():
         "hello": ("estimated", None),
     }
     assert all(group.kept_low == 0 and group.kept_high < 1024 for group in others)
+
+
+def looked_at(in_accept: bool, in_use: int = 0) -> Ranking:
+    """A ranking of requests that nobody counted, and of looks at their workers.
+
+    A look finds `in_use` bytes more for each request that the worker has served.
+    """
+    requests, looks = [], []
+    for number, (one, worker) in enumerate(traffic(CHURN, 2_000, seed=3), 1):
+        requests.append(one._replace(**NOT_COUNTED, started_ns=1_000 * number))
+        if one.nth % 50 == 1:
+            looks.append(look(one.pid, 1_000 * number + 500, worker.used + in_use * one.nth, in_accept=in_accept))
+    ranking = Ranking(GroupBy.SCRIPT)
+    ranking.begin_recording([], looks)
+    for one in requests:
+        ranking.add(one)
+    return ranking
+
+
+def look(pid: int, at_ns: int, in_use: int, *, in_accept: bool) -> Look:
+    """A look at a worker that has so much in use in malloc's heap."""
+    return Look(pid, 1, at_ns, 1, 1 << 24, in_use, 0, 1 << 23, 1 << 21, settled=True, in_accept=in_accept,
+                requests=None, why=None)  # fmt: skip
+
+
+def test_looks_at_idle_workers_make_an_estimate_exact():
+    leak, *_ = looked_at(in_accept=True).groups()
+
+    assert (leak.key, leak.kept_how) == ("leak", "estimated")
+    assert leak.kept_per_request == pytest.approx(34_304, rel=0.02)
+
+
+def test_looks_at_workers_that_may_be_in_a_request_are_not_used_for_an_estimate():
+    without = ranked(*not_counted(CHURN, 2_000))
+
+    assert looked_at(in_accept=False, in_use=90_001).groups() == without.groups()
 
 
 def test_groups_that_always_come_together_are_estimated_together():

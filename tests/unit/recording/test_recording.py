@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from records import record
-from samples import COMPLETE, PROPERTY, recording, request
+from samples import COMPLETE, MAIN, PROPERTY, WITH_STACKS, recording, request
 
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.facts import Loss, Release, Request, Worker
+from tracer.facts import Growth, Look, Loss, Metric, Release, Request, Retained, Worker
 from tracer.recording.reader import Reader, Totals
 from tracer.recording.schema import SCHEMA
 from tracer.recording.writer import Writer
@@ -128,6 +128,52 @@ def test_what_was_freed_of_a_request_later_comes_back_with_it(path):
 
     assert read(path) == [COMPLETE._replace(native_released=608), other._replace(native_released=70)]
     assert read(path)[0].native_retained == COMPLETE.native_kept - 608
+
+
+MOST = (1 << 63) - 1
+
+
+@pytest.mark.parametrize(("freed", "released"), [(1 << 62, MOST), (-(1 << 62) - 1, -(1 << 63)), (7, 21)])
+def test_what_a_hostile_worker_frees_over_and_over_can_be_recorded(path, freed, released):
+    releases = [Release(COMPLETE.pid, COMPLETE.started_ns, freed, 1 << 62)] * 3
+
+    recording(path, [COMPLETE, *releases[:2], request(nth=4), releases[2]])
+
+    assert read(path) == [COMPLETE._replace(native_released=released), request(nth=4, native_released=released)]
+
+
+@pytest.mark.parametrize(
+    ("kept", "released", "retained"), [(-MOST, MOST, -(1 << 63)), (MOST, -(1 << 63), MOST), (-7, 11, -18)]
+)
+def test_what_a_hostile_worker_retains_fits_in_64_bits(kept, released, retained):
+    assert request(native_kept=kept, native_released=released).native_retained == retained
+
+
+def test_a_figure_of_more_than_64_bits_saturates_and_does_not_end_the_recording(path):
+    look = Look(7, 11, 13, 17, 1 << 64, 19, 0, 23, 29, settled=True, in_accept=True, requests=None, why=None)
+    facts = [
+        request(cpu_ns=1 << 63, memory_limit=-(1 << 70)),
+        Growth(COMPLETE.pid, COMPLETE.nth, "rss", (MAIN,), 1 << 64, 1),
+        Retained(COMPLETE.pid, COMPLETE.nth, (MAIN._replace(line=1 << 63),), -(1 << 64), 1),
+        Release(COMPLETE.pid, COMPLETE.started_ns, 1 << 63, 1 << 64),
+        look,
+        WORKER._replace(born_ns=1 << 63),
+        Loss(1 << 64, 3, "x"),
+    ]
+    with Writer(str(path), WITH_STACKS) as file:
+        file.add(facts)
+        file.flush()
+        file.add([COMPLETE])
+
+    first = request(cpu_ns=MOST, memory_limit=-(1 << 63), native_released=MOST)
+    assert read(path) == [first, COMPLETE._replace(native_released=MOST)]
+    with Reader(str(path)) as found:
+        assert (found.workers(), found.losses()) == ([WORKER._replace(born_ns=MOST)], [Loss(MOST, 3, "x")])
+        assert found.looks() == [look._replace(anon=MOST)]
+        assert [grown[0][1] for _, grown in found.grown(Metric.RSS, ["pid"]) if grown] == [MOST]
+        assert [grown[0][:2] for _, grown in found.grown(Metric.RETAINED, ["pid"]) if grown] == [
+            ((MAIN._replace(line=MOST),), -(1 << 63))
+        ]
 
 
 def test_a_later_fact_of_a_worker_replaces_the_earlier(path):

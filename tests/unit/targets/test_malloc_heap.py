@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from malloc_memory import ARENA_AT, FREE, HEAP_BYTES, NEXT, PAR_AT, USED, MallocMemory
 from samples import PROPERTY, within
 
+from tracer.targets import malloc_books, process_memory
 from tracer.targets.malloc_heap import MallocHeap, walk
 from tracer.targets.process_memory import HeapUnknownError, Reason
 
@@ -245,6 +246,66 @@ def test_a_heap_beyond_the_limit_is_not_read(heap):
         heap.look(limit_bytes=4096)
 
     assert refused.value.reason is Reason.TOO_LARGE
+
+
+class Clock:
+    """Stands for the module time: a second passes whenever somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def monotonic(self) -> int:
+        self.now += 1
+        return self.now
+
+
+def checks(heap: MallocMemory, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often a look at the heap looks at the clock."""
+    clock = Clock()
+    monkeypatch.setattr(process_memory, "time", clock)
+    heap.look(until=1e9)
+    return clock.now
+
+
+def test_a_look_whose_time_is_over_ends_wherever_it_has_come_to(heap, monkeypatch):
+    places = heap.chunks([TCACHE, *[(32, USED)] * 15_000])
+    heap.tcache(heap.base, {})
+    heap.arena([heap.mangled_list(places[1:5_000])])
+    needed = checks(heap, monkeypatch)
+
+    for moment in range(1, needed + 1):
+        monkeypatch.setattr(process_memory, "time", Clock())
+        with pytest.raises(HeapUnknownError) as refused:
+            heap.look(until=moment)
+        assert (refused.value.reason, str(refused.value)) == (Reason.TOO_LONG, "the time for looking at it was over")
+
+
+def test_a_list_that_goes_round_in_memory_that_was_read_looks_at_the_clock(heap, monkeypatch):
+    places = heap.chunks([TCACHE, *[(32, USED)] * 15_000])
+    heap.tcache(heap.base, {})
+    heap.word(places[7] + 16, 0 ^ (places[7] + 16 >> 12))
+    heap.arena([places[7]])
+    with_an_end = checks(heap, monkeypatch)
+
+    heap.word(places[7] + 16, places[7] ^ (places[7] + 16 >> 12))
+
+    assert checks(heap, monkeypatch) >= with_an_end + 15_000 // 1024
+
+
+def test_lists_that_lead_back_and_forth_are_not_read_for_ever(heap, monkeypatch):
+    places = heap.chunks([TCACHE, *[(32, USED)] * 15_000])
+    heap.tcache(heap.base, {})
+    far_apart = [places[1 + 7_000 * (number % 2) + number] for number in range(10)]
+    heap.arena([heap.mangled_list(far_apart)])
+    monkeypatch.setattr(malloc_books, "_BLOCKS", 1)
+
+    assert (heap.look().sizes[32], heap.look().lacking) == (15_000 - 10, ())
+    monkeypatch.setattr(malloc_books, "_READS", 9)
+
+    found = heap.look()
+
+    assert (found.sizes[32], found.uncertain_bytes) == (15_000 - 9, 32 * (15_000 - 9))
+    assert found.lacking == ("the fastbin of 32 bytes could not be followed to its end",)
 
 
 def test_a_cache_that_holds_more_than_there_is_does_not_count_as_settled(heap):

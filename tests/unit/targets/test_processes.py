@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from phps import executable, php_data, php_elf, running
@@ -177,6 +178,14 @@ def test_a_mapped_file_may_have_blanks_in_its_name(tmp_path):
 def test_the_mappings_of_a_process_that_is_gone_cannot_be_read():
     with pytest.raises(FileNotFoundError):
         processes.file_mappings(NO_PID)
+
+
+def test_mappings_beyond_a_bound_are_not_read_and_the_reason_is_given(monkeypatch):
+    size = len(Path("/proc/self/maps").read_bytes())
+    monkeypatch.setattr(processes, "MAPS_BYTES", size // 2)
+
+    with pytest.raises(OSError, match=f"its list of mappings has more than {size // 2:,} bytes: '/proc/{os.getpid()}/"):
+        processes.file_mappings(os.getpid())
 
 
 def test_a_static_process_has_no_c_library(tmp_path):

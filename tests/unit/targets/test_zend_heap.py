@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,6 +58,15 @@ def test_the_zero_page_is_not_counted(zend):
         zend.read_page(zend.at[0] + PAGE * page)
 
     assert zend.look().resident_bytes == PAGE
+
+
+def test_a_heap_whose_time_is_over_is_refused(zend):
+    zend.lists([0])
+
+    with pytest.raises(HeapUnknownError) as refused:
+        resident(os.getpid(), zend.heap, until=time.monotonic())
+
+    assert refused.value.reason is Reason.TOO_LONG
 
 
 @pytest.mark.parametrize("main_at", [312, 328, 400])
