@@ -50,6 +50,7 @@ BPF_TABLE("lru_hash", struct owned_block, struct owner, native_owners, OWNED_MAX
 #define CHUNK_MIN 32
 #define FLAG_BITS 7
 #define IS_MMAPPED 2
+#define NON_MAIN_ARENA 4
 /* No block is larger: PTRDIFF_MAX. */
 #define BLOCK_MAX (1ULL << 47)
 
@@ -103,6 +104,15 @@ static __always_inline u64 size_of(u64 header)
 	return header & ~(u64)FLAG_BITS;
 }
 
+/* An arena may grow while a request runs that has nothing to do with it. */
+static __always_inline void note_arena(struct native_book *b, u64 header, s64 sign)
+{
+	s64 size = size_of(header);
+
+	if (header & NON_MAIN_ARENA && size < BLOCK_MAX)
+		add(&b->sums.arena_bytes, sign * size);
+}
+
 static __always_inline void count(struct native_sums *sums, u64 header, s64 sign)
 {
 	s64 size = size_of(header);
@@ -111,6 +121,8 @@ static __always_inline void count(struct native_sums *sums, u64 header, s64 sign
 	add(sign > 0 ? &sums->alloc_calls : &sums->free_calls, 1);
 	if (header & IS_MMAPPED)
 		add(&sums->mapped_bytes, sign * size);
+	else if (header & NON_MAIN_ARENA)
+		add(&sums->arena_bytes, sign * size);
 }
 
 /* Bytes until the next sample: -mean * ln(random), from its quantiles, and between two of them in proportion. */
@@ -258,9 +270,10 @@ static __always_inline void freed(struct native_book *b, u64 block, u64 header)
 		if (!header)
 			header = found->header;
 		native_owners.delete(&key);
+	} else if (!is_the_requests(b)) {
+		note_arena(b, header, -1);
+		return;
 	} else {
-		if (!is_the_requests(b))
-			return;
 		if (!header || may_be_forgotten(b))
 			add(&b->sums.unsure, 1);
 	}
@@ -345,6 +358,8 @@ int on_native_return(struct pt_regs *ctx)
 	if (!runs_requests(b)) {
 		if (block && is_the_requests(b))
 			allocated(b, block);
+		else if (block)
+			note_arena(b, header_of(block), 1);
 		return 0;
 	}
 	switch (bpf_get_attach_cookie(ctx)) {

@@ -173,8 +173,18 @@ static __always_inline void start_native(struct worker *w, u32 pid)
 	w->native_before = book->sums;
 }
 
+/* The part of `mapped` bytes that an arena took for blocks of so many bytes, or gave back: it does so by pages. */
+static __always_inline s64 of_the_arena(s64 mapped, s64 blocks, s64 page)
+{
+	if (mapped > 0 && blocks > 0)
+		return mapped < blocks + page ? mapped : blocks;
+	if (mapped < 0 && blocks < 0)
+		return mapped > blocks - page ? mapped : blocks;
+	return 0;
+}
+
 /* What the request allocated and freed; and what it mapped, which needs no probes. */
-static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes)
+static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes, s64 page)
 {
 	struct native_book *book = native_books.lookup(&pid);
 	struct native_sums *before = &w->native_before;
@@ -198,6 +208,8 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 	r->native_free_calls = book->sums.free_calls - before->free_calls;
 	r->native_freed_earlier = book->sums.freed_earlier - before->freed_earlier;
 	r->native_mapped_bytes -= book->sums.mapped_bytes - before->mapped_bytes;
+	r->native_mapped_bytes -= of_the_arena(r->native_mapped_bytes,
+					       book->sums.arena_bytes - before->arena_bytes, page);
 }
 
 int on_startup(struct pt_regs *ctx)
@@ -415,8 +427,8 @@ int on_end(struct pt_regs *ctx)
 	r->brk_bytes = kernel_u64(mm + k->mm_brk) - w->brk_before;
 	if (w->heap)
 		r->zend_real_after = user_u64(w->heap + php->heap_real_size);
-	end_native(w, r->pid,
-		   (s64)(kernel_u64(mm + k->mm_data_vm) - w->data_before) * k->page_size);
+	end_native(w, r->pid, (s64)(kernel_u64(mm + k->mm_data_vm) - w->data_before) * k->page_size,
+		   k->page_size);
 	close_request(w, k, task);
 	submit(w);
 	return 0;

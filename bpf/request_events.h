@@ -118,6 +118,7 @@ struct native_sums {
 	__s64 free_bytes;
 	__s64 free_calls;
 	__s64 mapped_bytes; /* net: of these, chunks that are mappings of their own (glibc: IS_MMAPPED) */
+	__s64 arena_bytes; /* net: chunks of threads' arenas (NON_MAIN_ARENA), which are mappings that grow */
 	__s64 freed_earlier; /* of free_bytes: blocks that were not allocated in the request that freed them */
 	__s64 unsure; /* freed blocks whose size, or whose request, is not known */
 };

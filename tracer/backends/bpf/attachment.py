@@ -114,9 +114,9 @@ class Attachment:
         master, target = processes.process(pid), self._table.masters.get(pid)
         if master is None or target is None or target.master is None:
             return
-        if master.executable == target.master.executable:
-            return
         try:
+            if master.executable == target.master.executable and not self._forget_library(target):
+                return
             php = self._inspected(processes.open_executable(pid))
             changed = dataclasses.replace(target, php=php, master=master, workers=())
             # The master first: from then on its forks are entered with the new binary; then those before.
@@ -279,6 +279,13 @@ class Attachment:
             except (OSError, UnsupportedError) as exc:
                 log.info("no C library found in process %d: %s", witness.pid, exc)
         return self._libraries[key]
+
+    def _forget_library(self, target: Target) -> bool:
+        """Forget the C library of the target's workers, and return True, if its master now has another one."""
+        key = target.php.image.identity
+        known = self._libraries.pop(key, None)
+        now = self._library_of(target)
+        return (None if known is None else known.image.identity) != (None if now is None else now.image.identity)
 
     def _hook_calls(self, target: Target) -> None:
         library = self._library_of(target)

@@ -55,7 +55,7 @@ _BOOK_NAMES = tuple(name for name, _ in NATIVE_BOOK_FIELDS)
 
 
 class _Book(NamedTuple):
-    """What the loader reads of a worker's `struct native_book`."""
+    """The fields of a worker's `struct native_book` that the loader reads."""
 
     request: int  # 0 between requests
     ended: int  # requests since the link
@@ -127,8 +127,9 @@ class NativeProbes:
         for fact in facts:
             if isinstance(fact, Request) and fact.cpu_ns and (worker := workers.get(fact.pid)) is not None:
                 self._pool(worker).earn(fact.cpu_ns)
-        books = self._read_books(workers)
-        self._spend(books, workers)
+        self._move(workers)
+        books = self._read_books()
+        self._spend(books)
         waiting = {
             pid: worker
             for pid, worker in workers.items()
@@ -141,9 +142,21 @@ class NativeProbes:
             if pid not in self._closed_soon and self._places.free(self._pool(worker)):
                 self._link(pid, worker)
 
-    def _read_books(self, workers: Mapping[int, TrackedWorker]) -> dict[int, _Book]:
-        """The book of each worker that is linked. Unlinks those that turn out to be of a pool not asked for."""
-        self._unlink([pid for pid in self._links if pid in workers and not workers[pid].wanted])
+    def _move(self, workers: Mapping[int, TrackedWorker]) -> None:
+        """Give new workers, whose pool is known from their first request on, a place of their pool; or none."""
+        unwanted = []
+        for pid, link in self._links.items():
+            if (worker := workers.get(pid)) is None or (pool := self._pool(worker)) is link.pool:
+                continue
+            self._places.give_back(link.pool)
+            if not worker.wanted or not self._places.free(pool):
+                unwanted.append(pid)
+            self._places.take(pool)
+            link.pool = pool
+        self._unlink(unwanted)
+
+    def _read_books(self) -> dict[int, _Book]:
+        """The book of each worker that is linked."""
         found = {}
         for pid in self._links:
             book = self._books.get(pid)
@@ -151,15 +164,10 @@ class NativeProbes:
                 found[pid] = _Book._make(_READ(NATIVE_BOOK.unpack(book)))
         return found
 
-    def _spend(self, books: Mapping[int, _Book], workers: Mapping[int, TrackedWorker]) -> None:
+    def _spend(self, books: Mapping[int, _Book]) -> None:
         """Take what the counting has cost from the budgets, and let the links of pools end that have spent theirs."""
         for pid, book in books.items():
             link = self._links[pid]
-            # A new worker's pool is known from its first request on.
-            if pid in workers and (pool := self._pool(workers[pid])) is not link.pool:
-                self._places.give_back(link.pool)
-                self._places.take(pool)
-                link.pool = pool
             link.pool.spend(book.hits - link.hits, slow=link.slow)
             link.hits = book.hits
         for pool in self._pools.values():

@@ -55,7 +55,7 @@ class NativeSites:
             image = processes.open_libc(pid) if substitute is None else None
         except OSError as exc:
             if processes.process(pid) is None:
-                raise TargetGoneError(f"process {pid} has ended") from exc
+                raise TargetGoneError(f"cannot set probes in process {pid}: it has ended. Check the PID.") from exc
             self._lack(str(exc), None)
             return None
         if substitute is not None:

@@ -64,7 +64,7 @@ class EventDecoder:
         return found
 
     def _releases(self, record: bytes, pid: int) -> list[Release]:
-        """What is released for certain, now that this record has come.
+        """Return the releases that are certain now that this record has come.
 
         A worker that ends frees what PHP and its extensions hold: that says nothing about who held it. So what was
         freed between two requests waits for a sign that the worker goes on.
@@ -85,7 +85,7 @@ class EventDecoder:
         return self._idle_releases.pop(pid, {}).values()
 
     def remaining(self) -> list[Release]:
-        """Return what workers have freed that have neither ended nor begun another request since."""
+        """Return the releases of workers that have neither ended nor begun another request since."""
         return [release for pid in list(self._idle_releases) for release in self._goes_on(pid)]
 
     def _process_event(self, record: bytes) -> Fact | None:

@@ -139,11 +139,12 @@ NATIVE_SUMS_FIELDS = (
     ("free_bytes", "q"),
     ("free_calls", "q"),
     ("mapped_bytes", "q"),
+    ("arena_bytes", "q"),
     ("freed_earlier", "q"),
     ("unsure", "q"),
 )
 NATIVE_BOOK_FIELDS = (
-    ("sums", "56s"),
+    ("sums", "64s"),
     ("link", "Q"),
     ("since_ns", "Q"),
     ("request", "Q"),
@@ -195,7 +196,7 @@ WORKER_FIELDS = (
     ("brk_before", "Q"),
     ("data_before", "Q"),
     ("native_link", "Q"),
-    ("native_before", "56s"),
+    ("native_before", "64s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),
