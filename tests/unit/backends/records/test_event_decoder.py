@@ -13,7 +13,7 @@ from tracer.facts import Release, Request
 OFFSET_NS = 1_700_000_000_000_000_003
 
 
-def test_what_is_freed_of_an_earlier_request_names_it_by_its_start():
+def test_a_release_names_the_earlier_request_by_its_start():
     decoder = EventDecoder(WorkerTable(OFFSET_NS), RequestDecoder("web1", OFFSET_NS, keep_query=False, calls=True))
     released = RELEASE_EVENT.pack(EventKind.RELEASED, 4241, 1_000_003, 34_304, 64)
 
