@@ -1,4 +1,4 @@
-"""BPF programs with one thing about them changed, to be passed as `compiled`: no internals are pried open."""
+"""BPF programs with one change, to be passed as `compiled`, so that tests open no internals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracer.targets.elf import Image
 
 
 class Altered:
-    """Behaves as these programs do, but for what a subclass changes."""
+    """Programs that behave as these do, except for the changes of a subclass."""
 
     def __init__(self, programs: Programs) -> None:
         self.programs = programs
@@ -21,7 +21,7 @@ class Altered:
 
 
 class Noting(Altered):
-    """Notes the descriptors of one program's probes."""
+    """Programs that note the descriptors of one program's probes."""
 
     def __init__(self, programs: Programs, function: str, noted: list[int]) -> None:
         super().__init__(programs)

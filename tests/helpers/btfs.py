@@ -27,7 +27,7 @@ class Types:
         return self.add(INT, name, size, tail=struct.pack("<I", size * 8))
 
     def structure(self, name: str, size: int, *members: tuple[str, int, int], kind: int = STRUCT, flag: int = 0) -> int:
-        """Members are (name, type, offset in bits)."""
+        """Add a structure; members are (name, type, offset in bits)."""
         tail = b"".join(struct.pack("<III", self._text(member), of, bits) for member, of, bits in members)
         return self.add(kind, name, size, len(members), tail, flag)
 

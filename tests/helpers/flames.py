@@ -23,7 +23,7 @@ def node(
 
 
 def flame(*children: Node, notes: tuple[str, ...] = (), title: str = "rss: page faults") -> Flame:
-    """Its root is as large as the children together."""
+    """A flame whose root is as large as the children together."""
     before = [child.before for child in children if child.before is not None]
     return Flame(
         node("all", sum(child.bytes for child in children), *children, kind=Kind.ROOT,

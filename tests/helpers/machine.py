@@ -56,6 +56,6 @@ _CHECKS: dict[str, Callable[[], str | None]] = {
 
 @functools.cache
 def missing_for(marker: str) -> str | None:
-    """Why tests with this marker cannot run here, and the fix; None if they can, or if the marker needs nothing."""
+    """Reason why tests with this marker cannot run here, and the fix; None if they can, or the marker needs nothing."""
     check = _CHECKS.get(marker)
     return None if check is None else check()

@@ -58,7 +58,7 @@ class ProgramCache:
 
 
 class _Lent:
-    """Behaves as Programs do. Which ones these are depends on what share() is given, before anything else is asked."""
+    """Behave as Programs do. The maps given to share(), before any other call, decide which programs these are."""
 
     def __init__(self, cache: ProgramCache, source: str, defines: dict[str, int]) -> None:
         self._cache = cache

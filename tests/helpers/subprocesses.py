@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def in_subprocess(program: str, path: Path) -> subprocess.CompletedProcess[str]:
-    """A process of its own that runs it with `path` and the imports it needs."""
+    """Run it in a process of its own, with `path` and the imports it needs."""
     head = (
         f"import os, resource, signal\nfrom tracer.errors import *\nfrom tracer.facts import *\n"
         f"from tracer.recording.reader import *\nfrom tracer.recording.writer import *\npath = {str(path)!r}\n"
@@ -29,7 +29,7 @@ def in_subprocess(program: str, path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def as_nobody(check: Callable[[], bool]) -> int:
-    """0 if it is true in a process of a user who may write nothing here."""
+    """Exit code 0 if it is true in a process of a user who may write nothing here."""
     child = os.fork()
     if child == 0:
         try:

@@ -21,7 +21,7 @@ PAUSES = "s.accept(); signal.pause()"
 
 @contextlib.contextmanager
 def waiting_process(folder: Path, does: str = ACCEPTS, *, connect: bool = False) -> Iterator[int]:
-    """Its pid; `connect`: once somebody has connected to it."""
+    """Start the process and return its pid; with `connect`, once a client has connected to it."""
     path = folder / "socket"
     process = subprocess.Popen([sys.executable, "-c", _PROGRAM + does, str(path)])
     with socket.socket(socket.AF_UNIX) as client:

@@ -25,7 +25,7 @@ LAYOUT = _layout()
 
 
 class ZendMemory:
-    """Puts structures at the addresses it returns, which hold until close(). `current` is that of
+    """Structures of PHP, at the addresses that put() returns until close(). `current` is that of
     EG(current_execute_data).
     """
 
@@ -41,7 +41,7 @@ class ZendMemory:
         self._memory.close()
 
     def put(self, content: bytes, *, before_page_border: int | None = None) -> int:
-        """With `before_page_border`, so that so many bytes of it lie before the border of a page."""
+        """Put the bytes somewhere; with `before_page_border`, so many of them before the border of a page."""
         at = (self._used + 15) & ~15
         if before_page_border is not None:
             at = (at // PAGE + 2) * PAGE - before_page_border
@@ -102,5 +102,5 @@ class ZendMemory:
         return self.put(bytes(LAYOUT.generator_execute_data) + struct.pack("<Q", execute_data))
 
     def run(self, call: int) -> None:
-        """Makes that the frame that PHP is in."""
+        """Make that the frame that PHP is in."""
         self.write(self.current, struct.pack("<Q", call))

@@ -17,7 +17,7 @@ from tracing import Tracer
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips or fails a test whose markers need what this machine does not have, before its fixtures are made."""
+    """Skip or fail a test whose markers need what this machine does not have, before its fixtures are made."""
     for marker in item.iter_markers():
         reason = missing_for(marker.name)
         if reason is not None:
@@ -37,7 +37,7 @@ def php_fpm(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def start_fpm(php_fpm: str) -> Iterator[Callable[..., Fpm]]:
-    """Starts masters: start_fpm(www="pm = static\\npm.max_children = 2"), with `ini` settings for all pools."""
+    """Start masters: start_fpm(www="pm = static\\npm.max_children = 2"), with `ini` settings for all pools."""
     with contextlib.ExitStack() as stack:
 
         def start(*ini: str, **pools: str) -> Fpm:
@@ -61,7 +61,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def trace(backend: str) -> Iterator[Callable[..., Tracer]]:
-    """Attaches a backend for one test: trace(str(fpm.master), keep_query=True)."""
+    """Attach a backend for one test: trace(str(fpm.master), keep_query=True)."""
     with contextlib.ExitStack() as stack:
 
         def attach(*names: str, **options: object) -> Tracer:

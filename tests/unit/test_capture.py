@@ -1,4 +1,4 @@
-"""The capture loop: how long, how many, what is kept, and how it ends. Its backend plays back given facts."""
+"""The capture loop: its duration, its count, the facts it keeps, and its end. Its backend plays back given facts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Playback:
 
 
 def no_tick(progress: Progress) -> None:
-    """For captures of which the course does not matter."""
+    """Do nothing: for captures whose course does not matter."""
 
 
 @pytest.fixture
@@ -118,13 +118,13 @@ def test_it_ends_after_as_many_requests_as_asked_for_over_all_workers(clock):
     assert [(r.pid, r.nth) for r in found.facts] == [(2, 1), (3, 1), (5, 1), (2, 2), (3, 2), (5, 2), (2, 3)]
 
 
-def test_what_comes_besides_requests_does_not_count_and_is_kept(clock):
+def test_facts_other_than_requests_do_not_count_and_are_kept(clock):
     found = Capture(Playback(clock, [WORKER, COMPLETE, LOSS], [COMPLETE, COMPLETE, LOSS, WORKER]), count=2)
 
     assert found.facts == [WORKER, COMPLETE, LOSS, COMPLETE, LOSS, WORKER]
 
 
-def test_it_ends_when_the_time_is_over(clock):
+def test_it_ends_when_the_duration_has_elapsed(clock):
     backend = Playback(clock, [COMPLETE])
 
     found = Capture(backend, duration_s=0.6)
@@ -154,7 +154,7 @@ def test_a_master_without_workers_is_waited_for(clock):
     assert found.why is Why.DURATION
 
 
-def test_what_is_under_way_at_the_end_is_consumed(clock):
+def test_facts_under_way_at_the_end_are_consumed(clock):
     cut = request(nth=5, ending="cut_off", anon_after=None)
 
     found = Capture(Playback(clock, [COMPLETE], under_way=(cut, LOSS)), duration_s=1.0)
@@ -163,7 +163,7 @@ def test_what_is_under_way_at_the_end_is_consumed(clock):
     assert found.progress.seen == 2
 
 
-def test_what_is_under_way_at_the_end_is_left_out_once_there_are_enough(clock):
+def test_facts_under_way_at_the_end_are_left_out_once_there_are_enough(clock):
     found = Capture(Playback(clock, [COMPLETE], under_way=(request(nth=5), LOSS)), count=1)
 
     assert found.facts == [COMPLETE, LOSS]
@@ -338,7 +338,7 @@ def test_it_is_idle_no_more_once_a_request_was_seen(clock):
         (Filter(min_growth=102_337), False),
     ],
 )
-def test_a_filter_keeps_what_meets_all_that_is_asked(keep, kept):
+def test_a_filter_keeps_requests_that_meet_every_condition(keep, kept):
     assert keep.keeps(COMPLETE) is kept
 
 
@@ -353,7 +353,7 @@ def test_a_request_of_which_the_value_asked_for_is_unknown_is_not_kept(keep):
     assert not keep.keeps(UNKNOWN)
 
 
-def test_a_filter_that_asks_for_nothing_is_none():
+def test_a_filter_without_conditions_is_false():
     assert not Filter()
     assert Filter(min_growth=0)
     assert Filter().keeps(UNKNOWN)

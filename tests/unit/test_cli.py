@@ -140,7 +140,7 @@ def test_the_version_is_printed(run):
         ["record", "--stacks", "--hz", "0", "php-fpm"],
     ],
 )
-def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments):
+def test_a_usage_error_is_exit_code_2_and_leaves_stdout_empty(run, arguments):
     code, out, err = run(*arguments)
 
     assert (code, out) == (2, "")
@@ -159,7 +159,7 @@ def test_a_mistake_of_usage_is_exit_code_2_and_nothing_on_stdout(run, arguments)
         ("record", "--retained-after", ["7"]),
     ],
 )
-def test_an_option_about_stacks_without_stacks_is_a_mistake_of_usage(run, path, tmp_path, verb, option, value):
+def test_an_option_that_requires_stacks_is_a_usage_error_without_it(run, path, tmp_path, verb, option, value):
     # Where no recording can be, so that nothing is traced whatever becomes of the option.
     target = ["-o", tmp_path / "no" / "r.phptrace", "php-fpm"] if verb == "record" else [path]
 
@@ -189,12 +189,12 @@ def test_the_help_states_the_range_that_an_option_allows(run, option, allowed):
     assert f"65537 is out of range. Write {allowed}.\n" in above
 
 
-def test_a_number_that_is_none_is_refused(run):
+def test_a_text_that_is_not_a_number_is_refused(run):
     assert "'seven' is not a whole number" in run("record", "-c", "seven", "php-fpm")[2]
 
 
 @pytest.mark.parametrize("verb", ["report", "flame", "export"])
-def test_a_file_that_is_no_recording_is_exit_code_7(run, verb, tmp_path):
+def test_a_file_that_is_not_a_recording_is_exit_code_7(run, verb, tmp_path):
     (tmp_path / "x").write_text("not a recording")
 
     code, out, err = run(verb, tmp_path / "x")
@@ -211,7 +211,7 @@ def test_one_file_that_is_not_there_fails_all(run, path, tmp_path):
 
 
 def drop_capability() -> None:
-    """In a child about to run phptrace: as root would be without CAP_SYS_PTRACE (prctl(2), capability.h)."""
+    """Drop CAP_SYS_PTRACE in a child about to run phptrace, as root (prctl(2), capability.h)."""
     ctypes.CDLL(None).prctl(24, 19, 0, 0, 0)
 
 
@@ -262,7 +262,7 @@ def test_a_full_disk_behind_stdout_is_reported_without_a_traceback(path):
     assert "Traceback" not in ended.stderr
 
 
-def test_a_terminal_that_knows_ascii_only_is_no_reason_for_a_traceback(path):
+def test_a_terminal_that_knows_only_ascii_causes_no_traceback(path):
     ended = subprocess.run(
         [sys.executable, "-m", "tracer", "report", "-n", "1", path],
         capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
@@ -288,7 +288,7 @@ def test_a_plan_needs_a_target():
                 min_growth=None, query="strip", force=False)  # fmt: skip
 
 
-def test_a_plan_is_what_the_options_say():
+def test_a_plan_has_the_values_of_the_options():
     made = Plan.of(targets=("php-fpm:www",), pids=(4241,), duration=30.0, count=7, backend="bpf", uri="/a*",
                    script=None, slow=0.25, min_growth=4096, query="keep", force=True)  # fmt: skip
 
@@ -351,7 +351,7 @@ def test_a_run_whose_target_ended_is_exit_code_6():
     assert ended.value.exit_code == 6
 
 
-def test_a_run_that_lost_something_is_exit_code_8_and_says_what():
+def test_a_run_that_lost_something_is_exit_code_8_and_states_the_losses():
     tally = Tally()
     tally.add_all([Loss(1, 13, "requests: the ring buffer was full"), Loss(2, 1, "workers: too many")])
 

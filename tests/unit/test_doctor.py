@@ -1,4 +1,4 @@
-"""The doctor's checks: which backend they leave, and that its exit code is the one `attach` would end with."""
+"""The doctor's checks: the backend they leave, and that its exit code is the one `attach` would end with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def without_bpf(found: list[Check]) -> list[Check]:
 
 
 def no_capabilities() -> None:
-    """In a child about to run phptrace: takes every capability out of the bounding set (prctl(2), PR_CAPBSET_DROP)."""
+    """Drop every capability of a child about to run phptrace (prctl(2), PR_CAPBSET_DROP)."""
     for capability in range(64):
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 

@@ -1,7 +1,8 @@
 """Texts that users read are in plain English: none of the words and word orders below is in them.
 
 Every --help, every string of tracer/ that is a text and not a docstring, and the documents are compared with the list.
-Of docstrings, in tracer/ and tests/, only the first words are. Errors must also have the form of ERROR_FORM.
+So are the names of unit tests, and the first words of docstrings in tracer/ and tests/. An error must also have the
+form of ERROR_FORM.
 """
 
 from __future__ import annotations
@@ -134,6 +135,13 @@ def test_no_docstring_begins_with_a_question_word(path):
     assert [f"{path}:{line}: {text}" for line, text in first_lines(path) if re.match(FIRST_DENIED, text)] == []
 
 
+@pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/unit").rglob("*.py")))
+def test_every_name_of_a_unit_test_is_plain_english(path):
+    names = [line[9:].partition("(")[0] for line in (ROOT / path).read_text().splitlines() if line[:9] == "def test_"]
+
+    assert [fault for name in names for fault in faults(name.replace("_", " ").capitalize())] == []
+
+
 @pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tracer").rglob("*.py")))
 def test_every_error_states_what_cannot_be_done_and_why_and_what_to_do(path):
     source = ast.parse((ROOT / path).read_text())
@@ -152,7 +160,7 @@ def test_every_error_states_what_cannot_be_done_and_why_and_what_to_do(path):
         ('UsageError("cannot use --hz. Add --stacks.")', False),
     ],
 )
-def test_an_error_without_a_reason_or_an_advice_is_found(source, right):
+def test_an_error_without_a_reason_or_a_fix_is_found(source, right):
     ((_, text),) = error_texts(ast.parse(source))
 
     assert bool(ERROR_FORM.fullmatch(text)) is right

@@ -1,4 +1,4 @@
-"""The import rules: what each part of tracer/ may know of the others, so that reading a recording needs no backend."""
+"""The import rules: the parts of tracer/ that each part may import, so that reading a recording needs no backend."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def subject(pid: int) -> Subject:
 
 
 def without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at a busy process go on until somebody ends them."""
+    """Make looks at a busy process go on until the test ends them."""
     for name in ("BEGIN_RETRY_S", "LOOKS_S"):
         monkeypatch.setattr(module, name, 1e9)
 
@@ -140,7 +140,7 @@ def test_no_more_than_64_workers_are_looked_at():
     assert (reasons.count("more than 64 workers"), reasons.count("it has ended")) == (3, 64)
 
 
-def test_looks_end_when_their_time_is_over(tmp_path, monkeypatch):
+def test_looks_end_when_their_time_has_elapsed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOOKS_S", 0.0)
     with waiting_process(tmp_path) as pid:
         (found,) = first_looks(subject(pid))

@@ -1,4 +1,4 @@
-"""New files: who may read them and whom they belong to, and what they never overwrite."""
+"""New files: their rights, their owner, and the files they never overwrite."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_no_file_is_made_through_a_link(path, there):
     assert not there or target.read_text() == "precious"
 
 
-def test_a_file_in_a_folder_that_is_not_there_is_a_mistake_of_usage(tmp_path):
+def test_a_file_in_a_missing_folder_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError) as refused:
         create(f"{tmp_path}/no/new")
 
@@ -113,7 +113,7 @@ def test_without_both_numbers_of_a_sudo_user_a_new_file_stays_roots(path, monkey
     assert (found.st_uid, found.st_gid) == (0, os.getegid())
 
 
-def test_one_who_is_not_root_keeps_the_file_whatever_sudo_says(monkeypatch):
+def test_a_user_who_is_not_root_keeps_the_file_whatever_sudo_says(monkeypatch):
     sudo(monkeypatch, "65531", "65521")
     directory = Path(tempfile.mkdtemp())
     directory.chmod(0o777)

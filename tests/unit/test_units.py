@@ -1,4 +1,4 @@
-"""Sizes and durations as people read and write them, and texts of strangers made safe to show."""
+"""Sizes and durations as people read and write them, and untrusted texts made safe to show."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_size_is_read_with_1024_bytes_to_the_k(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "K", "-1", "1.", ".5", "1e3", "0x10", "1 2", "5X", "1.2.3", "ten"])
-def test_what_is_no_size_is_refused_with_an_example(text):
+def test_a_text_that_is_not_a_size_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match="is not a size. Write 4096, 64K"):
         parse_size(text)
 
@@ -86,7 +86,7 @@ def test_the_noun_of_a_loss_agrees_with_its_count(lost, why, text):
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "5min", "1h30m", "inf", "nan"])
-def test_what_is_no_duration_is_refused_with_an_example(text):
+def test_a_text_that_is_not_a_duration_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match="is not a duration. Write 250ms, 30s"):
         parse_duration(text)
 
@@ -169,7 +169,7 @@ def test_bytes_are_shown_exactly(size):
 
 @PROPERTY
 @given(st.integers(-(1 << 63), 1 << 63), st.integers(-(1 << 63), 1 << 63))
-def test_of_two_sizes_the_smaller_is_never_shown_as_the_greater(one, other):
+def test_the_smaller_of_two_sizes_is_never_shown_as_the_greater(one, other):
     def value(shown: str) -> int:
         return -parse_size(shown[1:]) if shown.startswith("-") else parse_size(shown)
 
@@ -226,7 +226,7 @@ def test_harmless_text_is_shown_as_it_is(text):
         ("\\x1b", "\\\\x1b"),
     ],
 )
-def test_what_acts_on_a_terminal_is_shown_as_an_escape(text, shown):
+def test_a_character_that_acts_on_a_terminal_is_shown_as_an_escape(text, shown):
     assert printable(text) == shown
 
 
@@ -245,7 +245,7 @@ def test_every_control_character_is_shown_as_an_escape(code):
 
 @PROPERTY
 @given(ANY_TEXT)
-def test_what_is_shown_can_be_written_in_utf8(text):
+def test_a_shown_text_can_be_written_in_utf8(text):
     shown = printable(text)
 
     assert shown.encode("utf-8").decode("utf-8") == shown
@@ -261,7 +261,7 @@ def test_no_two_texts_look_the_same(one, other):
 
 @PROPERTY
 @given(NO_C1)
-def test_a_text_and_what_is_shown_of_it_are_not_shown_alike(text):
+def test_a_text_and_its_escaped_form_are_not_shown_alike(text):
     shown = printable(text)
     assume(shown != text)
 
@@ -288,7 +288,7 @@ def test_no_text_is_hidden_by_characters_that_cannot_be_seen():
         ("a\\b\n\x1b[2J\udcff\u202e", "a\\b\\n\\x1b[2J\\xff\\u202e"),
     ],
 )
-def test_in_names_of_code_backslashes_stay_single_and_all_else_is_escaped(text, shown):
+def test_backslashes_stay_single_in_names_of_code_and_all_else_is_escaped(text, shown):
     assert printable(text, code=True) == shown
 
 

@@ -27,7 +27,7 @@ DEPTH = 128
 
 @pytest.fixture(scope="module", params=[BPF_PARAM, SYSCALLS_PARAM])
 def backend(request: pytest.FixtureRequest) -> str:
-    """With breakpoints, there are no stacks."""
+    """The backends that have stacks: all without breakpoints."""
     return str(request.param)
 
 

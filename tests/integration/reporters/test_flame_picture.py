@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Callable[[Node], Any]:
-    """Opens a picture of the tree. What is in the window is 1,220 pixels wide, so frames have 1,200."""
+    """Open a picture of the tree. The window is 1,220 pixels wide, so frames have 1,200."""
 
     def opened(root: Node) -> Any:
         path = tmp_path / "flame.svg"

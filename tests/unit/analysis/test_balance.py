@@ -1,4 +1,4 @@
-"""The balance of what workers grew by: exact sums, what is not known, and why."""
+"""The balance of the growth of workers: exact sums, unknown parts, and the reasons."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_requests_of_one_recording_are_not_those_of_the_next_with_the_same_pid()
     assert (balancing.result().workers, balancing.result().requests) == (2, 2)
 
 
-def test_workers_that_had_one_pid_after_the_other_are_told_apart_by_time():
+def test_workers_that_had_one_pid_after_the_other_are_distinguished_by_time():
     later = [BEGIN._replace(start_ticks=7927, at_ns=20_000), END._replace(start_ticks=7927, at_ns=30_000, requests=1)]
 
     found = balance([BEGIN, END, *later], [*TWO, served(1, 25_000)])
@@ -181,7 +181,7 @@ def test_native_memory_is_not_known_unless_every_request_was_counted(requests, e
     assert found.why == f"1 worker: {why} requests counted"
 
 
-def test_between_requests_is_known_if_all_requests_are_there_and_none_was_counted():
+def test_growth_between_requests_is_known_if_all_requests_are_there_and_none_was_counted():
     requests = [one._replace(native_alloc_bytes=None) for one in TWO]
 
     assert balance([BEGIN, END], requests).between_requests == 60_001

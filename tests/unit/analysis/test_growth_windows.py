@@ -1,4 +1,4 @@
-"""Windows of a worker's requests, and at which looks they begin and end."""
+"""Windows of a worker's requests, and the looks at which they begin and end."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_window_without_growth_ends_anywhere_and_is_exact():
     assert first.noise == ROUNDING
 
 
-def test_an_end_that_is_not_as_the_start_may_be_off_by_what_is_hidden():
+def test_an_end_that_differs_from_the_start_may_be_off_by_the_hidden_bytes():
     cutter = warm()
     cut(cutter, [(100, SIZE, "page"), (110, SIZE, "page"), (120, SIZE, "page"), (130, SIZE, "hello")])
 
@@ -179,7 +179,7 @@ def test_heap_walks_give_windows_of_their_own():
     assert cutter.walk(35_304) is None, "no request came between"
 
 
-def test_what_is_hidden_where_windows_of_a_chain_meet_cancels():
+def test_hidden_bytes_cancel_where_windows_of_a_chain_meet():
     first = Window((1, 1), {"a": 1}, 10, 9.0, begins="a", hidden=100.0)
     second = Window((1, 1), {"a": 2, "b": 1}, 20, 9.0, ends="a", hidden=50.0)
 
@@ -189,7 +189,7 @@ def test_what_is_hidden_where_windows_of_a_chain_meet_cancels():
     assert (joined.growth, joined.counts, joined.noise) == (30, {"a": 3, "b": 1}, 3)
 
 
-def test_what_is_hidden_in_windows_of_two_chains_adds_up():
+def test_hidden_bytes_in_windows_of_two_chains_add_up():
     first = Window((1, 1), {"a": 1}, 10, 9.0, begins="a", hidden=100.0)
     second = Window((2, 1), {"a": 2}, 20, 9.0, ends="a", hidden=50.0, young=True)
 
@@ -211,7 +211,7 @@ LOOKS = st.lists(
 
 @PROPERTY
 @given(LOOKS, st.integers(min_value=1, max_value=20))
-def test_windows_never_count_a_request_twice_whatever_comes(looks, length):
+def test_no_window_counts_a_request_twice_whatever_comes(looks, length):
     cutter = WindowCutter(0)
     counted = 0
     for level, size, key in looks:

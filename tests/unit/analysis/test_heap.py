@@ -1,4 +1,4 @@
-"""Figures of one look at a heap, and what changed between two."""
+"""Figures of one look at a heap, and the changes between two."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from heap_looks import LOOK, MALLOC, ZEND
 from tracer.analysis.heap import Figure, SizeClass, figures, size_classes
 
 
-def test_native_is_what_is_not_zend_s_and_unexplained_what_is_not_malloc_s_either():
+def test_native_memory_is_not_zend_s_and_unexplained_memory_is_not_malloc_s_either():
     assert LOOK.native == 20_000_003 - 3_000_017
     assert LOOK.unexplained == 20_000_003 - 3_000_017 - 9_000_011 - 700_001
 
 
-def test_what_is_unknown_stays_unknown_in_what_is_derived_from_it():
+def test_an_unknown_figure_stays_unknown_in_figures_derived_from_it():
     without_zend = dataclasses.replace(LOOK, zend=None)
     without_malloc = dataclasses.replace(LOOK, malloc=None)
     without_pages = dataclasses.replace(LOOK, malloc=dataclasses.replace(MALLOC, resident=None))
@@ -51,7 +51,7 @@ def test_the_size_classes_that_hold_most_are_first():
     assert found[0].change_bytes is None
 
 
-def test_between_two_looks_the_size_class_that_grew_most_is_first_and_what_did_not_change_is_left_out():
+def test_the_size_class_that_grew_most_between_two_looks_is_first_and_unchanged_ones_are_left_out():
     later = dataclasses.replace(LOOK, malloc=dataclasses.replace(MALLOC, sizes={1040: 2736, 48: 2003, 32: 4402, 64: 7}))
     before = dataclasses.replace(LOOK, malloc=dataclasses.replace(MALLOC, sizes={**MALLOC.sizes, 80: 5}))
 
@@ -67,7 +67,7 @@ def test_size_classes_are_unknown_with_malloc_s_heap():
     assert (size_classes(unknown), size_classes(LOOK, unknown), size_classes(unknown, LOOK)) == ([], [], [])
 
 
-def test_what_restricts_the_figures_is_noted():
+def test_restrictions_of_the_figures_are_noted():
     busy = dataclasses.replace(
         LOOK,
         malloc=None,

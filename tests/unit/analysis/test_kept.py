@@ -29,19 +29,19 @@ def test_the_mean_of_requests_that_were_all_counted_is_exact():
     assert (found.share, found.p50, found.p95) == (0.75, 100, 500)
 
 
-def test_what_the_first_request_of_a_worker_kept_beyond_the_others_is_warm_up():
+def test_bytes_that_the_first_request_of_a_worker_kept_beyond_the_others_are_warm_up():
     found = kept_of((90_000, True), *steady(100, 100, 100), (50_100, True))
 
     assert (found.per_request, found.total, found.warmup, found.counted) == (100.0, 500, 139_900, 5)
 
 
-def test_where_every_request_was_its_workers_first_the_interval_reaches_to_nothing():
+def test_the_interval_reaches_to_zero_where_every_request_was_its_workers_first():
     found = kept_of((700, True), (900, True))
 
     assert (found.total, found.per_request, found.low, found.high, found.warmup) == (1600, 800.0, 0.0, 800.0, None)
 
 
-def test_of_requests_that_were_counted_in_part_the_mean_stands_for_all_with_an_interval():
+def test_the_mean_of_requests_that_were_counted_in_part_stands_for_all_with_an_interval():
     found = kept_of(*steady(*[1000, 1200] * 8, *[None] * 84))
 
     assert (found.total, found.per_request, found.counted) == (110_000, 1100.0, 16)
@@ -54,7 +54,7 @@ def test_a_few_counted_requests_among_uncounted_ones_say_nothing():
     assert kept_of((1000, True), (None, False)) == Kept(counted=1)
 
 
-def test_where_nothing_was_counted_nothing_is_known():
+def test_nothing_is_known_where_nothing_was_counted():
     assert kept_of(*steady(None, None)) == Kept()
 
 

@@ -154,7 +154,7 @@ def test_a_pair_is_reported_together_and_a_script_that_comes_at_random_is_not():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nobody_is_accused_if_nobody_keeps(seed):
+def test_no_script_is_named_if_no_script_keeps_memory(seed):
     estimates = estimated(traffic(INNOCENT, 2_000, seed=seed))
 
     assert len(estimates.entries) == 3
@@ -163,7 +163,7 @@ def test_nobody_is_accused_if_nobody_keeps(seed):
         assert not entry.sure
 
 
-def test_chunks_of_zend_that_come_and_go_are_nobodys():
+def test_chunks_of_zend_that_come_and_go_are_attributed_to_no_script():
     scripts = {
         **CHURN,
         "rows": Script(zend=6_000_000, weight=2),
@@ -246,14 +246,14 @@ def test_intervals_cover_the_truth_and_no_innocent_is_named():
     assert covered / tried >= 0.95
 
 
-def test_a_peak_that_hides_what_is_kept_accuses_nobody_else():
+def test_a_peak_that_hides_kept_bytes_accuses_no_other_script():
     scripts = {**CHURN, "report": Script(frees=36 << 20, weight=0.05)}
     for seed in range(5):
         for entry in estimated(traffic(scripts, 3_000, workers=4, seed=seed)).entries:
             assert not entry.sure or entry.keys == ("leak",)
 
 
-def test_memory_kept_now_and_then_accuses_nobody_else():
+def test_memory_kept_now_and_then_accuses_no_other_script():
     scripts = {**CHURN, "leak": Script(keeps=700_000, keeps_share=0.05, weight=2)}
     for seed in range(5):
         for entry in estimated(traffic(scripts, 3_000, workers=4, seed=seed)).entries:
@@ -288,7 +288,7 @@ def test_a_few_heap_walks_tell_which_script_keeps_where_zends_heap_never_has_the
         assert_only_leak_is_accused(estimator.result(), within=0.05)
 
 
-def test_what_a_worker_allocates_once_is_not_charged_by_heap_walks():
+def test_memory_that_a_worker_allocates_once_is_attributed_to_no_script_by_heap_walks():
     scripts = {**CHURN, "page": Script(frees=138_000, weight=3, first_use=6 << 20)}
     estimator = NativeEstimator()
     used: dict[int, int] = {}
@@ -299,7 +299,7 @@ def test_what_a_worker_allocates_once_is_not_charged_by_heap_walks():
     assert_only_leak_is_accused(estimator.result(), within=0.05)
 
 
-def test_what_unrecorded_requests_keep_is_not_attributed_to_recorded_ones():
+def test_memory_that_unrecorded_requests_keep_is_not_attributed_to_recorded_ones():
     recorded = [(request, worker) for request, worker in traffic(CHURN, 4_000) if request.script != "leak"]
 
     estimates = estimated(recorded)

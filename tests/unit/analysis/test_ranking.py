@@ -56,7 +56,7 @@ def nearest_rank(values: list[int], percent: int) -> int:
         (GroupBy.POOL, ["shop", "www", None]),
     ],
 )
-def test_requests_are_grouped_by_what_is_asked_for(by, keys):
+def test_requests_are_grouped_by_the_chosen_key(by, keys):
     ranking = ranked(
         request(script="/a.php", uri="/x", pool="www", pid=2),
         request(script="/a.php", uri="/y", pool="www", pid=3),
@@ -79,7 +79,7 @@ def of_77(started_ns: int | None = 50, **changed: object) -> Request:
 
 
 def by_worker(*recordings: tuple[list[Worker], list[Request]], **options: int) -> Ranking:
-    """A ranking by worker of these recordings."""
+    """A ranking of these recordings by worker."""
     ranking = Ranking(GroupBy.WORKER, **options)
     for workers, requests in recordings:
         ranking.begin_recording(workers)
@@ -132,7 +132,7 @@ def test_a_worker_whose_birth_was_not_seen_begins_where_the_one_before_it_died()
     assert requests_by_key(ranking) == {"www/77 #1": 1, "www/77 #2": 1}
 
 
-def test_workers_between_which_no_time_is_known_are_not_told_apart():
+def test_workers_between_which_no_time_is_known_are_not_distinguished():
     ranking = by_worker(([FIRST_77._replace(died_ns=None), SECOND_77._replace(born_ns=None)], [of_77(50), of_77(300)]))
 
     assert requests_by_key(ranking) == {"www/77": 2}
@@ -152,7 +152,7 @@ def test_a_worker_that_two_recordings_saw_is_one():
     assert requests_by_key(ranking) == {"www/77 #1": 2, "www/77 #2": 1}
 
 
-def test_a_worker_whose_start_is_unknown_is_told_apart_by_its_pid_alone():
+def test_a_worker_whose_start_is_unknown_is_known_by_its_pid_alone():
     ranking = by_worker(([SECOND_77._replace(start_ticks=None)], [of_77(50), of_77(300)]))
 
     assert requests_by_key(ranking) == {"www/77": 2}
@@ -177,7 +177,7 @@ def test_native_memory_that_was_kept_is_summed_apart():
     assert group.growth_bytes == 0
 
 
-def test_what_is_freed_later_is_taken_back_from_the_group_that_kept_it():
+def test_memory_that_is_freed_later_is_taken_back_from_the_group_that_kept_it():
     kept = [native(kept)._replace(nth=nth, started_ns=nth) for nth, kept in enumerate((5, 700, 1000), 1)]
     ranking = ranked(*kept, window=100)
 
@@ -192,7 +192,7 @@ def test_what_is_freed_later_is_taken_back_from_the_group_that_kept_it():
     assert (group.kept_per_request, group.kept_share, group.warmup_bytes) == (500.0, 0.5, -500)
 
 
-def test_a_recordings_requests_come_with_what_was_freed_of_them():
+def test_a_recordings_requests_come_with_the_bytes_freed_of_them():
     assert only(ranked(request(native_kept=700, native_released=600))).kept_bytes == 100
 
 
@@ -229,7 +229,7 @@ def test_the_peak_of_a_request_that_was_killed_counts():
     assert group.anon_peak_max == 99_999_989
 
 
-def test_what_was_measured_on_none_is_none():
+def test_a_figure_that_no_request_has_is_none():
     group = only(ranked(UNMEASURED))
 
     assert group == Group(
@@ -258,7 +258,7 @@ def test_the_95th_of_a_hundred_is_the_95th(count):
 
 @PROPERTY
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=40), st.integers(1, 12))
-def test_with_a_window_quantiles_are_of_the_last_requests_and_sums_of_all(values, window):
+def test_a_ranking_with_a_window_has_quantiles_of_the_last_requests_and_sums_of_all(values, window):
     group = only(ranked(*map(grown, values), window=window))
 
     assert group.growth_p50 == nearest_rank(values[-window:], 50)
@@ -285,7 +285,7 @@ def not_counted(scripts: dict[str, Script], count: int) -> list[Request]:
     return [one._replace(**NOT_COUNTED) for one, _ in traffic(scripts, count, seed=3)]
 
 
-def test_what_was_not_counted_is_estimated_and_only_the_leaker_is_accused():
+def test_uncounted_memory_is_estimated_and_only_the_leaking_script_is_named():
     leak, *others = ranked(*not_counted(CHURN, 2_000)).groups()
 
     assert (leak.key, leak.kept_how, leak.counted) == ("leak", "estimated", 0)
@@ -345,7 +345,7 @@ def test_groups_that_always_come_together_are_estimated_together():
     assert entry.low <= 34_304 <= entry.high
 
 
-def test_where_requests_were_left_out_nothing_is_estimated():
+def test_nothing_is_estimated_where_requests_were_left_out():
     ranking = Ranking(GroupBy.SCRIPT)
     ranking.begin_recording([], filtered=True)
     for one in not_counted(CHURN, 2_000):

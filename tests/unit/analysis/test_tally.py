@@ -1,4 +1,4 @@
-"""How much was seen, in part, or not at all."""
+"""Counts of requests that were seen, seen in part, or lost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_complete_request_whose_uri_is_unknown_is_counted():
     assert tally.uri_unknown == 1
 
 
-def test_a_worker_is_counted_once_however_often_it_is_told_of():
+def test_a_worker_is_counted_once_however_often_it_is_reported():
     tally = tallied(WORKER, WORKER, WORKER._replace(pool="shop"))
 
     assert tally.workers == 1

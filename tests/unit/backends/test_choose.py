@@ -1,4 +1,4 @@
-"""Which backend is taken, and the reason that is given for it."""
+"""The backend that is taken, and the reason that is given for it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Third(PtraceBackend):
 
 @pytest.fixture
 def third(monkeypatch: pytest.MonkeyPatch) -> list[PhptraceError]:
-    """Puts a third backend between the two; what is added to the list keeps it from working on this host."""
+    """Put a third backend between the two; an error that is added to the list keeps it from working on this host."""
     unmet: list[PhptraceError] = []
     factory = BackendFactory("", lambda: unmet, lambda options: Third(stacks=options.stacks))
     table = {"bpf": BACKENDS["bpf"], "third": factory, "ptrace": BACKENDS["ptrace"]}

@@ -1,4 +1,4 @@
-"""Growth by call stack on the command line: flame and report --stacks; what they say, write and refuse."""
+"""Growth by call stack on the command line: flame and report --stacks; the output, files and errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def unended(path: Path, meta: dict[str, Any], *facts: Request | Growth | Loss) -
     return path
 
 
-def test_a_flame_is_a_picture_unless_said_otherwise(run, path):
+def test_a_flame_is_a_picture_by_default(run, path):
     code, out, err = run("flame", path)
 
     assert (code, err) == (0, "")
@@ -110,7 +110,7 @@ def test_a_flame_is_weighed_as_asked(run, path, metric, title, lines):
     assert (found["name"], found["profiles"][0]["weights"]) == (title, lines)
 
 
-def test_what_no_look_at_zends_heap_saw_is_shown_as_such(run, path):
+def test_growth_that_no_look_at_zends_heap_saw_is_shown_as_not_sampled(run, path):
     _, out, err = run("flame", "--metric", "zend", "--format", "folded", path)
 
     assert "/leak/{n};/srv/www/index.php;[not sampled] 7" in out.splitlines()
@@ -125,7 +125,7 @@ def test_what_no_look_at_zends_heap_saw_is_shown_as_such(run, path):
         (["--retained"], "[not sampled]: 0 B kept by requests without a sample{}."),
     ],
 )
-def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path, options, said):
+def test_lost_growth_is_named_as_a_possible_part_of_not_sampled(run, path, tmp_path, options, said):
     lost = [Loss(1, 1_009, "growth events: their ring buffer was full"), Loss(2, 7, "growth events: too late"),
             Loss(3, 13, "requests: the ring was full")]  # fmt: skip
     losing = recording(tmp_path / "losing", [*FACTS, *lost], WITH_STACKS)
@@ -143,7 +143,7 @@ def test_where_growth_was_lost_it_may_be_what_is_not_sampled(run, path, tmp_path
     assert said.format(also[options[-1]]) in report
 
 
-def test_what_the_workers_kept_stands_where_it_was_added(run, path):
+def test_kept_memory_stands_where_it_was_added(run, path):
     code, out, err = run("flame", "--retained", "--format", "folded", path)
 
     kept = COMPLETE.native_kept
@@ -188,7 +188,7 @@ def test_several_recordings_are_one_flame(run, path, tmp_path):
     assert "One in 3 or 17 page faults was sampled." in picture
 
 
-def test_routes_that_are_one_tower_are_told_and_the_report_names_them(run, tmp_path):
+def test_routes_that_are_one_tower_are_noted_and_the_report_names_them(run, tmp_path):
     slugs = [request(uri=f"/shoe-{nth}-x", nth=nth) for nth in range(101)]
     path = recording(tmp_path / "r", [f for slug in slugs for f in (slug, growth(7, MAIN, of=slug))], WITH_STACKS)
 
@@ -223,7 +223,7 @@ def test_a_recording_that_does_not_say_how_its_stacks_were_taken_can_be_read(run
         ({"targets": ["a"], "ended": {}}, "Memory taken by a, 2 requests"),
     ],
 )
-def test_the_title_has_what_a_recording_says_of_itself(run, tmp_path, meta, title):
+def test_the_title_has_the_targets_and_duration_of_the_recording(run, tmp_path, meta, title):
     _, out, _ = run("flame", "--format", "speedscope", recording(tmp_path / "r", FACTS, {**WITH_STACKS, **meta}))
 
     assert json.loads(out)["name"] == f"{title} (sampled page faults)"
@@ -240,7 +240,7 @@ def test_a_flame_of_several_recordings_has_their_targets_and_the_sum_of_their_du
     assert json.loads(out)["name"] == "Memory taken by a, x, b, 8 s, 2 requests (sampled page faults)"
 
 
-def test_a_flame_is_silent_on_what_only_phptrace_itself_is_concerned_with(run, tmp_path):
+def test_a_flame_does_not_show_remarks_on_phptraces_own_work(run, tmp_path):
     lacking = ["speed: on_end is slow", "not measured: Zend's heap: it is hidden"]
     _, _, err = run(
         "flame", "--format", "folded", recording(tmp_path / "r", FACTS, {**WITH_STACKS, "lacking": lacking})
@@ -250,7 +250,7 @@ def test_a_flame_is_silent_on_what_only_phptrace_itself_is_concerned_with(run, t
     assert "on_end is slow" not in err
 
 
-def test_a_difference_has_what_was_before_and_what_was_after(run, path, tmp_path):
+def test_a_difference_shows_the_bytes_before_and_after(run, path, tmp_path):
     after = recording(tmp_path / "after", [COMPLETE, growth(13, MAIN, FIND), growth(17, MAIN)], WITH_STACKS)
 
     code, out, err = run("flame", "--diff", "--format", "folded", path, after)
@@ -289,7 +289,7 @@ def test_a_difference_of_an_empty_recording_has_nothing_before(run, tmp_path):
     assert out == f"{INDEX} 0 7\n"
 
 
-def test_a_difference_of_what_was_kept_counts_the_requests_after_alone(run, path, tmp_path):
+def test_a_difference_of_kept_memory_counts_the_requests_after_alone(run, path, tmp_path):
     after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
 
     _, _, err = run("flame", "--diff", "--retained", "--format", "folded", path, after)
@@ -298,7 +298,7 @@ def test_a_difference_of_what_was_kept_counts_the_requests_after_alone(run, path
     assert "Before has 2 requests, scaled to as many as after: 1." in err
 
 
-def test_stacks_that_were_lost_before_are_told_with_the_difference(run, tmp_path):
+def test_stacks_that_were_lost_before_are_reported_with_the_difference(run, tmp_path):
     before = recording(tmp_path / "before", [COMPLETE, growth(103, STACK_LOST)], WITH_STACKS)
     after = recording(tmp_path / "after", [COMPLETE, growth(7, MAIN)], WITH_STACKS)
 
@@ -327,7 +327,7 @@ def test_a_difference_is_of_two_recordings(run, path, count):
         ("o.svg", ["--format", "folded"], "/index.php;"),
     ],
 )
-def test_the_format_of_a_flame_is_what_is_asked_for_or_what_the_name_says(run, path, tmp_path, name, options, begins):
+def test_the_format_of_a_flame_follows_the_option_or_the_file_name(run, path, tmp_path, name, options, begins):
     code, out, _ = run("flame", *options, path, "-o", tmp_path / name)
 
     assert (code, out) == (0, "")
@@ -372,14 +372,14 @@ def test_a_recording_is_not_overwritten_by_its_own_flame(run, path, tmp_path, ot
     assert path.read_bytes() == before
 
 
-def test_a_flame_to_nowhere_is_a_mistake_of_usage(run, path, tmp_path):
+def test_a_flame_in_a_missing_folder_is_a_usage_error(run, path, tmp_path):
     code, _, err = run("flame", "-o", tmp_path / "no" / "o.svg", path)
 
     assert code == 2
     assert "No such file or directory" in err
 
 
-def test_what_cannot_be_overwritten_is_a_mistake_of_usage(run, path):
+def test_a_file_that_cannot_be_overwritten_is_a_usage_error(run, path):
     code, out, err = run("flame", "-f", "-o", "/proc/version", path)
 
     assert (code, out) == (2, "")
@@ -424,20 +424,20 @@ def poor(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["folded", "speedscope"])
-def test_what_is_missing_is_told_beside_a_flame_for_other_tools(run, poor, form):
+def test_missing_measurements_are_reported_beside_a_flame_for_other_tools(run, poor, form):
     _, _, err = run("flame", "--format", form, poor)
 
     assert [missing for missing in MISSING if missing not in err] == []
 
 
-def test_what_is_missing_is_told_in_the_picture(run, poor):
+def test_missing_measurements_are_reported_in_the_picture(run, poor):
     _, out, _ = run("flame", poor)
 
     words = " ".join("".join(element.itertext()) for element in ET.fromstring(out).iter())
     assert [missing for missing in MISSING if missing not in words] == []
 
 
-def test_what_is_missing_of_either_recording_is_told_with_their_difference(run, poor, path):
+def test_missing_measurements_of_either_recording_are_reported_with_their_difference(run, poor, path):
     for pair in ((poor, path), (path, poor)):
         _, _, err = run("flame", "--diff", "--format", "folded", *pair)
 
@@ -445,7 +445,7 @@ def test_what_is_missing_of_either_recording_is_told_with_their_difference(run, 
         assert "1 incomplete · 13 lost" in err
 
 
-def test_what_is_missing_is_told_once_however_many_recordings_lack_it(run, poor, tmp_path):
+def test_missing_measurements_are_reported_once_however_many_recordings_lack_them(run, poor, tmp_path):
     other = unended(tmp_path / "other", {"lacking": ["not measured: Zend's heap: it is hidden", 7, None]})
 
     _, _, err = run("flame", "--format", "folded", poor, other)
@@ -502,7 +502,7 @@ def test_the_report_as_json_has_the_stacks_as_weighed(run, path):
     }  # fmt: skip
 
 
-def test_the_report_can_be_of_what_was_kept(run, path):
+def test_the_report_can_show_kept_memory(run, path):
     _, out, _ = run("report", "--stacks", "--retained", "--format", "json", path)
 
     stacks = json.loads(out)["stacks"]
@@ -529,13 +529,13 @@ def test_a_report_without_stacks_shows_none_even_where_there_are_some(run, path)
     assert "stacks" not in json.loads(as_json)
 
 
-def test_what_is_missing_is_told_with_the_heaviest_stacks(run, poor):
+def test_missing_measurements_are_reported_with_the_heaviest_stacks(run, poor):
     _, out, _ = run("report", "--stacks", poor)
 
     assert [missing for missing in MISSING if missing not in out] == []
 
 
-def test_what_is_missing_is_told_with_the_heaviest_stacks_as_json(run, poor):
+def test_missing_measurements_are_reported_with_the_heaviest_stacks_as_json(run, poor):
     _, out, _ = run("report", "--stacks", "--format", "json", poor)
 
     document = json.loads(out)
@@ -552,7 +552,7 @@ EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t"
 
 
 def named(path: Path, name: str, said: str) -> Path:
-    """A recording in which everything that comes from strangers has that name, and every reason is what is said."""
+    """A recording in which all untrusted text is that name, and the reason of every loss is `said`."""
     one = request(uri=f"/{name}", script=name)
     frames = [MAIN._replace(name=name, file=name), QUERY._replace(name=name), Frame("mark", name, None, None)]
     facts = [one, growth(101, *frames, of=one), Loss(1, 2, said)]
@@ -592,12 +592,12 @@ def raw(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("char", sorted(set(EVIL) - set("[2J31m\n")))
-def test_what_is_raw_is_found(char):
+def test_raw_characters_are_found(char):
     assert raw(f"a{char}b\n") == {char}
 
 
 @pytest.mark.parametrize("form", ["svg", "folded", "speedscope"])
-def test_what_a_recording_lacks_may_be_no_text_in_a_flames_file(run, tmp_path, form):
+def test_a_lack_that_is_not_unicode_is_made_safe_in_a_flame(run, tmp_path, form):
     path = recording(tmp_path / "r", [COMPLETE, growth(7, MAIN)], {**WITH_STACKS, "lacking": ["\ud800 \udcff"]})
 
     code, _, _ = run("flame", "--format", form, "-o", tmp_path / "o", path)
@@ -640,7 +640,7 @@ def retaining(path: Path) -> Path:
     return recording(path, facts, {**ABOUT, "stacks": {**ABOUT["stacks"], "retained_after": 7}})
 
 
-def test_where_retained_blocks_were_recorded_they_are_what_is_shown(run, tmp_path):
+def test_retained_blocks_are_shown_where_they_were_recorded(run, tmp_path):
     path = retaining(tmp_path / "retained")
 
     code, out, err = run("flame", "--format", "folded", path)
@@ -730,7 +730,7 @@ UNCOUNTED = COMPLETE._replace(native_kept=None, native_alloc_calls=None, native_
         ([COMPLETE, growth(7, MAIN)], [UNCOUNTED], ["--retained"], "Memory kept by"),
     ],
 )
-def test_what_is_shown_by_default_is_what_all_recordings_have(run, tmp_path, first, second, options, view):
+def test_the_default_metric_is_one_that_all_recordings_have(run, tmp_path, first, second, options, view):
     paths = [recording(tmp_path / name, facts, WITH_STACKS) for name, facts in (("a", first), ("b", second))]
 
     _, out, _ = run("report", "--stacks", *options, *paths)

@@ -1,4 +1,4 @@
-"""--ptrace-mode: its names, the former one, and what it cannot be combined with."""
+"""--ptrace-mode: its names, the former one, and the backends it cannot be combined with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs that read recordings, report and export: what they print, where they write, and what they escape."""
+"""The verbs that read recordings, report and export: their output, files and escapes."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_only_requests_that_are_asked_for_are_exported(run, path, options, nths)
         ("o.csv", ["--format", "tsv"], "native_kept\t"),
     ],
 )
-def test_the_format_of_an_export_is_what_is_asked_for_or_what_the_name_says(run, path, tmp_path, name, options, begins):
+def test_the_format_of_an_export_follows_the_option_or_the_file_name(run, path, tmp_path, name, options, begins):
     code, out, _ = run("export", "-o", tmp_path / name, *options, path)
 
     assert (code, out) == (0, "")
@@ -183,14 +183,14 @@ def test_an_export_never_writes_through_a_link(run, path, tmp_path):
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_an_export_to_nowhere_is_a_mistake_of_usage(run, path, tmp_path):
+def test_an_export_into_a_missing_folder_is_a_usage_error(run, path, tmp_path):
     code, _, err = run("export", "-o", tmp_path / "no" / "o.csv", path)
 
     assert code == 2
     assert "No such file or directory" in err
 
 
-def test_an_export_of_what_is_no_recording_leaves_no_file(run, tmp_path):
+def test_an_export_of_a_file_that_is_not_a_recording_leaves_no_file(run, tmp_path):
     run("export", "-o", tmp_path / "o.csv", tmp_path / "gone")
 
     assert not (tmp_path / "o.csv").exists()
@@ -244,7 +244,7 @@ def piped(file: Path, verb: list[str], read_lines: int) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("verb", READERS)
-def test_a_reader_that_has_had_enough_is_no_error(tmp_path, verb):
+def test_a_reader_that_stops_reading_is_not_an_error(tmp_path, verb):
     file = recording(tmp_path / "many", [request(script=f"/{n}.php") for n in range(2003)])
 
     code, said = piped(file, verb, 1)
@@ -255,7 +255,7 @@ def test_a_reader_that_has_had_enough_is_no_error(tmp_path, verb):
 
 
 @pytest.mark.parametrize("verb", READERS[1:])
-def test_a_reader_that_wanted_nothing_is_no_error(path, verb):
+def test_a_reader_that_reads_nothing_is_not_an_error(path, verb):
     code, said = piped(path, verb, 0)
 
     assert "incomplete:" not in said

@@ -15,7 +15,7 @@ WORKER = Worker(77, 7919, "www", "8.2.36", None, None, None)
 
 
 def workers_of(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, int]:
-    """How many requests the report shows of each worker."""
+    """Number of requests that the report shows of each worker."""
     with pytest.raises(SystemExit) as ended:
         main(["report", "--group-by", "worker", "--sort", "key", "--format", "tsv", *map(str, paths)])
     assert ended.value.code == 0

@@ -1,4 +1,4 @@
-"""One recording: what is written comes back. Its file is the affair of test_recording_file.py."""
+"""One recording: facts that are written come back. test_recording_file.py tests the file."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_numbers_of_64_bits_come_back(path, number):
 
 
 @pytest.mark.parametrize("field", ["map_bytes", "unmap_bytes"])
-def test_what_a_hostile_worker_unmaps_over_and_over_can_be_recorded(path, field):
+def test_memory_that_a_hostile_worker_unmaps_over_and_over_can_be_recorded(path, field):
     decoder = RequestDecoder("h", 0, keep_query=False, calls=True)
 
     recording(path, [decoder.request(record(**{field: -(1 << 63)}), None), COMPLETE])
@@ -117,7 +117,7 @@ def test_workers_and_losses_come_back(path):
         assert (file.workers(), file.losses()) == ([WORKER, other], losses)
 
 
-def test_what_was_freed_of_a_request_later_comes_back_with_it(path):
+def test_bytes_freed_of_a_request_later_come_back_with_it(path):
     other = request(nth=4, started_ns=17)
     of_both = [Release(COMPLETE.pid, COMPLETE.started_ns, 600, 3), Release(COMPLETE.pid, 17, 70, 1),
                Release(COMPLETE.pid, COMPLETE.started_ns, 8, 1), Release(99, 17, 1_000, 1)]  # fmt: skip
@@ -230,7 +230,7 @@ def test_a_recording_that_came_to_its_end_says_so(path):
         assert file.ended
 
 
-def test_why_something_was_lost_may_hold_bytes_that_are_no_text(path):
+def test_the_reason_of_a_loss_may_hold_bytes_that_are_not_text(path):
     recording(path, [Loss(1, 7, "php \udcff")])
 
     with Reader(str(path)) as file:

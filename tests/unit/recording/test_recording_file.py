@@ -1,4 +1,4 @@
-"""A recording's file: who may read it, what it never overwrites, and what is left after a kill or on a full disk."""
+"""A recording's file: its rights, the files it never overwrites, and its content after a kill or on a full disk."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_link_that_leads_nowhere_is_not_followed_either(path):
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
-def test_a_journal_somebody_planted_is_not_taken_for_ours(path, suffix):
+def test_a_journal_that_another_user_planted_is_not_used(path, suffix):
     planted = path.with_name(path.name + suffix)
     planted.write_bytes(b"\x37\x7f\x06\x82" + bytes(4096))
 
@@ -107,7 +107,7 @@ def test_a_journal_somebody_planted_is_not_taken_for_ours(path, suffix):
 
 @pytest.mark.parametrize(("name", "why"), [("no/such/r.phptrace", "there is no directory"), ("sub", "is a directory")])
 @pytest.mark.parametrize("force", [False, True])
-def test_a_place_where_no_file_can_be_is_a_mistake_of_usage(tmp_path, name, why, force):
+def test_a_path_where_no_file_can_be_is_a_usage_error(tmp_path, name, why, force):
     (tmp_path / "sub").mkdir()
 
     with pytest.raises(UsageError, match=why):
@@ -125,7 +125,7 @@ def test_under_sudo_the_recording_belongs_to_the_user(path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["", "-1", "root", "0x10"])
-def test_a_sudo_user_that_is_no_number_is_ignored(path, monkeypatch, value):
+def test_a_sudo_user_that_is_not_a_number_is_ignored(path, monkeypatch, value):
     monkeypatch.setenv("SUDO_UID", value)
     monkeypatch.setenv("SUDO_GID", value)
 
@@ -134,7 +134,7 @@ def test_a_sudo_user_that_is_no_number_is_ignored(path, monkeypatch, value):
     assert path.stat().st_uid == os.geteuid()
 
 
-def test_a_file_that_cannot_be_removed_is_a_mistake_of_usage():
+def test_a_file_that_cannot_be_removed_is_a_usage_error():
     with pytest.raises(UsageError):
         Writer("/proc/version", {}, force=True)
 
@@ -179,7 +179,7 @@ def test_a_reader_in_the_middle_of_it_does_not_keep_the_writer_from_ending(path)
     assert len(read(path)) == 8
 
 
-def test_what_was_added_before_an_error_is_kept(path):
+def test_facts_added_before_an_error_are_kept(path):
     def fails_half_way() -> None:
         with Writer(str(path), {}) as file:
             file.add([COMPLETE])
@@ -228,7 +228,7 @@ def test_many_requests_are_written_without_being_asked_to(path):
         assert (before, len(read(path))) == ([], 1000)
 
 
-def test_a_full_disk_at_the_very_end_is_told_too(path):
+def test_a_full_disk_at_the_very_end_is_reported_too(path):
     ended = in_subprocess(
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "w = Writer(path, {})\n"
@@ -260,7 +260,7 @@ def test_a_copy_of_a_recording_that_was_still_growing_can_be_read_where_nothing_
     assert code == 0
 
 
-def test_a_full_disk_is_told_and_what_was_flushed_before_can_be_read(path):
+def test_a_full_disk_is_reported_and_facts_flushed_before_can_be_read(path):
     ended = in_subprocess(
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))\n"
@@ -284,7 +284,7 @@ def test_a_full_disk_is_told_and_what_was_flushed_before_can_be_read(path):
     assert set(found) == {COMPLETE}
 
 
-def test_what_is_no_file_is_not_overwritten_even_when_forced(tmp_path):
+def test_a_directory_or_device_is_not_overwritten_even_when_forced(tmp_path):
     os.mkfifo(tmp_path / "fifo")
 
     with pytest.raises(UsageError, match="is not a file"):

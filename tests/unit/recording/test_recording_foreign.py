@@ -1,4 +1,4 @@
-"""Recordings from strangers: damaged, cut short, of another schema, or made to deceive.
+"""Untrusted recordings: damaged, cut short, of another schema, or made to deceive.
 
 A Reader raises RecordingError or gives what is there; never another exception.
 """
@@ -74,7 +74,7 @@ def test_a_directory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PTRC", b"SQLite format 3\0", b"SQLite format 3\0" + bytes(84), bytes(4096)])
-def test_what_is_no_recording_is_refused(path, content):
+def test_a_file_that_is_not_a_recording_is_refused(path, content):
     path.write_bytes(content)
 
     refused(path, "it is not a phptrace recording|it is empty")
@@ -107,7 +107,7 @@ def test_a_newer_schema_is_refused_with_what_to_do(path):
         "DROP VIEW request",
     ],
 )
-def test_tables_that_are_not_ours_to_the_letter_are_refused(path, statement):
+def test_tables_that_differ_from_the_schema_are_refused(path, statement):
     altered(recording(path, [COMPLETE]), statement)
 
     refused(path, f"its tables are not those of schema {SCHEMA}")
@@ -122,7 +122,7 @@ def test_a_view_in_place_of_a_table_is_refused(path):
 
 
 def cut_short(path: Path, whole: bytes, length: int) -> None:
-    """Reads so much of it: RecordingError, or all that was in it, where the cut was in an index."""
+    """Read so much of it: RecordingError, or all that was in it, where the cut was in an index."""
     path.write_bytes(whole[:length])
     try:
         with Reader(str(path)) as found:
@@ -181,7 +181,7 @@ def test_a_request_that_names_a_part_that_is_not_there_is_refused(path, statemen
 
 
 @pytest.mark.parametrize("value", ["", "{", "nonsense", '"unfinished', "\x1b"])
-def test_meta_data_that_is_no_json_is_refused(path, value):
+def test_meta_data_that_is_not_json_is_refused(path, value):
     altered(recording(path), "INSERT INTO meta VALUES ('x', ?)", values=(value,))
 
     refused(path, "is damaged or cut short")
@@ -232,7 +232,7 @@ def test_a_name_that_no_file_can_have_is_refused():
 
 @pytest.fixture
 def without_rights():
-    """Root may read everything: then the test goes on as another, who may not."""
+    """Go on as a user without rights if the test runs as root, who may read everything."""
     if os.geteuid() == 0:
         os.seteuid(65534)
     yield

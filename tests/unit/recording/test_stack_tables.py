@@ -1,4 +1,4 @@
-"""Growth by call stack in a recording: what is written comes back, and what no Writer wrote is refused."""
+"""Growth by call stack in a recording: it comes back as it was written, and tables that no Writer wrote are refused."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_growth_that_comes_last_of_all_is_written(path):
         [COMPLETE, request(nth=5), growth(101, MAIN)],
     ],
 )
-def test_growth_that_does_not_follow_its_request_is_a_mistake(path, facts):
+def test_growth_that_does_not_follow_its_request_is_an_error(path, facts):
     with Writer(str(path), {}) as file, pytest.raises(ValueError, match="does not follow its request"):
         file.add(facts)
 
@@ -186,7 +186,7 @@ def test_a_recursion_is_a_stack_of_its_own_at_each_depth(path):
     assert [len(stack) for stack, _, _ in read(path)[0]] == [1, 2, 3]
 
 
-def test_stacks_that_there_is_no_room_for_are_lost_and_counted(path, monkeypatch):
+def test_stacks_without_room_are_lost_and_counted(path, monkeypatch):
     monkeypatch.setattr(stack_tables, "_MOST", 3)
     frames = [FIND._replace(line=line) for line in range(7)]
 
@@ -200,7 +200,7 @@ def test_stacks_that_there_is_no_room_for_are_lost_and_counted(path, monkeypatch
     assert (loss.lost, loss.why.split(":")[0]) == (4, "call stacks")
 
 
-def test_frames_of_stacks_that_there_is_no_room_for_are_not_kept(path, monkeypatch):
+def test_frames_of_stacks_without_room_are_not_kept(path, monkeypatch):
     monkeypatch.setattr(stack_tables, "_MOST", 3)
     frames = [FIND._replace(name=f"f{number}") for number in range(101)]
 
@@ -232,7 +232,7 @@ def test_stacks_that_are_read_are_kept_together_up_to_a_limit(path, monkeypatch,
 
 @pytest.fixture
 def forgetful(monkeypatch) -> None:
-    """A writer knows next to nothing by heart."""
+    """Make writers that cache next to nothing."""
     for name in ("_MOST_STACK_NUMBERS", "_MOST_FRAME_NUMBERS", "_MOST_STACKED"):
         monkeypatch.setattr(stack_tables, name, 2)
 
@@ -241,7 +241,7 @@ MANY = [(MAIN, FIND._replace(name=f"f{number}"), QUERY) for number in range(101)
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_stacks_that_a_writer_does_not_know_by_heart_are_found_again(path):
+def test_stacks_that_a_writer_has_forgotten_are_found_again(path):
     recording(path, [COMPLETE, *(growth(size, *stack) for stack in MANY for size in (2, 3)),
                      *(growth(5, *stack) for stack in reversed(MANY))])  # fmt: skip
 
@@ -253,7 +253,7 @@ def test_stacks_that_a_writer_does_not_know_by_heart_are_found_again(path):
 @pytest.mark.usefixtures("forgetful")
 @PROPERTY
 @given(stacks=st.lists(st.lists(FRAMES, min_size=1, max_size=5), min_size=1, max_size=23))
-def test_frames_of_any_bytes_are_found_again_and_told_apart(path, stacks):
+def test_frames_of_any_bytes_are_found_again_and_distinguished(path, stacks):
     with Writer(str(path), {}, force=True) as file:
         file.add([COMPLETE, *(growth(101, *stack) for stack in [*stacks, *stacks])])
 
@@ -263,7 +263,7 @@ def test_frames_of_any_bytes_are_found_again_and_told_apart(path, stacks):
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_stacks_that_there_is_no_room_for_are_as_many_however_little_a_writer_knows_by_heart(path, monkeypatch):
+def test_stacks_without_room_are_as_many_however_little_a_writer_caches(path, monkeypatch):
     monkeypatch.setattr(stack_tables, "_MOST", 23)
 
     recording(path, [COMPLETE, *(growth(7, *stack) for stack in [*MANY, *MANY])])
@@ -311,7 +311,7 @@ def test_a_writer_needs_no_more_memory_for_more_stacks(path, monkeypatch):
     assert many < 1.2 * few
 
 
-def test_stacks_that_there_is_no_room_for_are_told_once(path, monkeypatch):
+def test_stacks_without_room_are_reported_once(path, monkeypatch):
     monkeypatch.setattr(stack_tables, "_MOST", 1)
     with Writer(str(path), {}) as file:
         for size in (2, 3, 5):
@@ -442,7 +442,7 @@ def test_a_disk_that_is_full_in_the_midst_of_many_requests_has_no_growth_without
     assert {len(grown) for grown in found} == {1}
 
 
-def test_what_a_full_disk_refused_is_there_once_when_there_is_room_again(path):
+def test_rows_that_a_full_disk_refused_are_there_once_when_there_is_room_again(path):
     ended = in_subprocess(
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "_, most = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
@@ -471,7 +471,7 @@ def kept_by(nth: int, size: int, *stack: Frame) -> Retained:
     return Retained(COMPLETE.pid, nth, stack, size, 1)
 
 
-def test_what_was_retained_is_its_requests_however_much_later_it_comes(path):
+def test_a_retained_block_belongs_to_its_request_however_much_later_it_comes(path):
     with Writer(str(path), WITH_STACKS) as file:
         file.add([request(nth=3), request(nth=5), growth(2, MAIN, of=request(nth=5)), kept_by(3, 101, MAIN)])
         file.flush()
@@ -481,13 +481,13 @@ def test_what_was_retained_is_its_requests_however_much_later_it_comes(path):
     assert read(path) == [[], [((MAIN,), 2, 1)], []]
 
 
-def test_what_was_retained_by_a_request_that_was_not_kept_is_not_recorded(path):
+def test_a_retained_block_of_a_request_that_was_not_kept_is_not_recorded(path):
     recording(path, [request(nth=3), kept_by(2, 101, MAIN), kept_by(3, 103, MAIN)], WITH_STACKS)
 
     assert read(path, Metric.RETAINED) == [[((MAIN,), 103, 1)]]
 
 
-def test_what_was_retained_by_a_request_that_was_not_counted_is_not_recorded(path):
+def test_a_retained_block_of_a_request_that_was_not_counted_is_not_recorded(path):
     recording(path, [request(nth=3, native_alloc_calls=None), kept_by(3, 103, MAIN)], WITH_STACKS)
 
     assert read(path, Metric.RETAINED) == [[]]

@@ -33,7 +33,7 @@ def test_a_balance_of_which_nothing_is_known_is_its_reason():
     assert balance_text.line(found) == "growth of the workers: not known (no worker was looked at)"
 
 
-def test_the_warning_names_what_is_not_explained_and_what_malloc_keeps_free():
+def test_the_warning_names_unexplained_bytes_and_bytes_that_malloc_keeps_free():
     found = Balance(1, 1, 9, 9, workers_grew=20 << 20, unexplained=18 << 20, malloc_free=5 << 20)
 
     assert balance_text.warning(found) == (

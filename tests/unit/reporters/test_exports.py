@@ -1,4 +1,4 @@
-"""Requests one by one, as NDJSON, CSV, TSV and lines: columns, and the escaping of what strangers sent."""
+"""Requests one by one, as NDJSON, CSV, TSV and lines: columns, and the escaping of untrusted text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVIL = "\x1b[2J\x07\x9b31m\u202e\udcff\n\t\0"
 ANY_TEXT = st.text(st.characters(), max_size=20)
 
 
-def test_ndjson_has_the_public_columns_and_what_follows_from_them():
+def test_ndjson_has_the_public_columns_and_those_derived_from_them():
     out = io.StringIO()
 
     render_ndjson([COMPLETE, request(uri=None)], out)
@@ -79,7 +79,7 @@ def test_a_negative_number_is_a_number():
 
 @PROPERTY
 @given(st.lists(ANY_TEXT, min_size=2, max_size=4))
-def test_csv_of_any_text_is_a_row_of_cells_that_are_no_formulas(cells):
+def test_csv_of_any_text_is_a_row_of_cells_that_are_not_formulas(cells):
     out = io.StringIO()
 
     render_csv(["h"] * len(cells), [cells], out)
@@ -103,7 +103,7 @@ def test_tsv_of_anything_is_a_line_of_cells_without_control_characters(cells):
     assert out.getvalue().count("\n") == 2
 
 
-def test_tsv_begins_with_what_people_rank_by():
+def test_tsv_begins_with_the_columns_that_people_rank_by():
     out = io.StringIO()
 
     render_requests_tsv([request(uri="/a\tb")], out)

@@ -48,7 +48,7 @@ process 4241 (php-fpm: pool www)
     )
 
 
-def test_two_looks_show_to_the_byte_what_grew():
+def test_two_looks_show_growth_to_the_byte():
     sizes = {32: 3001 + 1401, 48: 2003, 1040: 1009 + 1727}
     later = dataclasses.replace(
         LOOK, anon=LOOK.anon + 4096, malloc=dataclasses.replace(MALLOC, in_use=MALLOC.in_use + 1_840_912, sizes=sizes)
@@ -64,7 +64,7 @@ def test_two_looks_show_to_the_byte_what_grew():
     assert lines[-1].split() == ["32", "4,402", "138", "KiB", "+1,401", "+44,832"]
 
 
-def test_what_is_unknown_is_a_dash_and_has_its_reason():
+def test_an_unknown_figure_is_a_dash_and_has_its_reason():
     found = text(dataclasses.replace(LOOK, malloc=None, lacking={"malloc": "its malloc is jemalloc, not glibc's"}))
 
     assert [line.split()[-1] for line in found.splitlines() if "malloc: in use" in line] == ["-"]
@@ -125,7 +125,7 @@ def test_the_json_document_of_two_looks_has_the_changes():
     ]
 
 
-def test_what_is_unknown_is_null_in_json_and_text_that_is_not_utf_8_is_replaced():
+def test_an_unknown_figure_is_null_in_json_and_text_that_is_not_utf_8_is_replaced():
     look = dataclasses.replace(LOOK, zend=None, title=HOSTILE, lacking={"Zend": HOSTILE})
     out = io.StringIO()
     render_json([document(look, figures(look), [], elapsed_s=None)], [(7, HOSTILE)], out)

@@ -104,7 +104,7 @@ def test_in_a_pipe_long_keys_are_cut_from_the_left_to_fit_100_characters():
 SMALL_VALUES = tuple(getattr(SMALL, name) for name in Group.__slots__[1:])
 
 
-def test_what_was_not_measured_is_a_dash():
+def test_a_figure_that_was_not_measured_is_a_dash():
     row = next(line for line in shown([NONE], io.StringIO()).splitlines() if line.startswith("(none)"))
 
     assert row.split() == ["(none)", "1", "-", "-", "-", "-", "-", "-"]
@@ -130,7 +130,7 @@ def test_a_key_is_shown_without_anything_that_acts_on_a_terminal(terminal):
     assert not set(text) & set("\x1b\x07\x9b\u202e\udcff\t\0")
 
 
-def test_the_summary_says_what_was_seen_and_what_was_not():
+def test_the_summary_counts_seen_incomplete_and_lost_requests():
     tally = Tally()
     tally.add_all([
         COMPLETE, request(anon_after=None, native_kept=None, ending="killed:KILL"),

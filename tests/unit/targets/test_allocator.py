@@ -1,4 +1,4 @@
-"""Where malloc and its like can be probed: the code of four glibc versions, and forms that are not known."""
+"""Probe sites of malloc and its like: the code of four glibc versions, and unknown forms."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_function_may_begin_with_endbr64():
     ],
     ids=["rsi", "rdi", "lea", "edi", "call", "ret", "unknown"],
 )
-def test_behind_an_instruction_that_changes_an_argument_or_is_not_known_the_entry_is_taken(code):
+def test_the_entry_is_the_site_behind_an_instruction_that_changes_an_argument_or_is_not_known(code):
     assert argument_site(bytes.fromhex(code)) == Site(0, False)
 
 
@@ -139,15 +139,15 @@ def test_the_return_of_every_function_that_allocates_can_be_probed_by_way_of_its
         assert returns_from(ENDBR64 + bytes.fromhex(code), at + 4)
 
 
-def test_behind_room_made_on_the_stack_a_return_cannot_be_probed():
+def test_a_return_cannot_be_probed_behind_room_made_on_the_stack():
     code, offset = FREE["2.31"]  # sub $0x18,%rsp comes first
 
     assert not returns_from(bytes.fromhex(code), offset)
 
 
-def test_behind_an_unknown_instruction_a_return_cannot_be_probed():
+def test_a_return_cannot_be_probed_behind_an_unknown_instruction():
     assert not returns_from(bytes.fromhex("0fa2") + bytes.fromhex(MALLOC["2.36"][0]), 2)
 
 
-def test_within_an_instruction_a_return_cannot_be_probed():
+def test_a_return_cannot_be_probed_within_an_instruction():
     assert not returns_from(bytes.fromhex(MALLOC["2.31"][0]), 3)

@@ -74,7 +74,7 @@ def test_a_members_offset_is_found_through_all_that_lies_between(structure, memb
 
 
 @pytest.mark.parametrize(("structure", "size"), [("percpu_counter", 40), ("mm_struct", 1024), ("no_struct", None)])
-def test_the_size_of_a_structure_is_told(structure, size):
+def test_the_size_of_a_structure_is_found(structure, size):
     assert Btf(BLOB, WANTED).size(structure) == size
 
 
@@ -92,7 +92,7 @@ def test_the_structure_that_a_member_is_made_of_is_named(structure, member, elem
     assert Btf(BLOB, WANTED).element(structure, member) == element
 
 
-def test_of_two_structures_of_a_name_the_first_counts():
+def test_the_first_of_two_structures_of_a_name_counts():
     types = btfs.Types()
     u64 = types.integer("u64", 8)
     types.structure("mm_struct", 8, ("brk", u64, 64))
@@ -107,7 +107,7 @@ def test_types_and_names_may_lie_anywhere_behind_the_header():
     assert found.offset("task_struct", "se.sum_exec_runtime") == 128 + 3
 
 
-def test_an_empty_structure_is_not_the_one_that_is_meant():
+def test_an_empty_structure_of_the_name_is_skipped():
     types = btfs.Types()
     types.structure("mm_struct", 0)
     types.structure("mm_struct", 8, ("brk", types.integer("u64", 8), 64))

@@ -1,4 +1,4 @@
-"""One ELF file: what is found in it. What broken ones do is in test_elf_foreign.py."""
+"""One ELF file and its contents. test_elf_foreign.py has the broken ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLES = pytest.mark.parametrize("hash_style", ["gnu", "sysv", None])
 
 @pytest.fixture
 def opened(tmp_path):
-    """Opens an ELF file of that content."""
+    """Open an ELF file of that content."""
     images = []
 
     def open_it(content: bytes) -> Elf:
@@ -76,7 +76,7 @@ def test_a_static_build_has_no_symbols_at_all(opened):
 
 
 @pytest.mark.parametrize(("machine", "name"), [(62, "x64"), (183, "AArch64"), (3, "x86")])
-def test_the_machine_is_told_by_a_short_name(opened, machine, name):
+def test_the_machine_has_a_short_name(opened, machine, name):
     assert opened(elf(machine=machine)).machine == name
 
 
@@ -131,7 +131,7 @@ def test_no_more_than_64_kib_of_code_are_read(opened):
     assert len(found.code(DATA, 1 << 30)) == 1 << 16
 
 
-def test_there_is_no_code_outside_the_segments(opened):
+def test_code_outside_the_segments_is_empty(opened):
     assert opened(elf()).code(TEXT - 1, 16) == b""
 
 
@@ -156,7 +156,7 @@ def test_a_usdt_site_moves_with_its_base_when_the_file_was_prelinked(opened):
     assert opened(elf(notes=notes, base=0x705000)).usdt_sites("php", "request__shutdown") == [0x701123]
 
 
-def test_a_note_of_another_kind_is_no_usdt_probe(opened):
+def test_a_note_of_another_kind_is_not_a_usdt_probe(opened):
     description = Note("php", "request__shutdown", 0x700123).packed()[20:]
 
     assert opened(elf(notes=note(4, b"stapsdt\0", description))).usdt_sites("php", "request__shutdown") == []
@@ -222,7 +222,7 @@ def test_an_image_is_shown_by_what_a_link_names(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\x02\x01\x01" + bytes(56)])
-def test_what_is_no_elf_file_is_unsupported(opened, content, tmp_path):
+def test_a_file_that_is_not_elf_is_unsupported(opened, content, tmp_path):
     with pytest.raises(UnsupportedError, match=rf"cannot parse {tmp_path}.* as an ELF file"):
         opened(content)
 

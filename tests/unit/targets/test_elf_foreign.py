@@ -1,4 +1,4 @@
-"""ELF files that lie about themselves: phptrace reads strangers' files as root.
+"""ELF files that lie about themselves: phptrace reads files of other users as root.
 
 Whatever they hold, asking them anything gives an answer or an UnsupportedError, and soon.
 """
@@ -36,7 +36,7 @@ def sound(hash_style: str | None = "gnu") -> bytearray:
 
 
 def section(blob: bytearray, number: int, field: int) -> int:
-    """Where in the file that field of that section's header is."""
+    """Offset in the file of that field of that section's header."""
     return int(struct.unpack_from("<Q", blob, E_SHOFF)[0]) + number * SH_BYTES + field
 
 

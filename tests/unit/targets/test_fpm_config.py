@@ -47,7 +47,7 @@ def test_a_section_or_an_include_in_a_comment_does_not_count(tmp_path):
     assert fpm_pools(master_of(path)) == {"four"}
 
 
-def test_a_name_keeps_what_is_not_utf8_out(tmp_path):
+def test_a_name_leaves_bytes_that_are_not_utf8_out(tmp_path):
     path = tmp_path / "php-fpm.conf"
     path.write_bytes(b"[\xff]\n[www]\n")
 
@@ -92,7 +92,7 @@ def test_a_configuration_is_read_only_so_far():
     assert fpm_pools(master_of("/dev/zero")) == set()
 
 
-def test_what_is_no_file_is_not_even_opened(tmp_path):
+def test_a_path_that_is_not_a_file_is_not_even_opened(tmp_path):
     os.mkfifo(tmp_path / "php-fpm.conf")
     libc = ctypes.CDLL(None)
     watch = libc.inotify_init1(os.O_NONBLOCK)

@@ -67,7 +67,7 @@ def test_code_that_names_no_table_has_none(code):
 
 @PROPERTY
 @given(st.binary(max_size=512))
-def test_in_any_code_a_table_is_in_the_kernels_half_or_there_is_none(code):
+def test_a_table_of_any_code_is_in_the_kernels_half_or_there_is_none(code):
     found = percpu_table_from_text(code)
 
     assert found is None or 0xFFFF_FFFF_8000_0000 <= found <= 0xFFFF_FFFF_FFFF_FFFF

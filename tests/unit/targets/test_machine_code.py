@@ -174,7 +174,7 @@ def test_every_conditional_jump_is_found_with_a_short_and_a_long_displacement(co
 
 
 @pytest.mark.parametrize("other", ["6f01", "eb01", "80c001", "0f7f00000000", "0f90c0000000", "73", "0f8310"])
-def test_what_is_no_conditional_jump_or_is_cut_off_is_not_taken_for_one(other):
+def test_bytes_that_are_not_a_whole_conditional_jump_are_not_taken_for_one(other):
     assert behind_syscall(bytes.fromhex("b80b000000 0f05 483d01f0ffff" + other), 11) is None
 
 
@@ -190,7 +190,7 @@ def test_what_is_no_conditional_jump_or_is_cut_off_is_not_taken_for_one(other):
         "483d01f0ffff" * 3,
     ],
 )
-def test_what_leaves_the_result_and_the_arguments_alone_is_stepped_over(between):
+def test_an_instruction_that_leaves_the_result_and_the_arguments_alone_is_stepped_over(between):
     code = bytes.fromhex("b80b000000 0f05" + between)
 
     assert behind_syscall(code + b"\x73\x01", 11) == len(code)
@@ -220,7 +220,7 @@ def test_a_load_of_rdx_is_stepped_over_in_brk_alone_which_has_no_third_argument(
         "483d01f0ffff" * 4,  # more than any wrapper has
     ],
 )
-def test_what_stands_between_a_system_call_and_its_jump_has_to_be_known(between):
+def test_an_unknown_instruction_between_a_system_call_and_its_jump_is_refused(between):
     tail = "c3" if not between else "7301"
 
     assert behind_syscall(bytes.fromhex("b80b000000 0f05" + between + tail), 11) is None
@@ -253,7 +253,7 @@ CODE = st.lists(st.one_of(PIECES, st.binary(max_size=4)), max_size=24).map(b"".j
 @PROPERTY
 @given(CODE)
 @example(MUNMAP)
-def test_whatever_is_found_behind_a_system_call_is_a_conditional_jump(code):
+def test_a_site_behind_a_system_call_is_always_a_conditional_jump(code):
     found = behind_syscall(code, 11)
 
     if found is not None:

@@ -1,4 +1,4 @@
-"""Heaps of glibc's malloc, made by hand: what is counted, and what is refused."""
+"""Heaps of glibc's malloc, made by hand: the counts of chunks, and heaps that are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_one_size_is_one_class_whatever_is_before_its_chunks(heap):
     assert (found.sizes, found.free_bytes) == ({0x290: 1, 48: 3}, 128)
 
 
-def test_what_the_thread_cache_keeps_is_free(heap):
+def test_chunks_in_the_thread_cache_are_free(heap):
     heap.chunks([TCACHE, *[(48, USED)] * 11, *[(1040, USED)] * 7])
     heap.tcache(heap.base, {48: 3, 1040: 7})
     heap.arena()
@@ -115,7 +115,7 @@ def test_without_a_thread_cache_the_figure_is_an_interval(heap):
 
 
 @pytest.mark.parametrize("mangled", [True, False])
-def test_what_fastbins_keep_is_free(heap, mangled):
+def test_chunks_in_fastbins_are_free(heap, mangled):
     places = heap.chunks([TCACHE, *[(32, USED)] * 5, *[(64, USED)] * 5])
     heap.tcache(heap.base, {})
     listed = [places[number] for number in (3, 1, 4)]
@@ -188,7 +188,7 @@ def test_a_heap_larger_than_a_piece_is_walked_over_its_border(heap):
     assert heap.look().sizes == {0x290: 1, 48: count}
 
 
-def test_memory_of_others_behind_top_is_not_malloc_s(heap):
+def test_memory_of_other_code_behind_top_is_not_malloc_s(heap):
     heap.chunks([TCACHE, (48, USED)], top=PAGE_OF_TOP)
     heap.tcache(heap.base, {})
     heap.arena()
@@ -219,7 +219,7 @@ PAGE_OF_TOP = 4096 - 0x290 - 48
         pytest.param(lambda heap, _: heap.word(heap.top + 8, 48 | 1), Reason.MALFORMED, id="top too short"),
     ],
 )
-def test_a_heap_that_is_none_is_refused(heap, spoil, reason):
+def test_memory_that_is_not_a_heap_is_refused(heap, spoil, reason):
     places = heap.chunks([TCACHE, *[(48, USED)] * 20])
     heap.tcache(heap.base, {})
     spoil(heap, places[7])
@@ -230,7 +230,7 @@ def test_a_heap_that_is_none_is_refused(heap, spoil, reason):
     assert refused.value.reason is reason
 
 
-def test_a_heap_in_which_others_have_memory_is_refused(heap):
+def test_a_heap_with_memory_of_other_code_is_refused(heap):
     heap.chunks([TCACHE])
     heap.tcache(heap.base, {})
     heap.arena(system_mem=HEAP_BYTES + 4096)

@@ -1,4 +1,4 @@
-"""One PHP binary: what is found in it, what it lacks, and why some are refused."""
+"""One PHP binary: its contents, the measurements it lacks, and the reasons why some are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FUNCTIONS_AT = 0x60  # behind what the file runs; 16 bytes each, in the order of
 
 @pytest.fixture
 def image(tmp_path):
-    """Opens a file of that content."""
+    """Open a file of that content."""
     opened = []
 
     def open_it(content: bytes) -> Image:
@@ -95,7 +95,7 @@ def test_a_request_ends_at_the_usdt_probes_nop(inspected):
     assert (hooks.end.address, hooks.end_is_return, hooks.end.emulated) == (at, False, True)
 
 
-def test_a_usdt_probe_that_is_no_nop_is_not_used(inspected):
+def test_a_usdt_probe_that_is_not_a_nop_is_not_used(inspected):
     notes = Note("php", "request__shutdown", TEXT + FUNCTIONS_AT).packed()
 
     assert inspected(notes=notes).hooks.end_is_return

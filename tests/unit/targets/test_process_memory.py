@@ -1,4 +1,4 @@
-"""Reading another process's memory: which mappings matter, and what happens when the process goes."""
+"""Reading another process's memory: the mappings that matter, and the end of the process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refusal(reader: object, *arguments: object) -> Reason:
     return refused.value.reason
 
 
-def test_memory_is_read_and_what_is_not_mapped_is_none(own):
+def test_memory_is_read_and_unmapped_memory_is_none(own):
     text = ctypes.create_string_buffer(b"forty-two")
     at = ctypes.addressof(text)
 

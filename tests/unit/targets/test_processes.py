@@ -67,7 +67,7 @@ def test_the_title_is_the_arguments_with_blanks_between():
     assert title == "php-fpm: pool  a -"
 
 
-def test_a_title_that_is_not_utf8_can_be_had_back(tmp_path):
+def test_a_title_that_is_not_utf8_is_recoverable(tmp_path):
     path = executable(tmp_path / "php-fpm", php_elf())
 
     with running(path, os.fsdecode(b"php-fpm: pool \xff\xfe")) as found:
@@ -135,7 +135,7 @@ def test_the_children_of_a_master_are_those_that_run_what_it_runs(tmp_path):
     assert {child.parent_pid for child in found} == {master.pid}
 
 
-def test_what_a_process_started_of_another_program_is_no_child(waiting):
+def test_a_child_that_runs_another_program_is_not_a_child_of_the_master(waiting):
     assert waiting.pid not in [child.pid for child in processes.children(seen(os.getpid()))]
 
 
@@ -224,7 +224,7 @@ def test_the_sapi_behind_a_wild_pointer_is_unknown(tmp_path):
         image.close()
 
 
-def test_a_process_of_the_system_is_no_php(waiting):
+def test_a_process_of_the_system_is_not_php(waiting):
     image = processes.open_executable(waiting.pid)
 
     assert not php_binary.is_php(image)
@@ -243,7 +243,7 @@ sys.stdin.read()
 """
 
 
-def test_a_process_with_a_seccomp_filter_is_told_from_one_without():
+def test_a_process_with_a_seccomp_filter_is_distinguished_from_one_without():
     with subprocess.Popen(
         [sys.executable, "-c", FILTERED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:  # fmt: skip

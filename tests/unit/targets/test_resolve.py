@@ -85,7 +85,7 @@ def test_a_worker_that_still_has_its_masters_title_is_a_worker(php):
             assert (master.pid in masters, worker.pid in masters) == (True, False)
 
 
-def test_the_pid_of_a_php_that_is_no_fpm_means_that_process(tmp_path):
+def test_the_pid_of_a_php_that_is_not_fpm_means_that_process(tmp_path):
     path = executable(tmp_path / "php", php_elf(data=php_data(sapi="cli")))
 
     with running(path, "php script.php") as process, found([str(process.pid)]) as [target]:
@@ -161,7 +161,7 @@ def test_a_worker_that_was_named_before_its_master_is_not_taken_twice(php, maste
             assert [target.workers for target in merged] == [(elsewhere,), all_of_them.workers]
 
 
-def test_a_pool_that_nobody_has_is_no_target_and_those_there_are_named(master):
+def test_an_unknown_pool_is_refused_with_the_names_of_the_pools(master):
     with (
         pytest.raises(
             NoTargetError,
@@ -173,7 +173,7 @@ def test_a_pool_that_nobody_has_is_no_target_and_those_there_are_named(master):
 
 
 @pytest.mark.parametrize("name", ["apache2", "", "php-fpm8.2", "-1", "1.5", "PHP-FPM", " 1"])
-def test_a_name_that_is_unknown_is_no_target_and_those_known_are_named(name):
+def test_an_unknown_name_is_refused_with_the_known_forms(name):
     with pytest.raises(NoTargetError, match="names no target. Write php-fpm"):
         targets([name])
 
@@ -204,7 +204,7 @@ def test_a_php_that_cannot_be_traced_is_not_supported(tmp_path):
         targets([str(process.pid)])
 
 
-def test_a_process_that_only_has_a_masters_title_is_no_master(tmp_path, master):
+def test_a_process_that_only_has_a_masters_title_is_not_a_master(tmp_path, master):
     path = executable(tmp_path / "liar", elf())
 
     with running(path, "php-fpm: master process (x)") as liar, found(["php-fpm"]) as all_of_them:
@@ -216,17 +216,17 @@ def test_one_name_that_means_nothing_fails_all(master):
         targets([str(master.pid), "nonsense"])
 
 
-def test_digits_that_are_no_number_are_no_target():
+def test_digits_that_are_not_a_number_are_refused():
     with pytest.raises(NoTargetError):
         targets(["²"])
 
 
-def test_a_pid_of_thousands_of_digits_is_no_target():
+def test_a_pid_of_thousands_of_digits_is_refused():
     with pytest.raises((NoTargetError, TargetGoneError)):
         targets(["9" * 5000])
 
 
-def test_what_a_refusal_shows_of_a_strangers_executable_is_safe_to_print(tmp_path):
+def test_a_refusal_escapes_the_executable_of_another_user(tmp_path):
     path = executable(tmp_path / "\x1b]0;owned\x07", elf())
 
     with running(path, "anything") as process, pytest.raises(UnsupportedError) as refusal:
@@ -235,7 +235,7 @@ def test_what_a_refusal_shows_of_a_strangers_executable_is_safe_to_print(tmp_pat
     assert str(refusal.value).isprintable()
 
 
-def test_what_a_refusal_shows_of_a_strangers_pools_is_safe_to_print(tmp_path, php):
+def test_a_refusal_escapes_the_pools_of_another_user(tmp_path, php):
     (tmp_path / "fpm.conf").write_text("[\x1b]0;owned\x07]\n")
 
     with (

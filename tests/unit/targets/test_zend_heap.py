@@ -1,4 +1,4 @@
-"""Zend's chunks, made by hand: which of their pages are counted, and what is refused."""
+"""Zend's chunks, made by hand: the pages that are counted, and lists that are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_resident_pages_of_live_and_cached_chunks_and_huge_blocks_are_counted(ze
     assert (found.settled, found.hugetlb_bytes) == (True, 0)
 
 
-def test_what_is_in_no_list_is_not_counted(zend):
+def test_a_chunk_in_no_list_is_not_counted(zend):
     zend.lists([0])
     zend.touch(1, 23)
 
@@ -99,7 +99,7 @@ def test_the_main_chunk_is_found_wherever_a_build_has_it(zend, main_at, monkeypa
         pytest.param(lambda z: z.word(z.at[0] + 4096, z.at[1]), "overlap", id="huge block that is a chunk"),
     ],
 )
-def test_lists_that_are_none_are_refused(zend, spoil, why):
+def test_corrupt_lists_are_refused(zend, spoil, why):
     zend.lists([0, 1], cached=[2, 3], huge=[(4, CHUNK), (5, CHUNK)])
     spoil(zend)
 

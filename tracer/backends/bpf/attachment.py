@@ -158,7 +158,7 @@ class Attachment:
         return php
 
     def _enter(self, pid: int, role: Role, target: Target, *, titled: bool = True, replace: bool = False) -> None:
-        """Enters a process; one that the kernel has entered meanwhile stays as it is, unless `replace`."""
+        """Enter a process; one that the kernel has entered meanwhile stays as it is, unless `replace`."""
         calls = self._calls_of(target)
         entry = worker_entry(role=role, binary=self._binary_index(target), titled=int(titled), calls=calls)
         workers = self._programs.map("workers")
@@ -189,7 +189,7 @@ class Attachment:
         return index
 
     def _find_workers(self, target: Target) -> None:
-        """Enters the workers that are there now; those forked meanwhile the kernel has entered itself.
+        """Enter the workers that are there now; those forked meanwhile the kernel has entered itself.
 
         Compiling took a while: what was resolved before may be gone, and its pid another's.
         """
@@ -213,7 +213,7 @@ class Attachment:
             self._pending.append(self._table.add(worker, target))
 
     def _sample_births(self, master: int, growth_probes: GrowthProbes) -> set[int]:
-        """Samples a master and all that it forks from now on; returns the workers whose birth was seen before.
+        """Sample a master and all that it forks from now on; return the workers whose birth was seen before.
 
         A birth that is seen while sampling starts may be on either side of it: then sampling starts once more.
         """
@@ -230,7 +230,7 @@ class Attachment:
         return set(self._table.workers)
 
     def _take_births(self, master: int) -> None:
-        """Takes the births up to now, including that of a worker which is only half forked when this is called."""
+        """Take the births up to now, including that of a worker which is only half forked when this is called."""
         wait_until_idle(master)
         facts = self._read()  # which may call follow(), which adds to what is pending
         self._pending += facts
@@ -238,7 +238,7 @@ class Attachment:
     # Probes
 
     def _hook(self, target: Target) -> None:
-        """Sets the probes on the target's C library and PHP, unless they are there."""
+        """Set the probes on the target's C library and PHP, unless they are there."""
         php = target.php
         self._hook_calls(target)
         if php.image.identity in self._hooked:

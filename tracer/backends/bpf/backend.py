@@ -157,7 +157,7 @@ class BpfBackend:
         return self._programs.fd(function)
 
     def _load(self, workers_max: int) -> None:
-        """Compiles the programs, fills in the kernel's offsets, and proves them on this process."""
+        """Compile the programs, fill in the kernel's offsets, and prove them on this process."""
         cpus = self._simulated_cpus or kernel.possible_cpus()
         self._programs = self._compiled("request.bpf.c", WORKERS_MAX=workers_max, POSSIBLE_CPUS=cpus)
         self._undo.callback(self._programs.close)
@@ -231,7 +231,7 @@ class BpfBackend:
         return self._attachment.take_pending() + facts
 
     def _detach(self) -> list[Fact]:
-        """Takes the probes off and goes on reading meanwhile.
+        """Take the probes off and go on reading meanwhile.
 
         The stack probes first: otherwise growth after an unseen request end would be charged to that request.
         """
@@ -247,7 +247,7 @@ class BpfBackend:
         return facts
 
     def _closed(self, descriptors: list[int]) -> list[Fact]:
-        """Closes and removes all at once, since the kernel takes 0.1 s for each; the facts read meanwhile."""
+        """Close and remove all at once, since the kernel takes 0.1 s for each; return the facts read meanwhile."""
         closing = [threading.Thread(target=os.close, args=(fd,)) for fd in descriptors]
         descriptors.clear()
         for thread in closing:

@@ -288,14 +288,14 @@ class GrowthProbes:
 
 
 def _allow_many_files() -> None:
-    """Raises the limit on open files to what this process may have: sampling takes two descriptors a thread."""
+    """Raise the limit on open files to what this process may have: sampling takes two descriptors a thread."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager
 def _stderr_silenced() -> Iterator[None]:
-    """Hides what bcc prints straight to stderr: the verifier's log, also of an attempt that is repeated with less."""
+    """Hide what bcc prints straight to stderr: the verifier's log, also of an attempt that is repeated with less."""
     sys.stderr.flush()
     kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)

@@ -133,7 +133,7 @@ def _compare(seen: dict[str, Any]) -> None:
 
 
 def _compare_growth(maps: Callable[[str], Map]) -> None:
-    """Checks that a few pages more show as a few pages more.
+    """Check that a few pages more show as a few pages more.
 
     The absolute figure is no proof: without the per-CPU parts it is off by some 32 pages a CPU at most.
     """

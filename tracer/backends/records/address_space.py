@@ -63,7 +63,7 @@ class AddressSpace:
                 yield from self._unmap(call.to, before - call.to, owner)
 
     def _map(self, start: int, size: int, owner: _Owner) -> Iterator[tuple[Stack, int]]:
-        """Maps a range. Memory that a fixed mapping replaces was already counted; the space grows by the rest only."""
+        """Map a range. Memory that a fixed mapping replaces was already counted; the space grows by the rest only."""
         replaced = self._ranges.add(start, start + size, owner)
         for begin, end, old in replaced:
             yield _blamed(old, owner), begin - end
@@ -78,7 +78,7 @@ class AddressSpace:
             yield (GIVEN_BACK,), -left
 
     def _remap(self, start: int, size: int, to: int, to_size: int, owner: _Owner) -> Iterator[tuple[Stack, int]]:
-        """Moves a range. It stays with the stack that mapped it; the caller's stack gets the bytes it is longer by."""
+        """Move a range. It stays with the stack that mapped it; the caller's stack gets the bytes it is longer by."""
         moved = self._ranges.take(start, start + size)
         if to != start:
             for begin, end, old in self._ranges.take(to, to + min(size, to_size)):

@@ -42,7 +42,7 @@ def _text_of(pid: int) -> bytes:
 
 
 def _programs() -> int:
-    """How many BPF programs the kernel holds, by walking their ids as bpftool does."""
+    """Number of BPF programs that the kernel holds, by walking their ids as bpftool does."""
     from bcc.libbcc import lib
 
     count, last = 0, 0

@@ -1,4 +1,4 @@
-"""A difference across a release: functions are matched by name and file, wherever it is, whatever the line."""
+"""A difference across a release: functions are matched by name and file, in any folder and on any line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def released(root: str, added_lines: int = 0) -> tuple[Request, GrowthByStack]:
 
 
 def sides(root: Node) -> dict[str, tuple[int | None, int]]:
-    """Bytes before and after, by the detail: of each, of the last place it is in."""
+    """Bytes before and after, by the detail of a node; the last place counts."""
     found, pending = {}, list(root.children.values())
     for node in pending:
         found[node.detail] = node.before, node.bytes
@@ -41,7 +41,7 @@ def sides(root: Node) -> dict[str, tuple[int | None, int]]:
         (released(""), released("/srv/rel/2")),
     ],
 )
-def test_a_release_that_moved_or_has_other_lines_is_no_change(before, after):
+def test_a_release_that_moved_or_has_other_lines_is_not_a_change(before, after):
     root = difference([before], [after]).finish()
 
     assert {(node.before, node.bytes) for node in (root, *every(root).values())} <= {(108, 108), (101, 101), (7, 7)}
@@ -57,7 +57,7 @@ def test_files_and_lines_are_those_after():
     }  # fmt: skip
 
 
-def test_what_is_gone_has_the_file_and_the_line_it_had():
+def test_a_function_that_is_gone_has_the_file_and_the_line_it_had():
     gone = Frame("user", "Old::way", "/srv/rel/1/src/Old.php", 5)
     one, grown = released("/srv/rel/1")
 
@@ -66,7 +66,7 @@ def test_what_is_gone_has_the_file_and_the_line_it_had():
     assert sides(root)["Old::way /srv/rel/1/src/Old.php:5"] == (13, 0)
 
 
-def test_the_folders_that_were_taken_for_each_other_are_known():
+def test_the_folders_that_were_matched_are_reported():
     moved = difference([released("/srv/rel/1")], [released("/srv/rel/2")])
     stayed = difference([released("/srv/rel/1")], [released("/srv/rel/1", added_lines=13)])
 
@@ -135,7 +135,7 @@ def test_thousands_of_files_of_one_name_are_compared_in_no_time():
 
 @PROPERTY
 @given(st.lists(st.tuples(st.text("/ab", min_size=1, max_size=7), st.integers(1, 101), st.booleans()), max_size=13))
-def test_however_files_are_matched_no_byte_is_missing(grown):
+def test_no_byte_is_missing_however_files_are_matched(grown):
     stacks = [((Frame("user", "f", file, size),), size, was) for file, size, was in grown]
     before, after = ([(stack, size, 1) for stack, size, was in stacks if was is side] for side in (True, False))
 

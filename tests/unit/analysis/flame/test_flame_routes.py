@@ -1,4 +1,4 @@
-"""Many small routes as one tower: which, how many, in which memory; and that nothing of them is missing."""
+"""Many small routes as one tower: their choice, number and memory, and that no byte of them is missing."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_route_that_was_put_together_and_grows_later_is_a_tower_of_its_own(mon
     st.lists(st.tuples(st.integers(0, 101), st.integers(0, 3), st.integers(0, 1009)), max_size=101),
     st.sampled_from([1, 7, 1009]),
 )
-def test_however_routes_are_put_together_no_byte_is_missing(grown, most):
+def test_no_byte_is_missing_however_routes_are_put_together(grown, most):
     requests = [(request(uri=f"/r{at}"), [((MAIN, FIND._replace(line=line)), size, 1)]) for at, line, size in grown]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(growth_table, "_MAX_ROWS", most)

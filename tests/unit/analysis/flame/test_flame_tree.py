@@ -1,4 +1,4 @@
-"""Growth as a tree: what stands where, how it is weighed, and what is counted besides."""
+"""Growth as a tree: the places of stacks, their weights, and the other counts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_growth_stands_below_its_route_its_script_and_its_callers():
     }
 
 
-def test_a_node_says_what_it_is_and_has_the_whole_path_of_its_file():
+def test_a_node_states_its_kind_and_has_the_whole_path_of_its_file():
     root = built((request(), [((MAIN, QUERY), 2, 1), ((NO_PHP,), 3, 1), ((CLOSURE,), 5, 1)])).finish()
 
     assert (root.label, root.kind, root.bytes, root.samples) == ("all", Kind.ROOT, 10, 3)
@@ -101,7 +101,7 @@ def test_callees_are_in_the_order_of_their_bytes_and_equals_by_name():
     ]  # fmt: skip
 
 
-def test_what_was_given_back_in_a_place_takes_no_bytes_from_others_and_is_counted():
+def test_memory_given_back_in_a_place_takes_no_bytes_from_others_and_is_counted():
     builder = built((request(), [((MAIN, FIND), -101, 1), ((MAIN, FIND, QUERY), 13, 1), ((MAIN,), 7, 1)]))
 
     root = builder.finish()
@@ -111,13 +111,13 @@ def test_what_was_given_back_in_a_place_takes_no_bytes_from_others_and_is_counte
     assert builder.given_back == 101
 
 
-def test_what_a_request_gives_back_where_it_was_added_is_taken_off():
+def test_memory_that_a_request_gives_back_where_it_was_added_is_taken_off():
     builder = built((request(), [((MAIN,), 101, 1), ((MAIN,), -13, 1)]))
 
     assert (builder.finish().bytes, builder.given_back) == (88, 0)
 
 
-def test_what_one_request_gives_back_makes_anothers_growth_no_less():
+def test_memory_that_one_request_gives_back_does_not_reduce_the_growth_of_another():
     builder = built((request(), [((MAIN,), 101, 1)]), (request(), [((MAIN,), -13, 1)]))
 
     assert (builder.finish().bytes, builder.given_back) == (101, 13)
@@ -191,7 +191,7 @@ def test_only_zends_heap_is_known_to_have_been_unsampled(metric):
     assert tree((request(zend_used_end=1_009), [((MAIN,), 503, 3)]), metric=metric)["/index.php"] == 503
 
 
-def test_what_was_kept_is_shared_out_in_proportion_to_what_was_added():
+def test_kept_bytes_are_shared_out_in_proportion_to_added_bytes():
     grown = [((MAIN,), 700, 3), ((MAIN, FIND), 300, 5), ((NO_PHP,), -5_003, 7)]
     builder = built((keeps(97), grown), retained=True)
 
@@ -224,7 +224,7 @@ def test_a_request_that_kept_nothing_or_of_which_that_is_unknown_adds_nothing(on
     assert (builder.finish().bytes, builder.requests, builder.requests_kept) == (0, 1, 0)
 
 
-def test_what_was_kept_by_a_request_without_samples_is_not_sampled():
+def test_bytes_kept_by_a_request_without_samples_are_not_sampled():
     builder = built((keeps(101), []), (keeps(103), [((MAIN,), -7, 1)]), retained=True)
 
     found = sizes(builder.finish())
@@ -232,19 +232,19 @@ def test_what_was_kept_by_a_request_without_samples_is_not_sampled():
     assert found["/index.php > /srv/www/index.php > [not sampled]"] == builder.unsampled == 204
 
 
-def test_where_allocations_were_not_counted_growth_stands_for_what_was_kept():
+def test_growth_stands_for_kept_bytes_where_allocations_were_not_counted():
     one = uncounted(anon_before=0, anon_end=97, zend_real_before=0, zend_real_end=0)
 
     assert built((one, [((MAIN,), 503, 3)]), retained=True).finish().bytes == 97
 
 
-def test_what_a_later_request_freed_was_not_kept():
+def test_bytes_that_a_later_request_freed_were_not_kept():
     one = keeps(1_009, native_released=906)
 
     assert built((one, [((MAIN,), 503, 3)]), retained=True).finish().bytes == 103
 
 
-def test_of_sampled_blocks_only_requests_that_were_counted_kept_anything():
+def test_only_requests_that_were_counted_kept_sampled_blocks():
     grew = uncounted(anon_before=0, anon_end=97, zend_real_before=0, zend_real_end=0)
     builder = built((grew, []), (keeps(1_009), [((MAIN,), 503, 3)]), metric=Metric.RETAINED, retained=True)
 
@@ -265,7 +265,7 @@ def test_few_samples_stand_for_all_that_the_requests_of_their_script_kept(metric
     assert (root.bytes, builder.requests_kept, builder.unsampled) == (7 * 1_072, 7, 0)
 
 
-def test_what_one_request_of_a_script_frees_of_anothers_is_not_kept():
+def test_bytes_that_one_request_of_a_script_frees_of_another_are_not_kept():
     builder = built(
         (keeps(1_009), [((MAIN, FIND), 8_193, 1)]),
         (keeps(-1_007), []),
@@ -296,7 +296,7 @@ def test_blocks_of_requests_that_were_not_counted_do_not_grow_what_others_kept()
 
 @PROPERTY
 @given(st.lists(st.tuples(st.integers(-997, 997), GROWN, st.sampled_from(("/a", "/b"))), max_size=13))
-def test_each_script_has_what_its_requests_kept_together(requests):
+def test_each_script_has_the_bytes_that_its_requests_kept_together(requests):
     builder = built(
         *((keeps(kept, uri=uri), [one for one in grown if one[1] > 0]) for kept, grown, uri in requests),
         metric=Metric.RETAINED, retained=True,
@@ -326,7 +326,7 @@ def test_bytes_of_a_lost_stack_within_an_unreadable_one_are_counted_once():
     assert builder.unreadable == 108
 
 
-def test_a_difference_has_what_was_before_besides():
+def test_a_difference_has_the_bytes_before_and_after():
     builder = difference([(request(), [((MAIN, FIND), 101, 3), ((MAIN,), 7, 1)])], [(request(), [((MAIN,), 13, 5)])])
 
     root = builder.finish()
@@ -338,7 +338,7 @@ def test_a_difference_has_what_was_before_besides():
     assert root.samples == 5
 
 
-def test_what_was_before_is_scaled_to_as_many_requests_as_after():
+def test_bytes_before_are_scaled_to_as_many_requests_as_after():
     builder = difference([(request(), [((MAIN,), 30, 1)])] * 3, [(request(), [((MAIN,), 7, 1)])] * 2)
 
     root = builder.finish()
@@ -347,7 +347,7 @@ def test_what_was_before_is_scaled_to_as_many_requests_as_after():
     assert (builder.requests_before, builder.requests) == (3, 2)
 
 
-def test_what_was_only_given_back_before_was_nothing_before():
+def test_memory_only_given_back_before_was_nothing_before():
     root = difference([(request(), [((FIND,), -30, 1), ((QUERY,), 7, 1)])], [(request(), [((FIND,), 7, 1)])]).finish()
 
     assert root.before == 7
@@ -356,14 +356,14 @@ def test_what_was_only_given_back_before_was_nothing_before():
     }
 
 
-def test_a_difference_of_what_came_to_an_empty_recording_is_all_gone():
+def test_a_difference_to_an_empty_recording_is_all_gone():
     root = difference([(request(), [((MAIN,), 30, 1)])], []).finish()
 
     assert (root.before, root.bytes) == (30, 0)
     assert root.children != {}
 
 
-def test_a_difference_of_an_empty_recording_and_what_came_is_all_new():
+def test_a_difference_from_an_empty_recording_is_all_new():
     root = difference([], [(request(), [((MAIN,), 7, 1)])]).finish()
 
     assert {(node.before, node.bytes) for node in (root, *every(root).values())} == {(0, 7)}
@@ -388,7 +388,7 @@ def test_requests_of_the_recording_compared_with_are_not_among_those_that_kept_s
     assert (builder.requests_before, builder.requests, builder.requests_kept) == (2, 2, 1)
 
 
-def test_a_flame_that_is_no_difference_has_no_before():
+def test_a_flame_without_a_difference_has_no_before():
     root = built((request(), [((MAIN,), 30, 1)])).finish()
 
     assert {node.before for node in (root, *every(root).values())} == {None}

@@ -1,4 +1,4 @@
-"""The heaviest call stacks: which, in which order, and how they are shown as text and as JSON."""
+"""The heaviest call stacks: their choice and order, and their form as text and as JSON."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_stack_does_not_have_the_samples_of_a_callee_that_only_gave_back():
     assert [(stack.bytes, stack.samples) for stack in found.stacks] == [(101, 2)]
 
 
-def test_as_text_a_stack_is_as_php_shows_one():
+def test_a_stack_as_text_is_as_php_shows_one():
     found = heaviest((request(), [((MAIN, FIND, QUERY), 3 << 20, 1_009), ((NO_PHP,), 1 << 20, 3)]))
 
     assert text(found) == (
@@ -137,11 +137,11 @@ def test_as_text_a_stack_is_as_php_shows_one():
     )
 
 
-def test_as_text_a_stack_without_samples_says_nothing_of_them():
+def test_a_stack_without_samples_does_not_mention_them_as_text():
     assert "\n7 B (100.0%) /srv/www/index.php\n" in text(heaviest((request(), [((NO_PHP,), 7, 0)])))
 
 
-def test_as_text_three_routes_are_named_and_the_others_counted():
+def test_three_routes_are_named_as_text_and_the_others_are_counted():
     three = [(request(uri=f"/{name}"), [((NO_PHP,), size, 1)]) for name, size in (("a", 7), ("b", 5), ("c", 3))]
     five = [*three, *((request(uri=f"/{name}"), [((NO_PHP,), 2, 1)]) for name in "de")]
 
@@ -149,18 +149,18 @@ def test_as_text_three_routes_are_named_and_the_others_counted():
     assert "    for /a, /b, /c and 2 more\n" in text(heaviest(*five))
 
 
-def test_as_text_it_is_said_how_many_there_are_besides():
+def test_the_number_of_stacks_that_are_not_shown_is_printed():
     grown = [((FIND._replace(line=line),), line, 1) for line in (2, 3, 5, 7)]
 
     assert "\n… and 3 more: -n 0 shows all\n" in text(heaviest((request(), grown), top=1))
     assert "more:" not in text(heaviest((request(), grown), top=4))
 
 
-def test_as_text_nothing_has_a_total_of_nothing_and_all_remarks():
+def test_an_empty_report_has_a_total_of_zero_and_all_remarks_as_text():
     assert text(heaviest()) == "\nrss: page faults: 0 B\nwhat is not seen\nLOST 3 x\n"
 
 
-def test_as_text_names_are_escaped_and_namespaces_are_not():
+def test_names_are_escaped_as_text_and_namespaces_are_not():
     evil = "\x1b[2J\udcff\n"
     frame = FIND._replace(name=f"App\\Repo::{evil}", file=f"/{evil}.php")
 
@@ -170,7 +170,7 @@ def test_as_text_names_are_escaped_and_namespaces_are_not():
     assert "\x1b" not in shown
 
 
-def test_as_json_a_stack_has_its_exact_figures_and_all_remarks():
+def test_a_stack_as_json_has_its_exact_figures_and_all_remarks():
     found = document(heaviest((request(), [((MAIN, FIND), 1_000_003, 11), ((NO_PHP,), 7, 3)]), top=1))
 
     assert found["stacks"] == {
@@ -186,11 +186,11 @@ def test_as_json_a_stack_has_its_exact_figures_and_all_remarks():
     }  # fmt: skip
 
 
-def test_as_json_a_report_without_stacks_has_none():
+def test_a_report_without_stacks_has_none_as_json():
     assert "stacks" not in document(None)
 
 
-def test_as_json_what_was_not_utf8_is_replaced():
+def test_bytes_that_are_not_utf8_are_replaced_in_json():
     evil = FIND._replace(name="\udcff", file=None)
 
     [stack] = document(heaviest((request(uri="/\udcff", script="/\udcff"), [((evil,), 7, 1)])))["stacks"]["heaviest"]
@@ -198,5 +198,5 @@ def test_as_json_what_was_not_utf8_is_replaced():
     assert (stack["frames"], stack["routes"], stack["script"]) == (["\ufffd"], ["/\ufffd"], "/\ufffd")
 
 
-def test_as_json_a_remark_that_was_not_utf8_is_replaced():
+def test_a_remark_that_is_not_utf8_is_replaced_in_json():
     assert document(Heaviest("t", 0, (), 0, ("lost: \udcff",)))["stacks"]["remarks"] == ["lost: \ufffd"]

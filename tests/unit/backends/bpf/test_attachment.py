@@ -37,7 +37,7 @@ class Entries(dict[int, bytes]):
 
 
 class Kernel:
-    """Takes entries and probes, as loaded programs do. A probe opens its file, and fails if that is closed."""
+    """Maps and probes, as loaded programs have them. A probe opens its file, and fails if that is closed."""
 
     def __init__(self) -> None:
         self.maps: dict[str, Entries] = defaultdict(Entries)
@@ -101,7 +101,7 @@ def before_upgrade(target: Target) -> Target:
 
 
 def open_files(name: str) -> int:
-    """How many descriptors of this process are of a file of that name."""
+    """Number of descriptors of this process that are of a file of that name."""
     links = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -128,7 +128,7 @@ def test_master_and_workers_are_entered(kernel, table, target, master):
 
 def test_workers_of_a_master_that_replaces_itself_while_tracing_begins_are_kept(kernel, table, target, master):
     def read() -> list[Fact]:
-        """As when the ring says that a worker died, and that the master replaced itself."""
+        """Read records of a worker that died and a master that replaced itself."""
         made.follow(master.pid)
         return [DIED]
 
@@ -155,7 +155,7 @@ def test_an_upgraded_php_is_hooked_and_its_file_is_closed_in_the_end(kernel, tab
     assert open_files(upgraded.name) == 0
 
 
-def test_an_upgrade_to_what_cannot_be_traced_is_a_loss_and_leaves_no_file_open(kernel, table, tmp_path, target):
+def test_an_upgrade_to_a_php_that_cannot_be_traced_is_a_loss_and_leaves_no_file_open(kernel, table, tmp_path, target):
     made = attachment(kernel, table)
     made.attach([before_upgrade(target)])
     other = executable(tmp_path / "other", elfs.elf())

@@ -1,4 +1,4 @@
-"""How long a pool's workers are counted: an advance, what requests earn, turns."""
+"""The time for which a pool's workers are counted: an advance, earnings of requests, turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which errors of perf_event_open(2) say that BPF cannot be used, and which that this host is short of something."""
+"""Errors of perf_event_open(2): some mean that BPF cannot be used, others that this host is short of something."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENOTSUPP = 524  # the kernel's own, of an instruction that no probe can sit on
 @pytest.mark.parametrize(
     "code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOENT, ENOTSUPP]
 )
-def test_what_this_kernel_does_not_do_or_allow_is_unsupported(code):
+def test_an_operation_that_this_kernel_lacks_or_forbids_is_unsupported(code):
     assert type(perf_error(code, "thread 13")) is UnsupportedError
 
 
@@ -30,7 +30,7 @@ def test_what_this_kernel_does_not_do_or_allow_is_unsupported(code):
         (errno.EAGAIN, "Try again"),
     ],
 )
-def test_a_shortage_is_an_error_that_auto_does_not_fall_back_for_and_says_what_to_do(code, advice):
+def test_a_shortage_is_an_error_that_states_a_fix_and_auto_does_not_fall_back_for_it(code, advice):
     error = perf_error(code, "thread 13")
 
     assert not isinstance(error, UnsupportedError | NotPermittedError | TargetGoneError)

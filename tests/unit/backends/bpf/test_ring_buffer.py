@@ -32,13 +32,13 @@ class Producer:
         return int(struct.unpack("<Q", os.pread(self.fd, 8, 0))[0])
 
     def start_at(self, position: int) -> None:
-        """As if so many bytes had been produced and consumed."""
+        """Pretend that so many bytes were produced and consumed."""
         os.pwrite(self.fd, struct.pack("<Q", position), 0)
         self.position = position
         os.pwrite(self.fd, struct.pack("<Q", position), PAGE)
 
     def produce(self, content: bytes, flags: int = 0) -> int:
-        """Reserves and fills a record; returns where it is, for commit()."""
+        """Reserve and fill a record; return where it is, for commit()."""
         at = self.position
         self._write(at, struct.pack("<II", len(content) | flags, 0) + content)
         self.position += (8 + len(content) + 7) & ~7
@@ -49,7 +49,7 @@ class Producer:
         self._write(at, struct.pack("<I", length))
 
     def _write(self, at: int, content: bytes) -> None:
-        """Into both copies, which in the kernel are the same pages."""
+        """Write into both copies, which are the same pages in the kernel."""
         for number, byte in enumerate(content):
             place = 2 * PAGE + (at + number) % SIZE
             os.pwrite(self.fd, bytes([byte]), place)
@@ -82,7 +82,7 @@ def test_records_come_in_order_without_their_headers(ring, producer):
     assert list(ring.records(100)) == [b"first", b"second, longer", b"", b"12345678"]
 
 
-def test_what_was_read_is_released(ring, producer):
+def test_records_that_were_read_are_released(ring, producer):
     producer.produce(b"x" * 13)
     producer.produce(b"y" * 16)
 
@@ -91,7 +91,7 @@ def test_what_was_read_is_released(ring, producer):
     assert producer.consumed == producer.position == 24 + 24
 
 
-def test_what_was_read_is_not_read_again(ring, producer):
+def test_records_that_were_read_are_not_read_again(ring, producer):
     producer.produce(b"first")
     list(ring.records(100))
     producer.produce(b"second")

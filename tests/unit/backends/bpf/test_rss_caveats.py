@@ -28,7 +28,7 @@ def huge_pages(common: str, **of_kb: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("common", ["always [madvise] never", "always madvise [never]"])
-def test_huge_pages_that_are_not_always_used_are_no_caveat(tmp_path, common):
+def test_huge_pages_that_are_not_always_used_are_not_a_caveat(tmp_path, common):
     assert rss_caveats(host(tmp_path, huge_pages(common))) == []
 
 
@@ -61,7 +61,7 @@ def test_the_caveat_of_huge_pages_names_the_largest_size(tmp_path, settings, siz
     ]
 
 
-def test_sizes_that_are_not_always_used_are_no_caveat(tmp_path):
+def test_sizes_that_are_not_always_used_are_not_a_caveat(tmp_path):
     settings = huge_pages(
         "[always] madvise never", k64="always inherit [madvise] never", k2048="always inherit madvise [never]"
     )

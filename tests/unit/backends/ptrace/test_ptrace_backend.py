@@ -1,4 +1,4 @@
-"""The parent's side of tracing: starting the tracing process, and undoing everything if that fails."""
+"""The parent's side of tracing: starting the tracing process, and undoing all of it if that fails."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_a_dummy_frame_of_the_engine_is_left_out(decoder):
     assert names(decoder, *records) == ["<main>", "find"]
 
 
-def test_a_stack_of_nothing_but_dummy_frames_is_no_php(decoder):
+def test_a_stack_of_nothing_but_dummy_frames_is_marked_no_php(decoder):
     assert frames(decoder, stack((0, 0), (0, 0))) == (NO_PHP,)
 
 
@@ -364,7 +364,7 @@ def test_a_mapping_is_growth_of_its_stack_and_a_sample(decoder):
     ]  # fmt: skip
 
 
-def test_unmapped_memory_is_taken_off_and_is_no_sample(decoder):
+def test_unmapped_memory_is_taken_off_and_is_not_a_sample(decoder):
     records = [
         function(3), stack((3, 2)), called(Call.MMAP, BASE, 7 * PAGE),
         called(Call.MUNMAP, BASE, 2 * PAGE, key=HASH_NO_PHP),
@@ -503,5 +503,5 @@ def test_stacks_are_kept_of_so_many_requests_that_have_ended(monkeypatch):
 
 
 @pytest.mark.parametrize(("key", "frame"), [(HASH_NO_PHP, NO_PHP), (HASH_THREAD, THREAD), (HASH_LOST, STACK_LOST)])
-def test_what_stands_for_a_missing_stack_is_known_of_every_request(decoder, key, frame):
+def test_the_mark_of_a_missing_stack_is_known_in_every_request(decoder, key, frame):
     assert decoder.stack(PID, NTH, key) == (frame,)

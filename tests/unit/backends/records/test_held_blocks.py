@@ -1,4 +1,4 @@
-"""Which sampled blocks are retained, whose they are, and how many bytes a sample stands for."""
+"""Sampled blocks that are retained, their requests, and the bytes that a sample stands for."""
 
 from __future__ import annotations
 

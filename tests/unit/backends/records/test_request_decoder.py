@@ -1,4 +1,4 @@
-"""From the records of the ring to requests: what each flag takes away, and what strangers may send."""
+"""From the records of the ring to requests: the fields that each flag makes None, and untrusted content."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_request_that_was_seen_whole_has_no_notes_and_is_finished():
     assert (found.notes, found.ending, found.complete) == (None, "finished", True)
 
 
-def test_host_and_pool_are_what_the_caller_says():
+def test_host_and_pool_are_those_that_the_caller_names():
     found = DECODER.request(record(), "shop")
 
     assert (found.host, found.pool) == ("web1", "shop")
@@ -59,7 +59,7 @@ def test_the_strings_are_divided_where_the_record_says():
     assert (found.script, found.uri) == ("/a/b.php", "/c")
 
 
-def test_what_a_broken_worker_has_in_its_heap_fits_a_recording():
+def test_figures_of_a_broken_workers_heap_fit_a_recording():
     made_up = record(zend_peak=-1, zend_real_before=-1, zend_used_end=-(1 << 63), native_alloc_bytes=(1 << 63) - 1,
                      native_mapped_bytes=(1 << 63) - 1)  # fmt: skip
 
@@ -96,13 +96,13 @@ def test_a_status_of_zero_was_never_set():
         (Flag.CALLS_NOT_SEEN, {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"}, None),
     ],
 )  # fmt: skip
-def test_a_flag_takes_away_what_was_not_measured_and_the_notes_say_so(flag, none, notes):
+def test_a_flag_makes_unmeasured_fields_none_and_the_notes_state_it(flag, none, notes):
     found = DECODER.request(record(flags=flag), "www")
 
     assert (absent(found), found.notes) == (none, notes)
 
 
-def test_of_a_request_whose_start_was_not_seen_only_the_worker_is_known():
+def test_a_request_whose_start_was_not_seen_has_only_its_worker():
     found = DECODER.request(record(flags=Flag.START_NOT_SEEN | Flag.URI_UNKNOWN), "www")
 
     assert absent(found) == set(Request._fields) - {"host", "pid", "pool", "nth", "ending", "notes"}
@@ -110,7 +110,7 @@ def test_of_a_request_whose_start_was_not_seen_only_the_worker_is_known():
     assert (found.ending, found.notes) == ("cut_off", "start_not_seen")
 
 
-def test_a_request_cut_by_its_workers_death_keeps_what_was_measured_before():
+def test_a_request_cut_by_its_workers_death_keeps_the_figures_measured_before():
     found = DECODER.request(record(flags=Flag.END_NOT_SEEN, exit_code=9), "www")
 
     assert {"anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after", "status"} <= absent(found)
@@ -183,7 +183,7 @@ def test_a_script_longer_than_is_kept_is_noted_as_cut():
     assert (len(found.script or ""), found.uri, found.notes) == (1024, "/shop", "script_cut")
 
 
-def test_bytes_that_are_not_utf8_can_be_had_back():
+def test_bytes_that_are_not_utf8_are_recoverable():
     sent = b"/\xff\xc3\x28\xed\xa0\x80"
 
     found = DECODER.request(record(script=sent, uri=sent), None)

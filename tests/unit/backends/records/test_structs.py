@@ -205,7 +205,7 @@ def test_the_maps_of_losses_have_an_entry_for_each_kind(compiled):
     assert [compiled[name] for name in COUNTS] == [len(request_structs.Lost), len(stack_structs.LostStacks)]
 
 
-def test_no_stack_has_the_hash_of_one_that_is_none(compiled):
+def test_no_stack_has_a_reserved_hash(compiled):
     assert compiled["HASHES_RESERVED"] > max(
         stack_structs.HASH_NO_PHP, stack_structs.HASH_THREAD, stack_structs.HASH_LOST
     )

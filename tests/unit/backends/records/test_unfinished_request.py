@@ -58,5 +58,5 @@ def test_a_worker_entry_of_any_bytes_is_looked_at(content):
         (-1, "replaced"),
     ],
 )
-def test_a_workers_exit_is_told_in_words(status, shown):
+def test_a_workers_exit_is_reported_in_words(status, shown):
     assert exit_text(status) == shown

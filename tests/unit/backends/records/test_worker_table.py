@@ -34,7 +34,7 @@ def target(tmp_path: Path) -> Iterator[Target]:
 
 @pytest.fixture
 def table(target: Target) -> WorkerTable:
-    """With a master, and one worker that was there already."""
+    """A table with a master, and one worker that was there already."""
     made = WorkerTable(CLOCK_OFFSET_NS)
     made.masters[MASTER.pid] = target
     made.add(WORKER, target)
@@ -43,7 +43,7 @@ def table(target: Target) -> WorkerTable:
 
 @pytest.fixture
 def of_shop(target: Target) -> WorkerTable:
-    """With a master of which only the pool `shop` was asked for."""
+    """A table with a master of which only the pool `shop` is wanted."""
     made = WorkerTable(CLOCK_OFFSET_NS)
     made.masters[MASTER.pid] = dataclasses.replace(target, pools=frozenset({"shop"}))
     return made
@@ -66,7 +66,7 @@ def test_a_masters_child_is_a_worker_whose_pool_is_not_yet_known(table):
     assert table.workers[4007].wanted
 
 
-def test_a_child_of_another_process_is_no_worker(table):
+def test_a_child_of_another_process_is_not_a_worker(table):
     assert table.born(event(EventKind.BORN, parent=4999)) is None
 
 
@@ -109,7 +109,7 @@ def test_a_worker_dies_once(table):
     assert table.died(event(EventKind.DIED, pid=4003)) is None
 
 
-def test_a_master_that_dies_is_no_worker_and_has_no_more_children(table):
+def test_a_master_that_dies_is_not_a_worker_and_has_no_more_children(table):
     assert table.died(event(EventKind.DIED, pid=4001)) is None
     assert table.born(event(EventKind.BORN)) is None
 

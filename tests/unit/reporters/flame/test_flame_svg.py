@@ -1,6 +1,6 @@
-"""A flame graph as SVG: what is drawn without a script, what is said, and that no name becomes markup.
+"""A flame graph as SVG: the drawing without a script, its texts, and that no name becomes markup.
 
-What the script does is in tests/integration/test_flame_picture.py, in a browser.
+tests/integration/reporters/test_flame_picture.py tests the script, in a browser.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def drawn(of: Flame) -> str:
 
 
 def frames(text: str) -> dict[str, ET.Element]:
-    """By the first line of what is shown on hovering: the detail."""
+    """Frames by the first line of the text on hovering, which is the detail."""
     elements = ET.fromstring(text).iter(f"{SVG}svg")
     return {
         (element.findtext(f"{SVG}title") or "").split("\n")[0]: element
@@ -83,7 +83,7 @@ def test_hovering_shows_the_whole_path_the_exact_bytes_the_share_and_the_samples
     assert numbers(text, "in") == "1.0 MiB (1,048,583 bytes) · 12.50 %"
 
 
-def test_a_frame_says_what_it_is_to_those_who_do_not_see_it():
+def test_a_frame_has_a_label_for_screen_readers():
     frame = frames(drawn(flame(node("a", 4096), node("b", 4096))))["a"]
 
     assert {key: frame.get(key) for key in ("role", "aria-level", "aria-label", "tabindex")} == {
@@ -116,7 +116,7 @@ def test_frames_under_a_thousandth_of_their_caller_are_left_out_and_counted_with
     assert "Not drawn: 3 frames, 100 B (0.1 %). Each is narrower than 0.1 % of its caller." in words(text)
 
 
-def test_in_a_narrow_tower_that_can_be_zoomed_there_is_what_it_called():
+def test_a_narrow_tower_that_can_be_zoomed_has_its_callees():
     tower = node("tower", 5_000, *(node(f"part{at}", 499, node(f"deep{at}", 41)) for at in range(10)), node("dust", 4))
 
     text = drawn(flame(node("rest", 995_000), tower))
@@ -127,7 +127,7 @@ def test_in_a_narrow_tower_that_can_be_zoomed_there_is_what_it_called():
     assert "Not drawn: 1 frame, 4 B (0.0 %). It is narrower than 0.1 % of its caller." in words(text)
 
 
-def test_of_too_many_frames_the_widest_are_drawn_and_the_others_counted():
+def test_the_widest_of_too_many_frames_are_drawn_and_the_others_are_counted():
     groups = [
         node(f"g{low}", sum(range(low, low + 100)), *(
             node(f"t{size}", size, node(f"in{size}", size)) for size in range(low, low + 100)
@@ -190,7 +190,7 @@ def test_an_empty_flame_says_so_with_its_notes():
     assert "<script" not in text
 
 
-def test_in_a_difference_a_frame_is_as_wide_as_the_larger_and_says_both():
+def test_a_frame_of_a_difference_is_as_wide_as_the_larger_side_and_states_both():
     text = drawn(flame(node("grew", 2_097_152, before=1_048_576), node("gone", 0, before=2_097_152)))
 
     assert numbers(text, "grew") == (
@@ -203,7 +203,7 @@ def test_in_a_difference_a_frame_is_as_wide_as_the_larger_and_says_both():
     assert "before 3.0 MiB (3,145,728 bytes), after 2.0 MiB (2,097,152 bytes): -1.0 MiB" in words(text)[1]
 
 
-def test_in_a_difference_what_grew_is_red_what_shrank_blue_and_the_rest_nearly_white():
+def test_a_frame_of_a_difference_that_grew_is_red_one_that_shrank_is_blue_and_others_are_nearly_white():
     text = drawn(
         flame(
             node("much", 500, before=0), node("little", 110, before=100), node("same", 100, before=100),
@@ -221,7 +221,7 @@ def test_in_a_difference_what_grew_is_red_what_shrank_blue_and_the_rest_nearly_w
     assert words(text)[2].startswith("■shrank by 50 % of the total■by 5 %■same as before■grew by 5 %■by 50 %")
 
 
-def test_what_has_no_before_in_a_difference_was_nothing():
+def test_a_frame_without_a_before_in_a_difference_was_nothing():
     text = drawn(flame(node("new", 13), node("old", 7, before=7)))
 
     assert numbers(text, "new") == "before 0 bytes, after 13 bytes: +13 B · 65.00 % of the width"

@@ -65,7 +65,7 @@ def by_flamegraph(line: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("name", ["f /srv/x 12", "f /srv/x 1.5", "f /srv/x 12.", " 7", "f /srv/x  12"])
-def test_a_number_at_the_end_of_a_name_is_no_column(name):
+def test_a_number_at_the_end_of_a_name_is_not_a_column(name):
     alone, both = flame(node(name, 100)), flame(node(name, 100, before=3))
 
     written = name[: name.rindex(" ")] + "\\x20" + name[name.rindex(" ") + 1 :]

@@ -64,7 +64,7 @@ def test_the_root_is_in_no_sample_not_even_with_bytes_of_its_own():
     assert stacks(Flame(node("all", 20, node("a", 7), kind=Kind.ROOT), "t", ())) == {("a",): 7}
 
 
-def test_of_a_difference_it_is_what_came_after_and_says_so():
+def test_a_profile_of_a_difference_shows_the_bytes_after_and_states_it():
     tree = flame(node("a", 13, before=3), node("gone", 0, before=11), title="rss")
 
     assert stacks(tree) == {("a",): 13}

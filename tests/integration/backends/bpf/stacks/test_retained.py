@@ -143,7 +143,7 @@ def test_a_leak_below_six_megabytes_of_rows_is_on_the_leaking_line(
 
 
 def assert_flame_shows_the_leaking_line(folder: Path, tracer: Tracer) -> None:
-    """By default; and its total is what the requests kept, script by script."""
+    """Assert that the default flame shows it, and that its total is the bytes that the requests kept."""
     path = recorded(folder / "r.phptrace", tracer.facts)
     view = chosen_view([path], None, retained=False)
     builder, tally, about = flame_builder(view)

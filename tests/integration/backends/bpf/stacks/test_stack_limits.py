@@ -20,7 +20,7 @@ CALLS, UNHEARD = 120_000, 3_000_017  # of flood.php
 
 
 def leaves(tracer: Tracer, metric: Metric, name: str) -> Counter[str]:
-    """Bytes by the function that called grow(), which called what is named."""
+    """Bytes by the function that called grow(), which called the named one."""
     found: Counter[str] = Counter()
     for growth in tracer.growths:
         if growth.metric == metric.value and growth.stack[-1].name == name and growth.stack[-2].name == "grow":

@@ -133,7 +133,7 @@ def test_a_worker_forked_while_its_master_comes_under_watch_is_sampled_once(
 
     class Forking(Altered):
         def on_software_event(self, function: str, event: int, period: int, tid: int) -> int:
-            """Has the master fork its worker just before the first event is set on the master."""
+            """Have the master fork its worker just before the first event is set on the master."""
             if not forked:
                 fpm.get("hello.php")
                 forked.extend(fpm.workers())

@@ -28,7 +28,7 @@ def fresh(start_fpm: Callable[..., Fpm]) -> Fpm:
 
 
 def grown(tracer: Tracer, metric: Metric) -> Counter[str]:
-    """Bytes by function: what it and what it called added."""
+    """Bytes that each function and its callees added."""
     found: Counter[str] = Counter()
     for growth in tracer.growths:
         if growth.metric == metric.value:
