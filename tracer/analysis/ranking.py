@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
+from tracer.analysis.estimation import Estimation, Together
 from tracer.analysis.kept import FirstRuns, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
-from tracer.analysis.native_estimate import Estimates, NativeEstimator
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import Look, Release, Request, Worker
@@ -73,16 +73,6 @@ class Group:
     duration_p95_ns: int | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Together:
-    """Groups that an estimate cannot tell apart. A round is a request of the rarest, and those that come with it."""
-
-    keys: tuple[str | None, ...]
-    bytes_per_round: float
-    low: float
-    high: float
-
-
 # Requests that kept something, of which a ranking remembers for a while how much that was.
 _HELD_MAX = 65_536
 
@@ -109,15 +99,12 @@ class Ranking:
     def __init__(
         self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None, estimate: bool = True
     ) -> None:
-        """`estimate`: estimate what scripts or URIs keep from the first request on whose allocations were not counted.
+        """`estimate`: estimate what scripts or URIs keep, as long as of one of them too few requests were counted.
 
         It takes every request of the workers: it has to be False where some are filtered out.
         """
         self.by = by
-        self._may_estimate = estimate and by in (GroupBy.SCRIPT, GroupBy.URI)
-        self._estimator: NativeEstimator | None = None
-        self._looks: dict[int, deque[Look]] = {}  # by pid, those not passed yet
-        self._latest: Estimates | None = None  # of all requests so far; None: not worked out
+        self._estimation = Estimation(possible=estimate and by in (GroupBy.SCRIPT, GroupBy.URI))
         self.overflow = 0
         self._workers = WorkerNames()
         self._first_runs = FirstRuns()
@@ -139,44 +126,26 @@ class Ranking:
         nor the birth of the later was seen.
         """
         self._workers.begin_recording(workers)
-        self._looks = {}
-        for look in sorted(looks, key=lambda look: look.at_ns):
-            # Not in accept(), a worker may be in a request, which has its own memory in the heap.
-            if look.in_accept and look.malloc_in_use is not None and not look.malloc_uncertain:
-                self._looks.setdefault(look.pid, deque()).append(look)
-        if filtered:
-            self._may_estimate, self._estimator = False, None
+        self._estimation.begin_recording(looks, filtered=filtered)
 
     def add(self, request: Request) -> None:
         """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
         key = self._key(request)
-        if self._may_estimate:
-            if self._estimator is None and request.native_kept is None and request.anon_after is not None:
-                self._estimator = NativeEstimator()
-            if self._estimator is not None:
-                self._estimator.add(request, key, heap_used=self._heap_before(request))
-                self._latest = None
         first = self._first_runs.is_first(request)
         group = self._groups.get(key)
         if group is None:
             if self._max_groups is not None and len(self._groups) >= self._max_groups:
                 self.overflow += 1
+                self._estimation.add(request, key, needed=False)
                 return
             group = self._groups[key] = _Accumulator(self._window)
         group.add(request, first=first)
+        self._estimation.add(request, key, needed=group.needs_estimate)
         kept = request.native_kept
         if self._window is not None and kept and request.started_ns is not None:
             self._held[request.pid, request.started_ns] = _Held(group, kept, first=first)
             if len(self._held) > _HELD_MAX:
                 self._held.popitem(last=False)
-
-    def _heap_before(self, request: Request) -> int | None:
-        """Bytes in use in malloc's heap between this request and the one before it, if the worker was looked at."""
-        used = None
-        looks = self._looks.get(request.pid)
-        while looks and request.started_ns is not None and looks[0].at_ns < request.started_ns:
-            used = looks.popleft().malloc_in_use
-        return used
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
@@ -193,44 +162,15 @@ class Ranking:
 
     def together(self) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
-        found = []
-        needed = self._not_counted() if self._estimator else set()
-        for entry in self._estimates().entries if needed else ():
-            if (
-                len(entry.keys) > 1
-                and needed.intersection(entry.keys)
-                and entry.bytes_per_round is not None
-                and entry.low
-                and entry.high is not None
-            ):
-                found.append(Together(_listed(entry.keys), entry.bytes_per_round, entry.low, entry.high))
-        return found
+        return self._estimation.together()
 
     def why_not_estimated(self) -> str | None:
         """A reason why what was not counted is not estimated either, or is not sure; None if there is none."""
-        if self._estimator is None or not self._not_counted():
-            return None
-        estimates = self._estimates()
-        return estimates.reason or estimates.caveat
-
-    def _not_counted(self) -> set[Hashable]:
-        """Keys of the groups of which too few requests were counted."""
-        return {key for key, accumulator in self._groups.items() if accumulator.needs_estimate}
-
-    def _estimates(self) -> Estimates:
-        if self._latest is None:
-            assert self._estimator is not None
-            self._latest = self._estimator.result()
-        return self._latest
-
-    def _single_estimates(self) -> dict[Hashable, Estimate]:
-        if self._estimator is None:
-            return {}
-        return {entry.keys[0]: entry for entry in self._estimates().entries if len(entry.keys) == 1}
+        return self._estimation.why_not()
 
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
-        estimates = self._single_estimates()
+        estimates = self._estimation.single()
         names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
         found = [
             accumulator.group(names[key] if isinstance(key, WorkerKey) else key, estimates.get(key))
@@ -241,10 +181,6 @@ class Ranking:
             value = _SORT_VALUES[sort]
             found.sort(key=lambda group: (_order(value(group)), _order(group.growth_bytes)), reverse=True)
         return found[:top]
-
-
-def _listed(keys: Iterable[Hashable]) -> tuple[str | None, ...]:
-    return tuple(key for key in keys if key is None or isinstance(key, str))
 
 
 def _least_kept(group: Group) -> int | None:
@@ -305,7 +241,7 @@ class _Accumulator:
     @property
     def needs_estimate(self) -> bool:
         """True if requests were seen whole, and what they kept is not known."""
-        return self._growth.count > 0 and self._kept.kept().how is None
+        return self._growth.count > 0 and not self._kept.known
 
     def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
         self._kept.release(freed, first=first, nothing_left=nothing_left)

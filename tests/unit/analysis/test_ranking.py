@@ -334,6 +334,19 @@ def test_looks_at_workers_that_may_be_in_a_request_are_not_used_for_an_estimate(
     assert looked_at(in_accept=False, in_use=90_001).groups() == without.groups()
 
 
+def test_requests_for_which_there_is_no_group_explain_growth_all_the_same():
+    requests = [request(script="page"), request(script="hello"), *not_counted(CHURN, 2_000)]
+
+    ranking = ranked(*requests, max_groups=2)
+
+    assert ranking.overflow > 100
+    assert {group.key: (group.kept_how, group.kept_low) for group in ranking.groups()} == {
+        "page": ("estimated", 0.0),
+        "hello": ("estimated", 0.0),
+    }
+    assert all(group.kept_high < 1024 for group in ranking.groups())
+
+
 def test_groups_that_always_come_together_are_estimated_together():
     one_worker = not_counted({"x": Script(keeps=17_152)}, 900)
 
