@@ -101,28 +101,33 @@ class KeptSum:
         self._firsts = Values(window)
         self._firsts_kept_any = 0
 
-    def add(self, request: Request, *, first: bool) -> None:
-        """Count a request of which both ends were seen. `first`: it is its worker's first for this script."""
+    def add(self, request: Request, *, first: bool) -> int | None:
+        """Count a request of which both ends were seen. `first`: it is its worker's first for this script.
+
+        Return its number, for change(); None if its allocations were not counted.
+        """
         self._complete += 1
         kept = request.native_retained
         if kept is None:
-            return
+            return None
         if first:
             self._firsts.add(kept)
             self._firsts_kept_any += kept > 0
-            return
+            return self._firsts.count - 1
         self._values.add(kept)
         self._kept_any += kept > 0
         self._squares += float(kept) * kept
+        return self._values.count - 1
 
-    def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
-        """Take back what a request of the group had kept. `nothing_left`: that was all of it."""
+    def change(self, number: int, before: int, after: int, *, first: bool) -> None:
+        """Take note that the request of that number had kept `before`, and that `after` is left of it."""
         if first:
-            self._firsts.total -= freed
-            self._firsts_kept_any -= nothing_left
+            self._firsts.replace(number, before, after)
+            self._firsts_kept_any += (after > 0) - (before > 0)
             return
-        self._values.total -= freed
-        self._kept_any -= nothing_left
+        self._values.replace(number, before, after)
+        self._kept_any += (after > 0) - (before > 0)
+        self._squares += float(after) * after - float(before) * before
 
     @property
     def known(self) -> bool:

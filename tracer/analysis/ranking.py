@@ -12,7 +12,7 @@ from tracer.analysis.kept import FirstRuns, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import Look, Release, Request, Worker
+from tracer.facts import Look, Release, Request, Worker, retained
 
 # Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
 COLUMNS = (
@@ -73,19 +73,28 @@ class Group:
     duration_p95_ns: int | None
 
 
-# Requests that kept something, of which a ranking remembers for a while how much that was.
+# Requests that left blocks behind, of which a ranking remembers for a while how much that was.
 _HELD_MAX = 65_536
 
 
 class _Held:
-    """The native memory that a request still holds, and the group it is counted in."""
+    """What a request kept, and what was freed of it since; where that is counted. `blocks` is what may be freed yet."""
 
-    __slots__ = ("bytes", "first", "group")
+    __slots__ = ("_first", "_group", "_kept", "_number", "_released", "blocks")
 
-    def __init__(self, group: _Accumulator, kept: int, *, first: bool) -> None:
-        self.group = group
-        self.bytes = kept
-        self.first = first
+    def __init__(self, blocks: int, kept: int, group: _Accumulator, number: int, *, first: bool) -> None:
+        self.blocks = blocks
+        self._kept = kept
+        self._released = 0
+        self._group = group
+        self._number = number
+        self._first = first
+
+    def release(self, freed: int) -> None:
+        before = retained(self._kept, self._released)
+        self._released += freed
+        self.blocks -= freed
+        self._group.change_kept(self._number, before, retained(self._kept, self._released), first=self._first)
 
 
 class Ranking:
@@ -139,13 +148,15 @@ class Ranking:
                 self._estimation.add(request, key, needed=False)
                 return
             group = self._groups[key] = _Accumulator(self._window)
-        group.add(request, first=first)
+        number = group.add(request, first=first)
         self._estimation.add(request, key, needed=group.needs_estimate)
         kept = request.native_kept
-        if self._window is not None and kept and request.started_ns is not None:
-            self._held[request.pid, request.started_ns] = _Held(group, kept, first=first)
-            if len(self._held) > _HELD_MAX:
-                self._held.popitem(last=False)
+        if self._window is not None and number is not None and kept is not None and request.started_ns is not None:
+            blocks = _blocks_left(request)
+            if blocks > 0:
+                self._held[request.pid, request.started_ns] = _Held(blocks, kept, group, number, first=first)
+                if len(self._held) > _HELD_MAX:
+                    self._held.popitem(last=False)
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
@@ -155,9 +166,8 @@ class Ranking:
         held = self._held.get((fact.pid, fact.started_ns))
         if held is None:
             return
-        held.bytes -= fact.bytes
-        held.group.release(fact.bytes, first=held.first, nothing_left=held.bytes <= 0)
-        if held.bytes <= 0:
+        held.release(fact.bytes)
+        if held.blocks <= 0:
             del self._held[fact.pid, fact.started_ns]
 
     def together(self) -> list[Together]:
@@ -181,6 +191,12 @@ class Ranking:
             value = _SORT_VALUES[sort]
             found.sort(key=lambda group: (_order(value(group)), _order(group.growth_bytes)), reverse=True)
         return found[:top]
+
+
+def _blocks_left(request: Request) -> int:
+    """Bytes of the blocks that it allocated and did not free. What it kept are these and its mappings."""
+    allocated, freed, earlier = request.native_alloc_bytes, request.native_free_bytes, request.native_freed_earlier
+    return (allocated or 0) - (freed or 0) + (earlier or 0)
 
 
 def _least_kept(group: Group) -> int | None:
@@ -221,14 +237,16 @@ class _Accumulator:
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
 
-    def add(self, request: Request, *, first: bool) -> None:
+    def add(self, request: Request, *, first: bool) -> int | None:
+        """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
         self._requests += 1
+        number = None
         before, after = request.anon_before, request.anon_after
         if before is None or after is None:
             self._incomplete += 1
         else:
             self._growth.add(after - before)
-            self._kept.add(request, first=first)
+            number = self._kept.add(request, first=first)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -237,14 +255,15 @@ class _Accumulator:
         peak = request.zend_peak
         if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
             self._zend_peak = peak
+        return number
 
     @property
     def needs_estimate(self) -> bool:
         """True if requests were seen whole, and what they kept is not known."""
         return self._growth.count > 0 and not self._kept.known
 
-    def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
-        self._kept.release(freed, first=first, nothing_left=nothing_left)
+    def change_kept(self, number: int, before: int, after: int, *, first: bool) -> None:
+        self._kept.change(number, before, after, first=first)
 
     def group(self, key: str | None, estimate: Estimate | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
