@@ -116,10 +116,7 @@ class WindowCutter:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.growth = 0  # bytes, from the first look to the latest one that can be compared with it or the windows
-        self._warm_up = 0  # bytes of growth before the first window, and by first uses
         self._served = 0
-        self._first: _Look | None = None
         self._previous: _Look | None = None
         self._key: Hashable = _NOBODY  # of the request before
         self._first_used = False  # the request before was a first use
@@ -136,11 +133,6 @@ class WindowCutter:
         self._walk: int | None = None
         self._walked: dict[Hashable, int] = {}  # requests since the walk
         self._walked_young = False  # that window has first uses, or the worker's first requests
-
-    @property
-    def warm_up(self) -> int:
-        """Bytes of growth before the first window and by first uses; all growth if there was no window."""
-        return self._warm_up if self._chains else self.growth
 
     def begin(self, key: Hashable, count: int = 1) -> None:
         """Take the key of the next request, or of `count` requests that nobody looked at."""
@@ -174,10 +166,6 @@ class WindowCutter:
 
         `size` is that of Zend's heap; None if it is not known.
         """
-        if self._first is None:
-            self._first = _Look(level, size)
-        if size == (self._first if self._open is None else self._open.start).size:
-            self.growth = level - self._first.level
         after_first_use = self._before_first_use is not None
         if after_first_use and not self._first_use_over(level, size):
             return None
@@ -214,7 +202,6 @@ class WindowCutter:
         if size == before.size:
             growth = level - self._offset - before.level
             self._offset += growth
-            self._warm_up += growth
             self._note_jump(growth)
         else:
             self._looks_since += 1
@@ -262,9 +249,6 @@ class WindowCutter:
         anchored = displaced and self._key == self._anchor
         if self._served < (_SOONEST if anchored else WARM_UP) or look.size != self._smallest_usual_size():
             return
-        if not self._chains:
-            assert self._first is not None
-            self._warm_up += look.level - self._first.level
         self._chains += 1
         self._open = _Open(look, self._key if anchored else _NOBODY, self._spare, self._served)
 
