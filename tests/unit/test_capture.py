@@ -16,10 +16,11 @@ from tracer import capture as loop
 from tracer.backends import Backend
 from tracer.capture import Filter, Progress, Stop, Why, capture
 from tracer.facts import Fact, Look, Loss, Release, Request, Worker
-from tracer.looks import Looks, Subject
+from tracer.looks import Looks
 from tracer.targets.php import Php
 from tracer.targets.processes import process
 from tracer.targets.resolve import Target
+from tracer.worker_look import Subject
 
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
 NO_PHP: Php = None  # type: ignore[assignment]  # it is not asked for where the bias is unknown

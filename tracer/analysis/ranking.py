@@ -78,7 +78,7 @@ _HELD_MAX = 65_536
 
 
 class _Held:
-    """What a request kept, and what was freed of it since; where that is counted. `blocks` is what may be freed yet."""
+    """The bytes that a request kept, and those that were freed since. `blocks` are those that may be freed yet."""
 
     __slots__ = ("_first", "_group", "_kept", "_number", "_released", "blocks")
 
