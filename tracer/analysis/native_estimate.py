@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Sequence
 
-from tracer.analysis.growth_windows import WARM_UP, Window, WindowCutter, add_counts
+from tracer.analysis.growth_windows import Window, add_counts
 from tracer.analysis.kept_rates import LEAST_WINDOWS, OTHERS, Estimate, KeptRates
+from tracer.analysis.window_cutter import WARM_UP, WindowCutter
 from tracer.facts import Request
 
 _KEYS = 4096  # keys that are known by name
