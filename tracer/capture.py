@@ -8,12 +8,14 @@ import enum
 import fnmatch
 import signal
 import time
+from array import array
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from tracer.backends import Backend
-from tracer.facts import Fact, Growth, Request, Worker
+from tracer.facts import Fact, Growth, Release, Request, Worker
 
 if TYPE_CHECKING:  # see capture()
     from tracer.looks import Looks
@@ -123,20 +125,19 @@ def capture(
     progress = Progress()
     started = last_tick = time.monotonic()
     seen_at_tick = 0
+    selection = _Selection(keep or Filter(), count)
 
     def take(facts: list[Fact]) -> None:
         kept: list[Fact] = [*looking.take()]
-        last_kept = True
         for fact in facts:
             if isinstance(fact, Request):
                 progress.seen += 1
                 looking.count(fact)
-                last_kept = (keep is None or keep.keeps(fact)) and (count is None or progress.kept < count)
-                progress.kept += last_kept
             elif isinstance(fact, Worker):
                 looking.follow(fact)
-            if last_kept or not isinstance(fact, Request | Growth):
+            if selection.keeps(fact):
                 kept.append(fact)
+        progress.kept = selection.requests
         if kept:
             consume(kept)
 
@@ -167,6 +168,35 @@ def capture(
             consume([*last])
         progress.elapsed_s = time.monotonic() - started
     return why, progress
+
+
+class _Selection:
+    """Chooses the facts that are kept: some requests, what belongs to these, and all that belongs to no request."""
+
+    def __init__(self, keep: Filter, count: int | None) -> None:
+        self.requests = 0  # kept
+        self._filter = keep
+        self._count = count
+        self._last = True  # the last request was kept
+        # When requests started that were kept and counted, by pid, ascending: what is freed of them may come hours
+        # later. 8 bytes each; None: all are kept.
+        self._starts: dict[int, array[int]] | None = {} if keep or count is not None else None
+
+    def keeps(self, fact: Fact) -> bool:
+        """True if the fact is kept. Call it once a fact, in order."""
+        if isinstance(fact, Request):
+            self._last = self._filter.keeps(fact) and (self._count is None or self.requests < self._count)
+            self.requests += self._last
+            if self._last and self._starts is not None and fact.started_ns is not None and fact.native_kept is not None:
+                insort(self._starts.setdefault(fact.pid, array("q")), fact.started_ns)
+            return self._last
+        if isinstance(fact, Growth):
+            return self._last
+        if isinstance(fact, Release) and self._starts is not None:
+            starts = self._starts.get(fact.pid, ())
+            at = bisect_left(starts, fact.started_ns)
+            return at < len(starts) and starts[at] == fact.started_ns
+        return True
 
 
 def _ended(

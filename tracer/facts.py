@@ -43,9 +43,6 @@ class Note(enum.Enum):
     MAPPED_ELSEWHERE = "mapped_elsewhere"  # address space changed by other means than the counted calls
 
 
-_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
-
-
 class Request(NamedTuple):
     """One request of one worker. Bytes unless the name says else; None = not measured, see notes.
 
@@ -109,19 +106,22 @@ class Request(NamedTuple):
 
     @property
     def native_retained(self) -> int | None:
-        """Native bytes that the request kept and that nobody freed later, as far as is known; None if not counted.
-
-        Both figures may be a hostile worker's word: the difference saturates at 64 bits, as they do.
-        """
+        """Native bytes that the request kept and that nobody freed later, as far as is known; None if not counted."""
         kept = self.native_kept
-        if kept is None or not self.native_released:
-            return kept
-        return max(_LEAST, min(kept - self.native_released, _MOST))
+        return kept if kept is None or not self.native_released else retained(kept, self.native_released)
 
     @property
     def complete(self) -> bool:
         """True if both ends were seen."""
         return self.anon_before is not None and self.anon_after is not None
+
+
+def retained(kept: int, released: int) -> int:
+    """Native bytes that are left of those that a request kept.
+
+    Both may be a hostile worker's word: the difference saturates at 64 bits.
+    """
+    return max(-(1 << 63), min(kept - released, (1 << 63) - 1))
 
 
 class Metric(enum.Enum):

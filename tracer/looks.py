@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from tracer import worker_look
 from tracer.errors import UnsupportedError
 from tracer.facts import Look, Request, Worker
-from tracer.targets import arch, malloc_heap, processes, zend_heap
-from tracer.targets.php import Php
-from tracer.targets.process_memory import HeapUnknownError, ProcessMemory, Reason
+from tracer.targets import processes
 from tracer.targets.resolve import Target
+from tracer.worker_look import GONE, BusyError, Subject, absent
 
 WORKERS_MAX = 64
 LOOKS_S = 1.0  # most time for all looks of the beginning, and for all of the end
@@ -33,29 +33,12 @@ BETWEEN_RETRY_S = 0.3
 BETWEEN_S = 2.0
 _BETWEEN_SHARE = 1 / 64
 _CPU_SHARE = 0.01  # of one CPU, for the looks in between
-LIMIT_BYTES = 256 << 20  # of one heap
-_BYTES_PER_S = 500 << 20  # of a heap that is walked: no heap is begun that the rest of the time would not do for
 _PAUSE_S = 0.02  # before workers that are in a request are tried again
 _RECENT = 256  # requests that may have been counted before a look at an earlier moment arrives
-_ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
 
 BUSY = "it was in a request"
 TOO_MANY = f"more than {WORKERS_MAX} workers"
 NO_TIME = "the time for looks was over"
-_REASONS = {
-    Reason.GONE: "it has ended",
-    Reason.NOT_PERMITTED: "its memory may not be read: CAP_SYS_PTRACE is required",
-}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Subject:
-    """A worker to look at."""
-
-    pid: int
-    start_ticks: int
-    php: Php
-    bias: int | None  # running address of its PHP minus the link address; None: not known
 
 
 @dataclasses.dataclass(slots=True)
@@ -218,7 +201,7 @@ class Looks:
         del self._workers[worker.pid]
         course = self._courses.pop(worker.pid, None)
         if course is not None and course.since.bookable:
-            before = course.take(self._absent(worker, _REASONS[Reason.GONE]))
+            before = course.take(self._absent(worker, GONE))
             self._ready += [look for look in (before, course.finished()) if look is not None]
 
     def _receive(self) -> None:
@@ -298,127 +281,15 @@ class Looks:
     def _look(self, worker: Subject, until: float) -> Look | None:
         """A look at a worker; None if it is to be tried again, since it is in a request."""
         began = self._now()
-        limit = min(LIMIT_BYTES, max(0, int((until - time.monotonic()) * _BYTES_PER_S)))
         try:
-            with ProcessMemory(worker.pid, worker.start_ticks) as memory:
-                in_accept = _waits(worker.pid)
-                look = _figures(memory, worker, limit, until)
-                if _waits(worker.pid) is not in_accept:
-                    return None
-        except _BusyError:
+            found = worker_look.look(worker, until)
+        except BusyError:
             return None
-        except HeapUnknownError as exc:
-            return self._absent(worker, _REASONS.get(exc.reason) or str(exc))
-        return look._replace(at_ns=began, took_ns=self._now() - began, in_accept=in_accept)
+        return found._replace(at_ns=began, took_ns=self._now() - began if found.settled else 0)
 
     def _now(self) -> int:
         """Unix time, by the clock that requests have."""
         return time.clock_gettime_ns(time.CLOCK_MONOTONIC) + self._clock_offset_ns
 
     def _absent(self, worker: Subject, why: str) -> Look:
-        return _unknown(worker)._replace(at_ns=self._now(), why=why)
-
-
-class _BusyError(Exception):
-    """The worker is in a request, or was in one during the look."""
-
-
-def _unknown(worker: Subject) -> Look:
-    return Look(
-        pid=worker.pid,
-        start_ticks=worker.start_ticks,
-        at_ns=0,
-        took_ns=0,
-        anon=None,
-        malloc_in_use=None,
-        malloc_uncertain=None,
-        malloc_resident=None,
-        zend_resident=None,
-        settled=False,
-        in_accept=False,
-        requests=None,
-        why=None,
-    )
-
-
-def _waits(pid: int) -> bool:
-    """True if the process waits in accept(); False if it reads from a socket, as on a connection that it keeps.
-
-    _BusyError if it does something else.
-    """
-    number, argument = processes.call_waited_in(pid) or (None, 0)
-    if number in _ACCEPTING:
-        return True
-    if number == arch.SYS_READ:
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/fd/{argument}").startswith("socket:"):
-                return False
-    raise _BusyError
-
-
-def _figures(memory: ProcessMemory, worker: Subject, limit: int, until: float) -> Look:
-    """The figures of a worker that waits. HeapUnknownError if it has ended, or may not be read.
-
-    Heaps that are not read by `until` are unknown: their owner decides how long that takes.
-    """
-    reasons: list[str] = []
-    anon = memory.exact_anon_bytes()
-    zend = _zend_resident(worker, until, reasons)
-    malloc = _malloc(worker, limit, until, reasons)
-    if memory.exact_anon_bytes() != anon:
-        raise _BusyError
-    memory.check()
-    look = _unknown(worker)._replace(anon=anon, zend_resident=zend, settled=True)
-    if malloc is not None:
-        mapped = malloc.mapped_bytes
-        if mapped is None:
-            reasons.append("malloc: the blocks that it maps apart were not found")
-        elif malloc.other_arenas:
-            reasons.append("malloc: threads have heaps of their own")
-        else:
-            look = look._replace(
-                malloc_in_use=malloc.in_use_bytes + mapped,
-                malloc_uncertain=malloc.uncertain_bytes,
-                malloc_resident=None if malloc.resident_bytes is None else malloc.resident_bytes + mapped,
-            )
-    return look._replace(why="; ".join(reasons) or None)
-
-
-def _zend_resident(worker: Subject, until: float, reasons: list[str]) -> int | None:
-    """Resident bytes of Zend's heap; None, with a reason, if they cannot be known."""
-    if worker.bias is None:
-        reasons.append("Zend: its PHP was not found in its memory")
-        return None
-    try:
-        address = zend_heap.heap_address(
-            worker.pid, worker.php, start_ticks=worker.start_ticks, bias=worker.bias, until=until
-        )
-        found = zend_heap.resident(worker.pid, address, start_ticks=worker.start_ticks, attempts=1, until=until)
-    except HeapUnknownError as exc:
-        if exc.reason is Reason.NOT_USED:
-            return 0
-        _unless_all_is_lost(exc, "Zend", reasons)
-        return None
-    if not found.settled:
-        raise _BusyError
-    return found.resident_bytes
-
-
-def _malloc(worker: Subject, limit: int, until: float, reasons: list[str]) -> malloc_heap.MallocHeap | None:
-    """malloc's heap; None, with a reason, if it cannot be known."""
-    try:
-        found = malloc_heap.walk(worker.pid, start_ticks=worker.start_ticks, limit_bytes=limit, attempts=1, until=until)
-    except HeapUnknownError as exc:
-        _unless_all_is_lost(exc, "malloc", reasons)
-        return None
-    if not found.settled:
-        raise _BusyError
-    reasons += [f"malloc: {text}" for text in found.lacking]
-    return found
-
-
-def _unless_all_is_lost(exc: HeapUnknownError, part: str, reasons: list[str]) -> None:
-    """Note why a part is unknown; raise the error again if nothing else can be known either."""
-    if exc.reason in _REASONS:
-        raise exc
-    reasons.append(f"{part}: {exc}")
+        return absent(worker, why)._replace(at_ns=self._now())

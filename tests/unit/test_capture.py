@@ -15,11 +15,12 @@ from waiting_process import PAUSES, waiting_process
 from tracer import capture as loop
 from tracer.backends import Backend
 from tracer.capture import Filter, Progress, Stop, Why, capture
-from tracer.facts import Fact, Look, Loss, Request, Worker
-from tracer.looks import Looks, Subject
+from tracer.facts import Fact, Look, Loss, Release, Request, Worker
+from tracer.looks import Looks
 from tracer.targets.php import Php
 from tracer.targets.processes import process
 from tracer.targets.resolve import Target
+from tracer.worker_look import Subject
 
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
 NO_PHP: Php = None  # type: ignore[assignment]  # it is not asked for where the bias is unknown
@@ -261,6 +262,36 @@ def test_growth_that_is_still_under_way_at_the_end_is_filtered_too(clock):
     found = Capture(Playback(clock, under_way=rest), duration_s=1.0, keep=Filter(script="/b.php"))
 
     assert found.facts == [b, growth(3, MAIN, of=b)]
+
+
+def released(of: Request, size: int) -> Release:
+    return Release(of.pid, of.started_ns or 0, size, 1)
+
+
+def test_what_is_freed_of_requests_that_are_kept_is_kept_and_of_others_is_not(clock):
+    [a, b, c] = [request(script=f"/{name}.php", nth=nth, started_ns=nth) for nth, name in enumerate("aba", 2)]
+    other = request(script="/a.php", pid=5, started_ns=3)  # as b
+    unseen = request(started_ns=1)
+    facts = [a, released(unseen, 11), b, released(a, 13), other, released(other, 17), released(b, 19), c]
+
+    found = Capture(Playback(clock, facts, [released(b, 23)], under_way=(released(c, 29), released(b, 31))),
+                    duration_s=1.0, keep=Filter(script="/b.php"))  # fmt: skip
+
+    assert found.facts == [b, released(b, 19), released(b, 23), released(b, 31)]
+
+
+def test_what_is_freed_of_requests_beyond_the_count_is_dropped_with_them(clock):
+    [first, second] = [request(nth=nth, started_ns=nth) for nth in (2, 3)]
+
+    found = Capture(Playback(clock, [first, second], under_way=(released(second, 7), released(first, 11))), count=1)
+
+    assert found.facts == [first, released(first, 11)]
+
+
+def test_what_is_freed_of_any_request_is_kept_where_nothing_is_left_out(clock):
+    facts = [COMPLETE, released(request(started_ns=1), 11), released(COMPLETE, 13)]
+
+    assert Capture(Playback(clock, facts), duration_s=1.0, keep=Filter()).facts == facts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "recording": {"recording", "facts", "errors", "output_file"},
     "targets": {"targets", "errors"},
     "backends": {"backends", "facts", "targets", "errors"},
-    "looks": {"targets", "facts", "errors"},
+    "worker_look": {"targets", "facts"},
+    "looks": {"worker_look", "targets", "facts", "errors"},
     "capture": {"backends", "facts", "looks"},
 }
 

@@ -14,10 +14,12 @@ from waiting import wait_for
 from waiting_process import PAUSES, READS, waiting_process
 
 from tracer import looks as module
+from tracer import worker_look
 from tracer.facts import Look, Worker
-from tracer.looks import Looks, Subject
+from tracer.looks import Looks
 from tracer.targets.php import Php
 from tracer.targets.processes import process
+from tracer.worker_look import Subject
 
 PID_MAX = 1 << 22  # include/linux/threads.h: no process has this pid
 NO_PHP: Php = None  # type: ignore[assignment]  # it is not asked for where the bias is unknown
@@ -149,7 +151,7 @@ def test_looks_end_when_their_time_has_elapsed(tmp_path, monkeypatch):
 
 
 def test_a_heap_that_is_too_large_leaves_the_rest_known(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LIMIT_BYTES", 1 << 12)
+    monkeypatch.setattr(worker_look, "LIMIT_BYTES", 1 << 12)
     with waiting_process(tmp_path) as pid:
         (found,) = first_looks(subject(pid))
 

@@ -7,6 +7,7 @@ outside. If the two do not fit, something is held that the counting does not see
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
@@ -77,7 +78,7 @@ class Balancing:
 
     def __init__(self) -> None:
         self._courses: list[_Course] = []
-        self._by_pid: dict[int, list[_Course]] = {}
+        self._by_pid: dict[int, list[_Course]] = {}  # in the order of their first looks
         self._reasons: Counter[str] = Counter()  # for workers without two looks
 
     def begin(self, looks: Iterable[Look], *, requests_lost: bool = False, requests_left_out: bool = False) -> bool:
@@ -103,6 +104,8 @@ class Balancing:
                 self._pair(begin, last[worker], requests_lost=requests_lost, left_out=requests_left_out)
             else:
                 self._reasons[_reason(begin) or "there was no second look"] += 1
+        for courses in self._by_pid.values():
+            courses.sort(key=_began_ns)
         return bool(self._by_pid)
 
     def _pair(self, begin: Look, end: Look, *, requests_lost: bool, left_out: bool) -> None:
@@ -117,10 +120,17 @@ class Balancing:
     def add(self, request: Request) -> None:
         """Take a request of the recording that was begun last, in any order."""
         courses = self._by_pid.get(request.pid)
-        if courses is not None:
-            values = _VALUES(request)
-            for course in courses:
-                course.add(*values)
+        if courses is None:
+            return
+        if len(courses) > 1:
+            # One worker had the pid after the other: it is a request of one of them, or runs from one to the next.
+            # If it ran when tracing began, it is the first one's.
+            started = request.started_ns
+            behind = 0 if started is None else bisect_right(courses, started, key=_began_ns)
+            courses = courses[max(0, behind - 1) : behind + 1]
+        values = _VALUES(request)
+        for course in courses:
+            course.add(*values)
 
     def result(self) -> Balance:
         """The balance so far.
@@ -225,6 +235,11 @@ class _Course:
             self._mapped += mapped
 
     @property
+    def began_ns(self) -> int:
+        """When the first look began."""
+        return self._begin.at_ns
+
+    @property
     def disturbed(self) -> str | None:
         """Why the looks cannot be compared; None if they can."""
         if self._disturbed is None and not (self._begin.in_accept and self._end.in_accept):
@@ -275,6 +290,10 @@ class _Course:
             return None
         in_use = _difference(self._end.malloc_in_use, self._begin.malloc_in_use)
         return None if in_use is None else in_use - self._net
+
+
+def _began_ns(course: _Course) -> int:
+    return course.began_ns
 
 
 def _reason(look: Look) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import math
-from array import array
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -20,7 +19,8 @@ from tracer.facts import Request
 _LEAST_COUNTED = 5
 _CONFIDENCE = 1.96  # standard errors, for 95 %
 _WORKERS_MAX = 8192
-_SCRIPTS_MAX = 4096
+_SCRIPTS_MAX = 4096  # of one worker
+_FIRST_RUNS_MAX = 1 << 18  # of all workers together: 50 bytes each
 
 
 class How(enum.Enum):
@@ -56,11 +56,15 @@ def estimated(estimate: Estimate) -> Kept:
 
 
 class FirstRuns:
-    """Tells which requests are the first for their script in their worker. Forgets the oldest workers when many."""
+    """Tells which requests are the first for their script in their worker.
+
+    When it knows too much, it forgets the workers that served no request for the longest time: they have ended.
+    """
 
     def __init__(self) -> None:
         """No worker has been seen."""
         self._workers: OrderedDict[tuple[str, int], tuple[list[int], set[str | None]]] = OrderedDict()
+        self._runs = 0
 
     def is_first(self, request: Request) -> bool:
         """True if this worker is not known to have run the script before. Call once a request, in order."""
@@ -68,21 +72,25 @@ class FirstRuns:
         known = self._workers.get(worker)
         # The count of a worker's requests begins anew where another worker got the pid.
         if known is None or request.nth <= known[0][0]:
+            self._runs -= len(known[1]) if known is not None else 0
             known = self._workers[worker] = ([0], set())
-            if len(self._workers) > _WORKERS_MAX:
-                self._workers.popitem(last=False)
+        self._workers.move_to_end(worker)
         known[0][0] = request.nth
         if request.script in known[1]:
             return False
         if len(known[1]) < _SCRIPTS_MAX:
             known[1].add(request.script)
+            self._runs += 1
+            while len(self._workers) > _WORKERS_MAX or self._runs > _FIRST_RUNS_MAX:
+                _, (_, idle) = self._workers.popitem(last=False)
+                self._runs -= len(idle)
         return True
 
 
 class KeptSum:
     """Adds up what the counted requests of a group kept."""
 
-    __slots__ = ("_complete", "_first_total", "_firsts", "_kept_any", "_squares", "_values")
+    __slots__ = ("_complete", "_firsts", "_firsts_kept_any", "_kept_any", "_squares", "_values")
 
     def __init__(self, window: int | None) -> None:
         """`window`: how many last requests the quantiles cover; None for all."""
@@ -90,42 +98,56 @@ class KeptSum:
         self._complete = 0
         self._kept_any = 0
         self._squares = 0.0
-        self._firsts = array("q")
-        self._first_total = 0
+        self._firsts = Values(window)
+        self._firsts_kept_any = 0
 
-    def add(self, request: Request, *, first: bool) -> None:
-        """Count a request of which both ends were seen. `first`: it is its worker's first for this script."""
+    def add(self, request: Request, *, first: bool) -> int | None:
+        """Count a request of which both ends were seen. `first`: it is its worker's first for this script.
+
+        Return its number, for change(); None if its allocations were not counted.
+        """
         self._complete += 1
         kept = request.native_retained
         if kept is None:
-            return
+            return None
         if first:
-            self._firsts.append(kept)
-            self._first_total += kept
-            return
+            self._firsts.add(kept)
+            self._firsts_kept_any += kept > 0
+            return self._firsts.count - 1
         self._values.add(kept)
         self._kept_any += kept > 0
         self._squares += float(kept) * kept
+        return self._values.count - 1
 
-    def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
-        """Take back what a request of the group had kept. `nothing_left`: that was all of it."""
+    def change(self, number: int, before: int, after: int, *, first: bool) -> None:
+        """Take note that the request of that number had kept `before`, and that `after` is left of it."""
         if first:
-            self._first_total -= freed
+            self._firsts.replace(number, before, after)
+            self._firsts_kept_any += (after > 0) - (before > 0)
             return
-        self._values.total -= freed
-        self._kept_any -= nothing_left
+        self._values.replace(number, before, after)
+        self._kept_any += (after > 0) - (before > 0)
+        self._squares += float(after) * after - float(before) * before
+
+    @property
+    def known(self) -> bool:
+        """True if enough requests were counted for the figures."""
+        steady, firsts = self._values.count, self._firsts.count
+        if steady >= _LEAST_COUNTED:
+            return True
+        return steady + firsts > 0 and steady + firsts >= self._complete
 
     def kept(self) -> Kept:
         """The figures of the requests so far."""
         values = self._values
+        counted = values.count + self._firsts.count
+        if not self.known:
+            return Kept(counted=counted)
         if not values.count:
             return self._of_first_runs()
         mean = values.total / values.count
-        counted = values.count + len(self._firsts)
         low = high = mean
         if counted < self._complete:
-            if values.count < _LEAST_COUNTED:
-                return Kept(counted=counted)
             spread = math.sqrt(max(0.0, self._squares / values.count - mean * mean) / (values.count - 1))
             low, high = low - _CONFIDENCE * spread, high + _CONFIDENCE * spread
         p50, p95 = values.quantiles(0.5, 0.95)
@@ -138,29 +160,24 @@ class KeptSum:
             self._kept_any / values.count,
             p50,
             p95,
-            self._first_total - round(mean * len(self._firsts)),
+            self._firsts.total - round(mean * self._firsts.count),
             counted,
         )
 
     def _of_first_runs(self) -> Kept:
         """Where each request was its worker's first: what is a leak and what is warm-up cannot be told apart."""
-        count = len(self._firsts)
-        if not count or count < self._complete:
-            return Kept(counted=count)
-        firsts = Values(None)
-        for value in self._firsts:
-            firsts.add(value)
+        firsts = self._firsts
         p50, p95 = firsts.quantiles(0.5, 0.95)
-        mean = self._first_total / count
+        mean = firsts.total / firsts.count
         return Kept(
             How.COUNTED,
-            self._first_total,
+            firsts.total,
             mean,
             min(0.0, mean),
             max(0.0, mean),
-            sum(value > 0 for value in self._firsts) / count,
+            self._firsts_kept_any / firsts.count,
             p50,
             p95,
             None,
-            count,
+            firsts.count,
         )

@@ -26,7 +26,6 @@ _OUTLIERS = 0.1  # share of outliers from which they are no exceptions
 _MISSED = 0.1  # share of the growth that may be in them
 _REGULAR = 0.25  # variance over mean of a count, below which it does not come at random
 _RIVALS = -0.4  # correlation of two estimates, one of which may have what is the other's
-_STEP = 4.5  # standard deviations from which a window has a step
 _INTERVAL = 0.975  # two-sided 95 %
 _SURE = 0.9995  # one-sided: with 20 innocent keys, one recording in 100 accuses one
 _MATERIAL = 256.0  # bytes a request; less is not sure to be memory that is kept
@@ -51,7 +50,6 @@ class Estimate:
 
     keys: tuple[Hashable, ...]  # the one with the most requests first; empty: all keys without an entry of their own
     requests: tuple[int, ...]  # of each key, in the whole recording
-    windows: int  # in which any of them ran
     bytes_per_round: float | None
     low: float | None  # not below 0
     high: float | None
@@ -123,20 +121,6 @@ class KeptRates:
         ):
             entries.append(self._entry(_Group([len(self._keys)], [others])))
         return entries
-
-    def kept(self, counts: Mapping[Hashable, int]) -> float:
-        """The bytes that these requests kept at the estimated rates."""
-        return sum(self._fit.coefficients[self._column(key)] * count for key, count in counts.items())
-
-    def steps(self, windows: Sequence[Window]) -> dict[int, float]:
-        """By worker, the growth of its windows that no rate explains: only of windows that are far from it."""
-        steps: dict[int, float] = {}
-        for window in windows:
-            residual = window.growth - self.kept(window.counts)
-            if not window.walked and abs(residual) > _STEP * max(self._fit.scale, window.noise):
-                worker, _ = window.chain
-                steps[worker] = steps.get(worker, 0.0) + residual
-        return steps
 
     def _column(self, key: Hashable) -> int:
         return self._columns.get(key, len(self._keys))
@@ -246,7 +230,6 @@ class KeptRates:
         return Estimate(
             keys=keys,
             requests=tuple(group.requests[i] for i in order),
-            windows=windows,
             bytes_per_round=total / rounds,
             low=low / rounds,
             high=high / rounds,

@@ -45,7 +45,6 @@ class Fit:
     covariance: Matrix  # of `unbounded`
     residuals: list[float]  # of `coefficients`
     trust: list[float]
-    scale: float  # standard deviation of a trusted row of weight 1
     degrees: float  # of freedom: trusted rows less columns; 0 or negative if there are too few rows
 
 
@@ -68,7 +67,7 @@ def fit(rows: Sequence[Row], columns: int, *, floor: float, robust: bool = True)
             trust = [weigh(residual / scale) for residual in residuals]
             if all(abs(a - b) <= 1e-4 * (1.0 + abs(a)) for a, b in zip(coefficients, previous, strict=True)):
                 break
-    return _solution(rows, columns, trust, scale, floor)
+    return _solution(rows, columns, trust, floor)
 
 
 def dependences(rows: Sequence[Row], columns: int, least: float) -> dict[int, list[int]]:
@@ -252,7 +251,7 @@ def _residuals(rows: Sequence[Row], coefficients: Sequence[float]) -> list[float
     return [(row.value - row.predicted(coefficients)) * math.sqrt(row.weight) for row in rows]
 
 
-def _solution(rows: Sequence[Row], columns: int, trust: list[float], scale: float, floor: float) -> Fit:
+def _solution(rows: Sequence[Row], columns: int, trust: list[float], floor: float) -> Fit:
     gram, moments = _normal_equations(rows, columns, trust)
     ridge = 1e-6 * max([gram[i][i] for i in range(columns)], default=0.0) or 1.0
     inverse = _inverse(gram, ridge)
@@ -282,7 +281,6 @@ def _solution(rows: Sequence[Row], columns: int, trust: list[float], scale: floa
             residual / math.sqrt(row.weight) for residual, row in zip(_residuals(rows, coefficients), rows, strict=True)
         ],
         trust=trust,
-        scale=scale,
         degrees=sum(trust) - sum(gram[i][i] > 0.0 for i in range(columns)),
     )
 

@@ -11,35 +11,17 @@ these are used up. Workers that live for less than some 50 requests say little: 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Hashable, Sequence
 
-from tracer.analysis.growth_windows import WARM_UP, Window, WindowCutter, add_counts
+from tracer.analysis.growth_windows import Window, add_counts
 from tracer.analysis.kept_rates import LEAST_WINDOWS, OTHERS, Estimate, KeptRates
+from tracer.analysis.window_cutter import WARM_UP, WindowCutter
 from tracer.facts import Request
 
 _KEYS = 4096  # keys that are known by name
-_KEYS_OF_WORKER = 256  # keys whose requests are counted for one worker; others are OTHERS
 _KEYS_OF_LONG_WINDOWS = 256  # the most frequent ones, when windows are joined to bound memory
-_WORKERS = 1024  # workers with a WorkerGrowth of their own
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WorkerGrowth:
-    """Bytes by which the anonymous memory of a worker grew; the other figures add up to `growth`.
-
-    `worker` is None for all those together that were seen first, if there were very many.
-    """
-
-    worker: Hashable | None
-    requests: int
-    growth: float
-    zend: float  # Zend's chunks that are there at the last look, and not at the looks that are compared
-    warm_up: float  # by the first requests, and by the first uses of each key
-    kept: float  # at the estimated rates
-    steps: float  # jumps that no rate explains: caches, high-water marks
-    rest: float  # noise, and what was not in a window
+_WORKERS = 1024  # workers that served last, which are not taken for ended
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,36 +29,16 @@ class Estimates:
     """All entries, the largest lower bound first, those without an estimate last."""
 
     entries: list[Estimate]
-    workers: list[WorkerGrowth]
-    windows: int  # that were compared
     reason: str | None  # why there is no estimate at all
     caveat: str | None  # why none is sure
 
 
 @dataclasses.dataclass(slots=True)
 class _Worker:
-    name: Hashable
+    name: tuple[str, int]  # host and pid
     cutter: WindowCutter
     latest: int = 0  # number of its latest request, among all
     nth: int = 0
-    requests: int = 0
-    first_anon: int | None = None
-    last_anon: int | None = None
-    counts: dict[Hashable, int] = dataclasses.field(default_factory=dict)  # requests in windows
-
-    def take(self, window: Window) -> None:
-        """Count the requests of a window of this worker."""
-        for key, count in window.counts.items():
-            known = key in self.counts or len(self.counts) < _KEYS_OF_WORKER
-            add_counts(self.counts, {key if known else OTHERS: count})
-
-    def explained(self, rates: KeptRates | None, steps: float) -> WorkerGrowth:
-        """Split the growth."""
-        growth = (self.last_anon or 0) - (self.first_anon or 0)
-        zend, warm_up = growth - self.cutter.growth, self.cutter.warm_up
-        kept = 0.0 if rates is None else rates.kept(self.counts)
-        rest = growth - zend - warm_up - kept - steps
-        return WorkerGrowth(self.name, self.requests, growth, zend, warm_up, kept, steps, rest)
 
 
 class NativeEstimator:
@@ -92,26 +54,17 @@ class NativeEstimator:
         self._windows: list[Window] = []
         self._requests: dict[Hashable, int] = {}
         self._count = 0
-        self._workers: dict[Hashable, _Worker] = {}  # the latest of each name
-        self._ended: collections.deque[_Worker] = collections.deque()
-        self._earlier = _Sum()
+        self._workers: dict[tuple[str, int], _Worker] = {}  # the latest of each name
         self._number = 0
 
-    def add(
-        self,
-        request: Request,
-        key: Hashable,
-        *,
-        worker: Hashable | None = None,
-        heap_used: int | None = None,
-    ) -> None:
+    def add(self, request: Request, key: Hashable, *, heap_used: int | None = None) -> None:
         """Take the next request of a worker, in the group `key`.
 
-        `worker` tells workers apart. If it is None, host and pid do, and a `nth` that does not rise is a new worker.
-        `heap_used` is the bytes in use in malloc's heap, if the worker was looked at before the request. Anonymous
-        memory, which each request comes with, is compared where Zend's heap has the same size.
+        Host and pid tell workers apart, and a `nth` that does not rise is a new worker. `heap_used` is the bytes in
+        use in malloc's heap, if the worker was looked at before the request. Anonymous memory, which each request
+        comes with, is compared where Zend's heap has the same size.
         """
-        name = (request.host, request.pid) if worker is None else worker
+        name = request.host, request.pid
         serving = self._workers.get(name)
         if serving is None or request.nth <= serving.nth:
             serving = self._new_worker(name)
@@ -123,24 +76,18 @@ class NativeEstimator:
         self._count += 1
         serving.latest = self._count
         serving.nth = request.nth
-        serving.requests += 1
-        anon = request.anon_before
-        if anon is not None:
-            if serving.first_anon is None:
-                serving.first_anon = anon
-            serving.last_anon = anon
-            window = serving.cutter.look(anon, request.zend_real_before, self._length)
+        if request.anon_before is not None:
+            window = serving.cutter.look(request.anon_before, request.zend_real_before, self._length)
             if window is not None:
-                self._take(window, serving)
+                self._take(window)
         if heap_used is not None:
             window = serving.cutter.walk(heap_used)
             if window is not None:
-                self._windows.append(window)
+                self._take(window)
         serving.cutter.begin(key)
 
     def result(self) -> Estimates:
         """The estimates from all requests so far."""
-        workers = [*self._ended, *map(_finished, self._workers.values())]
         unfinished = [worker.cutter.unfinished() for worker in self._workers.values()]
         every = self._windows + [window for window in unfinished if window is not None]
         windows = [window for window in every if not window.young]
@@ -151,7 +98,7 @@ class NativeEstimator:
         entries = [] if rates is None else rates.entries()
         named = {key for entry in entries for key in entry.keys}
         entries += [
-            Estimate((key,), (requests,), 0, None, None, None, None, sure=False, reason=reason or "too few requests")
+            Estimate((key,), (requests,), None, None, None, None, sure=False, reason=reason or "too few requests")
             for key, requests in self._requests.items()
             if key not in named and key is not OTHERS
         ]
@@ -159,11 +106,7 @@ class NativeEstimator:
         caveat = None
         if rates is not None and young:
             caveat = f"few workers served more than {WARM_UP} requests, so that a part may be their warm-up"
-        steps = {} if rates is None else rates.steps(every)
-        explained = [worker.explained(rates, steps.pop(worker.cutter.number, 0.0)) for worker in workers]
-        if self._earlier.requests:
-            explained.insert(0, self._earlier.explained(rates, sum(steps.values())))
-        return Estimates(entries, explained, len(windows), reason, caveat)
+        return Estimates(entries, reason, caveat)
 
     def _rates(self, windows: Sequence[Window], *, young: bool) -> tuple[KeptRates | None, str | None]:
         if len(windows) >= LEAST_WINDOWS:
@@ -173,7 +116,7 @@ class NativeEstimator:
             return None, f"no worker served enough requests after its first {WARM_UP}, which are warm-up"
         return None, f"only {len(windows)} windows of requests can be compared, and {LEAST_WINDOWS} are needed"
 
-    def _new_worker(self, name: Hashable) -> _Worker:
+    def _new_worker(self, name: tuple[str, int]) -> _Worker:
         before = self._workers.pop(name, None)
         if before is not None:
             self._end(before)
@@ -187,53 +130,15 @@ class NativeEstimator:
     def _end(self, worker: _Worker) -> None:
         window = worker.cutter.unfinished()
         if window is not None:
-            self._take(window, worker)
-        self._ended.append(worker)
-        if len(self._ended) > _WORKERS:
-            self._earlier.add(self._ended.popleft())
+            self._take(window)
 
-    def _take(self, window: Window, worker: _Worker) -> None:
-        worker.take(window)
+    def _take(self, window: Window) -> None:
         self._windows.append(window)
         if len(self._windows) >= 2 * self._most_windows:
             frequent = sorted(self._requests, key=lambda key: self._requests[key], reverse=True)
             named = frozenset(frequent[:_KEYS_OF_LONG_WINDOWS])
             self._windows = [_with_keys(window, named) for window in _halved(self._windows)]
             self._length *= 2
-
-
-class _Sum:
-    """The sum of the figures of workers that have none of their own."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self._growth = 0
-        self._zend = 0
-        self._warm_up = 0
-        self._counts: dict[Hashable, int] = {}
-
-    def add(self, worker: _Worker) -> None:
-        known = worker.explained(None, 0.0)
-        self.requests += known.requests
-        self._growth += int(known.growth)
-        self._zend += int(known.zend)
-        self._warm_up += int(known.warm_up)
-        add_counts(self._counts, worker.counts)
-
-    def explained(self, rates: KeptRates | None, steps: float) -> WorkerGrowth:
-        """Split the growth."""
-        kept = 0.0 if rates is None else rates.kept(self._counts)
-        rest = self._growth - self._zend - self._warm_up - kept - steps
-        return WorkerGrowth(None, self.requests, self._growth, self._zend, self._warm_up, kept, steps, rest)
-
-
-def _finished(worker: _Worker) -> _Worker:
-    """A copy of the worker, its unfinished window taken."""
-    finished = dataclasses.replace(worker, counts=dict(worker.counts))
-    window = worker.cutter.unfinished()
-    if window is not None:
-        finished.take(window)
-    return finished
 
 
 def _halved(windows: Sequence[Window]) -> list[Window]:

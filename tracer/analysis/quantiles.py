@@ -26,6 +26,12 @@ class Values:
         self.count += 1
         self.total += value
 
+    def replace(self, number: int, before: int, after: int) -> None:
+        """Replace the value that was added as the one of that number, from 0. OverflowError as in add()."""
+        if self._window is None or number >= self.count - self._window:
+            self._last[number if self._window is None else number % self._window] = after
+        self.total += after - before
+
     def quantiles(self, *shares: float) -> list[int | None]:
         """The value of each share (0.5 is the median), by nearest rank: values that occurred; None if there is none."""
         if not self._last:

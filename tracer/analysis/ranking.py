@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
+from tracer.analysis.estimation import Estimation, Together
 from tracer.analysis.kept import FirstRuns, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
-from tracer.analysis.native_estimate import Estimates, NativeEstimator
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import Look, Release, Request, Worker
+from tracer.facts import Look, Release, Request, Worker, retained
 
 # Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
 COLUMNS = (
@@ -73,29 +73,28 @@ class Group:
     duration_p95_ns: int | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Together:
-    """Groups that an estimate cannot tell apart. A round is a request of the rarest, and those that come with it."""
-
-    keys: tuple[str | None, ...]
-    bytes_per_round: float
-    low: float
-    high: float
-
-
-# Requests that kept something, of which a ranking remembers for a while how much that was.
+# Requests that left blocks behind, of which a ranking remembers for a while how much that was.
 _HELD_MAX = 65_536
 
 
 class _Held:
-    """The native memory that a request still holds, and the group it is counted in."""
+    """The bytes that a request kept, and those that were freed since. `blocks` are those that may be freed yet."""
 
-    __slots__ = ("bytes", "first", "group")
+    __slots__ = ("_first", "_group", "_kept", "_number", "_released", "blocks")
 
-    def __init__(self, group: _Accumulator, kept: int, *, first: bool) -> None:
-        self.group = group
-        self.bytes = kept
-        self.first = first
+    def __init__(self, blocks: int, kept: int, group: _Accumulator, number: int, *, first: bool) -> None:
+        self.blocks = blocks
+        self._kept = kept
+        self._released = 0
+        self._group = group
+        self._number = number
+        self._first = first
+
+    def release(self, freed: int) -> None:
+        before = retained(self._kept, self._released)
+        self._released += freed
+        self.blocks -= freed
+        self._group.change_kept(self._number, before, retained(self._kept, self._released), first=self._first)
 
 
 class Ranking:
@@ -109,15 +108,12 @@ class Ranking:
     def __init__(
         self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None, estimate: bool = True
     ) -> None:
-        """`estimate`: estimate what scripts or URIs keep from the first request on whose allocations were not counted.
+        """`estimate`: estimate what scripts or URIs keep, as long as of one of them too few requests were counted.
 
         It takes every request of the workers: it has to be False where some are filtered out.
         """
         self.by = by
-        self._may_estimate = estimate and by in (GroupBy.SCRIPT, GroupBy.URI)
-        self._estimator: NativeEstimator | None = None
-        self._looks: dict[int, deque[Look]] = {}  # by pid, those not passed yet
-        self._latest: Estimates | None = None  # of all requests so far; None: not worked out
+        self._estimation = Estimation(possible=estimate and by in (GroupBy.SCRIPT, GroupBy.URI))
         self.overflow = 0
         self._workers = WorkerNames()
         self._first_runs = FirstRuns()
@@ -139,44 +135,28 @@ class Ranking:
         nor the birth of the later was seen.
         """
         self._workers.begin_recording(workers)
-        self._looks = {}
-        for look in sorted(looks, key=lambda look: look.at_ns):
-            # Not in accept(), a worker may be in a request, which has its own memory in the heap.
-            if look.in_accept and look.malloc_in_use is not None and not look.malloc_uncertain:
-                self._looks.setdefault(look.pid, deque()).append(look)
-        if filtered:
-            self._may_estimate, self._estimator = False, None
+        self._estimation.begin_recording(looks, filtered=filtered)
 
     def add(self, request: Request) -> None:
         """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
         key = self._key(request)
-        if self._may_estimate:
-            if self._estimator is None and request.native_kept is None and request.anon_after is not None:
-                self._estimator = NativeEstimator()
-            if self._estimator is not None:
-                self._estimator.add(request, key, heap_used=self._heap_before(request))
-                self._latest = None
         first = self._first_runs.is_first(request)
         group = self._groups.get(key)
         if group is None:
             if self._max_groups is not None and len(self._groups) >= self._max_groups:
                 self.overflow += 1
+                self._estimation.add(request, key, needed=False)
                 return
             group = self._groups[key] = _Accumulator(self._window)
-        group.add(request, first=first)
+        number = group.add(request, first=first)
+        self._estimation.add(request, key, needed=group.needs_estimate)
         kept = request.native_kept
-        if self._window is not None and kept and request.started_ns is not None:
-            self._held[request.pid, request.started_ns] = _Held(group, kept, first=first)
-            if len(self._held) > _HELD_MAX:
-                self._held.popitem(last=False)
-
-    def _heap_before(self, request: Request) -> int | None:
-        """Bytes in use in malloc's heap between this request and the one before it, if the worker was looked at."""
-        used = None
-        looks = self._looks.get(request.pid)
-        while looks and request.started_ns is not None and looks[0].at_ns < request.started_ns:
-            used = looks.popleft().malloc_in_use
-        return used
+        if self._window is not None and number is not None and kept is not None and request.started_ns is not None:
+            blocks = _blocks_left(request)
+            if blocks > 0:
+                self._held[request.pid, request.started_ns] = _Held(blocks, kept, group, number, first=first)
+                if len(self._held) > _HELD_MAX:
+                    self._held.popitem(last=False)
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
@@ -186,51 +166,21 @@ class Ranking:
         held = self._held.get((fact.pid, fact.started_ns))
         if held is None:
             return
-        held.bytes -= fact.bytes
-        held.group.release(fact.bytes, first=held.first, nothing_left=held.bytes <= 0)
-        if held.bytes <= 0:
+        held.release(fact.bytes)
+        if held.blocks <= 0:
             del self._held[fact.pid, fact.started_ns]
 
     def together(self) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
-        found = []
-        needed = self._not_counted() if self._estimator else set()
-        for entry in self._estimates().entries if needed else ():
-            if (
-                len(entry.keys) > 1
-                and needed.intersection(entry.keys)
-                and entry.bytes_per_round is not None
-                and entry.low
-                and entry.high is not None
-            ):
-                found.append(Together(_listed(entry.keys), entry.bytes_per_round, entry.low, entry.high))
-        return found
+        return self._estimation.together()
 
     def why_not_estimated(self) -> str | None:
         """A reason why what was not counted is not estimated either, or is not sure; None if there is none."""
-        if self._estimator is None or not self._not_counted():
-            return None
-        estimates = self._estimates()
-        return estimates.reason or estimates.caveat
-
-    def _not_counted(self) -> set[Hashable]:
-        """Keys of the groups of which too few requests were counted."""
-        return {key for key, accumulator in self._groups.items() if accumulator.needs_estimate}
-
-    def _estimates(self) -> Estimates:
-        if self._latest is None:
-            assert self._estimator is not None
-            self._latest = self._estimator.result()
-        return self._latest
-
-    def _single_estimates(self) -> dict[Hashable, Estimate]:
-        if self._estimator is None:
-            return {}
-        return {entry.keys[0]: entry for entry in self._estimates().entries if len(entry.keys) == 1}
+        return self._estimation.why_not()
 
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
-        estimates = self._single_estimates()
+        estimates = self._estimation.single()
         names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
         found = [
             accumulator.group(names[key] if isinstance(key, WorkerKey) else key, estimates.get(key))
@@ -243,8 +193,10 @@ class Ranking:
         return found[:top]
 
 
-def _listed(keys: Iterable[Hashable]) -> tuple[str | None, ...]:
-    return tuple(key for key in keys if key is None or isinstance(key, str))
+def _blocks_left(request: Request) -> int:
+    """Bytes of the blocks that it allocated and did not free. What it kept are these and its mappings."""
+    allocated, freed, earlier = request.native_alloc_bytes, request.native_free_bytes, request.native_freed_earlier
+    return (allocated or 0) - (freed or 0) + (earlier or 0)
 
 
 def _least_kept(group: Group) -> int | None:
@@ -285,14 +237,16 @@ class _Accumulator:
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
 
-    def add(self, request: Request, *, first: bool) -> None:
+    def add(self, request: Request, *, first: bool) -> int | None:
+        """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
         self._requests += 1
+        number = None
         before, after = request.anon_before, request.anon_after
         if before is None or after is None:
             self._incomplete += 1
         else:
             self._growth.add(after - before)
-            self._kept.add(request, first=first)
+            number = self._kept.add(request, first=first)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -301,14 +255,15 @@ class _Accumulator:
         peak = request.zend_peak
         if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
             self._zend_peak = peak
+        return number
 
     @property
     def needs_estimate(self) -> bool:
         """True if requests were seen whole, and what they kept is not known."""
-        return self._growth.count > 0 and self._kept.kept().how is None
+        return self._growth.count > 0 and not self._kept.known
 
-    def release(self, freed: int, *, first: bool, nothing_left: bool) -> None:
-        self._kept.release(freed, first=first, nothing_left=nothing_left)
+    def change_kept(self, number: int, before: int, after: int, *, first: bool) -> None:
+        self._kept.change(number, before, after, first=first)
 
     def group(self, key: str | None, estimate: Estimate | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)

@@ -20,14 +20,12 @@ from tracer.errors import IncompleteError, UsageError
 from tracer.facts import Fact, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
 from tracer.output_file import create
 from tracer.recording.integers import saturated
+from tracer.recording.recent_rows import RecentRows
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackWriter
 
 _STEP = 1000
-# Of a worker: what a request retained is known some requests later, and they may end faster than phptrace looks.
-_RECENT_MAX = 2000
-_RECENT_WORKERS_MAX = 256
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 # Text arrives as bytes: what is not UTF-8 must not fail, and must come back as it was.
 _INSERT_WORKER = (
@@ -57,7 +55,7 @@ class Writer:
         self._others: list[Worker | Loss | Release | Look] = []
         self._last: tuple[int, int] | None = None  # pid and nth of the last request
         self._with_stacks = "stacks" in meta
-        self._recent: dict[int, dict[int, int]] = {}  # rows of the latest requests, by pid and nth
+        self._recent = RecentRows()
         self._stacks = StackWriter()
         self._connection: sqlite3.Connection | None = None
         inode = _create(path, force=force)
@@ -93,7 +91,8 @@ class Writer:
             if isinstance(fact, Request):
                 self._requests.add(fact)
                 self._last = fact.pid, fact.nth
-                self._note_request(fact)
+                if self._with_stacks and fact.native_alloc_calls is not None:  # some of its blocks may be retained
+                    self._recent.add(fact.pid, fact.nth, self._requests.count)
             elif isinstance(fact, Growth):
                 if self._last != (fact.pid, fact.nth):
                     raise ValueError("growth does not follow its request")
@@ -102,23 +101,14 @@ class Writer:
                 self._add_retained(fact)
             else:
                 self._others.append(fact)
+                if isinstance(fact, Worker) and fact.died_ns is not None:
+                    self._recent.ended(fact.pid)
         if self._requests.pending >= _STEP:
             self.flush()
 
-    def _note_request(self, request: Request) -> None:
-        """Remember the row of a request whose allocations were counted: some of its blocks may be retained."""
-        if not self._with_stacks or request.native_alloc_calls is None:
-            return
-        recent = self._recent.setdefault(request.pid, {})
-        recent[request.nth] = self._requests.count
-        if len(recent) > _RECENT_MAX:
-            del recent[next(iter(recent))]
-        if len(self._recent) > _RECENT_WORKERS_MAX:
-            del self._recent[next(iter(self._recent))]
-
     def _add_retained(self, fact: Retained) -> None:
         """Take what a request retained, if the request was kept: it may have been filtered out."""
-        row = self._recent.get(fact.pid, {}).get(fact.nth)
+        row = self._recent.find(fact.pid, fact.nth)
         if row is not None:
             growth = Growth(fact.pid, fact.nth, Metric.RETAINED.value, fact.stack, fact.bytes, fact.samples)
             self._stacks.add(row, growth)
@@ -131,6 +121,10 @@ class Writer:
             why = "call stacks: too many distinct ones for a recording; their growth is under [stack lost]"
             self._others.append(Loss(time.time_ns(), self._stacks.refused, why))
             self._stacks.refused = 0
+        if self._recent.lost:
+            why = "growth events of retained memory: their requests ended too long ago"
+            self._others.append(Loss(time.time_ns(), self._recent.lost, why))
+            self._recent.lost = 0
         # In small steps: on a disk that fills up, all that fits is written.
         while self._requests.pending or self._others or self._stacks.pending:
             with _writing(self.path):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tracer.analysis.balance import Balance
+from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
-from tracer.analysis.ranking import Group, Together
+from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
 
 SCHEMA = 2

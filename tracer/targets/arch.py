@@ -52,7 +52,6 @@ RESTART_BLOCK = -516
 # 18.2). The kernel has them at u_debugreg of struct user, arch/x86/include/asm/user_64.h, Linux 6.18.
 DEBUG_REGISTERS_OFFSET = 848
 DEBUG_CONTROL = 7
-BREAKPOINTS_MAX = 4
 
 # What a worker would die of if code it was sent through is not what it seemed.
 FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)

@@ -49,22 +49,12 @@ class MallocHeap:
     free_bytes: int  # free again, but kept below top; tcache and fastbins included
     cached_bytes: int  # of these, in tcache and fastbins
     top_bytes: int  # never used, or free again, at the end
-    chunks_in_use: int
-    chunks_free: int
     sizes: Mapping[int, int]  # number of chunks in use by their size in bytes
     resident_bytes: int | None  # of the heap's memory; None: the kernel does not tell
     mapped_bytes: int | None  # blocks mapped apart, 128 KiB and more each; None: not found
     other_arenas: bool | None  # True: threads have arenas of their own, not counted here; None: not found
     settled: bool  # nothing changed during the walk; False: a figure of a busy process, not of one moment
     lacking: tuple[str, ...]  # what is not exact, and why
-    read_bytes: int
-    seconds: float  # what this look took, attempts that failed included
-    start_ticks: int
-
-    @property
-    def heap_bytes(self) -> int:
-        """All memory of the heap."""
-        return self.in_use_bytes + self.free_bytes + self.top_bytes
 
 
 class _MalformedError(Exception):
@@ -103,10 +93,10 @@ def walk(
                 memory.check()
             if (found is not None and found.settled) or time.monotonic() - began > _RETRY_FOR_S:
                 break
-    if found is not None:
-        return dataclasses.replace(found, seconds=time.monotonic() - began)
-    assert failure is not None
-    raise failure
+    if found is None:
+        assert failure is not None
+        raise failure
+    return found
 
 
 def look(memory: ProcessMemory, maps: Maps, *, limit_bytes: int = DEFAULT_LIMIT, swap_in: bool = False) -> MallocHeap:
@@ -128,7 +118,6 @@ class _Walked:
     top_at: int
     top_bytes: int
     rooms: list[int]  # chunks that may be a tcache of glibc >= 2.42
-    read_bytes: int
 
     def used(self) -> Counter[int]:
         """Number of chunks in use by size, as their headers say."""
@@ -163,17 +152,12 @@ def _look(memory: ProcessMemory, maps: Maps, limit: int, *, swap_in: bool) -> Ma
         free_bytes=walked.top_at - start - in_use,
         cached_bytes=cached.bytes,
         top_bytes=walked.top_bytes,
-        chunks_in_use=sum(sizes.values()),
-        chunks_free=walked.free.total() + cached.chunks,
         sizes=sizes,
         resident_bytes=memory.anon_resident_bytes(start, end) if memory.paged else None,
         mapped_bytes=None if arena is None else arena.mapped_bytes,
         other_arenas=None if arena is None else arena.others,
         settled=settled,
         lacking=tuple(cached.lacking),
-        read_bytes=walked.read_bytes,
-        seconds=0.0,
-        start_ticks=memory.start_ticks,
     )
 
 
@@ -209,7 +193,7 @@ def _extent_of(arena: Arena, start: int, end: int) -> tuple[int, int]:
 
 def _walk(memory: ProcessMemory, start: int, end: int) -> _Walked:
     """Follow the chunks from the first to the last, which is top. _MalformedError if their sizes do not fit."""
-    walked = _Walked(Counter(), Counter(), start, 0, [], 0)
+    walked = _Walked(Counter(), Counter(), start, 0, [])
     buffer = memoryview(bytearray(_PIECE))
     at, last = start, 0
     while at < end:
@@ -219,9 +203,8 @@ def _walk(memory: ProcessMemory, start: int, end: int) -> _Walked:
             raise _MalformedError("a chunk's header cannot be read")
         headers, following = _headers(buffer[:got].cast("Q"), base, at)
         _count(walked, headers, last)
-        if not walked.read_bytes:
+        if at == start:
             walked.rooms = [place for place, word in _places(at, headers) if word & ~_FLAGS == TCACHE_ROOM][:_ROOMS]
-        walked.read_bytes += got
         at, last = following, headers[-1]
     if at != end or last & _NOT_HERE or last < 16:
         raise _MalformedError("its last chunk does not end where the heap ends")
@@ -277,7 +260,6 @@ class _Cached:
         self._used = used
         self._start, self._end = start, end
         self.bytes = 0
-        self.chunks = 0
         self.uncertain = 0  # bytes that may be cached as well
         self.consistent = True  # False: the books do not fit the chunks, so that they were changing
         self.lacking: list[str] = []
@@ -320,5 +302,4 @@ class _Cached:
             self.consistent = False
             count = self._used[size]
         self._used[size] -= count
-        self.chunks += count
         self.bytes += size * count

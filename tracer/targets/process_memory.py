@@ -112,11 +112,6 @@ class ProcessMemory:
         while self._files:
             os.close(self._files.pop())
 
-    @property
-    def start_ticks(self) -> int:
-        """Start time of the process, in clock ticks since boot."""
-        return self._identity[0]
-
     def check(self) -> None:
         """HeapUnknownError if the process has ended since, or runs another program."""
         if self._read_identity() != self._identity:

@@ -32,7 +32,6 @@ class ZendResidency:
     resident_cached_bytes: int  # of these, in cached chunks
     live_chunks: int
     cached_chunks: int  # kept for later requests; Zend frees them step by step
-    huge_blocks: int
     huge_bytes: int  # of address space, as live_bytes and cached_bytes
     hugetlb_bytes: int  # resident in huge pages of hugetlbfs, which RssAnon leaves out
     settled: bool  # the lists did not change while the pages were counted
@@ -136,7 +135,6 @@ def _look(memory: ProcessMemory, heap: int, limit: int) -> ZendResidency:
         resident_cached_bytes=cached,
         live_chunks=len(lists.live),
         cached_chunks=len(lists.cached),
-        huge_blocks=len(lists.huge),
         huge_bytes=sum(size for _, size in lists.huge),
         hugetlb_bytes=apart,
         settled=_key(memory, heap)[1] == lists.key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from samples import request
+from samples import request, within
 
 from tracer.analysis.balance import Balance, Balancing
 from tracer.facts import Look, Request
@@ -103,6 +103,41 @@ def test_workers_that_had_one_pid_after_the_other_are_distinguished_by_time():
     found = balance([BEGIN, END, *later], [*TWO, served(1, 25_000)])
 
     assert (found.workers, found.requests, found.native_kept, found.why) == (2, 3, 102_009, None)
+
+
+@pytest.mark.parametrize("apart_ns", [20_000, 0], ids=["one after the other", "all at once"])
+def test_a_crafted_recording_of_many_workers_with_one_pid_takes_no_time(apart_ns):
+    looks = []
+    for number in range(20_000):
+        again = {"pid": 4241, "start_ticks": number}
+        looks.append(BEGIN._replace(**again, at_ns=1_000 + apart_ns * number))
+        looks.append(END._replace(**again, at_ns=9_000 + apart_ns * number, requests=1))
+    requests = [served(1, 2_000 + apart_ns * number) for number in range(20_000)]
+
+    with within(5):
+        found = balance(looks, requests)
+
+    assert found.looked_at == 20_000
+    if apart_ns:
+        assert (found.workers, found.native_kept) == (20_000, 20_000 * 34_003)
+
+
+def test_a_request_that_ran_when_tracing_began_is_of_the_first_worker_of_its_pid():
+    reading = BEGIN._replace(in_accept=False)
+    later = [reading._replace(start_ticks=7927, at_ns=20_000), END._replace(start_ticks=7927, at_ns=30_000, requests=1)]
+    unseen = request(nth=1, started_ns=None, duration_ns=None, anon_before=None, anon_after=None)
+
+    found = balance([reading, END, *later], [unseen, *TWO, served(1, 25_000)])
+
+    assert (found.workers, found.requests, found.why) == (1, 1, "1 worker: a request ran when tracing began")
+
+
+def test_a_request_may_disturb_the_looks_at_two_workers_of_its_pid():
+    later = [BEGIN._replace(start_ticks=7927, at_ns=20_000), END._replace(start_ticks=7927, at_ns=30_000, requests=0)]
+
+    found = balance([BEGIN, END, *later], [served(1, 8_000, duration_ns=12_050)])
+
+    assert found == Balance(0, 2, 0, 0, why="2 workers: a request ran during a look")
 
 
 @pytest.mark.parametrize("started_ns", [500, 9_500])

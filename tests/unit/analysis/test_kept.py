@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from samples import request
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import PROPERTY, request
 
+from tracer.analysis import kept
 from tracer.analysis.kept import FirstRuns, How, Kept, KeptSum
 from tracer.facts import Request
 
@@ -12,8 +15,8 @@ from tracer.facts import Request
 def kept_of(*requests: tuple[int | None, bool]) -> Kept:
     """The figures of requests that kept so much, each with whether it was its worker's first for the script."""
     summed = KeptSum(None)
-    for kept, first in requests:
-        summed.add(request(native_kept=kept), first=first)
+    for kept_bytes, first in requests:
+        summed.add(request(native_kept=kept_bytes), first=first)
     return summed.kept()
 
 
@@ -76,3 +79,46 @@ def test_a_worker_that_got_the_pid_of_another_begins_anew():
     runs = FirstRuns()
 
     assert [runs.is_first(each) for each in (one(1), one(2), one(1), one(2))] == [True, False, True, False]
+
+
+def test_of_many_workers_those_that_served_nothing_for_the_longest_time_are_forgotten(monkeypatch):
+    monkeypatch.setattr(kept, "_WORKERS_MAX", 2)
+    runs = FirstRuns()
+
+    found = [runs.is_first(each) for each in (one(1, pid=2), one(1, pid=3), one(2, pid=2), one(1, pid=4), one(3, pid=2),
+                                              one(2, pid=3))]  # fmt: skip
+
+    assert found == [True, True, False, True, False, True]
+
+
+def test_of_workers_with_many_scripts_fewer_are_known(monkeypatch):
+    monkeypatch.setattr(kept, "_FIRST_RUNS_MAX", 5)
+    runs = FirstRuns()
+    for pid in (2, 3):
+        for nth, script in enumerate("abc", 1):
+            runs.is_first(one(nth, script, pid))
+
+    assert [runs.is_first(one(4, "a", pid)) for pid in (3, 2)] == [False, True]
+    assert runs.is_first(one(1, "a", pid=3)), "another worker with that pid"
+    assert [runs.is_first(one(nth, script, pid=5)) for nth, script in enumerate("wxyz", 1)] == [True] * 4
+    assert not runs.is_first(one(2, "a", pid=3))
+
+
+def test_with_a_window_the_quantiles_of_first_requests_are_of_the_last_ones():
+    summed = KeptSum(4)
+    for kept_bytes in range(1, 101):
+        summed.add(request(native_kept=kept_bytes), first=True)
+
+    found = summed.kept()
+
+    assert (found.total, found.counted, found.share, found.p50, found.p95) == (5_050, 100, 1.0, 98, 100)
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.none() | st.integers(-9, 9), st.booleans()), max_size=12))
+def test_what_is_known_has_figures_and_nothing_else_has(requests):
+    summed = KeptSum(None)
+    for kept_bytes, first in requests:
+        summed.add(request(native_kept=kept_bytes), first=first)
+
+    assert summed.known == (summed.kept().how is How.COUNTED)

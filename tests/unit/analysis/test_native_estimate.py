@@ -192,23 +192,6 @@ def test_a_cache_that_fills_once_is_a_step():
 
     assert not any(entry.sure for entry in estimates.entries)
     assert all(entry.bytes_per_round < 1024 for entry in estimates.entries)
-    (worker,) = estimates.workers
-    assert worker.steps == pytest.approx(1_000_000, rel=0.2)
-
-
-def test_the_figures_of_each_worker_add_up_to_its_growth():
-    requests = list(traffic({**CHURN, "rows": Script(zend=6_000_000)}, 2_000, workers=3))
-
-    estimates = estimated(requests)
-
-    assert len(estimates.workers) == 3
-    for worker in estimates.workers:
-        of_worker = [request for request, simulated in requests if ("web1", simulated.pid) == worker.worker]
-        assert worker.requests == len(of_worker)
-        assert worker.growth == of_worker[-1].anon_before - of_worker[0].anon_before
-        parts = worker.zend + worker.warm_up + worker.kept + worker.steps + worker.rest
-        assert parts == pytest.approx(worker.growth)
-        assert abs(worker.rest) < 0.1 * worker.growth
 
 
 def test_workers_of_a_hundred_requests_are_enough():
@@ -325,7 +308,7 @@ def test_too_few_requests_give_a_reason_and_no_figures():
 def test_no_requests_give_no_entries():
     estimates = NativeEstimator().result()
 
-    assert (estimates.entries, estimates.workers, estimates.windows) == ([], [], 0)
+    assert estimates.entries == []
     assert estimates.reason is not None
 
 
@@ -343,21 +326,7 @@ def test_requests_without_memory_figures_give_a_reason():
 def test_a_pid_that_begins_again_is_another_worker():
     requests = [(request._replace(pid=7), worker) for request, worker in traffic(CHURN, 1_500, workers=1, most=300)]
 
-    estimates = estimated(requests)
-
-    assert [worker.requests for worker in estimates.workers] == [300] * 5
-    assert by_key(estimates)["leak"].bytes_per_round == pytest.approx(KEPT, rel=0.15)
-
-
-def test_the_caller_may_name_the_workers():
-    estimator = NativeEstimator()
-    for request, worker in traffic(CHURN, 1_200, workers=2):
-        estimator.add(request._replace(pid=7), request.script, worker=f"www/{worker.pid}")
-
-    estimates = estimator.result()
-
-    assert {worker.worker for worker in estimates.workers} == {"www/100", "www/101"}
-    assert_only_leak_is_accused(estimates)
+    assert by_key(estimated(requests))["leak"].bytes_per_round == pytest.approx(KEPT, rel=0.15)
 
 
 def test_asking_for_the_result_changes_nothing():
@@ -372,10 +341,12 @@ def test_asking_for_the_result_changes_nothing():
 
 
 def test_few_windows_are_enough_for_many_requests():
-    estimates = estimated(traffic(CHURN, 20_000, workers=4), most_windows=32)
+    estimator = NativeEstimator(most_windows=32)
+    for request, _ in traffic(CHURN, 20_000, workers=4):
+        estimator.add(request, request.script)
+        assert len(estimator._windows) < 2 * 32
 
-    assert estimates.windows < 2 * 32 + 4
-    assert_only_leak_is_accused(estimates, within=0.05)
+    assert_only_leak_is_accused(estimator.result(), within=0.05)
 
 
 def test_thousands_of_uris_are_bounded_and_the_one_that_keeps_is_found():
@@ -395,17 +366,13 @@ def test_thousands_of_uris_are_bounded_and_the_one_that_keeps_is_found():
     assert others.bytes_per_round < 1024
 
 
-def test_workers_beyond_some_thousands_are_explained_as_a_sum():
-    requests = list(traffic(CHURN, 60_000, workers=8, most=15))
+def test_workers_beyond_some_thousands_are_taken_for_ended():
+    estimator = NativeEstimator()
+    for request, _ in traffic(CHURN, 60_000, workers=8, most=15):
+        estimator.add(request, request.script)
+        assert len(estimator._workers) <= 2_048
 
-    estimates = estimated(requests)
-
-    assert len(estimates.workers) < 3_200
-    together = estimates.workers[0]
-    assert together.worker is None
-    assert sum(worker.requests for worker in estimates.workers) == 60_000
-    parts = together.zend + together.warm_up + together.kept + together.steps + together.rest
-    assert parts == pytest.approx(together.growth)
+    assert sum(sum(entry.requests) for entry in estimator.result().entries) == 60_000
 
 
 @PROPERTY
@@ -427,7 +394,6 @@ def test_any_figures_give_a_result(given_requests):
 
     estimates = estimator.result()
 
-    assert sum(worker.requests for worker in estimates.workers) == len(given_requests)
     for entry in estimates.entries:
         if entry.reason is None:
             assert all(map(math.isfinite, (entry.bytes_per_round, entry.low, entry.high, entry.total_bytes)))

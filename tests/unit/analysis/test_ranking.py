@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from fractions import Fraction
 
 import pytest
@@ -192,6 +193,116 @@ def test_memory_that_is_freed_later_is_taken_back_from_the_group_that_kept_it():
     assert (group.kept_per_request, group.kept_share, group.warmup_bytes) == (500.0, 0.5, -500)
 
 
+# Requests that are not their worker's first; a mapping that went away may hide a part of what they kept.
+STEADY = {"native_free_bytes": 300, "native_freed_earlier": 200}
+
+
+def keeping(nth: int, blocks: int, mapped: int = 0, script: str = "/a.php") -> Request:
+    """A request of which so many bytes in blocks are left, and that has mapped so much."""
+    return grown(0, script, nth=nth, started_ns=nth, native_alloc_bytes=100 + blocks, native_kept=blocks + mapped,
+                 native_mapped_bytes=mapped, **STEADY)  # fmt: skip
+
+
+def reported(requests: Iterable[Request], releases: Iterable[Release]) -> list[Group]:
+    """The groups of a recording of these facts."""
+    released = Counter[tuple[int, int]]()
+    for fact in releases:
+        released[fact.pid, fact.started_ns] += fact.bytes
+    return ranked(*(one._replace(native_released=released[one.pid, one.started_ns]) for one in requests)).groups()
+
+
+def test_a_group_that_gave_back_more_than_it_kept_is_followed_as_in_a_recording():
+    requests = [keeping(1, 0), keeping(2, 1500, mapped=-500), keeping(3, 500)]
+    releases = [Release(COMPLETE.pid, 2, 1000, 7), Release(COMPLETE.pid, 2, 500, 3)]
+    ranking = ranked(*requests[:2], window=100)
+
+    for fact in releases:
+        ranking.release(fact)
+    assert only(ranking).kept_bytes == -500 * 2  # two requests, of which the first is warm-up
+    ranking.add(requests[2])
+
+    assert (only(ranking).kept_bytes, only(ranking).kept_share) == (0, 0.5)
+    assert ranking.groups() == reported(requests, releases)
+
+
+def test_a_group_that_kept_nothing_by_its_sum_is_followed_too():
+    requests = [keeping(1, 0), keeping(2, 700, mapped=-700)]
+    ranking = ranked(*requests, window=100)
+    release = Release(COMPLETE.pid, 2, 700, 1)
+
+    ranking.release(release)
+
+    assert only(ranking).kept_per_request == -700.0
+    assert ranking.groups() == reported(requests, [release])
+
+
+def test_what_requests_before_the_view_kept_and_is_freed_now_changes_nothing():
+    requests = [keeping(1, 0), keeping(2, 1000), keeping(3, 500)]
+    releases = [Release(COMPLETE.pid, 2, 1000, 7), Release(COMPLETE.pid, 1_000_003, 500, 3)]
+    ranking = ranked(*requests[:2], window=100)
+
+    for fact in releases:
+        ranking.release(fact)
+    ranking.add(requests[2])
+
+    assert only(ranking).kept_per_request == 250.0
+    assert ranking.groups() == reported(requests, releases)
+
+
+@PROPERTY
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["/a.php", "/b.php"]),
+            st.integers(0, 999),
+            st.integers(-999, 999),
+            st.lists(st.integers(1, 400), max_size=4),
+        ),
+        max_size=20,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_a_live_view_shows_what_a_report_of_the_same_facts_shows(kept, chance):
+    requests, due = [], []
+    for nth, (script, blocks, mapped, freed) in enumerate(kept, 1):
+        requests.append(keeping(nth, blocks, mapped, script))
+        for size in freed:
+            if size <= blocks:
+                blocks -= size
+                due.append(Release(COMPLETE.pid, nth, size, 1))
+    live = Ranking(GroupBy.SCRIPT, window=100)
+    waiting = list(due)
+    for one in requests:
+        live.add(one)
+        for fact in [fact for fact in waiting if fact.started_ns <= one.nth and chance.random() < 0.5]:
+            waiting.remove(fact)
+            live.release(fact)
+    for fact in waiting:
+        live.release(fact)
+
+    assert live.groups() == reported(requests, due)
+
+
+def test_what_left_the_window_of_the_quantiles_still_counts_when_it_is_freed():
+    ranking = ranked(*(keeping(nth, 100 * nth) for nth in range(1, 8)), window=3)
+
+    ranking.release(Release(COMPLETE.pid, 2, 200, 1))
+    ranking.release(Release(COMPLETE.pid, 6, 450, 1))
+
+    group = only(ranking)
+    assert (group.kept_bytes, group.kept_p50, group.kept_p95) == (round((2700 - 650) / 6 * 7), 500, 700)
+
+
+def test_what_a_hostile_worker_keeps_and_frees_fits_in_64_bits():
+    most = (1 << 63) - 1
+    kept = keeping(2, most - 100)._replace(native_kept=-most)
+    ranking = ranked(keeping(1, 0), kept, window=3)
+
+    ranking.release(Release(COMPLETE.pid, 2, most - 200, 1))
+
+    assert only(ranking).kept_p50 == -(1 << 63)
+
+
 def test_a_recordings_requests_come_with_the_bytes_freed_of_them():
     assert only(ranked(request(native_kept=700, native_released=600))).kept_bytes == 100
 
@@ -332,6 +443,19 @@ def test_looks_at_workers_that_may_be_in_a_request_are_not_used_for_an_estimate(
     without = ranked(*not_counted(CHURN, 2_000))
 
     assert looked_at(in_accept=False, in_use=90_001).groups() == without.groups()
+
+
+def test_requests_for_which_there_is_no_group_explain_growth_all_the_same():
+    requests = [request(script="page"), request(script="hello"), *not_counted(CHURN, 2_000)]
+
+    ranking = ranked(*requests, max_groups=2)
+
+    assert ranking.overflow > 100
+    assert {group.key: (group.kept_how, group.kept_low) for group in ranking.groups()} == {
+        "page": ("estimated", 0.0),
+        "hello": ("estimated", 0.0),
+    }
+    assert all(group.kept_high < 1024 for group in ranking.groups())
 
 
 def test_groups_that_always_come_together_are_estimated_together():

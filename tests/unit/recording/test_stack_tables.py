@@ -17,7 +17,7 @@ from subprocesses import in_subprocess
 
 from tracer.errors import RecordingError
 from tracer.facts import STACK_LOST, Frame, Metric, Request, Retained, Worker
-from tracer.recording import stack_tables, writer
+from tracer.recording import recent_rows, stack_tables
 from tracer.recording.reader import Reader
 from tracer.recording.schema import SCHEMA
 from tracer.recording.writer import Writer
@@ -493,17 +493,51 @@ def test_a_retained_block_of_a_request_that_was_not_counted_is_not_recorded(path
     assert read(path, Metric.RETAINED) == [[]]
 
 
-def test_a_writer_remembers_so_many_requests_of_so_many_workers(path, monkeypatch):
-    monkeypatch.setattr(writer, "_RECENT_MAX", 3)
-    monkeypatch.setattr(writer, "_RECENT_WORKERS_MAX", 2)
-    others = [request(pid=pid, nth=1) for pid in (7, 11)]
+def test_what_many_workers_retained_is_recorded(path):
+    pids = range(2, 1002)
+    served = [request(pid=pid, nth=nth) for nth in (1, 2) for pid in pids]
+    retained = [Retained(pid, nth, (MAIN,), 1000 * pid + nth, 1) for nth in (2, 1) for pid in pids]
 
-    recording(path, [*(request(nth=nth) for nth in range(5)), *(kept_by(nth, 100 + nth, MAIN) for nth in range(5)),
-                     *others, kept_by(4, 109, MAIN)], WITH_STACKS)  # fmt: skip
+    recording(path, [*served, *retained], WITH_STACKS)
 
-    assert [[size for _, size, _ in grown] for grown in read(path, Metric.RETAINED)] == [
-        [], [], [102], [103], [104], [], []
-    ]  # fmt: skip
+    assert read(path, Metric.RETAINED) == [[((MAIN,), 1000 * one.pid + one.nth, 1)] for one in served]
+
+
+def test_what_a_request_retained_too_long_ago_is_reported_as_lost(path, monkeypatch):
+    monkeypatch.setattr(recent_rows, "_LATEST", 3)
+
+    recording(path, [*(request(nth=nth) for nth in range(1, 7)), *(kept_by(nth, 100 + nth, MAIN) for nth in range(7))],
+              WITH_STACKS)  # fmt: skip
+
+    assert [[size for _, size, _ in grown] for grown in read(path, Metric.RETAINED)] == [[]] * 3 + [[104], [105], [106]]
+    with Reader(str(path)) as file:
+        [loss] = file.losses()
+    assert (loss.lost, loss.why) == (4, "growth events of retained memory: their requests ended too long ago")
+
+
+def test_what_a_worker_retained_is_recorded_though_it_has_ended(path):
+    ended = Worker(COMPLETE.pid, 7919, "www", None, None, 17, "exited:0")
+    with Writer(str(path), WITH_STACKS) as file:
+        file.add([request(nth=3), ended])
+        file.flush()
+        file.add([kept_by(3, 103, MAIN)])
+
+    assert read(path, Metric.RETAINED) == [[((MAIN,), 103, 1)]]
+
+
+@pytest.mark.parametrize(("bound", "most"), [("_DEAD_ROWS", 2), ("_DEAD_WORKERS", 1)])
+def test_of_workers_that_have_ended_the_latest_are_remembered(path, monkeypatch, bound, most):
+    monkeypatch.setattr(recent_rows, bound, most)
+    ends = [Worker(pid, 7919, "www", None, None, 17, "exited:0") for pid in (2, 3)]
+    facts = [request(pid=pid, nth=nth) for pid in (2, 3, 5) for nth in (1, 2)]
+    late = [Retained(pid, 2, (MAIN,), 100 + pid, 1) for pid in (2, 3, 5)]
+
+    recording(path, [*facts, *ends, *late, request(pid=2, nth=1), Retained(2, 1, (MAIN,), 211, 1)], WITH_STACKS)
+
+    found = [[size for _, size, _ in grown] for grown in read(path, Metric.RETAINED)]
+    assert found == [[], [], [], [103], [], [105], [211]]
+    with Reader(str(path)) as file:
+        assert [loss.lost for loss in file.losses()] == [1]
 
 
 @pytest.mark.parametrize("schema", [1, 2, 3])
