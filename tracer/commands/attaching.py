@@ -215,5 +215,6 @@ def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:
     if tally.lost:
         reasons = "; ".join(counted_loss(lost, reason) for reason, lost in tally.losses.items())
         raise IncompleteError(
-            f"cannot give a complete output: phptrace lost some of it ({reasons}). Trace fewer workers at a time."
+            f"cannot give a complete output: phptrace lost some of it ({reasons})."
+            " Trace again, or fewer workers at a time."
         )

@@ -52,8 +52,9 @@ def flame(
       phptrace flame s.phptrace -o growth.svg
       phptrace flame --diff before.phptrace after.phptrace -o diff.svg
 
-    Frames are the route (a URI without its numbers), the script and the PHP functions it called. The wider a frame,
-    the more bytes. Record FILE with `phptrace record --stacks`. The requests of several recordings are added up.
+    From the top, frames are the route (a URI without its numbers), the script, and the PHP functions that the script
+    called. The wider a frame, the more bytes. Record FILE with `phptrace record --stacks`. The requests of several
+    recordings are added up.
     """
     form = form or _SUFFIXES.get(os.path.splitext(output)[1], "svg")
     if diff and len(files) != 2:
