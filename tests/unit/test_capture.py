@@ -268,7 +268,7 @@ def released(of: Request, size: int) -> Release:
     return Release(of.pid, of.started_ns or 0, size, 1)
 
 
-def test_what_is_freed_of_requests_that_are_kept_is_kept_and_of_others_is_not(clock):
+def test_releases_of_requests_that_are_kept_are_kept_and_others_are_not(clock):
     [a, b, c] = [request(script=f"/{name}.php", nth=nth, started_ns=nth) for nth, name in enumerate("aba", 2)]
     other = request(script="/a.php", pid=5, started_ns=3)  # as b
     unseen = request(started_ns=1)
@@ -280,7 +280,7 @@ def test_what_is_freed_of_requests_that_are_kept_is_kept_and_of_others_is_not(cl
     assert found.facts == [b, released(b, 19), released(b, 23), released(b, 31)]
 
 
-def test_what_is_freed_of_requests_beyond_the_count_is_dropped_with_them(clock):
+def test_releases_of_requests_beyond_the_count_are_dropped_with_them(clock):
     [first, second] = [request(nth=nth, started_ns=nth) for nth in (2, 3)]
 
     found = Capture(Playback(clock, [first, second], under_way=(released(second, 7), released(first, 11))), count=1)
@@ -288,7 +288,7 @@ def test_what_is_freed_of_requests_beyond_the_count_is_dropped_with_them(clock):
     assert found.facts == [first, released(first, 11)]
 
 
-def test_what_is_freed_of_any_request_is_kept_where_nothing_is_left_out(clock):
+def test_all_releases_are_kept_where_no_request_is_left_out(clock):
     facts = [COMPLETE, released(request(started_ns=1), 11), released(COMPLETE, 13)]
 
     assert Capture(Playback(clock, facts), duration_s=1.0, keep=Filter()).facts == facts

@@ -159,7 +159,7 @@ def test_a_heap_that_is_too_large_leaves_the_rest_known(tmp_path, monkeypatch):
     assert "malloc: its heap has" in str(found.why)
 
 
-def test_a_heap_whose_time_is_over_leaves_the_rest_known(tmp_path):
+def test_a_heap_beyond_the_deadline_leaves_the_rest_known(tmp_path):
     with waiting_process(tmp_path) as pid:
         found = Looks(())._look(subject(pid), time.monotonic())
 

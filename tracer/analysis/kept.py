@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from tracer.analysis.kept_rates import Estimate
-from tracer.analysis.quantiles import Values
+from tracer.analysis.open_requests import OpenValues
 from tracer.facts import Request
 
 # With fewer counted requests than this among uncounted ones, no mean is given.
@@ -90,94 +90,86 @@ class FirstRuns:
 class KeptSum:
     """Adds up what the counted requests of a group kept."""
 
-    __slots__ = ("_complete", "_firsts", "_firsts_kept_any", "_kept_any", "_squares", "_values")
+    __slots__ = ("_complete", "_firsts", "_steady")
 
     def __init__(self, window: int | None) -> None:
         """`window`: how many last requests the quantiles cover; None for all."""
-        self._values = Values(window)
+        self._steady = OpenValues(window)
+        self._firsts = OpenValues(window)
         self._complete = 0
-        self._kept_any = 0
-        self._squares = 0.0
-        self._firsts = Values(window)
-        self._firsts_kept_any = 0
 
-    def add(self, request: Request, *, first: bool) -> int | None:
+    def add(self, request: Request, *, first: bool, is_open: bool = False) -> int | None:
         """Count a request of which both ends were seen. `first`: it is its worker's first for this script.
 
-        Return its number, for change(); None if its allocations were not counted.
+        Return its number, for change() and close(); None if its allocations were not counted.
         """
         self._complete += 1
         kept = request.native_retained
-        if kept is None:
-            return None
-        if first:
-            self._firsts.add(kept)
-            self._firsts_kept_any += kept > 0
-            return self._firsts.count - 1
-        self._values.add(kept)
-        self._kept_any += kept > 0
-        self._squares += float(kept) * kept
-        return self._values.count - 1
+        return None if kept is None else self._of(first).add(kept, is_open=is_open)
 
     def change(self, number: int, before: int, after: int, *, first: bool) -> None:
         """Take note that the request of that number had kept `before`, and that `after` is left of it."""
-        if first:
-            self._firsts.replace(number, before, after)
-            self._firsts_kept_any += (after > 0) - (before > 0)
-            return
-        self._values.replace(number, before, after)
-        self._kept_any += (after > 0) - (before > 0)
-        self._squares += float(after) * after - float(before) * before
+        self._of(first).change(number, before, after)
+
+    def close(self, number: int, *, first: bool) -> None:
+        """Take note that the request after the one of that number was counted."""
+        self._of(first).close(number)
+
+    def _of(self, first: bool) -> OpenValues:
+        return self._firsts if first else self._steady
 
     @property
     def known(self) -> bool:
         """True if enough requests were counted for the figures."""
-        steady, firsts = self._values.count, self._firsts.count
+        steady, firsts = self._steady.values.count, self._firsts.values.count
         if steady >= _LEAST_COUNTED:
             return True
         return steady + firsts > 0 and steady + firsts >= self._complete
 
     def kept(self) -> Kept:
         """The figures of the requests so far."""
-        values = self._values
-        counted = values.count + self._firsts.count
+        counted = self._steady.values.count + self._firsts.values.count
         if not self.known:
             return Kept(counted=counted)
-        if not values.count:
+        if not self._steady.values.count:
             return self._of_first_runs()
-        mean = values.total / values.count
+        count, total, squares, kept_any = self._steady.believed
+        mean = total / count
         low = high = mean
         if counted < self._complete:
-            spread = math.sqrt(max(0.0, self._squares / values.count - mean * mean) / (values.count - 1))
+            spread = math.sqrt(max(0.0, squares / count - mean * mean) / max(1, count - 1))
             low, high = low - _CONFIDENCE * spread, high + _CONFIDENCE * spread
-        p50, p95 = values.quantiles(0.5, 0.95)
+        if self._steady.all_open:
+            low, high = min(0.0, low), max(0.0, high)
+        p50, p95 = self._steady.values.quantiles(0.5, 0.95)
+        firsts = self._firsts.believed
         return Kept(
             How.COUNTED,
             round(mean * self._complete),
             mean,
             low,
             high,
-            self._kept_any / values.count,
+            kept_any / count,
             p50,
             p95,
-            self._firsts.total - round(mean * self._firsts.count),
+            firsts.total - round(mean * firsts.requests),
             counted,
         )
 
     def _of_first_runs(self) -> Kept:
         """Where each request was its worker's first: what is a leak and what is warm-up cannot be told apart."""
-        firsts = self._firsts
-        p50, p95 = firsts.quantiles(0.5, 0.95)
-        mean = firsts.total / firsts.count
+        count, total, _, kept_any = self._firsts.believed
+        p50, p95 = self._firsts.values.quantiles(0.5, 0.95)
+        mean = total / count
         return Kept(
             How.COUNTED,
-            firsts.total,
+            round(mean * self._firsts.values.count),
             mean,
             min(0.0, mean),
             max(0.0, mean),
-            self._firsts_kept_any / firsts.count,
+            kept_any / count,
             p50,
             p95,
             None,
-            firsts.count,
+            self._firsts.values.count,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Iterable
 
 
 class Values:
@@ -31,6 +33,18 @@ class Values:
         if self._window is None or number >= self.count - self._window:
             self._last[number if self._window is None else number % self._window] = after
         self.total += after - before
+
+    def largest_besides(self, others: Iterable[int]) -> int | None:
+        """The largest of the last `window` values that is not one of `others`, each of which was added, too.
+
+        None if there is none.
+        """
+        left_out = Counter(others)
+        for value in sorted(self._last, reverse=True):
+            if not left_out[value]:
+                return value
+            left_out[value] -= 1
+        return None
 
     def quantiles(self, *shares: float) -> list[int | None]:
         """The value of each share (0.5 is the median), by nearest rank: values that occurred; None if there is none."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from tracer.analysis.estimation import Estimation, Together
 from tracer.analysis.kept import FirstRuns, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
+from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import Look, Release, Request, Worker, retained
@@ -117,6 +119,7 @@ class Ranking:
         self.overflow = 0
         self._workers = WorkerNames()
         self._first_runs = FirstRuns()
+        self._last_counted = LastCounted()
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._key: Callable[[Request], str | WorkerKey | None] = (
             self._workers.key if by is GroupBy.WORKER else _KEYS[by]
@@ -149,6 +152,9 @@ class Ranking:
                 return
             group = self._groups[key] = _Accumulator(self._window)
         number = group.add(request, first=first)
+        self._last_counted.add(
+            request, None if number is None else functools.partial(group.close_kept, number, first=first)
+        )
         self._estimation.add(request, key, needed=group.needs_estimate)
         kept = request.native_kept
         if self._window is not None and number is not None and kept is not None and request.started_ns is not None:
@@ -246,7 +252,7 @@ class _Accumulator:
             self._incomplete += 1
         else:
             self._growth.add(after - before)
-            number = self._kept.add(request, first=first)
+            number = self._kept.add(request, first=first, is_open=True)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -264,6 +270,9 @@ class _Accumulator:
 
     def change_kept(self, number: int, before: int, after: int, *, first: bool) -> None:
         self._kept.change(number, before, after, first=first)
+
+    def close_kept(self, number: int, *, first: bool) -> None:
+        self._kept.close(number, first=first)
 
     def group(self, key: str | None, estimate: Estimate | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)

@@ -19,7 +19,7 @@ def test_hidden_bytes_cancel_where_windows_of_a_chain_meet():
     assert (joined.growth, joined.counts, joined.noise) == (30, {"a": 3, "b": 1}, 3)
 
 
-def test_what_is_hidden_in_windows_of_two_chains_adds_up():
+def test_hidden_bytes_in_windows_of_two_chains_add_up():
     first = Window((1, 1), {"a": 1}, 10, 9.0, begins="a", hidden=100.0)
     second = Window((2, 1), {"a": 2}, 20, 9.0, ends="a", hidden=50.0, young=True)
 

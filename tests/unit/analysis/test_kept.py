@@ -116,7 +116,7 @@ def test_with_a_window_the_quantiles_of_first_requests_are_of_the_last_ones():
 
 @PROPERTY
 @given(st.lists(st.tuples(st.none() | st.integers(-9, 9), st.booleans()), max_size=12))
-def test_what_is_known_has_figures_and_nothing_else_has(requests):
+def test_figures_are_there_exactly_where_enough_is_known(requests):
     summed = KeptSum(None)
     for kept_bytes, first in requests:
         summed.add(request(native_kept=kept_bytes), first=first)

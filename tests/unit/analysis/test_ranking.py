@@ -41,6 +41,17 @@ def only(ranking: Ranking) -> Group:
     return group
 
 
+def of_a(ranking: Ranking) -> Group:
+    """The group of /a.php."""
+    [group] = [group for group in ranking.groups() if group.key == "/a.php"]
+    return group
+
+
+def after(nth: int) -> Request:
+    """A request for another script that follows the one of that number, and was counted."""
+    return grown(0, "/next.php", nth=nth + 1, started_ns=nth + 1, native_kept=0, native_alloc_bytes=0)
+
+
 def nearest_rank(values: list[int], percent: int) -> int:
     """The smallest value that at least so many percent of the values do not exceed."""
     return min(
@@ -180,16 +191,16 @@ def test_native_memory_that_was_kept_is_summed_apart():
 
 def test_memory_that_is_freed_later_is_taken_back_from_the_group_that_kept_it():
     kept = [native(kept)._replace(nth=nth, started_ns=nth) for nth, kept in enumerate((5, 700, 1000), 1)]
-    ranking = ranked(*kept, window=100)
+    ranking = ranked(*kept, after(3), window=100)
 
     ranking.release(Release(COMPLETE.pid, 2, 600, 3))
-    group = only(ranking)
+    group = of_a(ranking)
     assert (group.kept_per_request, group.kept_share) == (550.0, 1.0)
 
     ranking.release(Release(COMPLETE.pid, 2, 100, 1))
     ranking.release(Release(COMPLETE.pid, 1, 5, 1))
     ranking.release(Release(COMPLETE.pid, 77, 9_999, 1))  # of a request that was not seen
-    group = only(ranking)
+    group = of_a(ranking)
     assert (group.kept_per_request, group.kept_share, group.warmup_bytes) == (500.0, 0.5, -500)
 
 
@@ -219,9 +230,11 @@ def test_a_group_that_gave_back_more_than_it_kept_is_followed_as_in_a_recording(
     for fact in releases:
         ranking.release(fact)
     assert only(ranking).kept_bytes == -500 * 2  # two requests, of which the first is warm-up
-    ranking.add(requests[2])
+    requests.append(after(3))
+    for one in requests[2:]:
+        ranking.add(one)
 
-    assert (only(ranking).kept_bytes, only(ranking).kept_share) == (0, 0.5)
+    assert (of_a(ranking).kept_bytes, of_a(ranking).kept_share) == (0, 0.5)
     assert ranking.groups() == reported(requests, releases)
 
 
@@ -236,16 +249,18 @@ def test_a_group_that_kept_nothing_by_its_sum_is_followed_too():
     assert ranking.groups() == reported(requests, [release])
 
 
-def test_what_requests_before_the_view_kept_and_is_freed_now_changes_nothing():
+def test_memory_that_requests_before_the_view_kept_changes_nothing_when_it_is_freed():
     requests = [keeping(1, 0), keeping(2, 1000), keeping(3, 500)]
     releases = [Release(COMPLETE.pid, 2, 1000, 7), Release(COMPLETE.pid, 1_000_003, 500, 3)]
     ranking = ranked(*requests[:2], window=100)
 
     for fact in releases:
         ranking.release(fact)
-    ranking.add(requests[2])
+    requests.append(after(3))
+    for one in requests[2:]:
+        ranking.add(one)
 
-    assert only(ranking).kept_per_request == 250.0
+    assert of_a(ranking).kept_per_request == 250.0
     assert ranking.groups() == reported(requests, releases)
 
 
@@ -283,17 +298,17 @@ def test_a_live_view_shows_what_a_report_of_the_same_facts_shows(kept, chance):
     assert live.groups() == reported(requests, due)
 
 
-def test_what_left_the_window_of_the_quantiles_still_counts_when_it_is_freed():
-    ranking = ranked(*(keeping(nth, 100 * nth) for nth in range(1, 8)), window=3)
+def test_a_value_that_left_the_window_of_the_quantiles_still_counts_when_it_is_freed():
+    ranking = ranked(*(keeping(nth, 100 * nth) for nth in range(1, 8)), after(7), window=3)
 
     ranking.release(Release(COMPLETE.pid, 2, 200, 1))
     ranking.release(Release(COMPLETE.pid, 6, 450, 1))
 
-    group = only(ranking)
+    group = of_a(ranking)
     assert (group.kept_bytes, group.kept_p50, group.kept_p95) == (round((2700 - 650) / 6 * 7), 500, 700)
 
 
-def test_what_a_hostile_worker_keeps_and_frees_fits_in_64_bits():
+def test_the_figures_of_a_hostile_worker_fit_in_64_bits():
     most = (1 << 63) - 1
     kept = keeping(2, most - 100)._replace(native_kept=-most)
     ranking = ranked(keeping(1, 0), kept, window=3)

@@ -134,7 +134,7 @@ MOST = (1 << 63) - 1
 
 
 @pytest.mark.parametrize(("freed", "released"), [(1 << 62, MOST), (-(1 << 62) - 1, -(1 << 63)), (7, 21)])
-def test_what_a_hostile_worker_frees_over_and_over_can_be_recorded(path, freed, released):
+def test_releases_of_a_hostile_worker_can_be_recorded(path, freed, released):
     releases = [Release(COMPLETE.pid, COMPLETE.started_ns, freed, 1 << 62)] * 3
 
     recording(path, [COMPLETE, *releases[:2], request(nth=4), releases[2]])
@@ -145,7 +145,7 @@ def test_what_a_hostile_worker_frees_over_and_over_can_be_recorded(path, freed, 
 @pytest.mark.parametrize(
     ("kept", "released", "retained"), [(-MOST, MOST, -(1 << 63)), (MOST, -(1 << 63), MOST), (-7, 11, -18)]
 )
-def test_what_a_hostile_worker_retains_fits_in_64_bits(kept, released, retained):
+def test_the_retained_bytes_of_a_hostile_worker_fit_in_64_bits(kept, released, retained):
     assert request(native_kept=kept, native_released=released).native_retained == retained
 
 

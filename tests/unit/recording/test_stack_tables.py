@@ -493,7 +493,7 @@ def test_a_retained_block_of_a_request_that_was_not_counted_is_not_recorded(path
     assert read(path, Metric.RETAINED) == [[]]
 
 
-def test_what_many_workers_retained_is_recorded(path):
+def test_retained_blocks_of_many_workers_are_recorded(path):
     pids = range(2, 1002)
     served = [request(pid=pid, nth=nth) for nth in (1, 2) for pid in pids]
     retained = [Retained(pid, nth, (MAIN,), 1000 * pid + nth, 1) for nth in (2, 1) for pid in pids]
@@ -503,7 +503,7 @@ def test_what_many_workers_retained_is_recorded(path):
     assert read(path, Metric.RETAINED) == [[((MAIN,), 1000 * one.pid + one.nth, 1)] for one in served]
 
 
-def test_what_a_request_retained_too_long_ago_is_reported_as_lost(path, monkeypatch):
+def test_blocks_of_a_request_too_long_ago_are_reported_as_lost(path, monkeypatch):
     monkeypatch.setattr(recent_rows, "_LATEST", 3)
 
     recording(path, [*(request(nth=nth) for nth in range(1, 7)), *(kept_by(nth, 100 + nth, MAIN) for nth in range(7))],
@@ -515,7 +515,7 @@ def test_what_a_request_retained_too_long_ago_is_reported_as_lost(path, monkeypa
     assert (loss.lost, loss.why) == (4, "growth events of retained memory: their requests ended too long ago")
 
 
-def test_what_a_worker_retained_is_recorded_though_it_has_ended(path):
+def test_retained_blocks_of_a_worker_are_recorded_though_it_has_ended(path):
     ended = Worker(COMPLETE.pid, 7919, "www", None, None, 17, "exited:0")
     with Writer(str(path), WITH_STACKS) as file:
         file.add([request(nth=3), ended])

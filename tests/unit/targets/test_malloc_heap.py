@@ -271,7 +271,7 @@ def checks(heap: MallocMemory, monkeypatch: pytest.MonkeyPatch) -> int:
     return clock.now
 
 
-def test_a_look_whose_time_is_over_ends_wherever_it_has_come_to(heap, monkeypatch):
+def test_a_look_ends_at_its_deadline_wherever_it_has_come_to(heap, monkeypatch):
     places = heap.chunks([TCACHE, *[(32, USED)] * 15_000])
     heap.tcache(heap.base, {})
     heap.arena([heap.mangled_list(places[1:5_000])])

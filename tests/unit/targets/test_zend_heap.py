@@ -60,7 +60,7 @@ def test_the_zero_page_is_not_counted(zend):
     assert zend.look().resident_bytes == PAGE
 
 
-def test_a_heap_whose_time_is_over_is_refused(zend):
+def test_a_heap_beyond_the_deadline_is_refused(zend):
     zend.lists([0])
 
     with pytest.raises(HeapUnknownError) as refused:

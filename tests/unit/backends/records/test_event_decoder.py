@@ -25,20 +25,20 @@ def died(pid: int) -> bytes:
     return PROCESS_EVENT.pack(EventKind.DIED, pid, 1, 0, 2_000_000, 0, b"")
 
 
-def test_what_is_freed_of_an_earlier_request_names_it_by_its_start():
+def test_a_release_names_the_earlier_request_by_its_start():
     request, release = decoder().facts([record(started_ns=1_000_003), released(1_000_003, 34_304, 64)])
 
     assert isinstance(request, Request)
     assert release == Release(4241, request.started_ns, 34_304, 64)
 
 
-def test_what_a_worker_frees_when_it_ends_is_not_taken_from_those_who_kept_it():
+def test_a_worker_that_ends_releases_nothing():
     found = decoder().facts([released(3, 1072, 1, idle=True), released(5, 2144, 2, idle=True), died(4241)])
 
     assert found == []
 
 
-def test_what_a_worker_frees_between_two_requests_is_released_once_it_goes_on():
+def test_a_worker_that_goes_on_releases_the_blocks_it_freed_between_two_requests():
     between = [released(3, 1072, 1, idle=True), released(5, 100, 1, idle=True), released(3, 2144, 2, idle=True)]
     freed = [Release(4241, OFFSET_NS + 3, 3216, 3), Release(4241, OFFSET_NS + 5, 100, 1)]
     by_request, by_release, at_the_end = decoder(), decoder(), decoder()
