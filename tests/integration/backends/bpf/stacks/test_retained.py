@@ -119,7 +119,8 @@ def test_a_leak_among_innocent_pages_is_on_the_leaking_line(
     truth = LEAK * sum("leak" in (one.script or "") for one in old_enough(tracer.requests))
     assert by_leaking(of_leak) >= 0.95 * total(of_leak)
     assert within_sampling_error(total(of_leak), truth), (total(of_leak), truth)
-    assert sum(map(total, found.values())) <= 0.01 * truth
+    # The name of a locale may outlive five requests; a sample of it stands for 8 KiB.
+    assert sum(map(total, found.values())) <= 0.03 * truth
     assert tracer.losses == []
     assert_flame_shows_the_leaking_line(tmp_path, tracer)
 
@@ -283,7 +284,7 @@ def test_workers_that_end_after_a_few_requests_have_retained_what_was_old_enough
 def test_blocks_of_a_pool_that_is_left_alone_are_forgotten_unless_they_are_retained(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_budget, "SAMPLED_CALL_NS", 200_000)  # 16 requests of 64 calls
+    monkeypatch.setattr(native_budget, "HIT_NS", 100_000)  # 16 requests of 128 hits
     fpm = warmed(start_fpm(www=ONE_WORKER))
     tracer = trace(str(fpm.master), native=NativeOptions(0.0), stacks=StackOptions())
 
