@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from code_text import allocator_code, php_code
@@ -27,6 +28,14 @@ pytestmark = pytest.mark.needs_bpf
 PLAIN: tuple[str, ...] = ()
 STACKS = ("--stacks", "--every", "1")
 NATIVE_PAGE = "native_page.php"
+
+
+class Moment(Protocol):
+    """Waits until the process has come there. Its name is that of the moment."""
+
+    __name__: str
+
+    def __call__(self, process: Running, /) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +61,7 @@ def _open_files(pid: int) -> list[str]:
 
 
 def _starts(process: Running) -> None:
-    pass
+    """Nothing to wait for."""
 
 
 def _compiles(process: Running) -> None:
@@ -77,6 +86,10 @@ def _ends(process: Running) -> None:
     process.send_signal(signal.SIGINT)
 
 
+ATTACHING: tuple[Moment, ...] = (_compiles, _loads, _sets_probes)
+EVERY_MOMENT: tuple[Moment, ...] = (_starts, *ATTACHING, _records, _ends)
+
+
 def _killed(pool: Fpm, process: Running, requests: int, script: str = "hello.php", body: bytes = b"hello") -> None:
     """Kill it after so many more requests; no request fails."""
     with Load(pool, script, body) as load:  # not while it compiles, for which it would leave no CPU
@@ -96,14 +109,14 @@ def _assert_nothing_lost(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "moments", "turns"),
     [
-        (PLAIN, (_starts, _compiles, _loads, _sets_probes, _records, _ends), 1),
+        (PLAIN, EVERY_MOMENT, 1),
         (STACKS, (_loads, _records), 1),
-        pytest.param(PLAIN, (_starts, _compiles, _loads, _sets_probes, _records, _ends), 20, marks=pytest.mark.slow),
-        pytest.param(STACKS, (_starts, _compiles, _loads, _sets_probes, _records, _ends), 6, marks=pytest.mark.slow),
+        pytest.param(PLAIN, EVERY_MOMENT, 20, marks=pytest.mark.slow),
+        pytest.param(STACKS, EVERY_MOMENT, 6, marks=pytest.mark.slow),
     ],
 )
 def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
-    pool: Fpm, tmp_path: Path, options: tuple[str, ...], moments: tuple[Callable[[Running], object], ...], turns: int
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], moments: tuple[Moment, ...], turns: int
 ) -> None:
     workers = set(pool.workers())
     untouched = php_code(min(workers))
@@ -175,41 +188,56 @@ def _uris(path: Path) -> list[str | None]:
 
 
 @pytest.mark.parametrize(
-    ("options", "turns"),
+    ("options", "moments", "turns"),
     [
-        (PLAIN, 4),
-        (STACKS, 2),
-        pytest.param(PLAIN, 40, marks=pytest.mark.slow),
-        pytest.param(STACKS, 12, marks=pytest.mark.slow),
+        (PLAIN, ATTACHING, 1),
+        (STACKS, (_loads,), 1),
+        pytest.param(PLAIN, ATTACHING, 14, marks=pytest.mark.slow),
+        pytest.param(STACKS, ATTACHING, 4, marks=pytest.mark.slow),
     ],
 )
-def test_ctrl_c_while_attaching_leaves_a_whole_recording_or_none(
-    pool: Fpm, tmp_path: Path, options: tuple[str, ...], turns: int
+def test_ctrl_c_while_attaching_leaves_a_whole_recording(
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], moments: tuple[Moment, ...], turns: int
 ) -> None:
     untouched = php_code(min(pool.workers()))
     rng = random.Random(5)
-    with Load(pool) as load:
-        for turn in range(turns):
-            path = tmp_path / f"{turn}.phptrace"
+
+    for turn in range(turns):
+        for reached in moments:
+            path = tmp_path / f"{turn}.{reached.__name__}.phptrace"
             process = phptrace("record", *options, "-o", str(path), str(pool.master))
-            _wait_until_it_compiles(process.pid)
-            load.wait_for_more(rng.randrange(2000))
-            code, _, said = finish(process)
-
-            assert "Traceback" not in said
-            assert code == 0, said
-            assert f"{path}" in said
-            with Reader(str(path)) as recording:
-                assert recording.ended
-                assert recording.totals().lost == 0
-
-    assert load.failed == 0
+            reached(process)
+            _ended_under_load(pool, process, path, rng.randrange(100))
     wait_for(lambda: php_code(min(pool.workers())) == untouched, "the probes to be gone")
 
 
-def _wait_until_it_compiles(pid: int) -> None:
-    """Wait until the process has loaded bcc: attaching has begun."""
-    wait_for(lambda: "libbcc" in Path(f"/proc/{pid}/maps").read_text(), "phptrace to load bcc")
+@pytest.mark.parametrize("turns", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_ctrl_c_while_probes_are_set_leaves_a_whole_recording(pool: Fpm, tmp_path: Path, turns: int) -> None:
+    load_programs(pool)
+    untouched = php_code(min(pool.workers()))
+    rng = random.Random(5)
+
+    for turn in range(turns):
+        path = tmp_path / f"{turn}.phptrace"
+        process = WarmRecorder(*STACKS, "-o", str(path), str(pool.master))
+        _sets_probes(process)
+        _ended_under_load(pool, process, path, rng.randrange(200))
+    wait_for(lambda: php_code(min(pool.workers())) == untouched, "the probes to be gone")
+
+
+def _ended_under_load(pool: Fpm, process: Running, path: Path, requests: int) -> None:
+    """End it by Ctrl-C after so many more requests; no request fails, and the recording is whole."""
+    with Load(pool) as load:
+        load.wait_for_more(requests)
+        code, _, said = finish(process)
+
+    assert load.failed == 0
+    assert "Traceback" not in said
+    assert code == 0, said
+    assert f"{path}" in said
+    with Reader(str(path)) as recording:
+        assert recording.ended
+        assert recording.totals().lost == 0
 
 
 def test_probes_are_gone_after_a_clean_end(pool: Fpm, tmp_path: Path) -> None:
