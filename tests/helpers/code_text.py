@@ -21,6 +21,18 @@ def allocator_code(pid: int) -> dict[str, bytes]:
     return {name: _code_at(pid, offset) for name, offset in sites.items()}
 
 
+def php_code(pid: int) -> bytes:
+    """The code of the PHP binary that a process runs."""
+    found = b""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in maps:
+            if "php-fpm" in line and " r-xp " in line:
+                start, end = (int(part, 16) for part in line.split()[0].split("-"))
+                memory.seek(start)
+                found += memory.read(end - start)
+    return found
+
+
 def _code_at(pid: int, file_offset: int) -> bytes:
     with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in maps:

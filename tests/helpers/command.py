@@ -8,10 +8,24 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import IO, Protocol
 
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Running(Protocol):
+    """A `phptrace` that was started: subprocess.Popen, and WarmRecorder of warm_recorder.py."""
+
+    pid: int
+    returncode: int | None
+
+    @property
+    def stderr(self) -> IO[str] | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]: ...
 
 
 def phptrace(*arguments: str, **options: object) -> subprocess.Popen[str]:
@@ -23,7 +37,7 @@ def phptrace(*arguments: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, **settings)  # type: ignore[call-overload, no-any-return]
 
 
-def attached_to(process: subprocess.Popen[str], until: str = ", backend ") -> str:
+def attached_to(process: Running, until: str = ", backend ") -> str:
     """Wait until a `phptrace` reports that it is attached; return what it wrote to stderr so far."""
     assert process.stderr is not None
     said = ""
@@ -35,10 +49,11 @@ def attached_to(process: subprocess.Popen[str], until: str = ", backend ") -> st
     return said
 
 
-def finish(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+def finish(process: Running, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
     """End it with a signal; return exit code, stdout and stderr."""
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
+    assert process.returncode is not None
     return process.returncode, out, err
 
 

@@ -52,9 +52,14 @@ class ProgramCache:
         bpf = programs._bpf
         for tracepoint in list(bpf.raw_tracepoint_fds):
             bpf.detach_raw_tracepoint(tracepoint)
-        for table in _tables(programs):
-            table.clear()
+        _empty(programs)
         self._free.setdefault(key, []).append(programs)
+
+    def empty(self) -> None:
+        """Empty the maps of all programs that are free: a fork of this process may have used them, and been killed."""
+        for free in self._free.values():
+            for programs in free:
+                _empty(programs)
 
 
 class _Lent:
@@ -145,6 +150,11 @@ class _Table:
             following = ctypes.create_string_buffer(self._key_size)
             found = self._lib.bpf_get_next_key(self._fd, key, following)
             key = following
+
+
+def _empty(programs: Programs) -> None:
+    for table in _tables(programs):
+        table.clear()
 
 
 def _tables(programs: Programs) -> list[_Table]:

@@ -14,6 +14,7 @@ import pytest
 from browser import chromium, press
 from command import attached_to, finish, phptrace
 from fpm import ONE_WORKER, Fpm
+from warm_recorder import WarmRecorder, load_programs
 
 pytestmark = pytest.mark.needs_bpf
 LEAK = "<main> {folder}/leak.php:5;malloc"
@@ -125,7 +126,8 @@ def test_the_heaviest_stacks_are_text_for_a_ticket(recorded: tuple[Path, Fpm]) -
 def test_a_difference_shows_what_grew(recorded: tuple[Path, Fpm], tmp_path: Path) -> None:
     path, fpm = recorded
     later = tmp_path / "later.phptrace"
-    process = phptrace("record", "--stacks", "-c", "20", "-o", str(later), str(fpm.master))
+    load_programs(fpm)
+    process = WarmRecorder("--stacks", "-c", "20", "-o", str(later), str(fpm.master))
     attached_to(process, "recording to")
     for number in range(20):
         fpm.get("leak.php", QUERY_STRING="3000017", REQUEST_URI=f"/thumbnail/{number}")

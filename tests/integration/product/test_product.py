@@ -20,7 +20,7 @@ from tracer.recording.reader import Reader
 @pytest.mark.needs_bpf
 @pytest.mark.needs_php
 def test_the_demo_puts_the_planted_leaker_on_top(tmp_path: Path) -> None:
-    env = {**os.environ, "PHPTRACE_DEMO_SECONDS": "10"}
+    env = {**os.environ, "PHPTRACE_DEMO_SECONDS": "6"}
     answer = subprocess.run(
         [str(CHECKOUT / "vagrant/demo/run")], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
     )
@@ -114,7 +114,7 @@ def test_as_many_requests_are_recorded_as_the_load_generator_sent(
         process = phptrace("record", "-o", str(path), str(fpm.master))
         attached_to(process)
         url = "http://127.0.0.1:8091/any?n=1"
-        out = subprocess.run(["wrk", "-t1", "-c8", "-d3s", url], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(["wrk", "-t1", "-c8", "-d2s", url], capture_output=True, text=True, check=True).stdout
         code, _, said = finish(process)
     finally:
         nginx.terminate()

@@ -13,6 +13,7 @@ from proc_status import rollup_bytes, state, waits_for_a_request
 from waiting import wait_for
 
 from tracer.targets.malloc_heap import MallocHeap, walk
+from tracer.targets.php import Php
 from tracer.targets.process_memory import HeapUnknownError, Reason
 from tracer.targets.processes import load_bias, process
 from tracer.targets.resolve import targets
@@ -29,9 +30,15 @@ _LEAK = _BINDS * (1040 + 32)  # chunks of tests/php/heap.php
 
 def zend(pid: int) -> ZendResidency:
     """Zend's share of a worker, found as phptrace finds it."""
+    with php_of(pid) as php:
+        return resident(pid, heap_address(pid, php))
+
+
+@contextmanager
+def php_of(pid: int) -> Iterator[Php]:
     (target,) = targets([str(pid)])
     try:
-        return resident(pid, heap_address(pid, target.php))
+        yield target.php
     finally:
         target.close()
 
@@ -171,9 +178,12 @@ def test_two_hundred_looks_at_a_busy_worker_do_no_harm_and_none_is_wrong(
     looks: list[MallocHeap] = []
     parts: list[ZendResidency] = []
     reasons: list[Reason] = []
-    with requests_of(fpm, failed, **params):
+    with php_of(worker) as php, requests_of(fpm, failed, **params):
         for _ in range(200):
-            for look in (lambda: looks.append(walk(worker)), lambda: parts.append(zend(worker))):
+            for look in (
+                lambda: looks.append(walk(worker)),
+                lambda: parts.append(resident(worker, heap_address(worker, php))),
+            ):
                 try:
                     look()
                 except HeapUnknownError as exc:

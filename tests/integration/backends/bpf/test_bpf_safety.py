@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import os
 import random
 import signal
@@ -10,35 +12,35 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
-from command import attached_to, finish, phptrace
+from code_text import allocator_code, php_code
+from command import Running, attached_to, finish, phptrace
 from fpm import TWO_WORKERS, Fpm
 from load import Load
 from waiting import wait_for
+from warm_recorder import WarmRecorder, load_programs
 
 from tracer.recording.reader import Reader
 
 pytestmark = pytest.mark.needs_bpf
 PLAIN: tuple[str, ...] = ()
 STACKS = ("--stacks", "--every", "1")
+NATIVE_PAGE = "native_page.php"
+
+
+class Moment(Protocol):
+    """Waits until the process has come there. Its name is that of the moment."""
+
+    __name__: str
+
+    def __call__(self, process: Running, /) -> None: ...
 
 
 @pytest.fixture(scope="module")
 def pool(start_fpm: Callable[..., Fpm]) -> Fpm:
     return start_fpm(www=TWO_WORKERS)
-
-
-def _text_of(pid: int) -> bytes:
-    """The PHP binary's code as the worker has it in memory: a probe that is left would show in it."""
-    found = b""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for line in maps:
-            if "php-fpm" in line and " r-xp " in line:
-                start, end = (int(part, 16) for part in line.split()[0].split("-"))
-                memory.seek(start)
-                found += memory.read(end - start)
-    return found
 
 
 def _programs() -> int:
@@ -52,39 +54,115 @@ def _programs() -> int:
     return count
 
 
+def _open_files(pid: int) -> list[str]:
+    with contextlib.suppress(FileNotFoundError):  # one is just being closed
+        return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return []
+
+
+def _starts(process: Running) -> None:
+    """Nothing to wait for."""
+
+
+def _compiles(process: Running) -> None:
+    """Wait until the process has loaded bcc: attaching has begun."""
+    wait_for(lambda: "libbcc" in Path(f"/proc/{process.pid}/maps").read_text(), "phptrace to load bcc")
+
+
+def _loads(process: Running) -> None:
+    wait_for(lambda: any("bpf-prog" in name for name in _open_files(process.pid)), "the first program")
+
+
+def _sets_probes(process: Running) -> None:
+    wait_for(lambda: any("perf_event" in name for name in _open_files(process.pid)), "the first probe")
+
+
+def _records(process: Running) -> None:
+    attached_to(process, "recording to")
+
+
+def _ends(process: Running) -> None:
+    attached_to(process, "recording to")
+    process.send_signal(signal.SIGINT)
+
+
+ATTACHING: tuple[Moment, ...] = (_compiles, _loads, _sets_probes)
+EVERY_MOMENT: tuple[Moment, ...] = (_starts, *ATTACHING, _records, _ends)
+
+
+def _killed(pool: Fpm, process: Running, requests: int, script: str = "hello.php", body: bytes = b"hello") -> None:
+    """Kill it after so many more requests; no request fails."""
+    with Load(pool, script, body) as load:  # not while it compiles, for which it would leave no CPU
+        load.wait_for_more(requests)
+        process.kill()
+        process.communicate()
+        load.wait_for_more(50)
+
+    assert load.failed == 0
+
+
+def _assert_nothing_lost(path: Path) -> None:
+    with Reader(str(path)) as recording:
+        assert recording.totals().lost == 0
+
+
 @pytest.mark.parametrize(
-    ("options", "turns"),
+    ("options", "moments", "turns"),
     [
-        (PLAIN, 20),
-        (STACKS, 8),
-        pytest.param(PLAIN, 200, marks=pytest.mark.slow),
-        pytest.param(STACKS, 40, marks=pytest.mark.slow),
+        (PLAIN, EVERY_MOMENT, 1),
+        (STACKS, (_loads, _records), 1),
+        pytest.param(PLAIN, EVERY_MOMENT, 20, marks=pytest.mark.slow),
+        pytest.param(STACKS, EVERY_MOMENT, 6, marks=pytest.mark.slow),
     ],
 )
 def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
-    pool: Fpm, tmp_path: Path, options: tuple[str, ...], turns: int
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], moments: tuple[Moment, ...], turns: int
 ) -> None:
     workers = set(pool.workers())
-    untouched = _text_of(min(workers))
+    untouched = php_code(min(workers))
     rng = random.Random(20)
 
     for turn in range(turns):
-        path = tmp_path / f"{turn}.phptrace"
-        process = phptrace("record", *options, "-o", str(path), str(pool.master))
-        attached_to(process, "recording to")  # without load, which would take both CPUs from the compiler
-        with Load(pool) as load:
-            load.wait_for_more(rng.randrange(400))
-            process.kill()
-            process.communicate()
-            load.wait_for_more(50)
+        for reached in moments:
+            path = tmp_path / f"{turn}.{reached.__name__}.phptrace"
+            process = phptrace("record", *options, "-o", str(path), str(pool.master))
+            reached(process)
+            _killed(pool, process, rng.randrange(400))
 
-        assert load.failed == 0
-        with Reader(str(path)) as recording:
-            assert recording.totals().lost == 0
+            if reached in (_records, _ends):
+                _assert_nothing_lost(path)
+
     assert set(pool.workers()) == workers
-    wait_for(lambda: _text_of(min(workers)) == untouched, "the probes to be gone")
+    wait_for(lambda: php_code(min(workers)) == untouched, "the probes to be gone")
     events = Path("/sys/kernel/tracing/uprobe_events")
     assert not events.exists() or events.read_text() == ""
+
+
+@pytest.mark.parametrize("turns", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_sigkill_in_any_of_many_moments_leaves_no_probe_in_php_and_none_in_malloc(
+    pool: Fpm, tmp_path: Path, turns: int
+) -> None:
+    load_programs(pool)
+    workers = set(pool.workers())
+    page = pool.get(NATIVE_PAGE).body
+    untouched = {pid: (php_code(pid), allocator_code(pid)) for pid in workers}
+    rng = random.Random(23)
+    moments = itertools.cycle((_starts, _sets_probes, _records, _ends))
+
+    for turn, reached in zip(range(turns), moments, strict=False):
+        path = tmp_path / f"{turn}.phptrace"
+        process = WarmRecorder(*STACKS, "--native", "on", "-o", str(path), str(pool.master), block_bytes=64)
+        reached(process)
+        if reached is _records:
+            assert all(code != allocator_code(pid) for pid, (_, code) in untouched.items())
+        _killed(pool, process, rng.randrange(400), NATIVE_PAGE, page)
+
+        if reached in (_records, _ends):
+            _assert_nothing_lost(path)
+        wait_for(
+            lambda: {pid: (php_code(pid), allocator_code(pid)) for pid in workers} == untouched, "the probes to be gone"
+        )
+    assert set(pool.workers()) == workers
 
 
 def test_a_recording_in_the_background_of_a_script_ends_at_sigint_and_nohup_keeps_it_from_sighup(
@@ -110,54 +188,69 @@ def _uris(path: Path) -> list[str | None]:
 
 
 @pytest.mark.parametrize(
-    ("options", "turns"),
+    ("options", "moments", "turns"),
     [
-        (PLAIN, 4),
-        (STACKS, 2),
-        pytest.param(PLAIN, 40, marks=pytest.mark.slow),
-        pytest.param(STACKS, 12, marks=pytest.mark.slow),
+        (PLAIN, ATTACHING, 1),
+        (STACKS, (_loads,), 1),
+        pytest.param(PLAIN, ATTACHING, 14, marks=pytest.mark.slow),
+        pytest.param(STACKS, ATTACHING, 4, marks=pytest.mark.slow),
     ],
 )
-def test_ctrl_c_while_attaching_leaves_a_whole_recording_or_none(
-    pool: Fpm, tmp_path: Path, options: tuple[str, ...], turns: int
+def test_ctrl_c_while_attaching_leaves_a_whole_recording(
+    pool: Fpm, tmp_path: Path, options: tuple[str, ...], moments: tuple[Moment, ...], turns: int
 ) -> None:
-    untouched = _text_of(min(pool.workers()))
+    untouched = php_code(min(pool.workers()))
     rng = random.Random(5)
-    with Load(pool) as load:
-        for turn in range(turns):
-            path = tmp_path / f"{turn}.phptrace"
-            process = phptrace("record", *options, "-o", str(path), str(pool.master))
-            _wait_until_it_compiles(process.pid)
-            load.wait_for_more(rng.randrange(2000))
-            code, _, said = finish(process)
 
-            assert "Traceback" not in said
-            assert code == 0, said
-            assert f"{path}" in said
-            with Reader(str(path)) as recording:
-                assert recording.ended
-                assert recording.totals().lost == 0
+    for turn in range(turns):
+        for reached in moments:
+            path = tmp_path / f"{turn}.{reached.__name__}.phptrace"
+            process = phptrace("record", *options, "-o", str(path), str(pool.master))
+            reached(process)
+            _ended_under_load(pool, process, path, rng.randrange(100))
+    wait_for(lambda: php_code(min(pool.workers())) == untouched, "the probes to be gone")
+
+
+@pytest.mark.parametrize("turns", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_ctrl_c_while_probes_are_set_leaves_a_whole_recording(pool: Fpm, tmp_path: Path, turns: int) -> None:
+    load_programs(pool)
+    untouched = php_code(min(pool.workers()))
+    rng = random.Random(5)
+
+    for turn in range(turns):
+        path = tmp_path / f"{turn}.phptrace"
+        process = WarmRecorder(*STACKS, "-o", str(path), str(pool.master))
+        _sets_probes(process)
+        _ended_under_load(pool, process, path, rng.randrange(200))
+    wait_for(lambda: php_code(min(pool.workers())) == untouched, "the probes to be gone")
+
+
+def _ended_under_load(pool: Fpm, process: Running, path: Path, requests: int) -> None:
+    """End it by Ctrl-C after so many more requests; no request fails, and the recording is whole."""
+    with Load(pool) as load:
+        load.wait_for_more(requests)
+        code, _, said = finish(process)
 
     assert load.failed == 0
-    wait_for(lambda: _text_of(min(pool.workers())) == untouched, "the probes to be gone")
-
-
-def _wait_until_it_compiles(pid: int) -> None:
-    """Wait until the process has loaded bcc: attaching has begun."""
-    wait_for(lambda: "libbcc" in Path(f"/proc/{pid}/maps").read_text(), "phptrace to load bcc")
+    assert "Traceback" not in said
+    assert code == 0, said
+    assert f"{path}" in said
+    with Reader(str(path)) as recording:
+        assert recording.ended
+        assert recording.totals().lost == 0
 
 
 def test_probes_are_gone_after_a_clean_end(pool: Fpm, tmp_path: Path) -> None:
     worker = min(pool.workers())
     pool.get("hello.php")
-    untouched = _text_of(worker)
+    untouched = php_code(worker)
     process = phptrace("record", "-o", str(tmp_path / "r.phptrace"), str(pool.master))
     attached_to(process)
-    probed = _text_of(worker)
+    probed = php_code(worker)
     finish(process)
 
     assert probed != untouched
-    assert _text_of(worker) == untouched
+    assert php_code(worker) == untouched
 
 
 @pytest.mark.parametrize("options", [PLAIN, STACKS])

@@ -97,43 +97,46 @@ def test_a_leak_is_seen_below_six_megabytes_that_zend_takes_and_gives_back(
     assert kept(found["hello.php"]) == [0] * 25
 
 
-@pytest.mark.parametrize(
-    ("call", "bytes_kept", "calls"),
-    [
-        ("malloc", 1024, (1, 0)),
-        ("calloc", 7072, (1, 0)),
-        ("strdup", 1024, (1, 0)),
-        ("freed", 0, (100, 100)),
-        ("realloc up", 50_032, (2, 1)),
-        ("realloc down", 1024, (2, 1)),
-        ("realloc of nothing", 1024, (1, 0)),
-        ("realloc to nothing", 0, (1, 1)),
-        ("free of nothing", 0, (0, 0)),
-        ("mapped", 3_002_368, (1, 0)),
-        ("mapped and freed", 0, (1, 1)),
-        ("mapped and resized", 5_001_216, (2, 1)),
-    ],
-)
-def test_each_way_to_allocate_and_free_is_counted_to_the_byte(
-    fpm: Fpm, trace: Callable[..., Tracer], call: str, bytes_kept: int, calls: tuple[int, int]
-) -> None:
+# Bytes kept, and calls that allocate and free, by what is asked of native_calls.php.
+CALLS = {
+    "malloc": (1024, (1, 0)),
+    "calloc": (7072, (1, 0)),
+    "strdup": (1024, (1, 0)),
+    "freed": (0, (100, 100)),
+    "realloc up": (50_032, (2, 1)),
+    "realloc down": (1024, (2, 1)),
+    "realloc of nothing": (1024, (1, 0)),
+    "realloc to nothing": (0, (1, 1)),
+    "free of nothing": (0, (0, 0)),
+    "mapped": (3_002_368, (1, 0)),
+    "mapped and freed": (0, (1, 1)),
+    "mapped and resized": (5_001_216, (2, 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def called(start_fpm: Callable[..., Fpm]) -> dict[str, Request]:
+    """A request for each way to call malloc and its like, and for `aligned`, in one worker."""
+    fpm = start_fpm(www=ONE_WORKER)
     fpm.get("native_calls.php", QUERY_STRING="freed")
-    tracer = trace(str(fpm.master))
+    tracer = Tracer(make_backend(BPF), str(fpm.master))
+    for call in (*CALLS, "aligned"):
+        fpm.get("native_calls.php", QUERY_STRING=call)
+    tracer.next(len(CALLS) + 1)
+    tracer.close()
+    return dict(zip((*CALLS, "aligned"), tracer.requests, strict=True))
 
-    fpm.get("native_calls.php", QUERY_STRING=call)
 
-    (found,) = tracer.next()
-    assert found.native_kept == bytes_kept
-    assert (found.native_alloc_calls, found.native_free_calls) == calls
+@pytest.mark.parametrize("call", CALLS)
+def test_each_way_to_allocate_and_free_is_counted_to_the_byte(called: dict[str, Request], call: str) -> None:
+    found = called[call]
+
+    assert (found.native_kept, (found.native_alloc_calls, found.native_free_calls)) == CALLS[call]
 
 
-def test_an_aligned_block_is_counted_with_what_its_alignment_costs(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
-    fpm.get("native_calls.php", QUERY_STRING="freed")
-    tracer = trace(str(fpm.master))
+def test_an_aligned_block_is_counted_with_what_its_alignment_costs(called: dict[str, Request]) -> None:
+    found = called["aligned"]
 
-    fpm.get("native_calls.php", QUERY_STRING="aligned")
-
-    (found,) = tracer.next()
     assert found.native_kept in (1040, 1056, 1072)
     assert (found.native_alloc_calls, found.native_free_calls) == (1, 0)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from altered_programs import Altered, altering
-from backend_kinds import PROGRAMS
+from backend_kinds import BPF, PROGRAMS, make_backend
 from fpm import ONE_WORKER, Fpm
 from samples import WITH_STACKS
 from tracing import Tracer
@@ -193,38 +193,50 @@ def test_a_block_is_retained_if_it_is_freed_after_so_many_more_requests_have_end
     assert {fact.stack[-1].name for fact in blocks} <= {"malloc"}
 
 
-@pytest.mark.parametrize(
-    ("call", "size"),
-    [
-        ("malloc", 1024),
-        ("calloc", 7072),
-        ("strdup", 1024),
-        ("freed", 0),
-        ("realloc up", 50_032),
-        ("realloc down", 1024),
-        ("realloc of nothing", 1024),
-        ("realloc to nothing", 0),
-        ("aligned", 1040),
-        ("mapped", 3_000_032),
-        ("mapped and freed", 0),
-        ("mapped and resized", 5_001_216),
-    ],
-)
-def test_each_way_to_allocate_a_block_and_to_free_it_is_sampled(
-    fpm: Fpm, trace: Callable[..., Tracer], call: str, size: int
-) -> None:
-    tracer = trace(str(fpm.master), **EVERY_BLOCK)
+# Bytes of the block that is kept, by what is asked of native_calls.php.
+CALLS = {
+    "malloc": 1024,
+    "calloc": 7072,
+    "strdup": 1024,
+    "freed": 0,
+    "realloc up": 50_032,
+    "realloc down": 1024,
+    "realloc of nothing": 1024,
+    "realloc to nothing": 0,
+    "aligned": 1040,
+    "mapped": 3_000_032,
+    "mapped and freed": 0,
+    "mapped and resized": 5_001_216,
+}
 
-    for _ in range(AFTER + 3):
-        fpm.get("native_calls.php", QUERY_STRING=call)
-    tracer.next(AFTER + 3)
+
+@pytest.fixture(scope="module")
+def of_calls(fpm: Fpm) -> dict[str, list[list[Retained]]]:
+    """What is retained of three requests for each way to call malloc and its like, request by request."""
+    tracer = Tracer(make_backend(BPF, **EVERY_BLOCK), str(fpm.master))
+    for call in CALLS:
+        for _ in range(3):
+            fpm.get("native_calls.php", QUERY_STRING=call)
+    for _ in range(AFTER):
+        fpm.get("hello.php")
+    tracer.next(3 * len(CALLS) + AFTER)
     tracer.close()
-
     # FFI's own parser allocates natively, too, by functions of other names.
     blocks = [fact for fact in tracer.facts if isinstance(fact, Retained) and fact.bytes >= 1000]
-    assert sorted((fact.nth, fact.samples) for fact in blocks) == [(nth, 1) for nth in (1, 2, 3) if size]
+    by_request = [[fact for fact in blocks if fact.nth == request.nth] for request in tracer.requests]
+    return {call: by_request[3 * at : 3 * at + 3] for at, call in enumerate(CALLS)}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_each_way_to_allocate_a_block_and_to_free_it_is_sampled(
+    of_calls: dict[str, list[list[Retained]]], call: str
+) -> None:
+    blocks = [fact for of_request in of_calls[call] for fact in of_request]
+
+    assert [len(of_request) for of_request in of_calls[call]] == [1 if CALLS[call] else 0] * 3
+    assert {fact.samples for fact in blocks} <= {1}
     # Whether a large block is a mapping of its own, of whole pages, depends on what was freed before.
-    assert [fact.bytes for fact in blocks] == [pytest.approx(size, rel=0.001)] * len(blocks)
+    assert [fact.bytes for fact in blocks] == [pytest.approx(CALLS[call], rel=0.001)] * len(blocks)
 
 
 def test_what_comes_of_a_block_in_a_child_that_is_forked_does_not_matter(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from backend_kinds import BPF, make_backend
 from fpm import Fpm
 from tracing import Tracer
 
@@ -45,13 +47,34 @@ def run(fpm: Fpm, tracer: Tracer, functions: tuple[str, ...]) -> dict[str, list[
     return truth
 
 
-@pytest.mark.parametrize("every", [1, 16])
-def test_page_faults_are_within_2_percent_of_the_rss_each_function_added(
-    fresh: Fpm, trace: Callable[..., Tracer], every: int
-) -> None:
-    tracer = trace(str(fresh.master), stacks=StackOptions(every=every))
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One request that ran GROWERS, and maybe more."""
 
-    truth = run(fresh, tracer, GROWERS)
+    every: int  # page faults a sample
+    tracer: Tracer  # closed
+    truth: dict[str, list[int]]
+
+
+def measured(fpm: Fpm, every: int, *more: str) -> Measured:
+    tracer = Tracer(make_backend(BPF, stacks=StackOptions(every=every)), str(fpm.master))
+    truth = run(fpm, tracer, (*GROWERS, *more))
+    tracer.close()
+    return Measured(every, tracer, truth)
+
+
+@pytest.fixture(scope="module", params=[1, 16])
+def faulted(request: pytest.FixtureRequest, fresh: Fpm) -> Measured:
+    return measured(fresh, request.param)
+
+
+@pytest.fixture(scope="module")
+def churned(fresh: Fpm) -> Measured:
+    return measured(fresh, StackOptions().every, "churn")
+
+
+def test_page_faults_are_within_2_percent_of_the_rss_each_function_added(faulted: Measured) -> None:
+    every, tracer, truth = faulted.every, faulted.tracer, faulted.truth
 
     found = grown(tracer, Metric.RSS)
     tolerance = {name: 0.02 * truth[name][ANON] + every * 4096 for name in GROWERS}
@@ -63,24 +86,17 @@ def test_page_faults_are_within_2_percent_of_the_rss_each_function_added(
     assert wrong == {}
 
 
-def test_mapped_is_exactly_what_each_function_added_to_the_address_space(
-    fresh: Fpm, trace: Callable[..., Tracer]
-) -> None:
-    tracer = trace(str(fresh.master), stacks=StackOptions())
+def test_mapped_is_exactly_what_each_function_added_to_the_address_space(churned: Measured) -> None:
+    truth = churned.truth
 
-    truth = run(fresh, tracer, (*GROWERS, "churn"))
-
-    found = grown(tracer, Metric.MAPPED)
+    found = grown(churned.tracer, Metric.MAPPED)
     assert {name: found[name] for name in truth} == {name: truth[name][VM] for name in truth}
 
 
-def test_all_that_is_mapped_is_what_the_address_space_changed_by(fresh: Fpm, trace: Callable[..., Tracer]) -> None:
-    tracer = trace(str(fresh.master), stacks=StackOptions())
+def test_all_that_is_mapped_is_what_the_address_space_changed_by(churned: Measured) -> None:
+    (request,) = churned.tracer.requests
 
-    run(fresh, tracer, (*GROWERS, "churn"))
-
-    (request,) = tracer.requests
-    total = sum(growth.bytes for growth in tracer.growths if growth.metric == Metric.MAPPED.value)
+    total = sum(growth.bytes for growth in churned.tracer.growths if growth.metric == Metric.MAPPED.value)
     assert request.vm_after is not None
     assert request.vm_before is not None
     assert total == request.vm_after - request.vm_before
@@ -138,15 +154,10 @@ def test_an_extensions_memory_stands_on_its_function(
     assert request.zend_peak < 4 * MIB
 
 
-@pytest.mark.parametrize("every", [1, 16])
-def test_of_page_faults_outside_zends_heap_only_what_is_native_is_found(
-    fresh: Fpm, trace: Callable[..., Tracer], every: int
-) -> None:
-    tracer = trace(str(fresh.master), stacks=StackOptions(every=every))
+def test_of_page_faults_outside_zends_heap_only_what_is_native_is_found(faulted: Measured) -> None:
+    every, truth = faulted.every, faulted.truth
 
-    truth = run(fresh, tracer, GROWERS)
-
-    found = grown(tracer, Metric.NATIVE)
+    found = grown(faulted.tracer, Metric.NATIVE)
     tolerance = 0.02 * truth["native"][ANON] + every * 4096  # as above: of the faults, and of sampling them
     assert abs(found["native"] - truth["native"][ANON]) <= tolerance
     slack = {name: 0.01 * truth[name][ANON] + 4 * every * 4096 for name in GROWERS if name != "native"}
