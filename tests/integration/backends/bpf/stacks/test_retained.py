@@ -212,7 +212,7 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def of_calls(fpm: Fpm) -> dict[str, list[list[Retained]]]:
-    """What is retained of three requests for each way to call malloc and its like, request by request."""
+    """Return the blocks retained of three requests for each way to call malloc and its like, request by request."""
     tracer = Tracer(make_backend(BPF, **EVERY_BLOCK), str(fpm.master))
     for call in CALLS:
         for _ in range(3):

@@ -27,7 +27,7 @@ def traced(uncached: Fpm, cached: Fpm) -> Iterator[Tracer]:
 
 
 def growths_of(tracer: Tracer, count: int = 1) -> list[Growth]:
-    """Those of the next requests."""
+    """Return the stacks of the next requests."""
     requests = {(request.pid, request.nth) for request in tracer.next(count)}
     return [growth for growth in tracer.growths if (growth.pid, growth.nth) in requests]
 
