@@ -16,6 +16,7 @@ from tracer.backends.bpf.growth_probes import GrowthProbes
 from tracer.backends.bpf.maps import MapFullError
 from tracer.backends.bpf.php_binary import php_binary_entry
 from tracer.backends.bpf.programs import Programs
+from tracer.backends.bpf.same_inode import ProbedFiles
 from tracer.backends.bpf.thread_sampling import wait_until_idle
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.request_structs import PHP_BINARIES_MAX, Calls, Lost, Role, worker_entry
@@ -78,8 +79,8 @@ class Attachment:
         self._lacking = lacking
         self._force_tracepoint = calls_by_tracepoint
         self._binaries: dict[tuple[int, int], int] = {}
-        self._hooked: set[tuple[int, int]] = set()
-        self._libraries: dict[tuple[int, int], Libc | None] = {}
+        self._probed = ProbedFiles()
+        self._libraries: dict[tuple[int, ...], Libc | None] = {}  # by PHP and process
         self._calls_in_kernel = False
         self._images: list[Image] = []  # opened here, so closed here
         self.uprobes: list[int] = []  # descriptors; the code that closes one removes it here
@@ -241,14 +242,14 @@ class Attachment:
         """Set the probes on the target's C library and PHP, unless they are there."""
         php = target.php
         self._hook_calls(target)
-        if php.image.identity in self._hooked:
+        if self._probed.has(php.image, _witness(target)):
             return
         if php.hooks is None:
             raise UnsupportedError(
                 f"cannot trace {php.image.shown}: its functions cannot be found. Use --backend ptrace."
             )
-        self._hooked.add(php.image.identity)
         hooks = dataclasses.asdict(php.hooks)
+        self._probed.add(php.image, [php.hooks.startup.file_offset])
         for function in UPROBES_ON_PHP:
             hook = hooks[function.removeprefix("on_")]
             if hook is None:
@@ -267,22 +268,21 @@ class Attachment:
 
     def _library_of(self, target: Target) -> Libc | None:
         """The C library of the target's workers; None if there is none whose code is known."""
-        key = target.php.image.identity
+        key = (*target.php.image.identity, _witness(target))
         if key not in self._libraries:
             self._libraries[key] = None
-            witness = target.master or target.workers[0]
             try:
-                image = None if self._force_tracepoint else processes.open_libc(witness.pid)
+                image = None if self._force_tracepoint else processes.open_libc(key[-1])
                 if image is not None:
                     self._images.append(image)
                     self._libraries[key] = libc.inspect(image)
             except (OSError, UnsupportedError) as exc:
-                log.info("no C library found in process %d: %s", witness.pid, exc)
+                log.info("no C library found in process %d: %s", key[-1], exc)
         return self._libraries[key]
 
     def _forget_library(self, target: Target) -> bool:
         """Forget the C library of the target's workers, and return True, if its master now has another one."""
-        key = target.php.image.identity
+        key = (*target.php.image.identity, _witness(target))
         known = self._libraries.pop(key, None)
         now = self._library_of(target)
         return (None if known is None else known.image.identity) != (None if now is None else now.image.identity)
@@ -291,8 +291,8 @@ class Attachment:
         library = self._library_of(target)
         if library is None or library.missing:
             self._count_calls_in_kernel()
-        elif library.image.identity not in self._hooked:
-            self._hooked.add(library.image.identity)
+        elif not self._probed.has(library.image, _witness(target)):
+            self._probed.add(library.image, library.sites.values())
             for name, offset in library.sites.items():
                 self._uprobe(f"on_{name}", library.image, offset)
             if self._growth_probes is not None:
@@ -322,6 +322,11 @@ class Attachment:
 
     def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
         self.uprobes.append(self._programs.on_uprobe(function, image, offset, at_return=at_return))
+
+
+def _witness(target: Target) -> int:
+    """The pid of a process that runs the target's PHP, with the C library of all its workers."""
+    return (target.master or target.workers[0]).pid
 
 
 def _is_there(process: Process) -> bool:
