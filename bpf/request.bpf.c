@@ -568,7 +568,12 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	event.parent_pid = kernel_u32(parent + k->task_tgid);
 	master = workers.lookup(&event.parent_pid);
-	if (!master || master->role != ROLE_MASTER)
+	if (!master)
+		return 0;
+	/* A worker forks none before its first request: this is a master that has daemonized itself. */
+	if (master->role == ROLE_WORKER && !master->titled && !master->requests)
+		master->role = ROLE_MASTER;
+	if (master->role != ROLE_MASTER)
 		return 0;
 	event.pid = kernel_u32(child + k->task_tgid);
 	if (event.pid != kernel_u32(child + k->task_pid))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -17,11 +19,14 @@ TWO_WORKERS = "pm = static\npm.max_children = 2"
 class Fpm:
     """A running master. Its scripts are in `folder`, and each pool listens on a socket there."""
 
-    def __init__(self, binary: str, folder: Path, pools: dict[str, str], ini: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, binary: str, folder: Path, pools: dict[str, str], ini: tuple[str, ...] = (), *, daemonize: bool = False
+    ) -> None:
         self.binary = binary
         self.folder = folder
         self._config = folder / "php-fpm.conf"
-        sections = [f"[global]\nerror_log = {folder}/error.log\n"]
+        self._pid_file = folder / "php-fpm.pid"
+        sections = [f"[global]\nerror_log = {folder}/error.log\npid = {self._pid_file}\n"]
         for name, settings in pools.items():
             sections.append(
                 f"[{name}]\nuser = www-data\ngroup = www-data\nlisten = {folder}/{name}.sock\n"
@@ -30,7 +35,8 @@ class Fpm:
         self._config.write_text("\n".join(sections))
         self.pools = tuple(pools)
         defines = [word for setting in ini for word in ("-d", setting)]
-        command = [binary, "--nodaemonize", "--fpm-config", str(self._config), *defines]
+        self._daemonized = daemonize
+        command = [binary, "--daemonize" if daemonize else "--nodaemonize", "--fpm-config", str(self._config), *defines]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: all(self.socket(pool).exists() for pool in pools), "php-fpm to listen")
         static = re.findall(r"pm = static\s+pm\.max_children = (\d+)", "\n".join(pools.values()))
@@ -38,7 +44,8 @@ class Fpm:
 
     @property
     def master(self) -> int:
-        return self.process.pid
+        """The master's pid, which a reload changes if it is daemonized."""
+        return int(self._pid_file.read_text()) if self._daemonized else self.process.pid
 
     def socket(self, pool: str | None = None) -> Path:
         return self.folder / f"{pool or self.pools[0]}.sock"
@@ -70,6 +77,9 @@ class Fpm:
             return False
 
     def stop(self) -> None:
+        if self._daemonized:
+            os.kill(self.master, signal.SIGTERM)
+            wait_for(lambda: not self._pid_file.exists(), "php-fpm to end")
         self.process.terminate()
         try:
             self.process.wait(10)

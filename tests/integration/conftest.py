@@ -40,13 +40,13 @@ def start_fpm(php_fpm: str) -> Iterator[Callable[..., Fpm]]:
     """Start masters: start_fpm(www="pm = static\\npm.max_children = 2"), with `ini` settings for all pools."""
     with contextlib.ExitStack() as stack:
 
-        def start(*ini: str, **pools: str) -> Fpm:
+        def start(*ini: str, daemonize: bool = False, **pools: str) -> Fpm:
             folder = Path(tempfile.mkdtemp(prefix="phptrace-test."))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             folder.chmod(0o755)
             for script in SCRIPTS.iterdir():
                 shutil.copy(script, folder)
-            fpm = Fpm(php_fpm, folder, pools, ini)
+            fpm = Fpm(php_fpm, folder, pools, ini, daemonize=daemonize)
             stack.callback(fpm.stop)
             return fpm
 

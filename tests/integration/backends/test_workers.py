@@ -97,6 +97,34 @@ def test_a_graceful_reload_is_followed(start_fpm: Callable[..., Fpm], trace: Cal
     assert all(request.zend_peak and request.script and request.anon_before for request in new)
 
 
+def test_a_reload_of_a_master_that_daemonizes_itself_is_followed(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=TWO_WORKERS, daemonize=True)
+    tracer = trace(str(fpm.master))
+    fpm.get("hello.php", REQUEST_URI="/before")
+    tracer.next()
+    for reload in range(2):
+        old = fpm.master
+        os.kill(old, signal.SIGUSR2)
+        wait_for(lambda old=old: tracer.poll() or fpm.master != old, "another master")
+        wait_for(lambda: tracer.poll() or (len(fpm.workers()) == 2 and fpm.answers()), "the pool to answer again")
+        for number in range(10):
+            fpm.get("leak.php", QUERY_STRING="1000003", REQUEST_URI=f"/{reload}/{number}")
+
+    def after() -> list[str]:
+        return [uri for one in tracer.requests if (uri := one.uri or "").startswith(("/0", "/1"))]
+
+    wait_for(lambda: tracer.poll() or len(after()) == 20, "the requests after the reloads")
+    workers = set(fpm.workers())
+    tracer.close()
+
+    assert sorted(after()) == sorted(f"/{reload}/{number}" for reload in range(2) for number in range(10))
+    assert {one.pid for one in tracer.requests if (one.uri or "").startswith("/1")} <= workers
+    assert all(one.complete and one.pool == "www" for one in tracer.requests)
+    assert tracer.lost == 0
+
+
 def test_a_pool_that_was_not_asked_for_is_not_recorded(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
 ) -> None:

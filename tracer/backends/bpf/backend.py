@@ -201,6 +201,7 @@ class BpfBackend:
             replaced=self._master_replaced,
             unwanted=workers.remove,  # it then pays nothing more than a look-up
             died=self._died,
+            became_master=self._became_master,
         )
 
     def _load_native(self, options: NativeOptions, workers_max: int) -> None:
@@ -274,6 +275,10 @@ class BpfBackend:
         if self._native_probes is not None:
             self._native_probes.master_replaced(pid)
         self._attachment.follow(pid)
+
+    def _became_master(self, pid: int) -> None:
+        if self._native_probes is not None:
+            self._native_probes.gone(pid)
 
     def _died(self, pid: int) -> None:
         if self._native_probes is not None:

@@ -25,17 +25,19 @@ class EventDecoder:
         replaced: Callable[[int], None] = _nothing,
         unwanted: Callable[[int], None] = _nothing,
         died: Callable[[int], None] = _nothing,
+        became_master: Callable[[int], None] = _nothing,
     ) -> None:
         """The callbacks get a pid.
 
         `replaced`: a master executed a program, itself or another. `unwanted`: a worker turned out to be of a pool that
-        was not asked for. `died`: a master or worker ended.
+        was not asked for. `died`: a master or worker ended. `became_master`: a worker turned out to be a master.
         """
         self._table = table
         self._decoder = decoder
         self._replaced = replaced
         self._unwanted = unwanted
         self._died = died
+        self._became_master = became_master
         # By pid, then by the start of the owner: what was freed while no request ran.
         self._idle_releases: dict[int, dict[int, Release]] = {}
 
@@ -88,10 +90,18 @@ class EventDecoder:
         """Return the releases of workers that have neither ended nor begun another request since."""
         return [release for pid in list(self._idle_releases) for release in self._goes_on(pid)]
 
+    def _born(self, record: bytes) -> Fact | None:
+        parent = PROCESS_EVENT.unpack(record)[2]
+        was_worker = parent in self._table.workers
+        fact = self._table.born(record)
+        if was_worker and parent in self._table.masters:
+            self._became_master(parent)
+        return fact
+
     def _process_event(self, record: bytes) -> Fact | None:
         kind, pid = PROCESS_EVENT.unpack(record)[:2]
         if kind == EventKind.BORN:
-            return self._table.born(record)
+            return self._born(record)
         if kind == EventKind.DIED:
             self._idle_releases.pop(pid, None)
             self._died(pid)

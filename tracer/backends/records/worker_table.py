@@ -43,13 +43,13 @@ class WorkerTable:
         return fact
 
     def born(self, event: bytes) -> Worker | None:
-        """Enter a master's new child and return its fact.
+        """Enter a master's new child and return its fact. A worker that forks turns out to be a master.
 
         None if its parent is no master of ours, or if only some pools are wanted: the title that names its pool is not
         yet set.
         """
         _, pid, parent, _, at, boot, _ = PROCESS_EVENT.unpack(event)
-        target = self.masters.get(parent)
+        target = self.masters.get(parent) or self._daemonized(parent)
         if target is None:
             return None
         ticks = boot // _TICK_NS if boot else None
@@ -57,6 +57,18 @@ class WorkerTable:
         self.workers[pid] = TrackedWorker(fact, target, wanted=True)
         # titled() will tell its pool; until then that may be one that was not asked for.
         return fact if target.pools is None else None
+
+    def _daemonized(self, pid: int) -> Target | None:
+        """Make a master of what looked like a worker until it forked one; None if it is not known.
+
+        php-fpm does so after a graceful reload with `daemonize = yes`: the master executes php-fpm anew, which forks
+        itself and ends (fpm_unix_init_main() in sapi/fpm/fpm/fpm_unix.c, PHP 7.4 to 8.5).
+        """
+        tracked = self.workers.pop(pid, None)
+        if tracked is None:
+            return None
+        self.masters[pid] = dataclasses.replace(tracked.target, master=process(pid) or tracked.target.master)
+        return self.masters[pid]
 
     def titled(self, event: bytes) -> Worker | None:
         """Set a worker's pool and return its fact; None if that pool is not wanted, or the worker is unknown."""
