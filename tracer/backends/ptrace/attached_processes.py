@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import struct
@@ -92,7 +93,8 @@ class AttachedProcesses:
 
     def promote(self, pid: int) -> None:
         """Make a new child a master, since it forks: so does a daemon's new master after a graceful reload."""
-        self.masters[pid] = self._targets[pid]
+        target = self._targets[pid]
+        self.masters[pid] = dataclasses.replace(target, master=processes.process(pid) or target.master)
         self.forget(pid)
 
     def needs_pool_check(self, pid: int) -> bool:
@@ -178,8 +180,8 @@ class AttachedProcesses:
 
     def _announce(self, process: Process, target: Target) -> None:
         """Emit the birth of a worker that was forked during tracing, or while attaching."""
-        pid, parent = process.pid, target.master.pid if target.master is not None else 0
-        self.event(EventKind.BORN, pid, parent=parent, boot_ns=process.start_ticks * _TICK_NS)
+        pid = process.pid
+        self.event(EventKind.BORN, pid, parent=process.parent_pid, boot_ns=process.start_ticks * _TICK_NS)
         if process.pool is None:
             self._new.add(pid)
         else:
