@@ -15,15 +15,15 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
-from tracer.backends.bpf import self_check
+from tracer.backends import PtraceMode
 from tracer.backends.bpf.programs import bcc_problem, bcc_version
-from tracer.backends.choose import BACKENDS, fallback
+from tracer.backends.choose import AUTO, BACKENDS, Assignment, BackendOptions, assign
 from tracer.backends.ptrace import permissions
-from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
+from tracer.errors import PhptraceError, UnsupportedError
 from tracer.targets import allocator, arch, btf, kernel, libc, processes
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.processes import GRANTS
-from tracer.targets.resolve import FPM, Target, targets
+from tracer.targets.resolve import FPM, Target, find
 from tracer.units import counted
 
 # Backends, by their names in BACKENDS, that do not work where a check fails.
@@ -41,28 +41,35 @@ class Check:
     found: str
     fix: str | None = None  # what to do if it is not ok
     needed: bool = True  # False: tracing works without it, but shows less or costs more
-    exit_code: int | None = UnsupportedError.exit_code  # of `attach` if this stops it; None: another check then fails
     by: tuple[str, ...] = BPF  # names of the backends that do not work without it
 
 
-def usable(found: Sequence[Check]) -> str | None:
-    """The backend that `--backend auto` would take; None if none works."""
-    broken = {name for check in found if check.needed and not check.ok for name in check.by}
-    return next((name for name in BACKENDS if name not in broken), None)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of an `attach`: it would trace, with these backends; or fail with this error."""
+
+    assignment: Assignment | None
+    error: PhptraceError | None  # None: it would trace
+
+    @property
+    def backend(self) -> str | None:
+        """Name of the backend of most worth that would be used; None if none works."""
+        return None if self.assignment is None else self.assignment.parts[0].name
+
+    @property
+    def exit_code(self) -> int:
+        """Of `attach`; 0 if it would trace."""
+        return 0 if self.error is None else self.error.exit_code
 
 
-def exit_code(found: Sequence[Check]) -> int:
-    """The exit code `attach` would end with: 0 if a backend works.
-
-    Where no other backend works, `attach` goes on to the fallback and reports why that fails: a target that is not
-    there first, then what the fallback lacks.
-    """
-    if usable(found) is not None:
-        return 0
-    failed = [check for check in found if check.needed and not check.ok and fallback() in check.by]
-    failed.sort(key=lambda check: check.by != ALL)
-    codes = [check.exit_code for check in failed if check.exit_code is not None]
-    return codes[0] if codes else UnsupportedError.exit_code
+def verdict(names: Sequence[str]) -> Verdict:
+    """Decide as `attach` does with these targets, and attach to nothing. No name means php-fpm."""
+    try:
+        found = find(names or (FPM,))
+        with contextlib.closing(found):
+            return Verdict(assign(AUTO, found, BackendOptions()), None)
+    except PhptraceError as exc:
+        return Verdict(None, exc)
 
 
 def checks(names: Sequence[str]) -> Iterator[Check]:
@@ -78,18 +85,20 @@ def _rights() -> Check:
     missing = kernel.missing_capabilities()
     if missing:
         found = f"uid {os.geteuid()}, missing {', '.join(missing)}"
-        return Check("rights", False, found, "run with sudo", exit_code=NotPermittedError.exit_code)
+        return Check("rights", False, found, "run with sudo")
     return Check("rights", True, "root" if os.geteuid() == 0 else "has the capabilities needed")
 
 
 def _kernel_checks() -> Iterator[Check]:
     machine = platform.machine()
     yield Check("kernel", machine == arch.MACHINE, f"Linux {platform.release()} on {machine}", "use an x86-64 host")
+    if not kernel.has_sysfs():
+        yield Check("sysfs", False, "/sys is not mounted", "mount -t sysfs sysfs /sys")
     try:
-        layout = kernel.kernel_layout()
+        layout = kernel.running_layout()
         yield Check("BTF", True, f"{btf.VMLINUX}: found all offsets")
         if layout.rss_kind is kernel.RssKind.PERCPU:
-            shown = any(kernel.kernel_symbol(name) is not None for name in ("__per_cpu_offset", *self_check.TEXT_OF))
+            shown = not kernel.hides_addresses()
             found = "kernel addresses are visible" if shown else "kernel addresses are hidden"
             yield Check("kallsyms", shown, found, "sysctl kernel.kptr_restrict=1, or 0 without CAP_SYSLOG")
     except UnsupportedError as exc:
@@ -130,14 +139,12 @@ def _ptrace_checks() -> Iterator[Check]:
     """The requirements of the fallback; they do not matter if BPF works."""
     obstacle = permissions.obstacle()
     held = "CAP_SYS_PTRACE" if permissions.has_capability() else "own processes only, CAP_SYS_PTRACE is missing"
-    code = NotPermittedError.exit_code
-    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, exit_code=code, by=PTRACE)
+    yield Check("ptrace", obstacle is None, obstacle or held, GRANTS, by=PTRACE)
     scope = permissions.yama_scope()
     shown = "not in this kernel" if scope is None else f"ptrace_scope {scope}"
     free = scope in (None, 0) or (scope in (1, 2) and permissions.has_capability())
     fix = "sysctl kernel.yama.ptrace_scope=0, or run with sudo"
-    # If Yama forbids tracing, the check `tracees` fails, too, and has the exit code.
-    yield Check("Yama", free, shown, fix, exit_code=None, by=PTRACE)
+    yield Check("Yama", free, shown, fix, by=PTRACE)
 
 
 def _is_ours(command: str) -> bool:
@@ -152,13 +159,15 @@ def _is_ours(command: str) -> bool:
 def _target_checks(names: Sequence[str]) -> Iterator[Check]:
     for name in names:
         try:
-            found = targets([name], symbols=False)  # ptrace needs none, and `attach` falls back to it
+            found = find([name])
         except PhptraceError as exc:
-            yield Check(name, False, str(exc), exit_code=exc.exit_code, by=ALL)
+            yield Check(name, False, str(exc), by=ALL)
             continue
-        for target in found:
-            yield from _php_checks(name, target)
-            target.php.image.close()
+        with contextlib.closing(found):
+            for target in found.targets:
+                yield from _php_checks(name, target)
+        for refused in found.refused:
+            yield Check(name, False, str(refused), needed=False, by=ALL)
 
 
 def _php_checks(name: str, target: Target) -> Iterator[Check]:
@@ -168,9 +177,14 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
     sapi = target.sapi or "unknown SAPI"
     found = f"{who}, {counted(len(target.workers), 'worker')}, pools: {pools}; PHP {php.shown_version}, {sapi}"
     yield Check(name, True, found)
+    if target.one_request:
+        found = f"SAPI {sapi} runs one request, which began when it started and ends with it"
+        fix = f"`phptrace heap {target.pid} --again 10s` shows what it holds and what grew"
+        yield Check("requests", False, found, fix, by=ALL)
     hooks = php.hooks
     if hooks is None:
-        yield Check("request hooks", False, "PHP's functions cannot be found", "use --backend ptrace")
+        fix = "none for this PHP build; only ptrace can trace it, if it is php-fpm or php-cgi"
+        yield Check("request hooks", False, str(php.unhooked), fix)
         yield from _tracee_checks(target)
         return
     end = "the return of php_request_shutdown" if hooks.end_is_return else "the USDT probe request__shutdown"
@@ -220,13 +234,11 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
 
 def _tracee_checks(target: Target) -> Iterator[Check]:
     """Reasons why ptrace cannot trace these processes."""
+    refused = permissions.refusal_of(target, PtraceMode.SYSCALLS, stacks=False)
     if not target.speaks_fastcgi:
-        found = f"SAPI {target.sapi} does not speak FastCGI, by which ptrace finds requests"
-        yield Check("FastCGI", False, found, "use --backend bpf", by=PTRACE)
-    refused = [why for process in target.processes if (why := permissions.refusal(process.pid)) is not None]
-    if refused:
-        fix, code = "do what the reason says, or use BPF", refused[0].exit_code
-        yield Check("tracees", False, str(refused[0]), fix, exit_code=code, by=PTRACE)
+        yield Check("FastCGI", False, str(refused), "use --backend bpf" if target.php.hooks else None, by=PTRACE)
+    elif refused is not None:
+        yield Check("tracees", False, str(refused), "do what the reason says, or use BPF", by=PTRACE)
     else:
         found = "phptrace may trace every worker, and no other process does"
         yield Check("tracees", True, found, by=PTRACE)

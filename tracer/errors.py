@@ -12,6 +12,11 @@ class PhptraceError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str, *, fixable: bool = False) -> None:
+        """`fixable`: on this host, by a package, a right or a setting. `auto` then takes no slower backend."""
+        super().__init__(message)
+        self.fixable = fixable
+
 
 class UsageError(PhptraceError):
     """The value of an option, or a combination of options, is not valid."""

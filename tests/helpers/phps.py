@@ -46,19 +46,26 @@ def php_functions() -> dict[str, elfs.Content]:
 
 
 def php_data(version: str = "8.2.36", api: str = "API20220829,NTS", sapi: str = "fpm-fcgi") -> dict[str, elfs.Content]:
+    settings = b"\0fastcgi.logging\0" if sapi in ("fpm-fcgi", "cgi-fcgi") else b""
     return {
         "sapi_globals": bytes(8),
         "core_globals": bytes(8),
         "alloc_globals": bytes(8),  # at SLOT
         "executor_globals": bytes(8),
         "sapi_module": lambda at: struct.pack("<Q", at + 8) + sapi.encode() + b"\0",
-        "texts": f"X-Powered-By: PHP/{version}\0{api}\0".encode(),
+        "texts": f"X-Powered-By: PHP/{version}\0{api}\0".encode() + settings,
     }
 
 
 def php_elf(**changed: Any) -> bytes:
     """PHP 8.2.36 FPM, as Debian builds it, but what is changed of elfs.elf()'s arguments."""
     return elfs.elf(**{"functions": php_functions(), "data": php_data(), **changed})
+
+
+def static_php(version: str = "8.2.32", *, fastcgi: bool = True) -> bytes:
+    """PHP without a symbol, as a static build is: php-fpm, or PHP's command line."""
+    settings = b"\0fastcgi.logging\0" if fastcgi else b""
+    return elfs.static_elf() + f"X-Powered-By: PHP/{version}\0API20220829,NTS\0".encode() + settings
 
 
 def executable(path: Path, content: bytes) -> Path:

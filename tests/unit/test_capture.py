@@ -44,7 +44,6 @@ class Playback:
     """
 
     name = "playback"
-    needs_symbols = False
     lacking: Sequence[str] = ()
 
     def __init__(

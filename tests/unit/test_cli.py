@@ -18,14 +18,14 @@ from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import StackOptions
 from tracer.backends.bpf.backend import BpfBackend
-from tracer.backends.bpf.requirements import unmet_requirements
 from tracer.backends.choose import Choice
 from tracer.capture import Filter, Progress, Why
 from tracer.cli import main
 from tracer.commands.attaching import Plan, Session, finish
 from tracer.commands.messages import note_limits
-from tracer.errors import IncompleteError, PhptraceError, TargetGoneError, UsageError
+from tracer.errors import IncompleteError, PhptraceError, TargetGoneError, UnsupportedError, UsageError
 from tracer.facts import Loss
+from tracer.targets.resolve import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = ("attach", "record", "report", "flame", "export", "heap", "doctor")
@@ -240,10 +240,6 @@ def test_tracing_without_the_rights_is_exit_code_4(verb, tmp_path, undumpable):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(
-    bool(unmet_requirements()),
-    reason="what keeps tracing from working here is reported before the target is looked for",
-)
 def test_a_target_that_is_unknown_is_exit_code_3(run, tmp_path):
     code, out, err = run("record", "-o", tmp_path / "r.phptrace", "nonsense")
 
@@ -309,7 +305,7 @@ def test_a_plan_has_stacks_only_where_they_are_asked_for(asked, made):
 
 
 def test_a_recording_says_how_its_stacks_were_taken():
-    running = Session(Choice(BpfBackend(), "asked for"), (), "php-fpm")
+    running = Session(Choice(BpfBackend(), "asked for", (), (), ()), "php-fpm")
 
     options = StackOptions(max_depth=127, every=17, hz=997, retained_after=7, block_bytes=4099)
     with_stacks = running.meta(plan(stacks=options))
@@ -323,6 +319,15 @@ def test_a_recording_says_how_its_stacks_were_taken():
         "block_bytes": 4099,
     }
     assert set(with_stacks) - set(without) == {"stacks"}
+
+
+def test_a_recording_names_who_was_meant_and_is_not_traced():
+    refused = Refused("php-fpm", 7919, UnsupportedError("cannot trace /x: it is ARM. Use another."))
+    running = Session(Choice(BpfBackend(), "asked for", (), (refused,), ()), "php-fpm")
+
+    assert running.meta(plan())["not_traced"] == [
+        "process 7919 is not traced: cannot trace /x: it is ARM. Use another."
+    ]
 
 
 def test_remarks_on_phptraces_own_work_are_printed_only_when_asked_for(capsys, caplog):

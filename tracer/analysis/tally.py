@@ -20,6 +20,7 @@ class Tally:
         self.lost = 0
         self.unended = 0  # recordings that were not closed: how much is missing is unknown
         self.losses: dict[str, int] = {}
+        self.not_traced: list[str] = []  # sentences on processes that were meant and not traced
         self._workers: set[tuple[str | None, int, int | None]] = set()
         self.born = 0
         self.died = 0

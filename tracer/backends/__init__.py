@@ -49,7 +49,6 @@ class Backend(Protocol):
     """
 
     name: str
-    needs_symbols: bool  # True: it cannot trace a PHP whose functions cannot be found
 
     def attach(self, targets: Sequence[Target]) -> None:
         """Begin to watch. The targets' files stay the caller's to close, after close().

@@ -126,6 +126,7 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
             view = stack.enter_context(LiveView(sys.stdout, sort=Sort(sort), top=top or None))
             shown = _RankingOutput(view, ranking, tally, running)
         else:
+            tally.not_traced = running.not_traced
             shown = _LinesOutput()
 
         def consume(facts: list[Fact]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import platform
@@ -14,7 +15,8 @@ from typing import Any
 from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import NativeOptions, PtraceMode, StackOptions
-from tracer.backends.choose import Choice, choose, fallback
+from tracer.backends.choose import AUTO, BackendOptions, Choice, choose, fallback
+from tracer.backends.together import Together
 from tracer.capture import Filter, Progress, Why
 from tracer.commands.messages import note_limits, notice
 from tracer.errors import (
@@ -25,8 +27,10 @@ from tracer.errors import (
     UnsupportedError,
     UsageError,
 )
-from tracer.targets.resolve import Target, targets
+from tracer.targets.resolve import Found, Target, find
 from tracer.units import counted, counted_loss
+
+log = logging.getLogger(__name__)
 
 IDLE_NOTE = (
     "no request seen yet. Send one (curl the site), or check with `phptrace doctor` that these workers serve it."
@@ -109,8 +113,17 @@ class Session:
     """An attached backend."""
 
     choice: Choice
-    targets: tuple[Target, ...]
     shown: str  # the targets, as the user named them
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets that are traced."""
+        return self.choice.targets
+
+    @property
+    def not_traced(self) -> list[str]:
+        """A sentence on each process that was meant, and is not traced."""
+        return [str(refused) for refused in self.choice.left_out]
 
     def meta(self, plan: Plan) -> dict[str, Any]:
         """The entries of a recording's `meta` table: how and where it was made."""
@@ -128,6 +141,7 @@ class Session:
             "targets": list(plan.names),
             "php": sorted({target.php.shown_version for target in self.targets}),
             "lacking": list(self.choice.backend.lacking),
+            "not_traced": self.not_traced,
             "options": {
                 "duration_s": plan.duration_s,
                 "count": plan.count,
@@ -140,67 +154,60 @@ class Session:
 
 @contextlib.contextmanager
 def session(plan: Plan) -> Iterator[Session]:
-    """Find the targets and attach to them. Print which backend is used, and what it cannot measure.
+    """Find the targets and attach to them. Print which backend is used, what it cannot measure, and who is left out.
 
-    With `--backend auto`, go on to the next backend if one does not work. Raises a PhptraceError if the last
-    fails, too.
+    With `--backend auto`, go on to the next backend if one cannot be had on this host. Raises a PhptraceError if it
+    only lacks something that can be fixed here, or if the last fails, too.
     """
     choice, found = _attached(plan)
     try:
         shown = ", ".join(plan.names)
         workers = counted(choice.backend.watched, "worker")
         notice(f"{shown}: {workers}, backend {choice.backend.name} ({choice.why})")
-        for target in found:
+        for target in choice.targets:
             if target.master is not None and target.named == str(target.master.pid):
                 workers = counted(len(target.workers), "worker")
                 notice(f"{target.named} is a master: tracing its {workers}, and new ones as they start")
-        note_limits(choice.backend.lacking)
-        yield Session(choice, tuple(found), shown)
+        note_limits([lack for lack in choice.backend.lacking if lack not in choice.cost])
+        yield Session(choice, shown)
     finally:
         choice.backend.close()
-        _close(found)
+        found.close()
 
 
-def _attached(plan: Plan) -> tuple[Choice, list[Target]]:
+def _attached(plan: Plan) -> tuple[Choice, Found]:
     """Choose a backend and attach it to the targets. The caller closes both."""
+    options = BackendOptions(plan.keep_query, plan.stacks, plan.ptrace_mode, plan.native)
     refused: dict[str, PhptraceError] = {}
     while True:
-        choice = choose(
-            plan.backend,
-            keep_query=plan.keep_query,
-            stacks=plan.stacks,
-            ptrace_mode=plan.ptrace_mode,
-            native=plan.native,
-            refused=refused,
-        )
-        name = choice.backend.name
-        try:
-            return choice, _attach_to_targets(plan, choice)
-        except (UnsupportedError, NotPermittedError) as exc:
-            if plan.backend != "auto" or (plan.native is not None and plan.native.required):
-                raise
-            if str(exc) in map(str, refused.values()):
-                raise  # it is not the backend's fault
-            if name == fallback():
-                raise type(exc)(f"{exc} (Tried {name} {choice.why})") from exc
-            refused[name] = exc
+        with contextlib.ExitStack() as undo:
+            found = find(plan.names)
+            undo.callback(found.close)
+            choice = choose(plan.backend, found, options, refused)
+            _announce(choice)
+            undo.callback(choice.backend.close)
+            try:
+                choice.backend.attach(choice.targets)
+            except (UnsupportedError, NotPermittedError) as exc:
+                name = choice.backend.attaching if isinstance(choice.backend, Together) else choice.backend.name
+                if plan.backend != AUTO or exc.fixable or (plan.native is not None and plan.native.required):
+                    raise
+                if name == fallback():
+                    raise type(exc)(f"{exc} (Tried {name} {choice.why})") from exc
+                refused[name] = exc
+            else:
+                undo.pop_all()
+                return choice, found
 
 
-def _attach_to_targets(plan: Plan, choice: Choice) -> list[Target]:
-    """Find the targets and attach the backend to them. The caller closes both."""
-    found = targets(plan.names, symbols=choice.backend.needs_symbols)
-    try:
-        choice.backend.attach(found)
-    except BaseException:
-        choice.backend.close()
-        _close(found)
-        raise
-    return found
-
-
-def _close(found: Sequence[Target]) -> None:
-    for target in found:
-        target.php.image.close()
+def _announce(choice: Choice) -> None:
+    """Warn, before anything is attached, who is left out, and what a backend costs that nobody asked for."""
+    for refused in choice.left_out:
+        log.warning("%s", refused)
+    if choice.cost:
+        log.warning("using %s (%s)", choice.backend.name.replace("+", " and "), choice.why)
+        for cost in choice.cost:
+            log.warning("%s", cost)
 
 
 def finish(why: Why, progress: Progress, tally: Tally, plan: Plan) -> None:

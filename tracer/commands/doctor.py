@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import click
 
 from tracer.backends.choose import BACKENDS, preferred
-from tracer.doctor import checks, exit_code, usable
+from tracer.doctor import Verdict, checks, verdict
 from tracer.reporters import checklist
+from tracer.reporters.checklist import Outcome, Traced
 
 
 @click.command()
@@ -25,10 +26,20 @@ def doctor(targets: Sequence[str], as_json: bool) -> None:
     with.
     """
     found = list(checks(targets))
-    backend = usable(found)
+    decided = verdict(targets)
+    outcome = _outcome(decided)
     if as_json:
-        checklist.render_json(found, sys.stdout, backend)
+        checklist.render_json(found, sys.stdout, outcome)
     else:
-        caveat = BACKENDS[backend].caveat if backend is not None else ""
-        checklist.render(found, sys.stdout, backend, preferred=preferred(), caveat=caveat)
-    click.get_current_context().exit(exit_code(found))
+        checklist.render(found, sys.stdout, outcome, preferred=preferred())
+    click.get_current_context().exit(decided.exit_code)
+
+
+def _outcome(decided: Verdict) -> Outcome:
+    if decided.assignment is None:
+        return Outcome((), (), None if decided.error is None else str(decided.error))
+    traced = tuple(
+        Traced(part.name, tuple(target.pid for target in part.targets), BACKENDS[part.name].caveat)
+        for part in decided.assignment.parts
+    )
+    return Outcome(traced, tuple((one.pid, str(one.error)) for one in decided.assignment.left_out), None)

@@ -10,6 +10,7 @@ import click
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
+from tracer.commands.messages import not_traced
 from tracer.commands.options import DURATION, SIZE
 from tracer.facts import Request
 from tracer.output_file import opened, refuse_own_input
@@ -69,6 +70,7 @@ def export(
 def _requests(recordings: Sequence[Reader], keep: Filter, tally: Tally) -> Iterator[Request]:
     for recording in recordings:
         tally.unended += not recording.ended
+        tally.not_traced += not_traced(recording.meta)
         tally.add_all(recording.workers())
         tally.add_all(recording.losses())
         for request in recording.requests():

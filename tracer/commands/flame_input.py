@@ -8,7 +8,7 @@ from typing import Any
 
 from tracer.analysis.flame.builder import COLUMNS, FlameBuilder
 from tracer.analysis.tally import Tally
-from tracer.commands.messages import is_internal
+from tracer.commands.messages import is_internal, not_traced
 from tracer.errors import UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
@@ -48,6 +48,7 @@ class RecordingNotes:
                 values.add(value)
         _extend(self.targets, meta.get("targets"))
         _extend(self.lacking, meta.get("lacking"))
+        _extend(self.lacking, not_traced(meta))
         ended = meta.get("ended")
         elapsed = ended.get("elapsed_s") if isinstance(ended, dict) else None
         if not isinstance(elapsed, int | float) or not 0 <= elapsed < _LONGEST_S or self.elapsed_s is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ log = logging.getLogger(__name__)
 
 # What the remarks of Backend.lacking begin with that are about phptrace's own work, not about the figures.
 _INTERNAL = "speed: "
+_MOST_NOT_TRACED = 10
 
 
 def is_internal(lack: str) -> bool:
@@ -23,6 +25,14 @@ def notice(text: str) -> None:
     context = click.get_current_context(silent=True)
     if context is None or not context.find_root().params.get("quiet"):
         click.echo(f"phptrace: {text}", err=True)
+
+
+def not_traced(meta: Mapping[str, Any]) -> list[str]:
+    """Sentences on the processes that were meant and not traced, from a recording's `meta` table; only a few."""
+    found = meta.get("not_traced")
+    texts = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+    more = len(texts) - _MOST_NOT_TRACED
+    return texts[:_MOST_NOT_TRACED] + ([f"and {more:,} more"] if more > 0 else [])
 
 
 def note_limits(lacking: Sequence[str]) -> None:

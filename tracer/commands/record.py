@@ -85,6 +85,7 @@ def _record(plan: Plan, path: str) -> None:
             tally.add_all(facts)
             file.add(facts)
 
+        tally.not_traced = running.not_traced
         progress_line = _ProgressLine(tally)
 
         def tick(progress: Progress) -> None:

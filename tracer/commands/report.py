@@ -16,6 +16,7 @@ from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
+from tracer.commands.messages import not_traced
 from tracer.commands.options import ranking_options, require_option, stack_metric_options
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
@@ -141,6 +142,7 @@ def report(
 def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balancing) -> None:
     with Reader(path) as recording:
         tally.unended += not recording.ended
+        tally.not_traced += not_traced(recording.meta)
         workers = recording.workers()
         tally.add_all(workers, host=str(recording.meta.get("host")))
         looks = recording.looks()

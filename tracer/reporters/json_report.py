@@ -37,6 +37,7 @@ def render(
         "counted": tally.counted,
         "workers": tally.workers,
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
+        "not_traced": [json_text(sentence) for sentence in tally.not_traced],
         "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
     }
     document["together"] = [

@@ -149,6 +149,8 @@ def summary(tally: Tally) -> str:
     text = " · ".join(parts)
     for why, lost in tally.losses.items():
         text += f"\nLOST {counted_loss(lost, printable(why))}"
+    for sentence in tally.not_traced:
+        text += f"\nLEFT OUT: {printable(sentence)}"
     if tally.unended:
         was, its = ("was", "its") if tally.unended == 1 else ("were", "their")
         text += (

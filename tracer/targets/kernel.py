@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import os
 import platform
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from tracer.errors import UnsupportedError
@@ -21,6 +23,9 @@ _CAPABILITIES = {
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
+_SYSFS = Path("/sys/kernel")
+# The table of per-CPU areas, and functions from whose code its address can be decoded.
+PERCPU_SYMBOLS = ("__per_cpu_offset", "percpu_counter_set", "__percpu_counter_sum")
 _UPROBE_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
 # mov or add of reg*8 + disp32 with REX.W: how compilers index __per_cpu_offset[cpu].
 _INDEXED = re.compile(rb"[\x48-\x4f][\x03\x8b][\x00-\x3f][\xc5\xcd\xd5\xdd\xe5\xed\xf5\xfd](....)", re.DOTALL)
@@ -96,12 +101,19 @@ def kernel_layout(btf: Btf | None = None) -> KernelLayout:
     )
 
 
+@functools.cache
+def running_layout() -> KernelLayout:
+    """Offsets for the running kernel, read once. Raises as kernel_layout() does."""
+    return kernel_layout()
+
+
 def possible_cpus() -> int:
     """Number of CPUs this kernel may ever have: the used length of __per_cpu_offset[]."""
     text = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(re.split(r"[-,]", text)[-1]) + 1
 
 
+@functools.cache
 def kernel_symbol(name: str) -> int | None:
     """Address of a symbol from /proc/kallsyms; None if it is not listed or addresses are hidden."""
     ending = f" {name}\n"
@@ -137,11 +149,30 @@ def missing_capabilities() -> list[str]:
     return [name for name in needed if not held >> _CAPABILITIES[name] & 1]
 
 
+def may_gain(capabilities: Sequence[str]) -> bool:
+    """True if sudo can give this process these capabilities: not in a container that was started without them."""
+    status = _own_status()
+    bounding = int(status.get("CapBnd", "0"), 16)
+    return status.get("NoNewPrivs") != "1" and all(bounding >> _CAPABILITIES[name] & 1 for name in capabilities)
+
+
 def _effective_capabilities() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
+    return int(_own_status().get("CapEff", "0"), 16)
+
+
+def _own_status() -> dict[str, str]:
+    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def has_sysfs() -> bool:
+    """True if /sys is mounted, where the kernel shows its type information and its uprobes."""
+    return _SYSFS.is_dir()
+
+
+def hides_addresses() -> bool:
+    """True if /proc/kallsyms does not show where the per-CPU areas are, without which RSS is not exact."""
+    return all(kernel_symbol(name) is None for name in PERCPU_SYMBOLS)
 
 
 def lockdown() -> str:

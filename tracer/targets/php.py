@@ -67,6 +67,12 @@ class Php:
     stack: StackLayout | None  # None: call stacks cannot be read
     stack_lacking: str | None  # why they cannot be read
     lacking: tuple[str, ...]  # what cannot be measured, and why; a sentence each
+    fastcgi: bool  # it was built with a SAPI that speaks FastCGI
+
+    @property
+    def unhooked(self) -> str | None:
+        """Why its functions cannot be found; None if they are."""
+        return self.stack_lacking if self.hooks is None else None
 
     @property
     def shown_version(self) -> str:
@@ -75,9 +81,10 @@ class Php:
 
 
 def is_php(image: Image) -> bool:
-    """True if the binary has PHP's request functions; False also if it is not an ELF file."""
+    """True if the binary has PHP's request functions, or PHP's version; False also if it is not an ELF file."""
     try:
-        return Elf(image).symbol("php_request_startup") is not None
+        elf = Elf(image)
+        return elf.symbol("php_request_startup") is not None or _version(elf) is not None
     except UnsupportedError:
         return False
 
@@ -95,7 +102,7 @@ def without_symbols(image: Image, why: str) -> Php | None:
     if version is None or elf.machine != arch.ELF_MACHINE:
         return None
     lacking = f"not measured: Zend's figures, status, fatal errors. Reason: {why}"
-    return Php(image, version, None, None, None, None, None, None, None, None, why, (lacking,))
+    return Php(image, version, None, None, None, None, None, None, None, None, why, (lacking,), _fastcgi(elf))
 
 
 def inspect(image: Image) -> Php:
@@ -122,8 +129,8 @@ def inspect(image: Image) -> Php:
         )
     if (elf.text_after(b"API20", 32) or b"").endswith(b",TS"):
         raise UnsupportedError(
-            f"cannot trace {where}: it is a thread-safe (ZTS) build; only non-thread-safe builds are supported."
-            " Use an NTS build of PHP."
+            f"cannot trace {where}: it is a thread-safe (ZTS) build, whose data is elsewhere in each thread."
+            " Use a non-thread-safe build, or --backend ptrace."
         )
     hooks = _hooks(elf, where)
     heap = _heap(elf)
@@ -153,7 +160,16 @@ def inspect(image: Image) -> Php:
         stack=stack,
         stack_lacking=stack_lacking,
         lacking=tuple(lacking),
+        fastcgi=_fastcgi(elf),
     )
+
+
+def _fastcgi(elf: Elf) -> bool:
+    """True if it has a setting of sapi/fpm and sapi/cgi (fpm_main.c, cgi_main.c; PHP 7.4 to 8.4), and of no other SAPI.
+
+    The SAPIs' names prove nothing: opcache, which may be built in, lists them.
+    """
+    return elf.text_after(b"\0fastcgi.logging\0", 1) is not None
 
 
 def _version(elf: Elf) -> tuple[int, int, int] | None:

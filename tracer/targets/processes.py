@@ -167,6 +167,24 @@ def open_libc(pid: int) -> Image | None:
     return None
 
 
+_PHP_LIBRARY = re.compile(r"(?:lib|mod_)php[\w.-]*\.so[\d.]*(?: \(deleted\))?", re.ASCII)
+
+
+def php_library(pid: int) -> str | None:
+    """Path of the shared library that is PHP, as in Apache's mod_php, to be printed; None if none is seen.
+
+    Debian: libphp8.2.so; others: libphp.so, libphp7.so, mod_php.so.
+    """
+    try:
+        mappings = file_mappings(pid)
+    except OSError:
+        return None
+    for mapping in mappings:
+        if mapping.executable and _PHP_LIBRARY.fullmatch(os.path.basename(mapping.path)):
+            return ascii(mapping.path)[1:-1]
+    return None
+
+
 def has_seccomp_filter(pid: int) -> bool:
     """True if a filter decides which system calls that process may make; False also if it has ended."""
     try:

@@ -10,12 +10,16 @@ from collections.abc import Iterator, Sequence
 from tracer.errors import NoTargetError, NotPermittedError, PhptraceError, TargetGoneError, UnsupportedError
 from tracer.targets import php as php_binary
 from tracer.targets import processes
+from tracer.targets.elf import Image
 from tracer.targets.fpm_config import fpm_pools
 from tracer.targets.php import Php
 from tracer.targets.processes import MASTER_TITLE, Process
 
 FPM = "php-fpm"
 _FASTCGI = ("fpm-fcgi", "cgi-fcgi")
+# PHP's command line: its one request began when it started.
+_ONE_REQUEST = ("cli", "phpdbg", "micro")
+_MOST_NAMED = 5  # refused processes in one error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,8 +35,18 @@ class Target:
 
     @property
     def speaks_fastcgi(self) -> bool:
-        """True if REQUEST_URI is in the FastCGI environment, or the SAPI is unknown."""
-        return self.sapi is None or self.sapi in _FASTCGI
+        """True if REQUEST_URI is in the FastCGI environment; of an unknown SAPI, if the binary has one that does."""
+        return self.php.fastcgi if self.sapi is None else self.sapi in _FASTCGI
+
+    @property
+    def one_request(self) -> bool:
+        """True if its only request began before it could be traced: a script on PHP's command line."""
+        return self.sapi in _ONE_REQUEST
+
+    @property
+    def pid(self) -> int:
+        """Of its master, or of its first process if it has none."""
+        return self.processes[0].pid
 
     @property
     def processes(self) -> tuple[Process, ...]:
@@ -48,26 +62,58 @@ class Target:
         self.php.image.close()
 
 
-def targets(names: Sequence[str], *, symbols: bool = True) -> list[Target]:
-    """The targets that the names mean, each worker in one of them only. The caller closes each target.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """A process that the user meant, and that is not traced."""
 
-    `symbols=False` also accepts a PHP whose functions cannot be found. Raises NoTargetError if a name
-    means nothing here, TargetGoneError if a PID does not exist, and NotPermittedError or
-    UnsupportedError if a process cannot be traced; then nothing is left open.
+    named: str  # what the user wrote
+    pid: int
+    error: PhptraceError  # why
+
+    def __str__(self) -> str:
+        """A sentence for the user."""
+        return f"process {self.pid} is not traced: {self.error}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """The processes that the names mean: each worker is in one target only. The caller calls close()."""
+
+    targets: list[Target]
+    refused: list[Refused]  # beside them; each once
+
+    def close(self) -> None:
+        """Close the targets' files. Call it once."""
+        for target in self.targets:
+            target.close()
+
+
+def find(names: Sequence[str], *, symbols: bool = False) -> Found:
+    """Find the processes that the names mean. Unless `symbols`, a PHP whose functions cannot be found is a target, too.
+
+    Raises NoTargetError if a name means nothing here, TargetGoneError if a PID does not exist, and NotPermittedError or
+    UnsupportedError if a PID, or every process of a name, cannot be traced; then nothing is left open.
     """
-    found: list[Target] = []
+    found = Found([], [])
     try:
         for name in names:
-            for target in _named(name, symbols=symbols):
-                _add(found, target)
+            for each in _named(name, symbols=symbols):
+                if isinstance(each, Target):
+                    _add(found.targets, each)
+                elif each.pid not in [known.pid for known in found.refused]:
+                    found.refused.append(each)
     except BaseException:
-        for target in found:
-            target.close()
+        found.close()
         raise
     return found
 
 
-def _named(name: str, *, symbols: bool) -> list[Target]:
+def targets(names: Sequence[str], *, symbols: bool = True) -> list[Target]:
+    """The targets that find() finds; the caller closes each. Of processes that are refused beside them, use find()."""
+    return find(names, symbols=symbols).targets
+
+
+def _named(name: str, *, symbols: bool) -> Sequence[Target | Refused]:
     kind, colon, pool = name.partition(":")
     if re.fullmatch(r"[0-9]+", name):
         return [_by_pid(int(name[:4000]), symbols=symbols)]
@@ -117,25 +163,33 @@ def _by_pid(pid: int, *, symbols: bool) -> Target:
     return Target(str(pid), php, sapi, None, (process,), None)
 
 
-def _by_title(name: str, pool: str | None, *, symbols: bool) -> list[Target]:
-    """One target a master; with `pool`, only masters that have it."""
+def _by_title(name: str, pool: str | None, *, symbols: bool) -> Sequence[Target | Refused]:
+    """One target a master; with `pool`, only masters that have it. Behind them, those that are meant and refused."""
     found: list[Target] = []
+    refused: list[Refused] = []
     every_pool: set[str] = set()
     masters = 0
     asked_for = None if pool is None else frozenset((pool,))
     with contextlib.ExitStack() as undo:
         for master, php in _masters(symbols=symbols):
             with contextlib.ExitStack() as closing:
-                closing.callback(php.image.close)
                 masters += 1
                 workers = processes.children(master)
                 pools = fpm_pools(master) | {p.pool for p in workers if p.pool}
+                if isinstance(php, PhptraceError):
+                    # One that may not be read may have a pool that its title and its workers do not show.
+                    if pool is None or pool in pools or (not pools and isinstance(php, NotPermittedError)):
+                        refused.append(Refused(name, master.pid, php))
+                    continue
+                closing.callback(php.image.close)
                 every_pool |= pools
                 if pool is None or pool in pools:
                     sapi = processes.sapi_name(master.pid, php)
                     mine = tuple(p for p in workers if pool is None or p.pool == pool)
                     found.append(Target(name, php, sapi, master, mine, asked_for))
                     undo.enter_context(closing.pop_all())
+        if not found and refused:
+            raise _of_all(refused)
         if not found:
             where = (
                 "the php-fpm master here does not have it"
@@ -146,32 +200,38 @@ def _by_title(name: str, pool: str | None, *, symbols: bool) -> list[Target]:
             advice = f"Choose from: {names}." if names else "No pool was found: name the PID of a master."
             raise NoTargetError(f"cannot trace pool {pool!a}: {where}. {advice}")
         undo.pop_all()
-    return found
+    return [*found, *refused]
 
 
-def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php]]:
-    """Every php-fpm master that can be traced; the caller closes each PHP.
+def _of_all(refused: Sequence[Refused]) -> PhptraceError:
+    """The error of the first one, which also names the others: only a few, since any user can make such processes."""
+    first, *others = refused
+    if not others:
+        return first.error
+    text = " ".join(f"Also, {other}" for other in others[: _MOST_NAMED - 1])
+    more = len(others) - _MOST_NAMED + 1
+    return type(first.error)(f"{first.error} {text}" + (f" And {more} more are not traced." if more > 0 else ""))
 
-    If none can, raises the reason of the first one. NoTargetError if no master is running.
+
+def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php | PhptraceError]]:
+    """Every php-fpm master, with its PHP, which the caller closes, or with the reason why it cannot be traced.
+
+    NoTargetError if no master is running.
     """
     some = False
-    refused: list[PhptraceError] = []
     for process in processes.processes():
         if not _is_master(process):
             continue
         try:
-            php = _php_of(process, symbols=symbols)
+            php: Php | PhptraceError = _php_of(process, symbols=symbols)
         except TargetGoneError:
             continue
         except (UnsupportedError, NotPermittedError) as exc:
-            refused.append(exc)
-            continue
+            php = exc
         some = True
         yield process, php
     if some:
         return
-    if refused:
-        raise refused[0]
     raise NoTargetError(
         f"cannot find a php-fpm master: no process in /proc is titled {MASTER_TITLE!r}"
         " and has PHP's request functions in its executable. Start php-fpm, or name a PID."
@@ -204,12 +264,8 @@ def _php_of(process: Process, *, symbols: bool) -> Php:
         ) from exc
     with contextlib.ExitStack() as undo:
         undo.callback(image.close)
-        bare = None if symbols else php_binary.without_symbols(image, "its functions cannot be found")
-        if not php_binary.is_php(image) and bare is None:
-            raise UnsupportedError(
-                f"cannot trace process {process.pid}: it runs {image.shown}, which is not PHP (it has no symbol"
-                " php_request_startup). Name php-fpm, or the PID of a process that runs PHP."
-            )
+        if not php_binary.is_php(image):
+            raise _not_php(process, image)
         try:
             php = php_binary.inspect(image)
         except UnsupportedError as exc:
@@ -219,3 +275,16 @@ def _php_of(process: Process, *, symbols: bool) -> Php:
             php = bare
         undo.pop_all()
     return php
+
+
+def _not_php(process: Process, image: Image) -> UnsupportedError:
+    library = processes.php_library(process.pid)
+    if library is None:
+        return UnsupportedError(
+            f"cannot trace process {process.pid}: it runs {image.shown}, which is not PHP. Name php-fpm, or the PID of"
+            " a process that runs PHP."
+        )
+    return UnsupportedError(
+        f"cannot trace process {process.pid}: its PHP is the library {library}, loaded into {image.shown}, as Apache's"
+        " mod_php is, and phptrace traces PHP that is a program of its own. Serve the site with php-fpm."
+    )

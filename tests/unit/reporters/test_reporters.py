@@ -15,9 +15,10 @@ from samples import COMPLETE, PROPERTY, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.doctor import ALL, BPF, PTRACE, Check, usable
+from tracer.doctor import ALL, BPF, PTRACE, Check
 from tracer.facts import Loss, Worker
 from tracer.reporters import checklist, json_report, table
+from tracer.reporters.checklist import Outcome, Traced
 from tracer.reporters.live import LiveView, Status
 
 # Design, section 6: fields of a group of `report --format json`.
@@ -219,49 +220,62 @@ def test_the_checklist_has_each_fix_and_the_verdict():
     out = io.StringIO()
 
     found = [check("kernel", ok=True), check("bcc", ok=False), check("heap", ok=False, needed=False)]
-    checklist.render(found, out, None, preferred="bpf")
+    checklist.render(found, out, Outcome((), error=f"cannot import {EVIL}"), preferred="bpf")
 
-    assert [line.split("  ")[0] for line in out.getvalue().splitlines() if line[:1].strip()] == [
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines() if line[:1].strip()][:4] == [
         "ok", "FAIL", "warn", "Cannot trace. Fix 1 problem (listed above).",
     ]  # fmt: skip
+    assert "\nattach would end with: cannot import " in out.getvalue()
     assert out.getvalue().count("fix: do this") == 2
     assert "\x1b" not in out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("failing", "backend"),
-    [(set(), "bpf"), ({PTRACE}, "bpf"), ({BPF}, "ptrace"), ({BPF, PTRACE}, None), ({ALL}, None)],
-)
-def test_the_backend_is_the_first_of_which_every_need_is_met(failing, backend):
-    found = [Check("rights", by not in failing, "", by=by) for by in (BPF, PTRACE, ALL)]
-
-    out = io.StringIO()
-    checklist.render(found, out, usable(found), preferred="bpf")
-
-    assert usable(found) == backend
-    last = out.getvalue().splitlines()[-1]
-    assert last.startswith("Cannot trace" if backend is None else f"Can trace, with backend {backend}")
 
 
 def test_the_checklist_asks_to_fix_only_what_the_preferred_backend_needs():
     out = io.StringIO()
 
     found = [Check("bcc", False, "", by=BPF), Check("tracees", False, "", by=PTRACE), Check("host", True, "", by=ALL)]
-    checklist.render(found, out, "third", preferred="bpf", caveat=", which is new")
+    checklist.render(found, out, Outcome((Traced("third", (7919,), ", which is new"),)), preferred="bpf")
 
     lines = out.getvalue().splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["FAIL", "warn", "ok"]
     assert lines[-1] == "Can trace, with backend third, which is new. To use bpf, fix the failed check above."
 
 
+def test_the_checklist_names_the_processes_of_each_backend_and_those_of_none():
+    out = io.StringIO()
+
+    traced = (Traced("bpf", (7919,)), Traced("ptrace", (13, 17), ", which slows requests down"))
+    outcome = Outcome(traced, ((19, f"cannot trace {EVIL}"),))
+    checklist.render([check("kernel", ok=True)], out, outcome, preferred="bpf")
+
+    *_, first, second, left_out = out.getvalue().splitlines()
+    assert first == "  with backend bpf: process 7919"
+    assert second == "  with backend ptrace, which slows requests down: process 13, 17"
+    assert left_out.startswith("Not traced: process 19: cannot trace ")
+    assert "\x1b" not in left_out
+
+
+def test_a_process_that_was_left_out_is_in_the_summary_and_in_the_json_report():
+    tally, out = Tally(), io.StringIO()
+    tally.not_traced.append("process 19 is not traced: \x1b[2J")
+
+    json_report.render([], tally, out)
+
+    assert table.summary(tally).splitlines()[1] == r"LEFT OUT: process 19 is not traced: \x1b[2J"
+    assert json.loads(out.getvalue())["not_traced"] == ["process 19 is not traced: \x1b[2J"]
+
+
 def test_the_checklist_as_json_has_the_verdict_and_the_fixes():
     out = io.StringIO()
 
     heap = dataclasses.replace(check("heap", ok=False, needed=False), by=ALL)
-    checklist.render_json([check("kernel", ok=True), heap], out, "bpf")
+    outcome = Outcome((Traced("bpf", (7919,)), Traced("ptrace", (13, 17))), ((19, "it is ARM"),))
+    checklist.render_json([check("kernel", ok=True), heap], out, outcome)
 
     document = json.loads(out.getvalue())
-    assert document["can_trace"] is True
+    assert (document["can_trace"], document["backend"], document["error"]) == (True, "bpf", None)
+    assert document["traced"] == [{"backend": "bpf", "pids": [7919]}, {"backend": "ptrace", "pids": [13, 17]}]
+    assert document["not_traced"] == [{"pid": 19, "why": "it is ARM"}]
     assert [one["by"] for one in document["checks"]] == ["bpf", "both"]
     assert [(one["name"], one["ok"], one["fix"]) for one in document["checks"]] == [
         ("kernel", True, None), ("heap", False, "do this"),

@@ -7,7 +7,7 @@ from typing import Any
 import elfs
 import pytest
 from elfs import DATA, TEXT, TEXT_OFFSET, Note, static_elf
-from phps import GROWTH_SLOT, PUSHES, loads_heap, php_data, php_elf, php_functions
+from phps import GROWTH_SLOT, PUSHES, loads_heap, php_data, php_elf, php_functions, static_php
 
 from tracer.errors import UnsupportedError
 from tracer.targets import php as php_binary
@@ -173,8 +173,21 @@ def test_a_static_build_is_refused(image):
 def test_php_is_known_by_its_request_functions(image):
     assert php_binary.is_php(image(php_elf()))
     assert not php_binary.is_php(image(elfs.elf({"main": PUSHES})))
+    assert php_binary.is_php(image(static_php()))
     assert not php_binary.is_php(image(static_elf()))
     assert not php_binary.is_php(image(b"#!/usr/bin/php\n"))
+
+
+@pytest.mark.parametrize("fastcgi", [True, False])
+def test_a_static_build_of_php_fpm_is_known_by_its_settings(image, fastcgi):
+    php = php_binary.without_symbols(image(static_php(fastcgi=fastcgi)), "it is static")
+
+    assert php is not None
+    assert (php.version, php.fastcgi, php.unhooked) == ((8, 2, 32), fastcgi, "it is static")
+
+
+def test_a_php_whose_functions_are_found_is_hooked(inspected):
+    assert inspected().unhooked is None
 
 
 def scope(target: int, offset: int | None = None, behind: int = 0) -> elfs.Content:

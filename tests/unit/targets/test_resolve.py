@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from elfs import elf
-from phps import executable, php_data, php_elf, running
+from phps import executable, php_data, php_elf, running, static_php
 
 from tracer.errors import NoTargetError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.targets import processes
 from tracer.targets.processes import Process
-from tracer.targets.resolve import Target, targets
+from tracer.targets.resolve import Found, Target, find, targets
 
 NO_PID = 1 << 30  # above any pid_max
 # Other masters may run on this host: a name that they have not.
@@ -113,10 +115,20 @@ def test_two_masters_are_two_targets(php, master):
         assert [target.master for target in both] == [master, other]
 
 
-@pytest.mark.parametrize(("sapi", "speaks"), [("fpm-fcgi", True), ("cgi-fcgi", True), ("cli", False), (None, True)])
-def test_an_unknown_sapi_may_speak_fastcgi(master, sapi, speaks):
+@pytest.mark.parametrize("sapi", ["fpm-fcgi", "cgi-fcgi", "cli", None])
+def test_an_unknown_sapi_speaks_fastcgi_if_the_binary_has_its_settings(tmp_path, master, sapi):
     with found([str(master.pid)]) as [target]:
-        assert dataclasses.replace(target, sapi=sapi).speaks_fastcgi is speaks
+        assert dataclasses.replace(target, sapi=sapi).speaks_fastcgi is (sapi != "cli")
+        without = dataclasses.replace(target, sapi=sapi, php=dataclasses.replace(target.php, fastcgi=False))
+        assert without.speaks_fastcgi is (sapi in ("fpm-fcgi", "cgi-fcgi"))
+
+
+@pytest.mark.parametrize(("sapi", "one"), [("cli", True), ("phpdbg", True), ("cli-server", False), ("fpm-fcgi", False)])
+def test_a_script_on_the_command_line_is_one_request(tmp_path, sapi, one):
+    path = executable(tmp_path / "php", php_elf(data=php_data(sapi=sapi)))
+
+    with running(path, "php queue.php") as process, found([str(process.pid)]) as [target]:
+        assert (target.one_request, target.pid) == (one, process.pid)
 
 
 def test_a_pool_means_its_workers_and_those_it_will_have(master):
@@ -209,6 +221,111 @@ def test_a_process_that_only_has_a_masters_title_is_not_a_master(tmp_path, maste
 
     with running(path, "php-fpm: master process (x)") as liar, found(["php-fpm"]) as all_of_them:
         assert liar.pid not in [target.master.pid for target in all_of_them if target.master]
+
+
+ZTS = php_elf(data=php_data(api="API20220829,TS"))
+# Refused by every backend.
+NAMELESS = php_elf(data={name: data for name, data in php_data().items() if name != "texts"})
+
+
+@contextlib.contextmanager
+def everything(*names: str) -> Iterator[Found]:
+    """All that find() finds, closed afterwards."""
+    resolved = find(names)
+    yield resolved
+    resolved.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(static_php(), r"it is a static build"), (ZTS, r"it is a thread-safe \(ZTS\) build")]
+)
+def test_a_master_without_usable_symbols_is_a_target_beside_others(tmp_path, master, content, why):
+    path = executable(tmp_path / "other", content)
+
+    with (
+        running(path, "php-fpm: master process (x)", (f"php-fpm: pool {POOL}",)) as other,
+        everything(f"php-fpm:{POOL}") as whole,
+    ):
+        ours = {target.pid: target for target in whole.targets if target.pid in (master.pid, other.pid)}
+        assert set(ours) == {master.pid, other.pid}
+        assert (pools_of(ours[other.pid]), ours[other.pid].speaks_fastcgi) == ([POOL], True)
+        assert re.search(why, ours[other.pid].php.unhooked or "")
+        assert ours[master.pid].php.unhooked is None
+
+
+@pytest.mark.parametrize("name", ["php-fpm", f"php-fpm:{POOL}"])
+def test_a_master_that_cannot_be_traced_is_named_beside_others(tmp_path, master, name):
+    path = executable(tmp_path / "nameless", NAMELESS)
+
+    with (
+        running(path, "php-fpm: master process (x)", (f"php-fpm: pool {POOL}",)) as other,
+        everything(name, "php-fpm") as whole,
+    ):
+        assert master.pid in [target.pid for target in whole.targets]
+        [refused] = [one for one in whole.refused if one.pid == other.pid]
+        assert refused.named == name
+        assert str(refused).startswith(f"process {other.pid} is not traced: cannot trace {path}: ")
+        assert "it has no X-Powered-By text" in str(refused)
+
+
+def test_a_master_that_cannot_be_traced_is_not_named_for_a_pool_that_it_has_not(tmp_path, master):
+    path = executable(tmp_path / "nameless", NAMELESS)
+
+    with (
+        running(path, "php-fpm: master process (x)", (f"php-fpm: pool {OTHER_POOL}-4",)) as other,
+        everything(f"php-fpm:{POOL}") as whole,
+    ):
+        assert other.pid not in [one.pid for one in whole.refused]
+
+
+def test_the_pool_of_a_master_that_cannot_be_traced_is_refused_for_that_reason(tmp_path, master):
+    path = executable(tmp_path / "nameless", NAMELESS)
+
+    with (
+        running(path, "php-fpm: master process (x)", ("php-fpm: pool phptrace-unit-test-3",)),
+        pytest.raises(UnsupportedError, match="it has no X-Powered-By text"),
+    ):
+        find(["php-fpm:phptrace-unit-test-3"])
+
+
+def test_all_masters_that_cannot_be_traced_are_named_in_the_refusal(tmp_path):
+    path = executable(tmp_path / "nameless", NAMELESS)
+    workers = ("php-fpm: pool phptrace-unit-test-3",)
+    title = "php-fpm: master process (x)"
+
+    with (
+        running(path, title, workers) as first,
+        running(path, title, workers) as second,
+        pytest.raises(UnsupportedError) as refusal,
+    ):
+        find(["php-fpm:phptrace-unit-test-3"])
+
+    later = max(first.pid, second.pid)
+    assert f"Also, process {later} is not traced: cannot trace {path}" in str(refusal.value)
+
+
+def test_apache_with_mod_php_is_refused_by_the_name_of_its_library(tmp_path):
+    library = executable(tmp_path / "libphp8.2.so", php_elf())
+    program = (
+        f"import mmap, signal; file = open({str(library)!r}, 'rb');"
+        "mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC);"
+        "print(flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as apache:
+        try:
+            assert apache.stdout is not None
+            apache.stdout.readline()
+            with pytest.raises(UnsupportedError) as refusal:
+                targets([str(apache.pid)])
+        finally:
+            apache.kill()
+
+    assert re.match(
+        rf"cannot trace process {apache.pid}: its PHP is the library {library}, loaded into /.*python.*, as Apache's"
+        r" mod_php is, .*\. Serve the site with php-fpm\.$",
+        str(refusal.value),
+    )
+    assert "not PHP" not in str(refusal.value)
 
 
 def test_one_name_that_means_nothing_fails_all(master):

@@ -180,7 +180,8 @@ class Attachment:
         if index >= PHP_BINARIES_MAX:
             raise UnsupportedError(
                 f"cannot trace these targets: they run more than {PHP_BINARIES_MAX} different PHP binaries."
-                " Name fewer targets."
+                " Name fewer targets.",
+                fixable=True,
             )
         self._programs.map("php_binaries")[index] = php_binary_entry(php, fastcgi=target.speaks_fastcgi)
         self._binaries[php.image.identity] = index

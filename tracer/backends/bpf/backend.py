@@ -41,7 +41,6 @@ class BpfBackend:
     """See the Backend protocol."""
 
     name = "bpf"
-    needs_symbols = True
 
     def __init__(
         self,
@@ -168,7 +167,7 @@ class BpfBackend:
         with contextlib.ExitStack() as meanwhile:
             self._programs.on_raw_tracepoint(self_check.TRACEPOINT, "on_rename", meanwhile)
             simulated = self._simulated_cpus is not None
-            self_check.fill_layout(self._programs.map, kernel.kernel_layout(), cpus, simulated=simulated)
+            self_check.fill_layout(self._programs.map, kernel.running_layout(), cpus, simulated=simulated)
         if self._stack_options is not None:
             self._growth_probes = GrowthProbes(
                 self._stack_options,

@@ -44,12 +44,14 @@ def bcc_problem() -> UnsupportedError | None:
     except ImportError as exc:
         return UnsupportedError(
             f"cannot import bcc: {exc}. Install your distribution's package (apt install python3-bpfcc). If phptrace is"
-            " in a virtual environment, make that with /usr/bin/python3 -m venv --system-site-packages."
+            " in a virtual environment, make that with /usr/bin/python3 -m venv --system-site-packages.",
+            fixable=True,
         )
     if not hasattr(module, "BPF"):
         return UnsupportedError(
             f"cannot use the bcc in {os.path.dirname(module.__file__ or '?')}: it is PyPI's package of that name,"
-            " which is not about BPF. Run pip uninstall bcc, then apt install python3-bpfcc."
+            " which is not about BPF. Run pip uninstall bcc, then apt install python3-bpfcc.",
+            fixable=True,
         )
     return None
 

@@ -35,7 +35,6 @@ TRACEPOINT = "task_rename"
 # This process goes on while it is being measured; a wrong offset is off by far more.
 _TOLERANCE_BYTES = 1 << 20
 _TOUCHED, _OTHERS = 13, 8  # pages: what the check touches, and at most what Python touches meanwhile
-TEXT_OF = ("percpu_counter_set", "__percpu_counter_sum")
 
 
 def fill_layout(maps: Callable[[str], Map], layout: KernelLayout, cpus: int, *, simulated: bool = False) -> None:
@@ -59,6 +58,15 @@ def fill_layout(maps: Callable[[str], Map], layout: KernelLayout, cpus: int, *, 
     _write(maps, layout, offsets)
     _compare(_look(maps))
     _compare_growth(maps)
+
+
+def addresses_hidden() -> UnsupportedError:
+    """The error for a kernel that hides where its per-CPU areas are."""
+    return UnsupportedError(
+        "cannot find the kernel's per-CPU areas, without which RSS is not exact: /proc/kallsyms hides its addresses."
+        " Run sysctl kernel.kptr_restrict=1 as root, or kernel.kptr_restrict=0 if phptrace lacks CAP_SYSLOG.",
+        fixable=True,
+    )
 
 
 def _write(maps: Callable[[str], Map], layout: KernelLayout, percpu: list[int]) -> None:
@@ -86,8 +94,9 @@ def _rename_to_same() -> None:
 def _percpu_offsets(maps: Callable[[str], Map], layout: KernelLayout, cpus: int) -> list[int]:
     """__per_cpu_offset[0:cpus], read from the kernel at the address of its symbol, or decoded from code."""
     _write(maps, layout, [])
-    table = kernel.kernel_symbol("__per_cpu_offset")
-    for name in TEXT_OF if table is None else ():
+    symbol, *functions = kernel.PERCPU_SYMBOLS
+    table = kernel.kernel_symbol(symbol)
+    for name in functions if table is None else ():
         address = kernel.kernel_symbol(name)
         if address is not None:
             table = kernel.percpu_table_from_text(_look(maps, address)["text"])
@@ -95,10 +104,11 @@ def _percpu_offsets(maps: Callable[[str], Map], layout: KernelLayout, cpus: int)
             log.info("__per_cpu_offset decoded from %s", name)
             break
     if table is None:
+        if kernel.hides_addresses():
+            raise addresses_hidden()
         raise UnsupportedError(
-            "cannot find the kernel's per-CPU areas, without which RSS is not exact: /proc/kallsyms hides its"
-            " addresses. Run sysctl kernel.kptr_restrict=1 as root, or kernel.kptr_restrict=0 if phptrace lacks"
-            " CAP_SYSLOG."
+            "cannot find the kernel's per-CPU areas, without which RSS is not exact: its code has an unknown form."
+            " Report this with the output of `uname -r`, and use --backend ptrace."
         )
     offsets: list[int] = []
     while len(offsets) < cpus:

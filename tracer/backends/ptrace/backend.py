@@ -12,14 +12,13 @@ import errno
 import json
 import logging
 import os
-import platform
 import signal
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from tracer.backends import PtraceMode, StackOptions
-from tracer.backends.ptrace.permissions import obstacle, refusal
+from tracer.backends.ptrace.permissions import obstacle, refusal, refusal_of
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace.tracing_process import TracingProcess
 from tracer.backends.records.event_decoder import EventDecoder
@@ -28,7 +27,6 @@ from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss, Request
-from tracer.targets import arch
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.php import EXIT_NOT_SEEN
 from tracer.targets.processes import GRANTS
@@ -44,10 +42,7 @@ _LOSS_REASONS = {
     Channel.UNARMED: "workers skipped: they install their own SIGTRAP handler",
     Channel.MALFORMED: "possibly requests: malformed FastCGI data skipped on a connection",
 }
-COST = (
-    "each system call of a worker stops it twice, so a request of 10 ms takes about twice as long. If that is too"
-    " much, use BPF (see `phptrace doctor`)"
-)
+COST = "each system call of a worker stops it twice, so a request of 10 ms takes about twice as long"
 _SLOWLOG = (
     "php-fpm's slowlog (request_slowlog_timeout) stays empty while workers are traced with ptrace: its master would"
     " have to trace them itself, and logs that it cannot"
@@ -67,7 +62,6 @@ class PtraceBackend:
     """See the Backend protocol. One attach() per instance; call every method from the same thread."""
 
     name = "ptrace"
-    needs_symbols = False
 
     def __init__(
         self,
@@ -173,17 +167,9 @@ class PtraceBackend:
 
     def _check(self, target: Target) -> None:
         """Raise the error that keeps a target from being traced; note what cannot be measured on it."""
-        if not target.speaks_fastcgi:
-            raise UnsupportedError(
-                f"cannot trace {target.named}: it is PHP's {ascii(target.sapi)[1:-1]}, and ptrace finds requests by"
-                " FastCGI, which only php-fpm and php-cgi speak. Use --backend bpf."
-            )
-        if self._mode is PtraceMode.BREAKPOINTS:
-            self._check_breakpoints(target)
-        for process in target.processes:
-            refused = refusal(process.pid)
-            if refused is not None:
-                raise refused
+        refused = refusal_of(target, self._mode, stacks=self._stack_options is not None)
+        if refused is not None:
+            raise refused
         if target.master is not None and has_slowlog(target.master):
             log.warning("%s", _SLOWLOG)
             self._lacking.append(_SLOWLOG)
@@ -192,25 +178,6 @@ class PtraceBackend:
             if target.php.stack is None:
                 self._lacking.append(f"not measured: call stacks ({target.php.stack_lacking})")
         self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
-
-    def _check_breakpoints(self, target: Target) -> None:
-        """Raise UnsupportedError if breakpoints cannot be set in the target."""
-        hooks = target.php.hooks
-        if platform.machine() != arch.MACHINE:
-            raise UnsupportedError(
-                f"cannot use --ptrace-mode breakpoints on {platform.machine()}: it works on x86-64 only. Elsewhere a"
-                " worker whose tracer was killed would hit a breakpoint again and again. Use --ptrace-mode syscalls."
-            )
-        if hooks is None or hooks.end_is_return:
-            raise UnsupportedError(
-                f"cannot use --ptrace-mode breakpoints: {target.php.image.shown} has no instruction at the end of a"
-                " request that can have a breakpoint. Use --ptrace-mode syscalls."
-            )
-        if self._stack_options is not None:
-            raise UnsupportedError(
-                "cannot use --stacks with --ptrace-mode breakpoints: breakpoints see no memory calls."
-                " Use --ptrace-mode syscalls."
-            )
 
     def _fork_tracer(self, targets: list[Target]) -> None:
         """Fork the tracing process. It inherits the data on the targets, and no running thread."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 from pathlib import Path
 
+from tracer.backends import PtraceMode
 from tracer.backends.ptrace import syscalls
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
+from tracer.targets import arch
 from tracer.targets.processes import GRANTS
+from tracer.targets.resolve import Target
 
 _CAP_SYS_PTRACE = 19
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -28,6 +32,45 @@ def refusal(pid: int) -> PhptraceError | None:
         )
     missing = _missing_right(pid, status)
     return None if missing is None else NotPermittedError(f"cannot trace process {pid}: {missing}. {GRANTS}")
+
+
+def refusal_of(target: Target, mode: PtraceMode, *, stacks: bool) -> PhptraceError | None:
+    """Return why these processes cannot be traced in that mode; None if nothing visible forbids it."""
+    shown = target.php.image.shown
+    if not target.speaks_fastcgi and target.sapi is None:
+        return UnsupportedError(
+            f"cannot trace process {target.pid}: {shown} has no symbols that BPF could use, and is neither php-fpm nor"
+            " php-cgi, whose FastCGI ptrace follows. Use a build of PHP with dynamic symbols."
+        )
+    if not target.speaks_fastcgi:
+        return UnsupportedError(
+            f"cannot trace process {target.pid}: it is PHP's {ascii(target.sapi)[1:-1]}, and ptrace finds requests by"
+            " FastCGI, which only php-fpm and php-cgi speak. Use --backend bpf."
+        )
+    if mode is PtraceMode.BREAKPOINTS and (refused := _breakpoints_refused(target, stacks=stacks)) is not None:
+        return refused
+    return next((why for process in target.processes if (why := refusal(process.pid)) is not None), None)
+
+
+def _breakpoints_refused(target: Target, *, stacks: bool) -> UnsupportedError | None:
+    """Return why breakpoints cannot be set in the target."""
+    hooks = target.php.hooks
+    if platform.machine() != arch.MACHINE:
+        return UnsupportedError(
+            f"cannot use --ptrace-mode breakpoints on {platform.machine()}: it works on x86-64 only. Elsewhere a"
+            " worker whose tracer was killed would hit a breakpoint again and again. Use --ptrace-mode syscalls."
+        )
+    if hooks is None or hooks.end_is_return:
+        return UnsupportedError(
+            f"cannot use --ptrace-mode breakpoints: {target.php.image.shown} has no instruction at the end of a"
+            " request that can have a breakpoint. Use --ptrace-mode syscalls."
+        )
+    if stacks:
+        return UnsupportedError(
+            "cannot use --stacks with --ptrace-mode breakpoints: breakpoints see no memory calls."
+            " Use --ptrace-mode syscalls."
+        )
+    return None
 
 
 def obstacle() -> str | None:
