@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tracer.backends import Backend
+from tracer.backends import Watch
 from tracer.facts import Fact, Growth, Release, Request, Worker
 
 if TYPE_CHECKING:  # see capture()
@@ -103,7 +103,7 @@ class Progress:
 
 
 def capture(
-    backend: Backend,
+    watch: Watch,
     consume: Callable[[list[Fact]], None],
     *,
     stop: Stop,
@@ -145,12 +145,12 @@ def capture(
         looking.begin()
         while True:
             now = time.monotonic()
-            why = _ended(backend, stop, progress, now - started, duration_s, count)
+            why = _ended(watch, stop, progress, now - started, duration_s, count)
             if why is not None:
                 break
             left = _POLL_S if duration_s is None else min(_POLL_S, duration_s - (now - started))
-            take(backend.poll(max(0.0, left)))
-            progress.watched = backend.watched
+            take(watch.poll(max(0.0, left)))
+            progress.watched = watch.watched
             now = time.monotonic()
             if now - last_tick >= _TICK_S:
                 progress.elapsed_s = now - started
@@ -160,9 +160,9 @@ def capture(
                 tick(progress)
         looking.end()
         while looking.busy:
-            take(backend.poll(_LOOK_POLL_S))
+            take(watch.poll(_LOOK_POLL_S))
     finally:
-        take(backend.close())
+        take(watch.close())
         last = looking.close()
         if last:
             consume([*last])
@@ -200,7 +200,7 @@ class _Selection:
 
 
 def _ended(
-    backend: Backend, stop: Stop, progress: Progress, elapsed_s: float, duration_s: float | None, count: int | None
+    watch: Watch, stop: Stop, progress: Progress, elapsed_s: float, duration_s: float | None, count: int | None
 ) -> Why | None:
     if stop.asked:
         return Why.ASKED
@@ -208,6 +208,6 @@ def _ended(
         return Why.DURATION
     if count is not None and progress.kept >= count:
         return Why.COUNT
-    if backend.watched == 0 and backend.masters == 0:
+    if watch.watched == 0 and not watch.masters:
         return Why.TARGET_GONE
     return None

@@ -11,7 +11,7 @@ _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_SECONDS = 1e9  # 31 years: nanoseconds of it still fit in 63 bits
 # Nouns that the reason of a Loss begins with (see counted_loss).
-_LOST_NOUNS = re.compile(r"\b(request|worker|record|event|stack|birth|death)s\b")
+_LOST_NOUNS = re.compile(r"\b(request|worker|record|event|stack|birth|death|gap)s\b")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 
 # Marks and letters that are invisible, though Unicode counts them as printable:

@@ -52,7 +52,7 @@ class Playback:
         *batches: list[Fact] | Callable[[], list[Fact]],
         under_way: tuple[Fact, ...] = (),
         watched_after: int = 1,
-        masters: int = 0,
+        masters: frozenset[int] = frozenset(),
     ) -> None:
         self.clock = clock
         self.batches = list(batches)
@@ -149,7 +149,7 @@ def test_it_ends_when_neither_worker_nor_master_is_left(clock):
 
 
 def test_a_master_without_workers_is_waited_for(clock):
-    found = Capture(Playback(clock, [COMPLETE], watched_after=0, masters=1), duration_s=7.0)
+    found = Capture(Playback(clock, [COMPLETE], watched_after=0, masters=frozenset({4711})), duration_s=7.0)
 
     assert found.why is Why.DURATION
 

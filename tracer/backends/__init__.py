@@ -40,23 +40,13 @@ class PtraceMode(enum.Enum):
     BREAKPOINTS = "breakpoints"  # by hardware breakpoints at a request's start, Zend's teardown and its end
 
 
-class Backend(Protocol):
-    """Watches PHP workers and reports what they did. One instance attaches once.
+class Watch(Protocol):
+    """Watches PHP workers and reports what they did.
 
     Facts of one worker come in time order; workers may interleave. What could not be delivered
     arrives as Loss. Workers forked later are included. If stacks were asked for, the Growth of a
     request follows its Request at once, and its Retained comes later, or not at all if its worker ends.
     """
-
-    name: str
-
-    def attach(self, targets: Sequence[Target]) -> None:
-        """Begin to watch. The targets' files stay the caller's to close, after close().
-
-        Raises UnsupportedError if this kernel or PHP cannot be traced with this backend, NotPermittedError if this
-        process lacks a right, TargetGoneError if no target is left, or another PhptraceError. Before it raises, it
-        undoes what it began.
-        """
 
     def poll(self, timeout_s: float) -> list[Fact]:
         """Return the facts since the last call. Wait up to `timeout_s` seconds for the first; [] if there is none.
@@ -76,9 +66,23 @@ class Backend(Protocol):
         """Number of workers watched now; 0 when not attached."""
 
     @property
-    def masters(self) -> int:
-        """Number of live masters, whose future workers will be watched; 0 when not attached."""
+    def masters(self) -> frozenset[int]:
+        """Pids of live masters, whose future workers will be watched; empty when not attached."""
 
     @property
     def lacking(self) -> Sequence[str]:
         """Sentences, for the user, on what cannot be measured on these targets; complete after attach()."""
+
+
+class Backend(Watch, Protocol):
+    """One way to watch. One instance attaches once."""
+
+    name: str
+
+    def attach(self, targets: Sequence[Target]) -> None:
+        """Begin to watch. The targets' files stay the caller's to close, after close().
+
+        Raises UnsupportedError if this kernel or PHP cannot be traced with this backend, NotPermittedError if this
+        process lacks a right, TargetGoneError if no target is left, or another PhptraceError. Before it raises, it
+        undoes what it began.
+        """

@@ -31,9 +31,9 @@ class Together:
         return sum(backend.watched for backend in self._backends)
 
     @property
-    def masters(self) -> int:
+    def masters(self) -> frozenset[int]:
         """See the Backend protocol."""
-        return sum(backend.masters for backend in self._backends)
+        return frozenset(pid for backend in self._backends for pid in backend.masters)
 
     @property
     def lacking(self) -> Sequence[str]:

@@ -140,10 +140,9 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
                 file.flush()
             shown.update(progress)
 
-        backend = running.choice.backend
-        shown.update(Progress(watched=backend.watched))
+        shown.update(Progress(watched=running.watch.watched))
         why, progress = capture(
-            backend,
+            running.watch,
             consume,
             stop=stop,
             duration_s=plan.duration_s,

@@ -9,25 +9,27 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
-from tracer.backends import NativeOptions, PtraceMode, StackOptions
+from tracer.backends import Backend, NativeOptions, PtraceMode, StackOptions, Watch
 from tracer.backends.choose import AUTO, BackendOptions, Choice, choose, fallback
+from tracer.backends.restarts import Restarts
 from tracer.backends.together import Together
 from tracer.capture import Filter, Progress, Why
 from tracer.commands.messages import note_limits, notice
 from tracer.errors import (
     IncompleteError,
+    NoTargetError,
     NotPermittedError,
     PhptraceError,
     TargetGoneError,
     UnsupportedError,
     UsageError,
 )
-from tracer.targets.resolve import Found, Target, find
+from tracer.targets.resolve import Found, Target, find, is_pid, master_pids
 from tracer.units import counted, counted_loss
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,7 @@ class Session:
     """An attached backend."""
 
     choice: Choice
+    watch: Watch  # of the backend, and of what is found again
     shown: str  # the targets, as the user named them
 
     @property
@@ -160,6 +163,7 @@ def session(plan: Plan) -> Iterator[Session]:
     only lacks something that can be fixed here, or if the last fails, too.
     """
     choice, found = _attached(plan)
+    watch = _found_again(plan, choice)
     try:
         shown = ", ".join(plan.names)
         workers = counted(choice.backend.watched, "worker")
@@ -169,19 +173,53 @@ def session(plan: Plan) -> Iterator[Session]:
                 workers = counted(len(target.workers), "worker")
                 notice(f"{target.named} is a master: tracing its {workers}, and new ones as they start")
         note_limits([lack for lack in choice.backend.lacking if lack not in choice.cost])
-        yield Session(choice, shown)
+        yield Session(choice, watch, shown)
     finally:
-        choice.backend.close()
+        watch.close()
         found.close()
 
 
-def _attached(plan: Plan) -> tuple[Choice, Found]:
-    """Choose a backend and attach it to the targets. The caller closes both."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Later:
+    """A backend that was attached to masters that were started later."""
+
+    backend: Backend
+    targets: tuple[Target, ...]
+    found: Found
+
+    def close(self) -> None:
+        """Close the targets' files, after the backend."""
+        self.found.close()
+
+
+def _found_again(plan: Plan, choice: Choice) -> Watch:
+    """The backend; if masters are named otherwise than by PID, one that finds them again when they were restarted."""
+    names = [name for name in plan.names if not is_pid(name)]
+    if not names:
+        return choice.backend
+
+    def attach_to(masters: Collection[int]) -> _Later | None:
+        try:
+            choice, found = _attached(plan, names, masters)
+        except (NoTargetError, TargetGoneError):
+            return None
+        return _Later(choice.backend, choice.targets, found)
+
+    return Restarts(choice.backend, choice.targets, masters=master_pids, attach_to=attach_to, report=notice)
+
+
+def _attached(
+    plan: Plan, names: Sequence[str] | None = None, only: Collection[int] | None = None
+) -> tuple[Choice, Found]:
+    """Choose a backend and attach it to the targets. The caller closes both.
+
+    `names`: not all that the plan has; `only`: these masters alone.
+    """
     options = BackendOptions(plan.keep_query, plan.stacks, plan.ptrace_mode, plan.native)
     refused: dict[str, PhptraceError] = {}
     while True:
         with contextlib.ExitStack() as undo:
-            found = find(plan.names)
+            found = find(plan.names if names is None else names, only=only)
             undo.callback(found.close)
             choice = choose(plan.backend, found, options, refused)
             _announce(choice)

@@ -94,7 +94,7 @@ def _record(plan: Plan, path: str) -> None:
 
         notice(f"recording to {path}" + ("" if plan.duration_s or plan.count else " until Ctrl-C"))
         why, progress = capture(
-            running.choice.backend,
+            running.watch,
             consume,
             stop=stop,
             duration_s=plan.duration_s,

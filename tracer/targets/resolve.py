@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from tracer.errors import NoTargetError, NotPermittedError, PhptraceError, TargetGoneError, UnsupportedError
 from tracer.targets import php as php_binary
@@ -88,8 +88,9 @@ class Found:
             target.close()
 
 
-def find(names: Sequence[str], *, symbols: bool = False) -> Found:
+def find(names: Sequence[str], *, symbols: bool = False, only: Collection[int] | None = None) -> Found:
     """Find the processes that the names mean. Unless `symbols`, a PHP whose functions cannot be found is a target, too.
+    `only`: of masters that are not named by PID, those with these PIDs; None for all.
 
     Raises NoTargetError if a name means nothing here, TargetGoneError if a PID does not exist, and NotPermittedError or
     UnsupportedError if a PID, or every process of a name, cannot be traced; then nothing is left open.
@@ -97,7 +98,7 @@ def find(names: Sequence[str], *, symbols: bool = False) -> Found:
     found = Found([], [])
     try:
         for name in names:
-            for each in _named(name, symbols=symbols):
+            for each in _named(name, symbols=symbols, only=only):
                 if isinstance(each, Target):
                     _add(found.targets, each)
                 elif each.pid not in [known.pid for known in found.refused]:
@@ -113,12 +114,12 @@ def targets(names: Sequence[str], *, symbols: bool = True) -> list[Target]:
     return find(names, symbols=symbols).targets
 
 
-def _named(name: str, *, symbols: bool) -> Sequence[Target | Refused]:
+def _named(name: str, *, symbols: bool, only: Collection[int] | None) -> Sequence[Target | Refused]:
     kind, colon, pool = name.partition(":")
-    if re.fullmatch(r"[0-9]+", name):
+    if is_pid(name):
         return [_by_pid(int(name[:4000]), symbols=symbols)]
     if kind == FPM and (pool or not colon):
-        return _by_title(name, pool or None, symbols=symbols)
+        return _by_title(name, pool or None, symbols=symbols, only=only)
     raise NoTargetError(
         f"cannot trace {name!a}: it names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID."
     )
@@ -163,7 +164,9 @@ def _by_pid(pid: int, *, symbols: bool) -> Target:
     return Target(str(pid), php, sapi, None, (process,), None)
 
 
-def _by_title(name: str, pool: str | None, *, symbols: bool) -> Sequence[Target | Refused]:
+def _by_title(
+    name: str, pool: str | None, *, symbols: bool, only: Collection[int] | None
+) -> Sequence[Target | Refused]:
     """One target a master; with `pool`, only masters that have it. Behind them, those that are meant and refused."""
     found: list[Target] = []
     refused: list[Refused] = []
@@ -171,7 +174,7 @@ def _by_title(name: str, pool: str | None, *, symbols: bool) -> Sequence[Target 
     masters = 0
     asked_for = None if pool is None else frozenset((pool,))
     with contextlib.ExitStack() as undo:
-        for master, php in _masters(symbols=symbols):
+        for master, php in _masters(symbols=symbols, only=only):
             with contextlib.ExitStack() as closing:
                 masters += 1
                 workers = processes.children(master)
@@ -213,14 +216,14 @@ def _of_all(refused: Sequence[Refused]) -> PhptraceError:
     return type(first.error)(f"{first.error} {text}" + (f" And {more} more are not traced." if more > 0 else ""))
 
 
-def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php | PhptraceError]]:
+def _masters(*, symbols: bool, only: Collection[int] | None) -> Iterator[tuple[Process, Php | PhptraceError]]:
     """Every php-fpm master, with its PHP, which the caller closes, or with the reason why it cannot be traced.
 
     NoTargetError if no master is running.
     """
     some = False
     for process in processes.processes():
-        if not _is_master(process):
+        if not _is_master(process) or (only is not None and process.pid not in only):
             continue
         try:
             php: Php | PhptraceError = _php_of(process, symbols=symbols)
@@ -236,6 +239,16 @@ def _masters(*, symbols: bool) -> Iterator[tuple[Process, Php | PhptraceError]]:
         f"cannot find a php-fpm master: no process in /proc is titled {MASTER_TITLE!r}"
         " and has PHP's request functions in its executable. Start php-fpm, or name a PID."
     )
+
+
+def master_pids() -> frozenset[int]:
+    """Pids of all processes that call themselves a php-fpm master."""
+    return frozenset(process.pid for process in processes.processes() if _is_master(process))
+
+
+def is_pid(name: str) -> bool:
+    """True if what the user wrote is a PID, and not a name."""
+    return re.fullmatch(r"[0-9]+", name) is not None
 
 
 def _is_master(process: Process) -> bool:

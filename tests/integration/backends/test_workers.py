@@ -158,7 +158,7 @@ def test_a_workers_pid_means_that_worker_alone(start_fpm: Callable[..., Fpm], tr
     wait_for(lambda: tracer.poll() or tracer.backend.watched == 0, "the worker's death")
 
     assert {request.pid for request in tracer.requests} == {chosen}
-    assert tracer.backend.masters == 0
+    assert not tracer.backend.masters
 
 
 def test_a_target_that_ends_while_phptrace_gets_ready_is_gone(start_fpm: Callable[..., Fpm], backend: str) -> None:

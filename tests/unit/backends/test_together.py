@@ -22,7 +22,7 @@ class Scripted:
         self.name = name
         self.lacking: Sequence[str] = (f"not measured: {name}",)
         self.watched = len(name)
-        self.masters = 1
+        self.masters = frozenset({len(name)})
         self._events = events
         self._polls = list(polls)
         self._refused = refused
@@ -93,5 +93,5 @@ def test_facts_that_were_taken_when_the_other_backend_failed_are_not_lost():
 def test_watched_workers_are_summed_and_a_lack_of_one_backend_names_it():
     both = made(Scripted("bpf", []), Scripted("ptrace", []))
 
-    assert (both.name, both.watched, both.masters) == ("bpf+ptrace", 9, 2)
+    assert (both.name, both.watched, both.masters) == ("bpf+ptrace", 9, {3, 6})
     assert list(both.lacking) == ["not measured: bpf", "not measured: ptrace [ptrace, process ]"]

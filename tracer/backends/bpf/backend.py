@@ -82,9 +82,9 @@ class BpfBackend:
         return sum(w.wanted for w in self._table.workers.values()) if self._attached else 0
 
     @property
-    def masters(self) -> int:
+    def masters(self) -> frozenset[int]:
         """See the Backend protocol."""
-        return len(self._table.masters) if self._attached else 0
+        return frozenset(self._table.masters if self._attached else ())
 
     @property
     def lacking(self) -> Sequence[str]:

@@ -88,9 +88,9 @@ class PtraceBackend:
         return sum(w.wanted for w in self._table.workers.values()) if self._tracer is not None else 0
 
     @property
-    def masters(self) -> int:
-        """Number of masters traced now."""
-        return len(self._table.masters) if self._tracer is not None else 0
+    def masters(self) -> frozenset[int]:
+        """Pids of the masters traced now."""
+        return frozenset(self._table.masters if self._tracer is not None else ())
 
     @property
     def lacking(self) -> Sequence[str]:

@@ -1,0 +1,94 @@
+"""A pool that is named is traced on when its php-fpm was restarted, and the gap is reported."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import attached_to, finish, phptrace, run
+from fpm import SCRIPTS, TWO_WORKERS, Fpm
+from waiting import wait_for
+
+from tracer.recording.reader import Reader
+
+POOL = "restartedpool"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with the tests' scripts that other users may read."""
+    top = Path(tempfile.mkdtemp(prefix="phptrace-test."))
+    top.chmod(0o755)
+    shutil.copytree(SCRIPTS, top, dirs_exist_ok=True)
+    yield top
+    shutil.rmtree(top)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("bpf", marks=pytest.mark.needs_bpf),
+        pytest.param("ptrace", marks=pytest.mark.needs_ptrace),
+    ],
+)
+def test_a_master_that_is_started_anew_is_traced_and_the_gap_is_reported(
+    php_fpm: str, tmp_path: Path, folder: Path, backend: str
+) -> None:
+    path = tmp_path / "r.phptrace"
+    fpm = Fpm(php_fpm, folder, {POOL: TWO_WORKERS})
+    process = phptrace("record", "--backend", backend, "-o", str(path), f"php-fpm:{POOL}")
+    assert process.stderr is not None
+    first = fpm.master
+    try:
+        attached_to(process, until="recording to")
+        fpm.get("hello.php", REQUEST_URI="/before")
+        wait_for(lambda: len(uris(path)) == 1, "the request to be recorded")
+        fpm.stop()
+        ended = attached_to(process, until="waiting for php-fpm to be started again")
+        assert f"master {first} of php-fpm:{POOL} has ended" in ended
+        fpm = Fpm(php_fpm, folder, {POOL: TWO_WORKERS})
+        found = attached_to(process, until="which was started since")
+        assert f"tracing master {fpm.master} of php-fpm:{POOL}" in found
+        for number in range(5):
+            fpm.get("hello.php", REQUEST_URI=f"/after/{number}")
+        wait_for(lambda: len(uris(path)) == 6, "the requests to be recorded")
+        code, _, err = finish(process)
+    finally:
+        process.kill()
+        fpm.stop()
+
+    assert code == 8, err
+    assert sorted(uris(path)) == ["/after/0", "/after/1", "/after/2", "/after/3", "/after/4", "/before"]
+    gap = re.search(rf"1 gap in tracing: master {first} of php-fpm:{POOL} ended at \S+Z, and its successor is", err)
+    assert gap is not None, err
+    assert gap[0] in " ".join(run("report", str(path)).stdout.split())
+    losses = json.loads(run("report", "--format", "json", str(path)).stdout)["losses"]
+    assert [why.partition(":")[0] for why in losses] == ["gaps in tracing"]
+
+
+def uris(path: Path) -> list[str | None]:
+    with Reader(str(path)) as recording:
+        return [request.uri for request in recording.requests()]
+
+
+@pytest.mark.needs_bpf
+def test_a_master_that_is_not_started_again_is_reported_at_the_end(php_fpm: str, tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "r.phptrace"
+    fpm = Fpm(php_fpm, folder, {POOL: TWO_WORKERS})
+    process = phptrace("record", "-o", str(path), f"php-fpm:{POOL}")
+    try:
+        attached_to(process, until="recording to")
+        fpm.stop()
+        attached_to(process, until="waiting for php-fpm to be started again")
+        code, _, err = finish(process)
+    finally:
+        process.kill()
+        fpm.stop()
+
+    assert code == 8, err
+    assert re.search(rf"1 gap in tracing: master {fpm.master} of php-fpm:{POOL} ended at \S+Z, and none was", err)

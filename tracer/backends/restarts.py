@@ -1,0 +1,203 @@
+"""A named target outlives its master: php-fpm is stopped and started anew, and the new master is traced.
+
+From the end of the one to the beginning of the other nobody was looking. That gap is reported, with its times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+from tracer.backends import Backend
+from tracer.errors import PhptraceError
+from tracer.facts import Fact, Loss
+from tracer.targets.resolve import Target
+
+_POLL_S = 0.05
+# So often masters are looked for: while one is gone, at first and later; and for others that were started.
+_SOON_S, _LATER_S, _OTHERS_S = 0.2, 1.0, 5.0
+_SOON_FOR_S = 10.0
+# So long a master that cannot be traced, or is not meant, is left alone.
+_LEFT_ALONE_S = 30.0
+_GAPS_SHOWN = 100
+
+
+class Attached(Protocol):
+    """A backend that was attached to targets that were found later."""
+
+    @property
+    def backend(self) -> Backend:
+        """It is attached."""
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """Those of the backend."""
+
+    def close(self) -> None:
+        """Close the targets' files, after the backend."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Gap:
+    """The time from the end of a master, in which requests were possibly not seen."""
+
+    named: str
+    master: int
+    since: float  # time.time()
+
+    def until(self, now: float | None) -> str:
+        """The reason of a Loss."""
+        times = [datetime.datetime.fromtimestamp(at, datetime.UTC) for at in (self.since, now) if at is not None]
+        shown = [f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 100_000}Z" for at in times]
+        if now is None:
+            return f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and none was started"
+        return (
+            f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and its successor is traced"
+            f" since {shown[1]}"
+        )
+
+
+class Restarts:
+    """See the Watch protocol. Attaches new backends to masters that are started, and closes those that watch none."""
+
+    def __init__(
+        self,
+        first: Backend,
+        targets: Sequence[Target],
+        *,
+        masters: Callable[[], Collection[int]],
+        attach_to: Callable[[Collection[int]], Attached | None],
+        report: Callable[[str], None],
+    ) -> None:
+        """`first` is attached to the targets.
+
+        `masters` returns the pids of all php-fpm masters. `attach_to` attaches to those of the given ones that are
+        meant: None if none is; it raises PhptraceError. `report` prints a sentence.
+        """
+        self._first = first
+        self._masters = masters
+        self._attach_to = attach_to
+        self._report = report
+        self._later: list[Attached] = []
+        self._named = {target.master.pid: target.named for target in targets if target.master is not None}
+        self._gaps: list[_Gap] = []
+        self._gaps_shown = 0
+        self._left_alone: dict[int, float] = {}  # by pid, until when
+        self._search_at = 0.0
+        self._pending: list[Fact] = []
+
+    @property
+    def watched(self) -> int:
+        """See the Watch protocol."""
+        return sum(backend.watched for backend in self._backends)
+
+    @property
+    def masters(self) -> frozenset[int]:
+        """See the Watch protocol. Those that have ended are among them, while their successors are waited for."""
+        return self._alive | {gap.master for gap in self._gaps}
+
+    @property
+    def lacking(self) -> Sequence[str]:
+        """See the Watch protocol."""
+        return tuple(dict.fromkeys(lack for backend in self._backends for lack in backend.lacking))
+
+    @property
+    def _backends(self) -> list[Backend]:
+        return [self._first, *(attached.backend for attached in self._later)]
+
+    @property
+    def _alive(self) -> frozenset[int]:
+        return frozenset(pid for backend in self._backends for pid in backend.masters)
+
+    def poll(self, timeout_s: float) -> list[Fact]:
+        """See the Watch protocol."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            facts, self._pending = self._pending, []
+            try:
+                facts += self._first.poll(max(0.0, min(_POLL_S, deadline - time.monotonic())))
+                for attached in self._later:
+                    facts += attached.backend.poll(0.0)
+                facts += self._look(time.monotonic())
+            except PhptraceError:
+                self._pending = facts
+                raise
+            if facts or time.monotonic() >= deadline:
+                return facts
+
+    def close(self) -> list[Fact]:
+        """See the Watch protocol."""
+        facts, self._pending = self._pending, []
+        facts += self._first.close()
+        for attached in self._later:
+            facts += attached.backend.close()
+            attached.close()
+        self._later.clear()
+        facts += [self._loss(gap, None) for gap in self._gaps]
+        self._gaps.clear()
+        return facts
+
+    def _look(self, now: float) -> list[Fact]:
+        """Note which masters have ended, and from time to time look for others."""
+        alive = self._alive
+        gone = [pid for pid in self._named if pid not in alive]
+        for pid in gone:
+            named = self._named.pop(pid)
+            fresh = [other for other in alive if other not in self._named]
+            if fresh:
+                self._named[fresh[0]] = named  # its own child: it has daemonized itself
+                continue
+            self._gaps.append(_Gap(named, pid, time.time()))
+            self._report(f"master {pid} of {named} has ended; waiting for php-fpm to be started again")
+            self._search_at = now
+        if now < self._search_at:
+            return []
+        facts = self._search(now, alive)
+        waits = min((time.time() - gap.since for gap in self._gaps), default=math.inf)
+        self._search_at = now + (_SOON_S if waits < _SOON_FOR_S else _LATER_S if self._gaps else _OTHERS_S)
+        return facts
+
+    def _search(self, now: float, alive: Collection[int]) -> list[Fact]:
+        self._left_alone = {pid: until for pid, until in self._left_alone.items() if until > now}
+        fresh = {pid for pid in self._masters() if pid not in alive and pid not in self._left_alone}
+        if not fresh:
+            return []
+        try:
+            attached = self._attach_to(fresh)
+        except PhptraceError as exc:
+            self._report(f"not traced: {exc}")
+            attached = None
+        self._left_alone.update(dict.fromkeys(fresh, now + _LEFT_ALONE_S))
+        if attached is None:
+            return []
+        facts: list[Fact] = []
+        for target in attached.targets:
+            assert target.master is not None
+            self._left_alone.pop(target.master.pid, None)
+            self._named[target.master.pid] = target.named
+            self._report(f"tracing master {target.master.pid} of {target.named}, which was started since")
+            gap = next((gap for gap in self._gaps if gap.named == target.named), None)
+            if gap is not None:
+                self._gaps.remove(gap)
+                facts.append(self._loss(gap, time.time()))
+        facts += self._close_unused()
+        self._later.append(attached)
+        return facts
+
+    def _close_unused(self) -> list[Fact]:
+        """Close the later backends that watch nothing any more. The first one stays: it is asked for what it lacks."""
+        facts: list[Fact] = []
+        for attached in [other for other in self._later if not other.backend.masters and not other.backend.watched]:
+            facts += attached.backend.close()
+            attached.close()
+            self._later.remove(attached)
+        return facts
+
+    def _loss(self, gap: _Gap, until: float | None) -> Loss:
+        self._gaps_shown += 1
+        why = gap.until(until) if self._gaps_shown <= _GAPS_SHOWN else "gaps in tracing: further restarts of php-fpm"
+        return Loss(time.time_ns(), 1, why)
