@@ -61,6 +61,21 @@ static __always_inline bool find_env(u64 table, const struct env_name *wanted, s
 	return false;
 }
 
+/*
+ * The length of a value of which `read` bytes up to a NUL were read, at most `limit`. PHP shortens a value in
+ * place, with a NUL, and leaves its length in the bucket: SCRIPT_FILENAME from Apache loses "proxy:fcgi://HOST" and
+ * what follows a "?", and is decoded (init_request_info(), sapi/fpm/fpm/fpm_main.c, PHP 8.2).
+ */
+static __always_inline u32 value_bytes(const struct bucket *b, u32 read, u32 limit)
+{
+	char next = 0;
+
+	if (read < limit)
+		return read;
+	read_user(&next, sizeof(next), b->value + limit);
+	return next && b->value_bytes > limit ? b->value_bytes : limit;
+}
+
 static __always_inline void read_script(struct worker *w, struct php_binary *php, u64 table,
 					u64 sapi)
 {
@@ -72,17 +87,14 @@ static __always_inline void read_script(struct worker *w, struct php_binary *php
 	};
 	struct request *r = &w->request;
 	struct bucket b = {};
-	u32 stored;
 	u64 text;
 	int n;
 
 	if (table && find_env(table, &script_filename, &b)) {
-		r->script_bytes = b.value_bytes;
-		stored = b.value_bytes;
-		if (stored > SCRIPT_MAX)
-			stored = SCRIPT_MAX;
-		if (!read_user(w->strings, stored, b.value)) {
-			r->script_stored = stored;
+		n = read_user_text(w->strings, SCRIPT_MAX + 1, b.value);
+		if (n > 0) {
+			r->script_bytes = value_bytes(&b, n - 1, SCRIPT_MAX);
+			r->script_stored = n - 1;
 			return;
 		}
 	}
@@ -111,19 +123,16 @@ static __always_inline void read_uri(struct worker *w, struct php_binary *php, u
 	struct request *r = &w->request;
 	u32 offset = r->script_stored;
 	struct bucket b = {};
-	u32 stored;
 	u64 text;
 	int n;
 
 	if (offset > SCRIPT_MAX) /* never; for the verifier */
 		return;
 	if (table && find_env(table, &request_uri, &b)) {
-		r->uri_bytes = b.value_bytes;
-		stored = b.value_bytes;
-		if (stored > URI_MAX)
-			stored = URI_MAX;
-		if (!read_user(w->strings + offset, stored, b.value)) {
-			r->uri_stored = stored;
+		n = read_user_text(w->strings + offset, URI_MAX + 1, b.value);
+		if (n > 0) {
+			r->uri_bytes = value_bytes(&b, n - 1, URI_MAX);
+			r->uri_stored = n - 1;
 			return;
 		}
 	}

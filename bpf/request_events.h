@@ -204,7 +204,7 @@ struct worker {
 	__u64 native_link; /* of its native_book then; 0 = it had none */
 	struct native_sums native_before;
 	struct request request;
-	char strings[SCRIPT_MAX + URI_MAX]; /* script, then uri, without gap */
+	char strings[SCRIPT_MAX + URI_MAX + 8]; /* script, then uri, without gap; a NUL; padding */
 };
 
 /* Link addresses and structure offsets of a PHP binary. 0 = unknown, where noted. */

@@ -16,7 +16,7 @@ launcher=/usr/local/bin/phptrace
 tracing=(python3-bpfcc python3-click python3-pyelftools python3-rich)
 packaging=(python3-venv python3-setuptools python3-wheel)
 demo=(nginx-light php8.2-fpm php8.2-cli php8.2-cgi php8.2-opcache php8.2-xml dokuwiki wrk)
-tests=(chromium chromium-driver python3-pytest python3-hypothesis python3-scipy python3-selenium libfcgi-bin php8.2-gd php8.2-intl php8.2-mbstring php8.2-sqlite3 mediawiki gcc libc6-dev clang-format make procps vagrant vagrant-libvirt)
+tests=(apache2-bin caddy chromium chromium-driver python3-pytest python3-hypothesis python3-scipy python3-selenium libfcgi-bin lighttpd php8.2-gd php8.2-intl php8.2-mbstring php8.2-sqlite3 mediawiki gcc libc6-dev clang-format make procps vagrant vagrant-libvirt)
 
 say() { echo "provision: $*"; }
 die() {
@@ -47,6 +47,12 @@ if [ ${#missing[@]} -gt 0 ]; then
 		die "apt could not install what is missing; its whole output is in $log. Is a Debian 12 mirror in /etc/apt/sources.list reachable?"
 	fi
 	rm -f "$log"
+fi
+# The tests start their own web servers. Of these packages, those two bring a service each.
+if command -v systemctl >/dev/null; then
+	for service in caddy lighttpd; do
+		case " ${missing[*]} " in *" $service "*) systemctl disable --quiet --now "$service" || say "could not disable $service" ;; esac
+	done
 fi
 
 # bcc is the distribution's, for /usr/bin/python3; PyPI's package of that name is another.

@@ -10,7 +10,7 @@ from backend_kinds import BPF, BREAKPOINTS, NOTES, SYSCALLS, notes
 from fpm import ONE_WORKER, Fpm
 from tracing import Tracer
 
-from tracer.backends.records.request_structs import URI_MAX
+from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.facts import Note
 
 
@@ -102,6 +102,33 @@ def test_without_request_uri_the_script_name_stands_in_or_a_note_says_that_there
     uri, note = ("/hello.php", Note.URI_IS_SCRIPT_NAME) if backend == BPF else (None, Note.URI_UNKNOWN)
     assert request.uri == uri
     assert notes(request) == NOTES[backend] | {note.value}
+
+
+@pytest.mark.parametrize("layouts", ["known", "unknown"])
+def test_names_that_php_shortens_in_place_are_as_short(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], monkeypatch: pytest.MonkeyPatch, layouts: str
+) -> None:
+    if layouts == "unknown":
+        monkeypatch.setattr("tracer.targets.layouts.LAYOUTS", ())
+    fpm = start_fpm(www=ONE_WORKER)
+    tracer = trace(str(fpm.master), keep_query=True)
+    path = f"{fpm.folder}/hello.php"
+    # A path of exactly as many bytes as are kept, once Apache's prefix is off.
+    long = f"{fpm.folder}/{'./' * SCRIPT_MAX}"[: SCRIPT_MAX - len("hello.php") - 1] + "/hello.php"
+    sent = {
+        f"proxy:fcgi://localhost{path}": path,
+        f"PROXY:Balancer://a.b:9000{path}?q=/1": path,
+        f"proxy:fcgi://{path}/path/info": path,
+        f"{path}/path/info": path,
+        f"proxy:fcgi://localhost{long}": long,
+    }
+    bodies = [fpm.get("", SCRIPT_FILENAME=name, REQUEST_URI=f"/a\0b{len(name)}").body for name in sent]
+    requests = tracer.next(len(sent))
+
+    assert bodies == [b"hello"] * 5
+    assert [request.script for request in requests] == list(sent.values())
+    assert {request.uri for request in requests} == {"/a"}
+    assert not any({Note.SCRIPT_CUT.value, Note.URI_CUT.value} & notes(request) for request in requests)
 
 
 def test_an_empty_request_uri_is_empty_and_not_unknown(fpm: Fpm, traced: Tracer, backend: str) -> None:

@@ -101,6 +101,8 @@ class PhpMemory:
     def parameter(self, name: bytes, limit: int) -> tuple[bytes, int] | None:
         """Return a FastCGI parameter as PHP stores it, cut at `limit`, and its length; None if it is absent.
 
+        PHP shortens a value in place, with a NUL, and leaves its length in the bucket (init_request_info(),
+        sapi/fpm/fpm/fpm_main.c, PHP 8.2).
         SG(server_context) is the first member of sapi_globals, and the fcgi_request under php-fpm and php-cgi;
         fcgi_hash: main/fastcgi.c, PHP 7.4 to 8.2.
         """
@@ -117,8 +119,9 @@ class PhpMemory:
                     read_memory(self._pid, at, _BUCKET.size)
                 )
                 if hashed == wanted and name_size == len(name) and read_memory(self._pid, name_at, name_size) == name:
-                    kept = min(size, limit)
-                    return (read_memory(self._pid, value_at, kept) if kept else b""), size
+                    kept = min(size, limit + 1)
+                    text, ended, _ = (read_memory(self._pid, value_at, kept) if kept else b"").partition(b"\0")
+                    return text[:limit], len(text) if ended else size
             except (OSError, struct.error):
                 break
         return None

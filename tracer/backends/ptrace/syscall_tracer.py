@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, begins_request
+from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, Value, begins_request
 from tracer.backends.ptrace.open_request import CallCounts, OpenRequest, end_alone
 from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
@@ -37,8 +37,8 @@ _WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
 _READ_MAX_BYTES = 64 << 10  # of one call: php reads larger pieces only from request bodies, which are skipped
 _END_REQUEST_BYTES = 16
 _HEADER_BYTES = 8
-# Prefix that Apache's mod_proxy_fcgi sends in SCRIPT_FILENAME. php removes it, too: sapi/fpm/fpm/fpm_main.c, PHP 8.2.
-_PROXY = re.compile(rb"proxy:(?:fcgi|balancer)://[^/]*")
+# Prefix that Apache's mod_proxy_fcgi sends in SCRIPT_FILENAME.
+_PROXY = re.compile(rb"proxy:(?:fcgi|balancer)://[^/]*", re.IGNORECASE)
 
 
 class MemoryCallMade(NamedTuple):
@@ -239,9 +239,8 @@ class SyscallTracer:
 
     def _begin(self, params: Params, *, keep: bool) -> None:
         self._end()
-        uri, script, method = (params.values.get(name) for name in _WANTED)
-        prefix = _PROXY.match(script.text) if script else None
-        proxied = prefix.end() if prefix else 0
+        uri, script, method = (_to_first_nul(params.values.get(name)) for name in _WANTED)
+        script = _without_proxy(script) if script is not None else None
         self.requests += 1
         self._keep = keep
         heap = self._memory.heap()
@@ -253,8 +252,8 @@ class SyscallTracer:
             started_ns=_now(),
             uri=uri.text if uri else None,
             uri_bytes=uri.length if uri else 0,
-            script=script.text[proxied:] if script else None,
-            script_bytes=script.length - proxied if script else 0,
+            script=script.text if script else None,
+            script_bytes=script.length if script else 0,
             method=method.text if method else None,
             before=before,
             faults_before=self._files.faults(),
@@ -284,6 +283,11 @@ class SyscallTracer:
         request.status = self._memory.status()
         if not request.script_found and request.layout_known:
             request.script, request.script_bytes = None, 0  # a 404: PHP ran no file
+        elif not request.layout_known:
+            # PHP has taken PATH_INFO off what the web server sent.
+            found = self._memory.parameter(b"SCRIPT_FILENAME", SCRIPT_MAX)
+            if found is not None:
+                request.script, request.script_bytes = found
         self._sample_teardown(request)
 
     def _read_script(self, request: OpenRequest) -> None:
@@ -352,6 +356,23 @@ class SyscallTracer:
                 self.phase = Phase.TEARDOWN
             script_ended = self.phase is Phase.TEARDOWN
             self._on_call(MemoryCallMade(request.nth, call, address, size, to, to_size, script_ended))
+
+
+def _to_first_nul(value: Value | None) -> Value | None:
+    """Return the value as PHP sees it, which takes all parameters for C strings."""
+    if value is None or b"\0" not in value.text:
+        return value
+    text = value.text.partition(b"\0")[0]
+    return Value(text, len(text))
+
+
+def _without_proxy(script: Value) -> Value:
+    """Return SCRIPT_FILENAME without what Apache adds: init_request_info(), sapi/fpm/fpm/fpm_main.c, PHP 8.2."""
+    prefix = _PROXY.match(script.text)
+    if prefix is None:
+        return script
+    path, query, _ = script.text[prefix.end() :].partition(b"?")
+    return Value(path, len(path) if query else script.length - prefix.end())
 
 
 def _now() -> int:

@@ -45,7 +45,7 @@ STRUCTS = {
 BEHIND = {
     "worker": [
         ("request", request_structs.REQUEST.size),
-        ("strings", request_structs.SCRIPT_MAX + request_structs.URI_MAX),
+        ("strings", request_structs.STRINGS_BYTES),
     ],
     "stack_event": [("frames", DEPTH * stack_structs.FRAME.size)],
     "worker_stacks": [
