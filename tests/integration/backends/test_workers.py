@@ -125,6 +125,17 @@ def test_a_reload_of_a_master_that_daemonizes_itself_is_followed(
     assert tracer.lost == 0
 
 
+def test_a_pool_with_a_long_name_is_recorded_whole(start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]) -> None:
+    name = "shop" * 14
+    fpm = start_fpm(**{name: f"{ONE_WORKER}\npm.max_requests = 2"})
+    tracer = trace(f"php-fpm:{name}")
+    for number in range(8):
+        fpm.get("hello.php", REQUEST_URI=f"/{number}")
+    requests = tracer.next(8)
+
+    assert [(one.uri, one.pool) for one in requests] == [(f"/{number}", name) for number in range(8)]
+
+
 def test_a_pool_that_was_not_asked_for_is_not_recorded(
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
 ) -> None:

@@ -76,7 +76,10 @@ class WorkerTable:
         tracked = self.workers.get(pid) or self.adopt_unknown(pid)
         if tracked is None:
             return None
-        pool = pool_of(title.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
+        text = title.split(b"\0", 1)[0]
+        pool = pool_of(text.decode("utf-8", "surrogateescape"))
+        if len(text) == len(title) and pool is not None:
+            pool = _whole_name(pool, pid, tracked.target)
         tracked.fact = tracked.fact._replace(pool=pool)
         tracked.wanted = tracked.target.wants(pool)
         return tracked.fact if tracked.wanted else None
@@ -125,3 +128,11 @@ class WorkerTable:
         if tracked is None or not tracked.wanted:
             return None
         return tracked.fact._replace(died_ns=now_ns, exit="unknown")
+
+
+def _whole_name(cut: str, pid: int, target: Target) -> str:
+    """The name of a pool of which the event has only the beginning: from the process, or the one that was asked for."""
+    found = process(pid)
+    if found is not None and found.pool is not None and found.pool.startswith(cut):
+        return found.pool
+    return next((pool for pool in sorted(target.pools or ()) if pool.startswith(cut)), cut)

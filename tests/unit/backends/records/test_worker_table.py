@@ -79,6 +79,18 @@ def test_a_worker_gets_its_pool_with_its_title(table):
     assert table.pool(4007) == "shop"
 
 
+def test_a_pool_whose_name_is_longer_than_the_event_has_is_the_one_that_was_asked_for(target):
+    name = "shop" * 20
+    table = WorkerTable(CLOCK_OFFSET_NS)
+    table.masters[MASTER.pid] = dataclasses.replace(target, pools=frozenset({"shop", name}))
+    table.born(event(EventKind.BORN))
+
+    fact = table.titled(event(EventKind.TITLED, title=f"php-fpm: pool {name}".encode()[:64]))
+
+    assert fact is not None
+    assert fact.pool == name
+
+
 def test_a_worker_of_an_unwanted_pool_makes_no_fact(of_shop):
     born = of_shop.born(event(EventKind.BORN))
     titled = of_shop.titled(event(EventKind.TITLED, title=b"php-fpm: pool www"))
