@@ -283,16 +283,16 @@ class BpfBackend:
         if self._native_probes is not None:
             self._native_probes.gone(pid)
         if self._growth_probes is not None:
-            self._growth_probes.process_died(pid)
+            self._growth_probes.process_died(pid, is_master=pid in self._table.masters)
 
     def _housekeep(self) -> list[Fact]:
         losses = self._losses()
         if self._growth_probes is not None:
             losses += self._growth_probes.losses()
         missing = self._table.missing_pids()
-        gone = [self._table.mark_gone(pid, time.time_ns()) for pid in missing]
         for pid in missing:
             self._died(pid)
+        gone = [self._table.mark_gone(pid, time.time_ns()) for pid in missing]
         return [*losses, *(fact for fact in gone if fact is not None)]
 
     def _losses(self) -> list[Fact]:

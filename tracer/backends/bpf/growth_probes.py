@@ -188,9 +188,13 @@ class GrowthProbes:
         """Sample neither that process any more, nor those that it has forked since start_sampling()."""
         self._sampling.stop(pid)
 
-    def process_died(self, pid: int) -> None:
-        """Stop sampling a process that has ended. Its stacks are kept until its last facts are given out."""
-        self._sampling.stop(pid)
+    def process_died(self, pid: int, *, is_master: bool) -> None:
+        """Stop sampling a process that has ended. Its stacks are kept until its last facts are given out.
+
+        The events of a master stay: its workers have inherited them, and may serve on, as may a daemon's new master.
+        """
+        if not is_master:
+            self._sampling.stop(pid)
         self._dying_pids.append(pid)
 
     def with_growth(self, facts: list[Fact]) -> list[Fact]:

@@ -171,6 +171,46 @@ def test_workers_after_a_graceful_reload_are_sampled_once(
     assert all(abs(size - LEAKED) <= 3 * 4096 for size in found.values()), found
 
 
+def test_workers_after_the_reload_of_a_daemon_are_sampled_once(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=TWO_WORKERS, daemonize=True)
+    tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
+    old = fpm.master
+    os.kill(old, signal.SIGUSR2)
+    wait_for(lambda: tracer.poll() or fpm.master != old, "another master")
+    wait_for(lambda: tracer.poll() or (len(fpm.workers()) == 2 and fpm.answers()), "the pool to answer again")
+    for _ in range(3):
+        fpm.get("leak.php", QUERY_STRING=str(LEAKED))
+    wait_for(lambda: tracer.poll() or sum("leak" in (r.uri or "") for r in tracer.requests) == 3, "the requests")
+    tracer.close()
+
+    found = leaks(tracer)
+    assert len(found) == 3
+    assert all(abs(size - LEAKED) <= 3 * 4096 for size in found.values()), found
+
+
+def test_workers_that_serve_on_after_their_master_was_killed_are_sampled(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    (worker,) = fpm.workers()
+    tracer = trace(str(fpm.master), stacks=StackOptions(every=1))
+    fpm.process.kill()
+    wait_for(lambda: tracer.poll() or not tracer.backend.masters, "the master's end to be seen")
+    try:
+        for _ in range(3):
+            fpm.get("leak.php", QUERY_STRING=str(LEAKED))
+        tracer.next(3)
+        tracer.close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+    found = leaks(tracer)
+    assert len(found) == 3
+    assert all(abs(size - LEAKED) <= 3 * 4096 for size in found.values()), found
+
+
 def test_growth_comes_right_behind_its_request(fpm: Fpm, trace: Callable[..., Tracer]) -> None:
     tracer = trace(str(fpm.master), stacks=StackOptions())
     for _ in range(50):
