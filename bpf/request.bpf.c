@@ -386,19 +386,33 @@ static __always_inline void close_request(struct worker *w, struct kernel *k, u6
 	r->major_faults = kernel_u64(task + k->task_maj_flt) - w->major_before;
 }
 
+static __always_inline void sample_after(struct request *r, struct kernel *k, u64 task, u64 mm)
+{
+	struct rss rss = {};
+
+	read_rss(k, task, mm, &rss);
+	r->anon_after = rss.anon * k->page_size;
+	r->file_after = rss.file * k->page_size;
+	r->shmem_after = rss.shmem * k->page_size;
+	if (r->anon_after > r->anon_peak)
+		r->anon_peak = r->anon_after;
+	r->vm_after = kernel_u64(mm + k->mm_total_vm) * k->page_size;
+}
+
 /* The end of php_request_shutdown(): Zend has freed what it frees. */
 int on_end(struct pt_regs *ctx)
 {
 	struct worker *w = this_worker();
 	struct kernel *k = the_kernel();
-	u64 task, mm;
-	struct rss rss = {};
-	struct request *r;
 	struct php_binary *php;
+	struct request *r;
+	u64 task, mm;
 
 	if (!w || !k)
 		return 0;
 	r = &w->request;
+	task = bpf_get_current_task();
+	mm = kernel_u64(task + k->task_mm);
 	if (!w->in_request) {
 		if (w->requests)
 			return 0;
@@ -407,6 +421,7 @@ int on_end(struct pt_regs *ctx)
 		r->pid = bpf_get_current_pid_tgid() >> 32;
 		r->flags = REQUEST_START_NOT_SEEN;
 		r->ended_ns = bpf_ktime_get_ns();
+		sample_after(r, k, task, mm);
 		w->requests = 1;
 		r->nth = 1;
 		submit(w);
@@ -415,15 +430,7 @@ int on_end(struct pt_regs *ctx)
 	php = php_binaries.lookup(&w->binary);
 	if (!php)
 		return 0;
-	task = bpf_get_current_task();
-	mm = kernel_u64(task + k->task_mm);
-	read_rss(k, task, mm, &rss);
-	r->anon_after = rss.anon * k->page_size;
-	r->file_after = rss.file * k->page_size;
-	r->shmem_after = rss.shmem * k->page_size;
-	if (r->anon_after > r->anon_peak)
-		r->anon_peak = r->anon_after;
-	r->vm_after = kernel_u64(mm + k->mm_total_vm) * k->page_size;
+	sample_after(r, k, task, mm);
 	r->brk_bytes = kernel_u64(mm + k->mm_brk) - w->brk_before;
 	if (w->heap)
 		r->zend_real_after = user_u64(w->heap + php->heap_real_size);

@@ -112,8 +112,8 @@ class Request(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """True if both ends were seen."""
-        return self.anon_before is not None and self.anon_after is not None
+        """True if both ends were seen. A request that tracing cut off has samples of its memory then and there."""
+        return self.anon_before is not None and self.anon_after is not None and self.ending != Ending.CUT_OFF.value
 
 
 def retained(kept: int, released: int) -> int:

@@ -76,7 +76,8 @@ class NativeEstimator:
         self._count += 1
         serving.latest = self._count
         serving.nth = request.nth
-        if request.anon_before is not None:
+        # One that ran when tracing began was sampled in its middle.
+        if request.anon_before is not None and (request.complete or request.anon_after is None):
             window = serving.cutter.look(request.anon_before, request.zend_real_before, self._length)
             if window is not None:
                 self._take(window)

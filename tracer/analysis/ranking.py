@@ -247,11 +247,12 @@ class _Accumulator:
         """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
         self._requests += 1
         number = None
-        before, after = request.anon_before, request.anon_after
-        if before is None or after is None:
+        growth = request.growth
+        if growth is not None:
+            self._growth.add(growth)
+        if not request.complete:
             self._incomplete += 1
         else:
-            self._growth.add(after - before)
             number = self._kept.add(request, first=first, is_open=True)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
@@ -266,7 +267,7 @@ class _Accumulator:
     @property
     def needs_estimate(self) -> bool:
         """True if requests were seen whole, and what they kept is not known."""
-        return self._growth.count > 0 and not self._kept.known
+        return self._incomplete < self._requests and not self._kept.known
 
     def change_kept(self, number: int, before: int, after: int, *, first: bool) -> None:
         self._kept.change(number, before, after, first=first)

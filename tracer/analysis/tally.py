@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from tracer.facts import Ending, Fact, Loss, Request, Worker
 
+# Requests in flight that are named.
+_IN_FLIGHT_MAX = 5
+
 
 class Tally:
     """Counts facts as they come. Every output shows these counts next to its findings."""
@@ -20,6 +23,7 @@ class Tally:
         self.lost = 0
         self.unended = 0  # recordings that were not closed: how much is missing is unknown
         self.losses: dict[str, int] = {}
+        self.in_flight: list[Request] = []  # those that grew most of the requests that tracing cut off, and grew so far
         self.not_traced: list[str] = []  # sentences on processes that were meant and not traced
         self._workers: set[tuple[str | None, int, int | None]] = set()
         self.born = 0
@@ -35,13 +39,20 @@ class Tally:
         for fact in facts:
             self.add(fact, host)
 
+    def _add_in_flight(self, request: Request) -> None:
+        self.in_flight.append(request)
+        self.in_flight.sort(key=lambda one: one.growth or 0, reverse=True)
+        del self.in_flight[_IN_FLIGHT_MAX:]
+
     def add(self, fact: Fact, host: str | None = None) -> None:
         """Count a fact. `host` is the host of a Worker, which does not name it; None if all are of one host."""
         if isinstance(fact, Request):
             self.requests += 1
             self.counted += fact.native_kept is not None
-            if fact.anon_before is None or fact.anon_after is None:
+            if not fact.complete:
                 self.incomplete += 1
+                if fact.growth is not None:
+                    self._add_in_flight(fact)
             elif fact.uri is None:
                 self.uri_unknown += 1
             if fact.ending != Ending.FINISHED.value:

@@ -37,6 +37,18 @@ def render(
         "counted": tally.counted,
         "workers": tally.workers,
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
+        "in_flight": [
+            {
+                "host": json_text(one.host),
+                "pid": one.pid,
+                "uri": None if one.uri is None else json_text(one.uri),
+                "script": None if one.script is None else json_text(one.script),
+                "started_ns": one.started_ns,
+                "duration_ns": one.duration_ns,
+                "growth_bytes": one.growth,
+            }
+            for one in tally.in_flight
+        ],
         "not_traced": [json_text(sentence) for sentence in tally.not_traced],
         "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
     }

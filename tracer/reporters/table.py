@@ -13,6 +13,7 @@ from rich.text import Text
 from tracer.analysis.kept import How
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
+from tracer.facts import Request
 from tracer.units import counted, counted_loss, printable, show_bytes, show_duration
 
 _MIN_KEY = 20
@@ -147,6 +148,8 @@ def summary(tally: Tally) -> str:
         share = 100 * tally.counted // tally.requests
         parts.append(f"native memory counted in {share} % of the requests")
     text = " · ".join(parts)
+    for request in tally.in_flight:
+        text += f"\n{_in_flight(request)}"
     for why, lost in tally.losses.items():
         text += f"\nLOST {counted_loss(lost, printable(why))}"
     for sentence in tally.not_traced:
@@ -158,6 +161,15 @@ def summary(tally: Tally) -> str:
             f" full); {its} last second may be missing"
         )
     return text
+
+
+def _in_flight(request: Request) -> str:
+    """A line on a request that began before the recording, or goes on after it."""
+    name = show_key(request.uri if request.uri is not None else request.script)
+    seconds = (request.duration_ns or 0) / 1e9
+    grew = request.growth or 0
+    rate = f", {show_bytes(round(grew / seconds), signed=True)} a second" if seconds >= 1 else ""
+    return f"IN FLIGHT: {name} in worker {request.pid}: {show_bytes(grew, signed=True)} in {seconds:.1f} s{rate}"
 
 
 def show_key(key: str | None) -> str:

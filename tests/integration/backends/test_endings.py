@@ -157,7 +157,10 @@ def test_a_request_in_flight_when_tracing_begins_is_counted_as_cut(
 
     assert cut.ending == "cut_off"
     assert Note.START_NOT_SEEN.value in notes(cut)
-    assert (cut.growth, cut.uri, cut.script, cut.anon_after) == (None, None, None, None)
+    assert (cut.uri, cut.script, cut.method) == ("/wait", f"{fpm.folder}/wait.php", "GET")
+    assert cut.growth is not None
+    assert cut.duration_ns is not None
+    assert not cut.complete
     assert whole.complete
 
 
@@ -180,9 +183,112 @@ def test_a_request_in_flight_when_tracing_ends_is_counted_as_cut(
     assert Note.END_NOT_SEEN.value in notes(request)
     assert request.script == f"{fpm.folder}/wait.php"
     assert request.anon_before is not None
-    assert request.anon_after is None
+    assert request.anon_after is not None
+    assert not request.complete
     assert request.duration_ns is not None
     assert request.duration_ns > 0
+
+
+BLOCK = 1_003_520  # bytes that Zend's heap takes for 1,000,000: 245 pages
+
+
+class Stream:
+    """A request of in_flight.php, which holds as many blocks as it is told to."""
+
+    def __init__(self, fpm: Fpm, blocks: int) -> None:
+        self._file = fpm.folder / "ticks"
+        self._held = fpm.folder / "ticks.held"
+        self._held.write_text("0")
+        self._held.chmod(0o666)
+        self.hold(blocks, wait=False)
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(str(fpm.socket()))
+        fastcgi.send(self._connection, fpm.params("in_flight.php", REQUEST_URI="/s?x=1", QUERY_STRING=str(self._file)))
+        self.hold(blocks)
+
+    def hold(self, blocks: int, *, wait: bool = True) -> None:
+        """Have it hold so many blocks; 0 ends it."""
+        self._file.write_text(str(blocks))
+        if blocks and wait:
+            wait_for(lambda: self._held.read_text() == str(blocks), "the stream to hold its blocks")
+
+    def end(self) -> None:
+        self.hold(0)
+        assert fastcgi.receive(self._connection).body == b"done"
+        self._connection.shutdown(socket.SHUT_RDWR)  # a process that traces has inherited a copy
+        self._connection.close()
+
+
+def test_a_request_that_began_before_tracing_and_goes_on_after_it_has_its_growth_meanwhile(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    stream = Stream(fpm, 3)
+    tracer = trace(str(fpm.master))
+    tracer.poll()
+    stream.hold(23)
+    tracer.poll()
+    tracer.close()
+    stream.end()
+
+    (request,) = tracer.requests
+    assert (request.uri, request.script, request.method) == ("/s", f"{fpm.folder}/in_flight.php", "GET")
+    assert (request.ending, request.pool, request.complete) == ("cut_off", "www", False)
+    assert notes(request) >= {Note.START_NOT_SEEN.value, Note.END_NOT_SEEN.value}
+    assert request.growth == pytest.approx(20 * BLOCK, rel=0.05)
+    assert request.zend_real_before is not None
+    assert request.zend_real_after is not None
+    assert request.zend_real_after - request.zend_real_before == pytest.approx(20 * BLOCK, abs=2 * 2_097_152)
+
+
+def test_a_request_that_began_while_tracing_and_goes_on_after_it_has_its_growth_until_then(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    tracer = trace(str(fpm.master))
+    stream = Stream(fpm, 20)
+    tracer.poll()
+    tracer.close()
+    stream.end()
+
+    (request,) = tracer.requests
+    assert (request.uri, request.ending, request.complete) == ("/s", "cut_off", False)
+    assert request.growth == pytest.approx(20 * BLOCK, rel=0.1)
+
+
+def test_a_request_that_began_before_tracing_and_ends_in_it_has_its_growth_since(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    stream = Stream(fpm, 40)
+    tracer = trace(str(fpm.master))
+    tracer.poll()
+    stream.end()
+    fpm.get("hello.php")
+
+    cut, whole = tracer.next(2)
+    assert (cut.uri, cut.ending, cut.complete) == ("/s", "cut_off", False)
+    assert Note.START_NOT_SEEN.value in notes(cut)
+    # At its end Zend gives back what the array took, but for the chunks that it caches.
+    assert cut.growth is not None
+    assert -40 * BLOCK - 2_097_152 < cut.growth < -10 * BLOCK
+    assert cut.zend_real_before is not None
+    assert cut.zend_real_before > 40 * BLOCK
+    assert (whole.uri, whole.complete) == ("/hello.php", True)
+
+
+def test_a_worker_that_is_idle_when_tracing_begins_has_no_request_of_its_own(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    fpm.get("grow.php")
+    tracer = trace(str(fpm.master))
+    fpm.get("hello.php")
+    (request,) = tracer.next()
+    tracer.close()
+
+    assert tracer.requests == [request]
+    assert request.complete
 
 
 def _busy(fpm: Fpm) -> bool:

@@ -20,11 +20,12 @@ from tracer.backends.bpf.native_probes import NativeProbes
 from tracer.backends.bpf.programs import RING_BYTES, Programs, release_compiler_memory
 from tracer.backends.bpf.ring_buffer import RingBuffer
 from tracer.backends.records.event_decoder import EventDecoder
+from tracer.backends.records.in_flight import InFlight
 from tracer.backends.records.request_decoder import RequestDecoder, unfinished_request
 from tracer.backends.records.request_structs import Lost
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import UnsupportedError
-from tracer.facts import Fact, Loss, Worker
+from tracer.facts import Fact, Loss, Request, Worker
 from tracer.targets import kernel
 from tracer.targets.resolve import Target
 
@@ -98,6 +99,7 @@ class BpfBackend:
             undo.callback(self._undo.close)
             self._load(max(1024, 2 * sum(len(t.workers) for t in targets)))
             self._attachment.attach(targets)
+            self._in_flight.begin(self._table.workers)
             if self._native_probes is not None:
                 self._native_probes.look(self._table.workers)
             release_compiler_memory()
@@ -194,6 +196,7 @@ class BpfBackend:
             calls_by_tracepoint=self._calls_by_tracepoint,
         )
         self._undo.callback(self._attachment.close)
+        self._in_flight = InFlight(self._decoder)
         self._event_decoder = EventDecoder(
             self._table,
             self._decoder,
@@ -201,6 +204,7 @@ class BpfBackend:
             unwanted=workers.remove,  # it then pays nothing more than a look-up
             died=self._died,
             became_master=self._became_master,
+            in_flight=self._in_flight,
         )
 
     def _load_native(self, options: NativeOptions, workers_max: int) -> None:
@@ -261,14 +265,15 @@ class BpfBackend:
 
     def _unfinished_requests(self) -> list[Fact]:
         """The requests that workers are in the middle of, cut off now."""
-        facts: list[Fact] = []
+        found: list[Request] = []
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         for pid, worker in self._table.workers.items():
             entry = self._programs.map("workers").get(pid)
             record = None if entry is None else unfinished_request(entry, now)
             if record is not None and worker.wanted:
-                facts.append(self._decoder.request(record, self._table.pool(pid)))
-        return facts
+                found.append(self._decoder.request(record, self._table.pool(pid)))
+        workers = self._table.workers
+        return [*self._in_flight.with_ends(found, workers), *self._in_flight.still_running(workers)]
 
     def _master_replaced(self, pid: int) -> None:
         if self._native_probes is not None:

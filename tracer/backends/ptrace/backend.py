@@ -23,10 +23,11 @@ from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace.tracing_process import TracingProcess
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.growth_decoder import GrowthDecoder
+from tracer.backends.records.in_flight import InFlight
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import IncompleteError, NotPermittedError, TargetGoneError, UnsupportedError
-from tracer.facts import Fact, Loss, Request
+from tracer.facts import Ending, Fact, Loss, Request
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.php import EXIT_NOT_SEEN
 from tracer.targets.processes import GRANTS
@@ -113,10 +114,14 @@ class PtraceBackend:
             decoder = RequestDecoder(
                 os.uname().nodename, offset, keep_query=self._keep_query, calls=self._mode is PtraceMode.SYSCALLS
             )
-            self._event_decoder = EventDecoder(self._table, decoder, died=self._growth_decoder.forget)
+            self._in_flight = InFlight(decoder)
+            self._event_decoder = EventDecoder(
+                self._table, decoder, died=self._growth_decoder.forget, in_flight=self._in_flight
+            )
             self._fork_tracer(list(targets))
             undo.callback(self._stop_tracer)
             outcome = self._wait_until_attached()
+            self._in_flight.begin(self._table.workers)
             for pid, code in outcome["failed"]:
                 refused = refusal(pid)
                 if refused is not None:
@@ -160,7 +165,8 @@ class PtraceBackend:
         facts, self._pending = self._pending, []
         deadline = time.monotonic() + _CLOSE_S
         while not self._reader.ended and time.monotonic() < deadline:
-            facts += self._read_facts(_POLL_S)
+            facts += self._with_ends(self._read_facts(_POLL_S))
+        facts += self._in_flight.still_running(self._table.workers)
         self._stop_tracer()
         self._undo.close()
         return facts
@@ -229,6 +235,18 @@ class PtraceBackend:
                     self._pending.append(self._table.add(worker, target))
         self._pending += self._facts(records)
         return outcome
+
+    def _with_ends(self, facts: list[Fact]) -> list[Fact]:
+        """Sample what the requests have grown to that were just cut off since tracing ends."""
+        return [
+            ended
+            for fact in facts
+            for ended in (
+                self._in_flight.with_ends([fact], self._table.workers)
+                if isinstance(fact, Request) and fact.ending == Ending.CUT_OFF.value and fact.anon_after is None
+                else [fact]
+            )
+        ]
 
     def _read_facts(self, timeout_s: float) -> list[Fact]:
         return self._facts(self._reader.records(timeout_s))

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 from tracer.backends.ptrace.open_request import OpenRequest, end_alone
-from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.targets.php import Hooks
+from tracer.targets.php_memory import PhpMemory
 
 _METHOD_MAX_BYTES = 16
 
@@ -110,8 +110,8 @@ class BreakpointTracer:
             self._emit(request.record)
         elif not self._requests:
             self._requests = 1
-            pid, now = self.pid, _now()
-            self._emit(lambda: end_alone(pid, 1, now))
+            pid, now, after = self.pid, _now(), self._files.memory()
+            self._emit(lambda: end_alone(pid, 1, now, after))
 
     def _cut_off_request(self, exit_code: int, *, detached: bool) -> None:
         request, self._request = self._request, None

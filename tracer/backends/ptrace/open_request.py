@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tracer.backends.ptrace.php_memory import HeapFigures
 from tracer.backends.ptrace.proc_files import Memory, WorkerFiles
 from tracer.backends.records.request_structs import (
     REPLACED,
@@ -23,9 +22,10 @@ from tracer.backends.records.request_structs import (
     Flag,
 )
 from tracer.facts import Request
+from tracer.targets.php_memory import HeapFigures
 
 _METHOD_BYTES = 15
-_KNOWN_WITHOUT_A_START = ("pid", "nth")
+_KNOWN_WITHOUT_A_START = ("pid", "nth", "anon_after", "file_after", "shmem_after", "vm_after")
 # Flags of every request whose start was seen: what ptrace never measures.
 _ALWAYS = Flag.SCRIPT_END_NOT_SEEN | Flag.NATIVE_NOT_COUNTED | Flag.MAPPINGS_NOT_READ
 # Fields that a record with this flag may leave out: the decoder makes them None (_RULES in request_decoder.py).
@@ -196,10 +196,11 @@ class OpenRequest:
         )
 
 
-def end_alone(pid: int, nth: int, ended_ns: int) -> bytes:
+def end_alone(pid: int, nth: int, ended_ns: int, after: Memory) -> bytes:
     """Return the record of a request that was running when tracing began: only its end was seen."""
     no_strings = dict.fromkeys(("script_bytes", "uri_bytes", "script_stored", "uri_stored"), 0)
-    return _packed(pid, nth, Flag.START_NOT_SEEN, {"ended_ns": ended_ns, "exit_code": 0, **no_strings})
+    at_end = {f"{name}_after": value for name, value in after._asdict().items()}
+    return _packed(pid, nth, Flag.START_NOT_SEEN, {"ended_ns": ended_ns, "exit_code": 0, **no_strings, **at_end})
 
 
 def _packed(pid: int, nth: int, flags: Flag, known: Mapping[str, Any]) -> bytes:

@@ -12,9 +12,9 @@ import mmap
 import struct
 from typing import NamedTuple
 
-from tracer.backends.ptrace.syscalls import read_memory
 from tracer.backends.records.stack_structs import FILE_MAX_BYTES, NAME_MAX_BYTES, FunctionFlag, FunctionType, StackFlag
 from tracer.targets.layouts import StackLayout
+from tracer.targets.remote_memory import read_memory
 
 _PAGE = mmap.PAGESIZE
 _CALL = struct.Struct("<QQQQQIIQ")  # zend_execute_data: opline, call, return_value, func, This, u1, u2, previous

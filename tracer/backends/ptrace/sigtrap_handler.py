@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tracer.backends.ptrace import syscalls
 from tracer.errors import UnsupportedError
-from tracer.targets import arch, processes
+from tracer.targets import arch, processes, remote_memory
 
 _SA_RESTORER, _SA_RESTART = 0x0400_0000, 0x1000_0000
 _ACTION = struct.Struct("<QQQQ")  # struct kernel_sigaction: handler, flags, restorer, mask
@@ -76,7 +76,7 @@ class SigtrapHandler:
     def fits(self, pid: int) -> bool:
         """True if that process has the same code at these addresses; it may not be a fork of the first."""
         try:
-            return all(syscalls.read_memory(pid, at, len(code)) == code for code, at in self._places.items())
+            return all(remote_memory.read_memory(pid, at, len(code)) == code for code, at in self._places.items())
         except OSError:
             return False
 
@@ -120,7 +120,7 @@ class SigtrapHandler:
         floats = bytearray(syscalls.float_registers(pid))
         floats[_SOFTWARE_BYTES] = bytes(_SOFTWARE_BYTES.stop - _SOFTWARE_BYTES.start)
         content = self._frame(before, frame + _FLOATS_AT, _blocked(pid)).ljust(_FLOATS_AT, b"\0") + floats
-        syscalls.write_memory(pid, frame, content + _ACTION.pack(*(wanted or (0, 0, 0, 0))) + bytes(_ACTION.size))
+        remote_memory.write_memory(pid, frame, content + _ACTION.pack(*(wanted or (0, 0, 0, 0))) + bytes(_ACTION.size))
         regs = syscalls.Registers.from_buffer_copy(before)
         regs.rip, regs.rsp = self._places[arch.SYSCALL_RET], frame
         regs.rax, regs.orig_rax = arch.SYS_RT_SIGACTION, arch.NO_SYSCALL
@@ -128,7 +128,7 @@ class SigtrapHandler:
         regs.r10 = 8
         syscalls.set_registers(pid, regs)
         result, held = _run_injected_call(pid, before)
-        handler, flags, restorer, mask = _ACTION.unpack(syscalls.read_memory(pid, frame + _OLD_AT, _ACTION.size))
+        handler, flags, restorer, mask = _ACTION.unpack(remote_memory.read_memory(pid, frame + _OLD_AT, _ACTION.size))
         if result != 0:
             raise _unsupported(pid, "the kernel refuses it a SIGTRAP handler")
         return (handler, flags, restorer, mask), held
@@ -199,7 +199,7 @@ def _status(pid: int) -> dict[str, str]:
 def _libc_text(pid: int) -> tuple[int, bytes]:
     for mapping in processes.file_mappings(pid):
         if mapping.executable and processes.is_libc(mapping.path):
-            return mapping.start, syscalls.read_memory(
+            return mapping.start, remote_memory.read_memory(
                 pid, mapping.start, min(mapping.end - mapping.start, _TEXT_MAX_BYTES)
             )
     raise _unsupported(pid, "it has no known C library")

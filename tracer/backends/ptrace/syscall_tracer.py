@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, Value, begins_request
 from tracer.backends.ptrace.open_request import CallCounts, OpenRequest, end_alone
-from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
-from tracer.backends.ptrace.syscalls import Entry, Exit, read_memory
+from tracer.backends.ptrace.syscalls import Entry, Exit
 from tracer.backends.records.address_space import whole_pages
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.backends.records.stack_structs import Call
 from tracer.targets import arch
+from tracer.targets.php_memory import PhpMemory
+from tracer.targets.remote_memory import read_memory
 
 _ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
 _WRITING = (arch.SYS_WRITE, arch.SYS_SENDTO)
@@ -317,8 +318,8 @@ class SyscallTracer:
 
     def _emit_end_alone(self) -> None:
         self.requests += 1
-        pid, nth, now = self.pid, self.requests, _now()
-        self._emit(lambda: end_alone(pid, nth, now))
+        pid, nth, now, after = self.pid, self.requests, _now(), self._files.memory()
+        self._emit(lambda: end_alone(pid, nth, now, after))
 
     # Memory calls
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tracer.targets import arch
+from tracer.targets.remote_memory import Iovec
 
 # include/uapi/linux/ptrace.h, Linux 6.18
 _POKEUSER = 6
@@ -34,10 +35,6 @@ EVENT_FORK, EVENT_EXEC, EVENT_STOP = 1, 4, 128
 WALL = 0x4000_0000  # waitpid(2): __WALL
 _ENTRY, _EXIT = 1, 2
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h, Linux 6.18
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 class _SyscallInfo(ctypes.Structure):
@@ -69,17 +66,9 @@ class Exit(NamedTuple):
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _libc.ptrace.restype = ctypes.c_long
-_libc.process_vm_readv.argtypes = (
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong
-)  # fmt: skip
-_libc.process_vm_readv.restype = ctypes.c_ssize_t
-_libc.process_vm_writev.argtypes = _libc.process_vm_readv.argtypes
-_libc.process_vm_writev.restype = ctypes.c_ssize_t
 _info = _SyscallInfo()
 _info_at, _info_size = ctypes.addressof(_info), ctypes.sizeof(_info)
 _message = ctypes.c_ulong()
-_local, _remote = _Iovec(), _Iovec()
-_local_at, _remote_at = ctypes.byref(_local), ctypes.byref(_remote)
 _U64 = (1 << 64) - 1
 
 
@@ -140,21 +129,21 @@ class Registers(ctypes.Structure):
 def registers(pid: int) -> Registers:
     """General registers of a stopped tracee."""
     found = Registers()
-    iovec = _Iovec(ctypes.addressof(found), ctypes.sizeof(found))
+    iovec = Iovec(ctypes.addressof(found), ctypes.sizeof(found))
     _call(_GETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(iovec))
     return found
 
 
 def set_registers(pid: int, wanted: Registers) -> None:
     """Overwrite the general registers of a stopped tracee."""
-    iovec = _Iovec(ctypes.addressof(wanted), ctypes.sizeof(wanted))
+    iovec = Iovec(ctypes.addressof(wanted), ctypes.sizeof(wanted))
     _call(_SETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(iovec))
 
 
 def float_registers(pid: int) -> bytes:
     """struct user_fpregs_struct, x86-64: an FXSAVE image, with the control words that a script may have set."""
     found = ctypes.create_string_buffer(arch.FLOAT_BYTES)
-    iovec = _Iovec(ctypes.addressof(found), arch.FLOAT_BYTES)
+    iovec = Iovec(ctypes.addressof(found), arch.FLOAT_BYTES)
     _call(_GETREGSET, pid, _NT_PRFPREG, ctypes.addressof(iovec))
     return found.raw
 
@@ -192,25 +181,3 @@ def syscall_stop(pid: int) -> Entry | Exit | None:
     if _info.op == _EXIT:
         return Exit(_info.words[0])
     return None
-
-
-def read_memory(pid: int, address: int, size: int) -> bytes:
-    """Read up to `size` bytes of its memory, fewer at the end of a mapping; OSError if nothing is mapped there."""
-    buffer = ctypes.create_string_buffer(size)
-    _local.base, _local.length = ctypes.addressof(buffer), size
-    _remote.base, _remote.length = address, size
-    got = _libc.process_vm_readv(pid, _local_at, 1, _remote_at, 1, 0)
-    if got < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return buffer.raw[:got]
-
-
-def write_memory(pid: int, address: int, content: bytes) -> None:
-    """Overwrite its memory; OSError if it cannot be written."""
-    buffer = ctypes.create_string_buffer(content, len(content))
-    local, remote = _Iovec(ctypes.addressof(buffer), len(content)), _Iovec(address, len(content))
-    done = _libc.process_vm_writev(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-    if done != len(content):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.ptrace.breakpoint_tracer import BreakpointTracer
-from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.php_stack import Walker
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.stack_records import StackSender
@@ -17,6 +16,7 @@ from tracer.backends.ptrace.worker_tracer import WorkerTracer
 from tracer.errors import UnsupportedError
 from tracer.targets import arch, processes
 from tracer.targets.php import Php
+from tracer.targets.php_memory import PhpMemory
 from tracer.targets.resolve import Target
 
 # In the format of /proc/PID/syscall.

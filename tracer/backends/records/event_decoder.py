@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
 
+from tracer.backends.records.in_flight import InFlight
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.request_structs import HEAD, PROCESS_EVENT, RELEASE_EVENT, EventKind
+from tracer.backends.records.request_structs import HEAD, PROCESS_EVENT, RELEASE_EVENT, REQUEST_FIELDS, EventKind
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.facts import Fact, Release
+
+# Where `struct request` says when it ended.
+_BEFORE_ENDED = [form for _, form in REQUEST_FIELDS[: [name for name, _ in REQUEST_FIELDS].index("ended_ns")]]
+_ENDED_NS = struct.Struct(f"<{struct.calcsize('<' + ''.join(_BEFORE_ENDED))}xQ")
 
 
 def _nothing(pid: int) -> None:
@@ -26,11 +32,13 @@ class EventDecoder:
         unwanted: Callable[[int], None] = _nothing,
         died: Callable[[int], None] = _nothing,
         became_master: Callable[[int], None] = _nothing,
+        in_flight: InFlight | None = None,
     ) -> None:
         """The callbacks get a pid.
 
         `replaced`: a master executed a program, itself or another. `unwanted`: a worker turned out to be of a pool that
         was not asked for. `died`: a master or worker ended. `became_master`: a worker turned out to be a master.
+        `in_flight` knows the requests that ran when tracing began.
         """
         self._table = table
         self._decoder = decoder
@@ -38,6 +46,7 @@ class EventDecoder:
         self._unwanted = unwanted
         self._died = died
         self._became_master = became_master
+        self._in_flight = in_flight or InFlight(decoder)
         # By pid, then by the start of the owner: what was freed while no request ran.
         self._idle_releases: dict[int, dict[int, Release]] = {}
 
@@ -47,6 +56,7 @@ class EventDecoder:
         workers, head = self._table.workers, HEAD.unpack_from
         request, add, of_request = self._decoder.request, found.append, int(EventKind.REQUEST)
         of_release = int(EventKind.RELEASED)
+        seen, ended_ns = self._in_flight.seen, _ENDED_NS.unpack_from
         for record in records:
             kind, pid = head(record)
             if kind == of_request:
@@ -56,7 +66,7 @@ class EventDecoder:
                 if tracked is None:
                     add(request(record, None))
                 elif tracked.wanted:
-                    add(request(record, tracked.fact.pool))
+                    add(seen(request(record, tracked.fact.pool), *ended_ns(record)))
             elif kind == of_release:
                 found += self._releases(record, pid)
             else:
@@ -104,6 +114,7 @@ class EventDecoder:
             return self._born(record)
         if kind == EventKind.DIED:
             self._idle_releases.pop(pid, None)
+            self._in_flight.gone(pid)
             self._died(pid)
             return self._table.died(record)
         if kind == EventKind.EXECED:

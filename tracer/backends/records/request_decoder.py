@@ -136,7 +136,9 @@ _RULES = (
 _SAID_BY_THE_MISSING_END = frozenset(
     {Note.NATIVE_NOT_COUNTED, Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE}
 )
-_KNOWN_WITHOUT_A_START = frozenset({"host", "pid", "pool", "nth", "ending", "notes"})
+_KNOWN_WITHOUT_A_START = frozenset({
+    "host", "pid", "pool", "nth", "ending", "notes", "anon_after", "file_after", "shmem_after", "vm_after",
+})  # fmt: skip
 
 
 class _Changes(NamedTuple):
@@ -169,7 +171,7 @@ class RequestDecoder:
     """
 
     def __init__(self, host: str, clock_offset_ns: int, *, keep_query: bool, calls: bool) -> None:
-        self._host = host
+        self.host = host
         self._offset = clock_offset_ns
         self._keep_query = keep_query
         self.calls = calls
@@ -177,6 +179,10 @@ class RequestDecoder:
     def unix_ns(self, monotonic_ns: int) -> int:
         """The Unix time of that reading of CLOCK_MONOTONIC, as requests have it."""
         return monotonic_ns + self._offset
+
+    def kept_uri(self, uri: str | None) -> str | None:
+        """The URI as it is recorded."""
+        return uri if uri is None or self._keep_query else uri.partition("?")[0]
 
     def request(self, record: bytes, pool: str | None) -> Request:
         """Return the Request of a `struct request` and the strings behind it."""
@@ -198,7 +204,7 @@ class RequestDecoder:
         row = Request._make(
             _IN_ORDER((
                 *values,
-                self._host, pool, started + self._offset, ended - started,
+                self.host, pool, started + self._offset, ended - started,
                 _METHODS.get(method) or method.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"),
                 uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
                 kept, 0, None,

@@ -14,7 +14,6 @@ from samples import PROPERTY
 
 from tracer.backends.ptrace import open_request
 from tracer.backends.ptrace.open_request import ABSENT, CallCounts, OpenRequest, end_alone
-from tracer.backends.ptrace.php_memory import HeapFigures
 from tracer.backends.ptrace.proc_files import Memory, WorkerFiles
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.request_structs import (
@@ -26,6 +25,7 @@ from tracer.backends.records.request_structs import (
     EventKind,
 )  # fmt: skip
 from tracer.facts import Request
+from tracer.targets.php_memory import HeapFigures
 
 OFFSET_NS = 1_700_000_000_000_000_003
 HEAP = HeapFigures(size=401_987, peak=2_921_293, real_size=2_359_309, real_peak=4_194_319)
@@ -333,7 +333,7 @@ def test_no_field_that_was_not_measured_is_0(started, teardown, heap, ended, hea
     lambda: finished().record(),
     lambda: running().record(),
     lambda: finished(calls=None).record(),
-    lambda: end_alone(4241, 1, 8_000_009),
+    lambda: end_alone(4241, 1, 8_000_009, AFTER),
 ], ids=["finished", "running", "breakpoints", "end alone"])  # fmt: skip
 def test_a_field_that_is_neither_filled_nor_absent_is_named(make, monkeypatch):
     monkeypatch.setattr(open_request, "REQUEST_FIELDS", (*REQUEST_FIELDS, ("forgotten_bytes", "q"), ("later", "q")))
@@ -365,8 +365,10 @@ def test_a_record_can_be_made_twice():
 
 
 def test_an_end_without_a_start_only_names_the_worker():
-    found = decoded(end_alone(4241, 1, 8_000_009))
+    found = decoded(end_alone(4241, 1, 8_000_009, AFTER))
 
     assert (found.host, found.pid, found.pool, found.nth) == ("web1", 4241, "www", 1)
     assert (found.ending, found.notes) == ("cut_off", "start_not_seen")
-    assert absent(found) == set(Request._fields) - {"host", "pid", "pool", "nth", "ending", "notes"}
+    known = {"anon_after", "file_after", "shmem_after", "vm_after"}
+    assert absent(found) == set(Request._fields) - {"host", "pid", "pool", "nth", "ending", "notes"} - known
+    assert (found.anon_after, found.file_after, found.shmem_after, found.vm_after) == AFTER

@@ -48,8 +48,9 @@ def test_a_handler_fits_only_a_process_with_the_same_code(monkeypatch):
     monkeypatch.setattr(sigtrap_handler, "_libc_text", lambda _: (at, CODE))
     handler = SigtrapHandler(PID)
 
-    monkeypatch.setattr(sigtrap_handler.syscalls, "read_memory", lambda _, address, size: CODE[address - at :][:size])
+    memory = sigtrap_handler.remote_memory
+    monkeypatch.setattr(memory, "read_memory", lambda _, address, size: CODE[address - at :][:size])
     same = handler.fits(PID)
-    monkeypatch.setattr(sigtrap_handler.syscalls, "read_memory", lambda _pid, _address, size: bytes(size))
+    monkeypatch.setattr(memory, "read_memory", lambda _pid, _address, size: bytes(size))
 
     assert (same, handler.fits(PID)) == (True, False)

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import fastcgi
 import pytest
 
-from tracer.backends.ptrace.php_memory import PhpMemory
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.syscall_tracer import Phase, SyscallTracer
 from tracer.backends.ptrace.syscalls import Entry, Exit
 from tracer.targets import arch
+from tracer.targets.php_memory import PhpMemory
 
 LISTENING, CONNECTION = 1000, 1001  # descriptors
 END_REQUEST = b"\x01\x03\x00\x01\x00\x08\x00\x00" + bytes(8)

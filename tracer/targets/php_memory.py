@@ -1,4 +1,6 @@
-"""PHP's state, read from a stopped worker's memory. The content is untrusted: every read is bounded."""
+"""PHP's state, read from a worker's memory. The content is untrusted, and changes while a worker that is not stopped
+runs: every read is bounded.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import mmap
 import struct
 from typing import NamedTuple
 
-from tracer.backends.ptrace.syscalls import read_memory
 from tracer.targets.layouts import FCGI_ENV
 from tracer.targets.php import Php
+from tracer.targets.remote_memory import read_memory
 
 _PAGE = mmap.PAGESIZE
 _BUCKET = struct.Struct("<IIQI4xQQ")  # hash, length of the name, name, length of the value, value, next
