@@ -136,6 +136,7 @@ def test_a_master_that_nobody_can_trace_is_named_on_stderr_in_the_recording_and_
     sentence = f"process {other.pid} is not traced: cannot trace {odd}: it has no X-Powered-By text"
     assert printed.index(f"phptrace: {sentence}") < printed.index(", backend bpf (")
     assert f"LEFT OUT: {sentence}" in printed
+    assert printed.count("has no X-Powered-By text") == 2
     assert f"LEFT OUT: {sentence}" in " ".join(run("report", str(path)).stdout.split())
     assert f"LEFT OUT: {sentence}" in run("export", str(path)).stderr
     assert examined.returncode == 0
