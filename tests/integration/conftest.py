@@ -37,16 +37,19 @@ def php_fpm(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def start_fpm(php_fpm: str) -> Iterator[Callable[..., Fpm]]:
-    """Start masters: start_fpm(www="pm = static\\npm.max_children = 2"), with `ini` settings for all pools."""
+    """Start masters: start_fpm(www="pm = static\\npm.max_children = 2"), with `ini` settings for all pools.
+
+    `binary` is the path of another php-fpm than the test's.
+    """
     with contextlib.ExitStack() as stack:
 
-        def start(*ini: str, daemonize: bool = False, **pools: str) -> Fpm:
+        def start(*ini: str, binary: str = php_fpm, daemonize: bool = False, **pools: str) -> Fpm:
             folder = Path(tempfile.mkdtemp(prefix="phptrace-test."))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             folder.chmod(0o755)
             for script in SCRIPTS.iterdir():
                 shutil.copy(script, folder)
-            fpm = Fpm(php_fpm, folder, pools, ini, daemonize=daemonize)
+            fpm = Fpm(binary, folder, pools, ini, daemonize=daemonize)
             stack.callback(fpm.stop)
             return fpm
 

@@ -305,7 +305,8 @@ def test_a_plan_has_stacks_only_where_they_are_asked_for(asked, made):
 
 
 def test_a_recording_says_how_its_stacks_were_taken():
-    running = Session(Choice(BpfBackend(), "asked for", (), (), ()), "php-fpm")
+    backend = BpfBackend()
+    running = Session(Choice(backend, "asked for", (), (), ()), backend, "php-fpm")
 
     options = StackOptions(max_depth=127, every=17, hz=997, retained_after=7, block_bytes=4099)
     with_stacks = running.meta(plan(stacks=options))
@@ -323,7 +324,8 @@ def test_a_recording_says_how_its_stacks_were_taken():
 
 def test_a_recording_names_who_was_meant_and_is_not_traced():
     refused = Refused("php-fpm", 7919, UnsupportedError("cannot trace /x: it is ARM. Use another."))
-    running = Session(Choice(BpfBackend(), "asked for", (), (refused,), ()), "php-fpm")
+    backend = BpfBackend()
+    running = Session(Choice(backend, "asked for", (), (refused,), ()), backend, "php-fpm")
 
     assert running.meta(plan())["not_traced"] == [
         "process 7919 is not traced: cannot trace /x: it is ARM. Use another."

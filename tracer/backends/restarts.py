@@ -35,7 +35,7 @@ class Attached(Protocol):
 
     @property
     def targets(self) -> Sequence[Target]:
-        """Those of the backend."""
+        """The targets of the backend."""
 
     def close(self) -> None:
         """Close the targets' files, after the backend."""
@@ -48,11 +48,17 @@ class _Gap:
     named: str
     master: int
     since: float  # time.time()
+    refused: str | None = None  # why a master that was started since cannot be traced
 
     def until(self, now: float | None) -> str:
         """The reason of a Loss."""
         times = [datetime.datetime.fromtimestamp(at, datetime.UTC) for at in (self.since, now) if at is not None]
         shown = [f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 100_000}Z" for at in times]
+        if now is None and self.refused is not None:
+            return (
+                f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and one that was started"
+                f" since is not traced ({self.refused})"
+            )
         if now is None:
             return f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and none was started"
         return (
@@ -72,16 +78,19 @@ class Restarts:
         masters: Callable[[], Collection[int]],
         attach_to: Callable[[Collection[int]], Attached | None],
         report: Callable[[str], None],
+        known: set[str] | None = None,
     ) -> None:
         """`first` is attached to the targets.
 
         `masters` returns the pids of all php-fpm masters. `attach_to` attaches to those of the given ones that are
-        meant: None if none is; it raises PhptraceError. `report` prints a sentence.
+        meant: None if none is; it raises PhptraceError. `report` prints a sentence. `known` are errors that were
+        reported already; it gets those that are reported here.
         """
         self._first = first
         self._masters = masters
         self._attach_to = attach_to
         self._report = report
+        self._known = set() if known is None else known
         self._later: list[Attached] = []
         self._named = {target.master.pid: target.named for target in targets if target.master is not None}
         self._gaps: list[_Gap] = []
@@ -169,7 +178,11 @@ class Restarts:
         try:
             attached = self._attach_to(fresh)
         except PhptraceError as exc:
-            self._report(f"not traced: {exc}")
+            if str(exc) not in self._known:
+                self._known.add(str(exc))
+                self._report(f"not traced: {exc}")
+                for waiting in self._gaps:
+                    waiting.refused = str(exc)
             attached = None
         self._left_alone.update(dict.fromkeys(fresh, now + _LEFT_ALONE_S))
         if attached is None:

@@ -198,23 +198,32 @@ def _found_again(plan: Plan, choice: Choice) -> Watch:
     if not names:
         return choice.backend
 
+    known = {str(refused.error) for refused in choice.left_out}
+
     def attach_to(masters: Collection[int]) -> _Later | None:
         try:
-            choice, found = _attached(plan, names, masters)
+            choice, found = _attached(plan, names, masters, known)
         except (NoTargetError, TargetGoneError):
             return None
         return _Later(choice.backend, choice.targets, found)
 
-    return Restarts(choice.backend, choice.targets, masters=master_pids, attach_to=attach_to, report=notice)
+    return Restarts(
+        choice.backend, choice.targets, masters=master_pids, attach_to=attach_to, report=notice, known=known
+    )
 
 
 def _attached(
-    plan: Plan, names: Sequence[str] | None = None, only: Collection[int] | None = None
+    plan: Plan,
+    names: Sequence[str] | None = None,
+    only: Collection[int] | None = None,
+    known: set[str] | None = None,
 ) -> tuple[Choice, Found]:
     """Choose a backend and attach it to the targets. The caller closes both.
 
-    `names`: not all that the plan has; `only`: these masters alone.
+    `names`: not all that the plan has; `only`: these masters alone. `known`: errors of processes that are left out, and
+    were reported already; it gets those that are reported here.
     """
+    reported: set[str] = set() if known is None else known
     options = BackendOptions(plan.keep_query, plan.stacks, plan.ptrace_mode, plan.native)
     refused: dict[str, PhptraceError] = {}
     while True:
@@ -222,7 +231,7 @@ def _attached(
             found = find(plan.names if names is None else names, only=only)
             undo.callback(found.close)
             choice = choose(plan.backend, found, options, refused)
-            _announce(choice)
+            _announce(choice, reported)
             undo.callback(choice.backend.close)
             try:
                 choice.backend.attach(choice.targets)
@@ -238,10 +247,15 @@ def _attached(
                 return choice, found
 
 
-def _announce(choice: Choice) -> None:
-    """Warn, before anything is attached, who is left out, and what a backend costs that nobody asked for."""
+def _announce(choice: Choice, known: set[str]) -> None:
+    """Warn, before anything is attached, who is left out, and what a backend costs that nobody asked for.
+
+    Errors that are `known` were reported before; those that are reported here are added.
+    """
     for refused in choice.left_out:
-        log.warning("%s", refused)
+        if str(refused.error) not in known:
+            known.add(str(refused.error))
+            log.warning("%s", refused)
     if choice.cost:
         log.warning("using %s (%s)", choice.backend.name.replace("+", " and "), choice.why)
         for cost in choice.cost:

@@ -153,7 +153,7 @@ def attach_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             help="How to watch the workers: from the kernel (bpf), or by stopping them (ptrace, slower). auto uses"
-            f" {' if this host allows it, otherwise '.join(BACKENDS)}.",
+            f" {', and only where that is not possible, '.join(BACKENDS)}.",
         ),
         click.option(
             "--ptrace-mode",

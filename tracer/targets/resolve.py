@@ -236,8 +236,7 @@ def _masters(*, symbols: bool, only: Collection[int] | None) -> Iterator[tuple[P
     if some:
         return
     raise NoTargetError(
-        f"cannot find a php-fpm master: no process in /proc is titled {MASTER_TITLE!r}"
-        " and has PHP's request functions in its executable. Start php-fpm, or name a PID."
+        f"cannot find a php-fpm master: no process in /proc is titled {MASTER_TITLE!r}. Start php-fpm, or name a PID."
     )
 
 

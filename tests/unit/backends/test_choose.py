@@ -225,7 +225,13 @@ def test_bpf_that_is_asked_for_leaves_a_static_php_out_and_names_the_command(hos
     made = assign("bpf", whole, BackendOptions())
 
     assert [one.pid for one in made.left_out] == [whole.targets[1].pid]
-    assert str(made.left_out[0]).endswith("without dynamic symbols. Use --backend ptrace, which needs none.")
+    pid = made.left_out[0].pid
+    assert str(made.left_out[0]).endswith(f" symbols. Use --backend ptrace --pid {pid}, which needs none.")
+
+
+def test_bpf_that_is_asked_for_does_not_advise_a_ptrace_that_would_refuse(host, processes):
+    with pytest.raises(UnsupportedError, match="symbols. Use a non-thread-safe build of PHP with dynamic symbols.$"):
+        choose("bpf", processes.named("static cli"), BackendOptions())
 
 
 @pytest.mark.parametrize("kind", ["static cli", "cli"])

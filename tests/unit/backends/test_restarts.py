@@ -159,6 +159,37 @@ def test_masters_that_are_not_meant_or_cannot_be_traced_are_left_alone_for_a_whi
     assert host.reports == ["not traced: cannot trace process 13: it is static. Use ptrace."]
 
 
+def test_a_master_that_cannot_be_traced_is_reported_once_and_is_the_reason_of_the_gap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = Host(monkeypatch, 5)
+    host.first.masters, host.pids = frozenset(), {13}
+    for _ in range(200):
+        host.poll(1.0)
+
+    assert host.asked == [{13}] * 7
+    assert host.reports[1:] == ["not traced: cannot trace process 13: it is static. Use ptrace."]
+    (gap,) = host.watch.close()
+    assert isinstance(gap, Loss)
+    assert gap.why == (
+        "gaps in tracing: master 5 of php-fpm ended at 2027-01-15T08:01:41.0Z, and one that was started since is not"
+        " traced (cannot trace process 13: it is static. Use ptrace.)"
+    )
+
+
+def test_a_master_that_was_left_out_from_the_start_is_not_reported_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 5)
+    reports: list[str] = []
+    watch = Restarts(
+        host.first, [target(5)], masters=lambda: {5, 13}, attach_to=host.attach_to, report=reports.append,
+        known={"cannot trace process 13: it is static. Use ptrace."},
+    )  # fmt: skip
+
+    watch.poll(0.0)
+
+    assert (host.asked, reports) == ([{13}], [])
+
+
 def test_a_backend_whose_masters_have_all_ended_is_closed_when_the_next_is_attached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -206,6 +206,7 @@ class Attachment:
             self._take_births(target.master.pid)
         else:
             self._programs.map("workers").remove(target.master.pid)
+            self._lacking.append(f"not traced: master {target.master.pid}, which ended before phptrace was attached")
             return
         for worker in present:
             self._enter(worker.pid, Role.WORKER, target)

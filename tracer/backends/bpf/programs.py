@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import errno
 import importlib
 import mmap
 import os
@@ -21,6 +22,7 @@ from tracer.targets.processes import file_mappings
 
 RING_BYTES = 8 << 20
 _MADV_DONTNEED = 4
+_SHORT_OF = (errno.EMFILE, errno.ENFILE)
 _COMPILER = ("libLLVM", "libclang")
 
 
@@ -71,7 +73,9 @@ def _refused_by_bcc(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        raise UnsupportedError(f"cannot {doing}: {exc}. Run `phptrace doctor`.") from exc
+        short = any(os.strerror(code) in str(exc) for code in _SHORT_OF)
+        fix = "Close files, or raise the limit (ulimit -n)" if short else "Run `phptrace doctor`"
+        raise UnsupportedError(f"cannot {doing}: {exc}. {fix}.", fixable=short) from exc
 
 
 class Programs:

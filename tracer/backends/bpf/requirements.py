@@ -54,7 +54,12 @@ def unmet_requirements() -> list[PhptraceError]:
 def refusal_of(target: Target) -> PhptraceError | None:
     """Return why BPF cannot trace that target, whatever the host; None if it can."""
     unhooked = target.php.unhooked
-    return None if unhooked is None else UnsupportedError(unhooked)
+    if unhooked is None:
+        return None
+    if target.speaks_fastcgi:
+        return UnsupportedError(unhooked.replace("--backend ptrace", f"--backend ptrace --pid {target.pid}"))
+    reason, _, _ = unhooked.rpartition(". ")
+    return UnsupportedError(f"{reason}. Use a non-thread-safe build of PHP with dynamic symbols.")
 
 
 def _kernel_problems() -> list[PhptraceError]:

@@ -52,6 +52,7 @@ _COST_OF_BREAKPOINTS = "each request stops three times, 0.2 to 0.8 ms in all; wo
 _NO_CALLS = "not measured: mmap and brk calls, since breakpoints see no system calls"
 _MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cannot sample page faults or Zend's heap"
 _ABANDONED = "workers no longer traced: "
+_MOST_NAMED = 10  # pids in one text
 _REFUSED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
 _NEVER_MEASURED = (
     "not measured: zend_used_end, memory_limit (ptrace does not see the end of the script)",
@@ -129,7 +130,9 @@ class PtraceBackend:
                 if code != errno.EPERM:
                     raise UnsupportedError(f"cannot trace process {pid}: {os.strerror(code)}. Run `phptrace doctor`.")
             if outcome["failed"]:
-                self._pending.append(Loss(time.time_ns(), len(outcome["failed"]), _REFUSED))
+                pids = [str(pid) for pid, _ in outcome["failed"]]
+                shown = ", ".join(pids[:_MOST_NAMED]) + (", …" if len(pids) > _MOST_NAMED else "")
+                self._pending.append(Loss(time.time_ns(), len(pids), f"{_REFUSED} (process {shown})"))
             if not outcome["workers"] and not outcome["masters"]:
                 raise TargetGoneError(
                     f"cannot trace {', '.join(target.named for target in targets)}: no process was left when phptrace"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tracer.targets.resolve import Target
 # In the format of /proc/PID/syscall.
 _ACCEPTING = (str(arch.SYS_ACCEPT), str(arch.SYS_ACCEPT4))
 _READ = str(arch.SYS_READ)
+# An interrupted worker stops at once; one that computes may take a tick.
+_STOP_LOOKS, _STOP_LOOK_S = 100, 0.0005
 _HEADER_BYTES = "0x8"  # of a FastCGI record, which php reads with a separate call
 
 
@@ -100,6 +103,17 @@ def _without_offsets(php: Php) -> Php:
     )  # fmt: skip
 
 
+def _system_call(pid: int) -> list[str]:
+    """The fields of /proc/PID/syscall of a worker that is being interrupted: on the way to its stop it is `running`."""
+    fields = Path(f"/proc/{pid}/syscall").read_text().split()
+    for _ in range(_STOP_LOOKS):
+        if fields != ["running"]:
+            break
+        time.sleep(_STOP_LOOK_S)
+        fields = Path(f"/proc/{pid}/syscall").read_text().split()
+    return fields
+
+
 def _is_busy(pid: int, memory: PhpMemory) -> bool:
     """True if it is in a request. If Zend's heap is unknown, True unless it waits for a connection, or for a request on
     one; False if its system call cannot be read.
@@ -108,7 +122,7 @@ def _is_busy(pid: int, memory: PhpMemory) -> bool:
     if in_request is not None:
         return in_request
     try:
-        number, *arguments = Path(f"/proc/{pid}/syscall").read_text().split()
+        number, *arguments = _system_call(pid)
     except (OSError, ValueError):
         return False
     return number not in _ACCEPTING and not (number == _READ and arguments[2] == _HEADER_BYTES)
