@@ -16,7 +16,7 @@ from samples import COMPLETE, PROPERTY, request
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.doctor import ALL, BPF, PTRACE, Check
-from tracer.facts import Loss, Worker
+from tracer.facts import Loss, Request, Worker
 from tracer.reporters import checklist, json_report, table
 from tracer.reporters.checklist import Outcome, Traced
 from tracer.reporters.live import LiveView, Status
@@ -280,3 +280,34 @@ def test_the_checklist_as_json_has_the_verdict_and_the_fixes():
     assert [(one["name"], one["ok"], one["fix"]) for one in document["checks"]] == [
         ("kernel", True, None), ("heap", False, "do this"),
     ]  # fmt: skip
+
+
+def in_flight(growth: int, uri: str | None, pid: int) -> Request:
+    """A request of 8 s that tracing cut off, and that had grown so much by then."""
+    return request(
+        pid=pid, uri=uri, script="/srv/\x1b[2J.php", duration_ns=8_000_000_000, anon_before=1_000_003,
+        anon_after=1_000_003 + growth, ending="cut_off", notes="end_not_seen",
+    )  # fmt: skip
+
+
+def test_requests_in_flight_that_grew_most_are_named_with_their_growth_a_second():
+    tally = Tally()
+    tally.add_all([in_flight(size << 20, f"/events/{size}", size) for size in (1, 16, 2, 3, 4, 5)])
+    tally.add(in_flight(-8 << 20, None, 19))
+    out = io.StringIO()
+
+    json_report.render([], tally, out)
+
+    lines = [line for line in table.summary(tally).splitlines() if line.startswith("IN FLIGHT")]
+    assert (tally.incomplete, len(lines)) == (7, 5)
+    assert lines[0] == "IN FLIGHT: /events/16 in worker 16: +16.0 MiB in 8.0 s, +2.0 MiB a second"
+    found = json.loads(out.getvalue())["in_flight"]
+    assert [one["uri"] for one in found] == [f"/events/{size}" for size in (16, 5, 4, 3, 2)]
+    assert (found[0]["growth_bytes"], found[0]["duration_ns"], found[0]["pid"]) == (16 << 20, 8_000_000_000, 16)
+
+
+def test_a_request_in_flight_without_a_uri_is_named_by_its_script_and_escaped():
+    tally = Tally()
+    tally.add(in_flight(-8 << 20, None, 19)._replace(duration_ns=500_000_000))
+
+    assert table.summary(tally).splitlines()[1] == r"IN FLIGHT: /srv/\x1b[2J.php in worker 19: -8.0 MiB in 0.5 s"
