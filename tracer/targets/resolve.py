@@ -15,7 +15,8 @@ from tracer.targets.php import Php
 from tracer.targets.processes import MASTER_TITLE, Process
 
 FPM = "php-fpm"
-_FASTCGI = ("fpm-fcgi", "cgi-fcgi")
+_FPM_SAPI = "fpm-fcgi"
+_FASTCGI = (_FPM_SAPI, "cgi-fcgi")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +34,11 @@ class Target:
     def speaks_fastcgi(self) -> bool:
         """True if REQUEST_URI is in the FastCGI environment, or the SAPI is unknown."""
         return self.sapi is None or self.sapi in _FASTCGI
+
+    @property
+    def resets_errors(self) -> bool:
+        """True if each script starts with EG(exit_status) 0: sapi/fpm/fpm/fpm_main.c, PHP 8.2, but not cgi_main.c."""
+        return self.sapi == _FPM_SAPI
 
     @property
     def processes(self) -> tuple[Process, ...]:
