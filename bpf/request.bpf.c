@@ -12,6 +12,7 @@
  *   on_mmap …       behind libc's system calls        map_*, unmap_*, brk_calls, anon_peak
  *   on_exit_call    zend_throw_unwind_exit()          REQUEST_EXITED
  *   on_script_end   entry of php_request_shutdown()   zend_used_end, memory_limit, REQUEST_FATAL
+ *   on_output_end   entry of php_output_deactivate()  REQUEST_FATAL; not under php-fpm
  *   on_teardown     entry of zend_mm_shutdown()       anon_end, zend_*peak, zend_real_end, status
  *   on_end          end of php_request_shutdown()     *_after, brk_bytes, ended_ns, cpu_ns, faults; submits
  *
@@ -296,26 +297,24 @@ int on_exit_call(struct pt_regs *ctx)
 
 /*
  * True if an error has ended the script: php_error_cb() then sets EG(exit_status) to 255 (main/main.c,
- * PHP 8.2). The status is reset when a script is run, the error's type never, so both may be an earlier
- * request's; the caller has to know that they are not.
+ * PHP 8.2). Of all SAPIs only php-fpm resets the status, when it runs a script; the error's type is never
+ * reset. So both may be an earlier request's; the caller has to know that they are not.
  */
-static __always_inline bool ended_by_error(struct worker *w, struct php_binary *php,
-					   s32 exit_status)
+static __always_inline bool ended_by_error(struct worker *w, struct php_binary *php)
 {
-	s32 type = 0;
+	s32 status = 0, type = 0;
 
-	if (exit_status != 255)
+	read_user(&status, sizeof(status), w->bias + php->executor_globals + php->eg_exit_status);
+	if (status != 255)
 		return false;
 	read_user(&type, sizeof(type), w->bias + php->core_globals + php->pg_last_error_type);
 	return type & E_FATAL_ERRORS;
 }
 
-static __always_inline s32 exit_status_of(struct worker *w, struct php_binary *php)
+/* The message is freed at the end of each request: an error that has one is of this request. */
+static __always_inline bool has_message(struct worker *w, struct php_binary *php)
 {
-	s32 status = 0;
-
-	read_user(&status, sizeof(status), w->bias + php->executor_globals + php->eg_exit_status);
-	return status;
+	return user_u64(w->bias + php->core_globals + php->pg_last_error_message);
 }
 
 /* Entry of php_request_shutdown(): the script has ended, nothing has been freed. */
@@ -323,8 +322,6 @@ int on_script_end(struct pt_regs *ctx)
 {
 	struct worker *w = this_request();
 	struct php_binary *php;
-	s32 exit_status;
-	u64 globals;
 
 	if (!w)
 		return 0;
@@ -336,12 +333,26 @@ int on_script_end(struct pt_regs *ctx)
 		w->request.zend_used_end = user_u64(w->heap + php->heap_size);
 	if (!php->known)
 		return 0;
-	globals = w->bias + php->core_globals;
-	w->request.memory_limit = user_u64(globals + php->pg_memory_limit);
-	exit_status = exit_status_of(w, php);
-	w->stale_exit = exit_status == 255;
-	/* The message is freed at the end of each request: it is of this one. */
-	if (ended_by_error(w, php, exit_status) && user_u64(globals + php->pg_last_error_message))
+	w->request.memory_limit = user_u64(w->bias + php->core_globals + php->pg_memory_limit);
+	w->stale_error = ended_by_error(w, php);
+	if (w->stale_error && has_message(w, php))
+		w->request.flags |= REQUEST_FATAL;
+	return 0;
+}
+
+/*
+ * Entry of php_output_deactivate(): no PHP code runs any more in this request, and its last error is still
+ * there. Needed where an earlier request's error never goes away: see ended_by_error().
+ */
+int on_output_end(struct pt_regs *ctx)
+{
+	struct worker *w = this_request();
+	struct php_binary *php;
+
+	if (!w)
+		return 0;
+	php = php_binaries.lookup(&w->binary);
+	if (php && php->known && ended_by_error(w, php) && has_message(w, php))
 		w->request.flags |= REQUEST_FATAL;
 	return 0;
 }
@@ -367,7 +378,7 @@ int on_teardown(struct pt_regs *ctx)
 		read_user(&w->request.status, 4,
 			  w->bias + php->sapi_globals + php->sg_response_code);
 		/* A shutdown function or destructor may have failed since. */
-		if (!w->stale_exit && ended_by_error(w, php, exit_status_of(w, php)))
+		if (!w->stale_error && ended_by_error(w, php))
 			w->request.flags |= REQUEST_FATAL;
 	}
 	w->request.anon_end = sample_anon(w);

@@ -47,7 +47,7 @@ enum request_flag {
 	REQUEST_METHOD_FROM_SAPI = 1 << 8,
 	REQUEST_METHOD_UNKNOWN = 1 << 9,
 	REQUEST_EXITED = 1 << 10, /* the script called exit() or die() */
-	REQUEST_FATAL = 1 << 11, /* EG(exit_status) is 255 and the last error was a fatal one */
+	REQUEST_FATAL = 1 << 11, /* the last error was a fatal one, and of this request */
 	REQUEST_SCRIPT_END_NOT_SEEN = 1
 				      << 12, /* php_request_shutdown() was not seen: no used_end */
 	REQUEST_PHP_LAYOUT_UNKNOWN =
@@ -58,6 +58,7 @@ enum request_flag {
 	REQUEST_MAPPINGS_NOT_READ = 1 << 16, /* its private writable mappings were not measured */
 	REQUEST_CALLS_NOT_SEEN = 1 << 17, /* its memory calls were not seen, brk among them */
 	REQUEST_USAGE_NOT_READ = 1 << 18, /* its CPU time and page faults were not read */
+	REQUEST_ENDING_UNKNOWN = 1 << 19, /* a fatal error may have ended it */
 };
 
 struct request {
@@ -192,7 +193,7 @@ struct worker {
 	__u32 requests; /* begun under watch */
 	__u32 calls; /* enum calls */
 	__u32 pad;
-	__u32 stale_exit; /* 1 = EG(exit_status) was 255 when the script ended */
+	__u32 stale_error; /* 1 = a fatal error of an earlier request showed when the script ended */
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */
 	/* at the start of the running request, to be subtracted at its end */

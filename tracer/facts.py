@@ -17,6 +17,7 @@ class Ending(enum.Enum):
     EXITED = "exited"  # the script called exit() or die(); the request then ended in order
     FATAL = "fatal"  # a fatal error: memory_limit, max_execution_time, uncaught exception, parse error
     KILLED = "killed"  # by a signal, in mid-request: stored as `killed:SEGV`
+    UNKNOWN = "unknown"  # it came to its end; whether by exit() or a fatal error could not be measured, see notes
     CUT_OFF = "cut_off"  # only a part was seen: tracing began or ended in mid-request, or the worker left
 
 
@@ -30,6 +31,7 @@ class Note(enum.Enum):
     SCRIPT_END_NOT_SEEN = "script_end_not_seen"
     TEARDOWN_NOT_SEEN = "teardown_not_seen"
     PHP_LAYOUT_UNKNOWN = "php_layout_unknown"  # this PHP's globals are unknown: no status, no fatal
+    ENDING_UNKNOWN = "ending_unknown"  # it may have ended by a fatal error: what shows that was not seen
     NATIVE_NOT_COUNTED = "native_not_counted"  # malloc and free calls of this request were not counted, or not all
     CALLS_NOT_HOOKED = "calls_not_hooked"  # mmap and brk calls of this worker cannot be counted
     URI_IS_SCRIPT_NAME = "uri_is_script_name"  # REQUEST_URI was not sent, or not found

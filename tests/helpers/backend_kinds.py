@@ -31,15 +31,13 @@ NATIVE = frozenset({
 CANNOT_SEE: dict[str, frozenset[str]] = {
     BPF: frozenset(),
     SYSCALLS: frozenset({"zend_used_end", "memory_limit"}) | NATIVE,
-    BREAKPOINTS: frozenset({"zend_used_end", "memory_limit"}) | MEMORY_CALLS | NATIVE,
+    BREAKPOINTS: MEMORY_CALLS | NATIVE,
 }
 # The notes of every request that is whole.
 NOTES: dict[str, frozenset[str]] = {
     BPF: frozenset(),
     SYSCALLS: frozenset({Note.NATIVE_NOT_COUNTED.value, Note.SCRIPT_END_NOT_SEEN.value}),
-    BREAKPOINTS: frozenset(
-        {Note.NATIVE_NOT_COUNTED.value, Note.SCRIPT_END_NOT_SEEN.value, Note.CALLS_NOT_HOOKED.value}
-    ),
+    BREAKPOINTS: frozenset({Note.NATIVE_NOT_COUNTED.value, Note.CALLS_NOT_HOOKED.value}),
 }
 # True if exit() in a script is told apart from a plain end.
 SEES_EXIT = {BPF: True, SYSCALLS: False, BREAKPOINTS: False}

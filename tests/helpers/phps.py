@@ -39,6 +39,7 @@ def php_functions() -> dict[str, elfs.Content]:
         "php_request_shutdown": PUSHES,
         "zend_mm_shutdown": PUSHES,
         "zend_throw_unwind_exit": PUSHES,
+        "php_output_deactivate": PUSHES,
         "zend_mm_get_heap": loads_heap(b"\xc3"),
         "zend_memory_usage": loads_heap(_USAGE),
         "zend_memory_peak_usage": loads_heap(_PEAK_USAGE),

@@ -34,6 +34,7 @@ class Hooks:
     end: Hook  # the very end of php_request_shutdown(): a USDT nop; or, if there is none,
     end_is_return: bool  # its entry, which needs a return probe
     teardown: Hook | None  # entry of zend_mm_shutdown(); None: Zend's peak is not measured
+    output_end: Hook | None  # entry of php_output_deactivate(): PHP code is over, its last error is not freed yet
     exit_call: Hook | None  # entry of zend_throw_unwind_exit(); None: exit() is not seen
 
 
@@ -200,6 +201,7 @@ def _hooks(elf: Elf, where: str) -> Hooks:
         end=end or script_end,
         end_is_return=end is None,
         teardown=_entry(elf, "zend_mm_shutdown"),
+        output_end=_entry(elf, "php_output_deactivate"),
         exit_call=_entry(elf, "zend_throw_unwind_exit"),
     )
 

@@ -29,6 +29,18 @@ class HeapFigures(NamedTuple):
     real_peak: int
 
 
+class LastError(NamedTuple):
+    """How PHP code ended, as far as PHP's globals say: php_error_cb(), main/main.c, PHP 8.2.
+
+    None of it is reset between requests but the message, which php_request_shutdown() frees, and the status, which
+    php-fpm sets to 0 when it runs a script.
+    """
+
+    status: int  # EG(exit_status): 255 after a fatal error, and after exit(255)
+    fatal: bool  # the last error was a fatal one
+    message: bool  # the last error is one of the running request
+
+
 class PhpMemory:
     """PHP's globals in one process; a value is None if its offset is unknown or it cannot be read."""
 
@@ -135,18 +147,24 @@ class PhpMemory:
             return None
         return self._s32(self._bias + globals_at + layout.sg_response_code) or None
 
-    def ended_by_error(self) -> bool:
-        """True if a fatal error ended the script; False also if that cannot be read.
-
-        php_error_cb() sets EG(exit_status) to 255 and stores the error's type (main/main.c, PHP 8.2). A request that
-        runs no script leaves both unchanged; exit(255) leaves the type unchanged.
-        """
+    def last_error(self) -> LastError | None:
+        """Return how PHP code ended, now or in an earlier request; None if that cannot be read."""
         layout, executor, core = self._php.layout, self._php.executor_globals, self._php.core_globals
         if layout is None or executor is None or core is None:
-            return False
-        if self._s32(self._bias + executor + layout.eg_exit_status) != 255:
-            return False
-        return bool((self._s32(self._bias + core + layout.pg_last_error_type) or 0) & _FATAL_ERRORS)
+            return None
+        status = self._s32(self._bias + executor + layout.eg_exit_status)
+        kind = self._s32(self._bias + core + layout.pg_last_error_type)
+        message = self._u64(self._bias + core + layout.pg_last_error_message)
+        if status is None or kind is None or message is None:
+            return None
+        return LastError(status, bool(kind & _FATAL_ERRORS), bool(message))
+
+    def memory_limit(self) -> int | None:
+        """Return the setting in force, in bytes; -1 is unlimited; None if it cannot be read."""
+        layout, core = self._php.layout, self._php.core_globals
+        if layout is None or core is None:
+            return None
+        return self._number(self._bias + core + layout.pg_memory_limit, "<q")
 
     def _u64(self, address: int) -> int | None:
         return self._number(address, "<Q")

@@ -16,7 +16,8 @@ from tracer.targets.php import Php
 from tracer.targets.processes import MASTER_TITLE, Process
 
 FPM = "php-fpm"
-_FASTCGI = ("fpm-fcgi", "cgi-fcgi")
+_FPM_SAPI = "fpm-fcgi"
+_FASTCGI = (_FPM_SAPI, "cgi-fcgi")
 # PHP's command line: its one request began when it started.
 _ONE_REQUEST = ("cli", "phpdbg", "micro")
 _MOST_NAMED = 5  # refused processes in one error
@@ -47,6 +48,11 @@ class Target:
     def pid(self) -> int:
         """Of its master, or of its first process if it has none."""
         return self.processes[0].pid
+
+    @property
+    def resets_errors(self) -> bool:
+        """True if each script starts with EG(exit_status) 0: sapi/fpm/fpm/fpm_main.c, PHP 8.2, but not cgi_main.c."""
+        return self.sapi == _FPM_SAPI
 
     @property
     def processes(self) -> tuple[Process, ...]:

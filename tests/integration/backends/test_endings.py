@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import fastcgi
 import pytest
-from backend_kinds import CANNOT_SEE, NOTES, SEES_EXIT, notes
+from backend_kinds import BPF, BREAKPOINTS, CANNOT_SEE, NOTES, SEES_EXIT, SYSCALLS, notes
 from fpm import ONE_WORKER, Fpm
+from php_servers import PhpCgi, PhpDashS
 from proc_status import is_asleep
 from tracing import Tracer
 from waiting import wait_for
@@ -49,6 +50,105 @@ def test_a_request_after_a_fatal_one_is_not_fatal(
     fatal, request = traced.next(2)
 
     assert (fatal.ending, request.ending) == ("fatal", _seen(ending, backend))
+
+
+# In this order in one worker: PHP resets neither its last error nor, but for php-fpm, its exit status.
+_ENDINGS = {
+    "hello.php": "finished",
+    "late.php": "fatal",
+    "hello.php?2": "finished",
+    "noisy_fatal.php": "fatal",
+    "exit.php": "exited",
+    "fatal.php": "fatal",
+    "hello.php?3": "finished",
+    "exit255.php": "exited",
+    "limit.php": "fatal",
+    "exit.php?2": "exited",
+    "timeout.php": "fatal",
+    "hello.php?4": "finished",
+    "fatal.php?2": "fatal",
+    "late.php?2": "fatal",
+    "hello.php?5": "finished",
+}
+# What a way to watch cannot tell, by server.
+_UNSEEN: dict[tuple[str, str], dict[str, str]] = {
+    ("php-fpm", BPF): {},
+    ("php-cgi", BPF): {},
+    ("php-fpm", SYSCALLS): {},  # it writes its log, a system call, before the warning
+    # The warning is PHP's last error when a system call shows it.
+    ("php-cgi", SYSCALLS): {"noisy_fatal.php": "unknown"},
+    ("php-fpm", BREAKPOINTS): {},
+    # A fatal error in a shutdown function looks as the earlier one does.
+    ("php-cgi", BREAKPOINTS): {"late.php?2": "finished"},
+}
+
+
+@pytest.mark.parametrize("server", ["php-fpm", "php-cgi"])
+def test_each_request_of_a_worker_has_its_own_ending(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], backend: str, server: str
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    cgi = PhpCgi(fpm.folder) if server == "php-cgi" else None
+    try:
+        tracer = trace(str(cgi.pid if cgi else fpm.master))
+        for script in _ENDINGS:
+            (cgi or fpm).get(script.partition("?")[0])
+        requests = tracer.next(len(_ENDINGS))
+    finally:
+        if cgi:
+            cgi.stop()
+
+    expected = {script: _seen(ending, backend) for script, ending in _ENDINGS.items()}
+    expected |= _UNSEEN[server, backend]
+    assert dict(zip(_ENDINGS, [request.ending for request in requests], strict=True)) == expected
+    unknown = [request for request in requests if Note.ENDING_UNKNOWN.value in notes(request)]
+    assert [request.ending for request in unknown] == ["unknown"] * list(expected.values()).count("unknown")
+
+
+def test_phps_own_web_server_has_the_same_endings(fpm: Fpm, trace: Callable[..., Tracer], backend: str) -> None:
+    if backend != BPF:
+        pytest.skip("PHP's own web server does not speak FastCGI: ptrace cannot follow it.")
+    server = PhpDashS(fpm.folder)
+    try:
+        tracer = trace(str(server.pid))
+        for script in _ENDINGS:
+            server.get(script)
+        requests = tracer.next(len(_ENDINGS))
+    finally:
+        server.stop()
+
+    assert dict(zip(_ENDINGS, [request.ending for request in requests], strict=True)) == _ENDINGS
+
+
+def test_without_the_timer_a_later_request_says_that_its_ending_is_unknown(
+    fpm: Fpm, trace: Callable[..., Tracer], backend: str
+) -> None:
+    cgi = PhpCgi(fpm.folder, "max_execution_time=0")
+    try:
+        tracer = trace(str(cgi.pid))
+        for script in ("hello.php", "fatal.php", "hello.php"):
+            cgi.get(script)
+        requests = tracer.next(3)
+    finally:
+        cgi.stop()
+
+    last = "unknown" if backend == SYSCALLS else "finished"
+    assert [request.ending for request in requests] == ["finished", "fatal", last]
+
+
+def test_where_phps_layout_is_unknown_so_is_the_ending(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracer.targets.layouts.LAYOUTS", ())
+    fpm = start_fpm(www=ONE_WORKER)
+    tracer = trace(str(fpm.master))
+    for script in ("hello.php", "fatal.php", "exit.php"):
+        fpm.get(script)
+    requests = tracer.next(3)
+
+    exited = "exited" if SEES_EXIT[backend] else "unknown"
+    assert [request.ending for request in requests] == ["unknown", "unknown", exited]
+    assert all(Note.PHP_LAYOUT_UNKNOWN.value in notes(request) for request in requests)
 
 
 def _seen(ending: str, backend: str) -> str:

@@ -88,7 +88,7 @@ def test_a_request_ends_at_the_return_where_there_is_no_usdt_probe(inspected):
 
 def test_a_request_ends_at_the_usdt_probes_nop(inspected):
     functions = {**php_functions(), "behind": b"\x90\xc3"}
-    at = TEXT + FUNCTIONS_AT + 16 * 3 + 16 + 16 + 2 * 32  # the accessors take 32 bytes each
+    at = TEXT + FUNCTIONS_AT + 16 * 4 + 16 + 16 + 2 * 32  # the accessors take 32 bytes each
 
     hooks = inspected(functions=functions, notes=Note("php", "request__shutdown", at).packed()).hooks
 

@@ -40,7 +40,7 @@ WHY_LOST = {
     Lost.WORKERS: "workers not traced: worker table is full",
 }
 # In the order in which they are set. The start comes last: a request whose start is seen is seen whole.
-UPROBES_ON_PHP = ("on_teardown", "on_script_end", "on_exit_call", "on_end", "on_startup")
+UPROBES_ON_PHP = ("on_teardown", "on_output_end", "on_script_end", "on_exit_call", "on_end", "on_startup")
 _RAW_TRACEPOINTS = (
     ("sched_process_fork", "on_fork"),
     ("sched_process_exec", "on_exec"),
@@ -254,7 +254,7 @@ class Attachment:
         self._probed.add(php.image, [php.hooks.startup.file_offset])
         for function in UPROBES_ON_PHP:
             hook = hooks[function.removeprefix("on_")]
-            if hook is None:
+            if hook is None or (function == "on_output_end" and target.resets_errors):
                 continue
             if not hook["emulated"]:
                 log.info("%s of %s is on an instruction that is single-stepped: 12 µs a hit", function, php.image.shown)

@@ -48,16 +48,14 @@ _SLOWLOG = (
     "php-fpm's slowlog (request_slowlog_timeout) stays empty while workers are traced with ptrace: its master would"
     " have to trace them itself, and logs that it cannot"
 )
-_COST_OF_BREAKPOINTS = "each request stops three times, 0.2 to 0.8 ms in all; workers have a SIGTRAP handler meanwhile"
+_COST_OF_BREAKPOINTS = "each request stops four times, 0.3 to 0.9 ms in all; workers have a SIGTRAP handler meanwhile"
 _NO_CALLS = "not measured: mmap and brk calls, since breakpoints see no system calls"
 _MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cannot sample page faults or Zend's heap"
 _ABANDONED = "workers no longer traced: "
 _MOST_NAMED = 10  # pids in one text
 _REFUSED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
-_NEVER_MEASURED = (
-    "not measured: zend_used_end, memory_limit (ptrace does not see the end of the script)",
-    f"{EXIT_NOT_SEEN}, which looks like a plain end (ptrace sees no calls inside PHP)",
-)
+_NO_SCRIPT_END = "not measured: zend_used_end, memory_limit (system calls do not show the end of the script)"
+_NO_EXIT = f"{EXIT_NOT_SEEN}, which looks like a plain end (ptrace sees no calls inside PHP)"
 
 
 class PtraceBackend:
@@ -98,8 +96,8 @@ class PtraceBackend:
     def lacking(self) -> Sequence[str]:
         """Sentences on what this mode cannot measure on these targets, and what tracing costs."""
         breakpoints = self._mode is PtraceMode.BREAKPOINTS
-        of_mode = [_NO_CALLS, f"cost: {_COST_OF_BREAKPOINTS}"] if breakpoints else [f"cost: {COST}"]
-        return tuple(dict.fromkeys([*self._lacking, *_NEVER_MEASURED, *of_mode]))
+        of_mode = [_NO_CALLS, f"cost: {_COST_OF_BREAKPOINTS}"] if breakpoints else [_NO_SCRIPT_END, f"cost: {COST}"]
+        return tuple(dict.fromkeys([*self._lacking, _NO_EXIT, *of_mode]))
 
     def attach(self, targets: Sequence[Target]) -> None:
         """Start the tracing process and wait until it is attached. Raises a PhptraceError after undoing everything."""

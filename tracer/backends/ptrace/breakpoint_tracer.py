@@ -1,6 +1,6 @@
-"""One worker, traced by hardware breakpoints at a request's start, at Zend's teardown and at its end.
+"""One worker, traced by hardware breakpoints at a request's start, its script's end, Zend's teardown and its end.
 
-Three stops per request, whatever the request does; its memory calls are not seen. x86-64 only.
+Four stops per request, whatever the request does; its memory calls are not seen. x86-64 only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tracer.targets.php import Hooks
 from tracer.targets.php_memory import PhpMemory
 
 _METHOD_MAX_BYTES = 16
+_FATAL_STATUS = 255  # of EG(exit_status): php_error_cb(), main/main.c, PHP 8.2
 
 
 class BreakpointTracer:
@@ -41,7 +42,12 @@ class BreakpointTracer:
         self._emit = emit
         self._request: OpenRequest | None = None
         self._requests = 0
-        sites = {bias + hooks.startup.address: self._at_start, bias + hooks.end.address: self._at_end}
+        self._stale_error = False  # a fatal error of an earlier request showed when the script ended
+        sites = {
+            bias + hooks.startup.address: self._at_start,
+            bias + hooks.script_end.address: self._at_script_end,
+            bias + hooks.end.address: self._at_end,
+        }
         if hooks.teardown is not None:
             sites[bias + hooks.teardown.address] = self._at_teardown
         self._sites = sites
@@ -96,11 +102,23 @@ class BreakpointTracer:
             layout_known=self._memory.knows_globals,
         )
 
+    def _at_script_end(self) -> None:
+        request = self._request
+        if request is not None:
+            error = self._memory.last_error()
+            ended_by_error = error is not None and error.status == _FATAL_STATUS and error.fatal
+            request.fatal = None if error is None else ended_by_error and error.message
+            self._stale_error = ended_by_error
+            request.at_script_end(self._memory.heap(), self._memory.memory_limit())
+
     def _at_teardown(self) -> None:
         request = self._request
         if request is not None:
             request.status = self._memory.status()
-            request.fatal = request.script is not None and self._memory.ended_by_error()
+            error = self._memory.last_error()
+            # A shutdown function or destructor may have failed since the script's end.
+            if error is not None and not self._stale_error and error.status == _FATAL_STATUS and error.fatal:
+                request.fatal = True
             request.at_teardown(self._memory.heap(), self._files.anon())
 
     def _at_end(self) -> None:

@@ -27,7 +27,7 @@ from tracer.targets.php_memory import HeapFigures
 _METHOD_BYTES = 15
 _KNOWN_WITHOUT_A_START = ("pid", "nth", "anon_after", "file_after", "shmem_after", "vm_after")
 # Flags of every request whose start was seen: what ptrace never measures.
-_ALWAYS = Flag.SCRIPT_END_NOT_SEEN | Flag.NATIVE_NOT_COUNTED | Flag.MAPPINGS_NOT_READ
+_ALWAYS = Flag.NATIVE_NOT_COUNTED | Flag.MAPPINGS_NOT_READ
 # Fields that a record with this flag may leave out: the decoder makes them None (_RULES in request_decoder.py).
 ABSENT: Mapping[Flag, tuple[str, ...]] = {
     Flag.START_NOT_SEEN: tuple(
@@ -37,7 +37,10 @@ ABSENT: Mapping[Flag, tuple[str, ...]] = {
     Flag.TEARDOWN_NOT_SEEN: ("anon_end", "zend_peak", "zend_real_peak", "zend_real_end"),
     Flag.END_NOT_SEEN: ("anon_after", "file_after", "shmem_after", "zend_real_after", "vm_after"),
     Flag.USAGE_NOT_READ: ("cpu_ns", "minor_faults", "major_faults"),
-    Flag.ZEND_HEAP_UNKNOWN: ("zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after"),
+    Flag.ZEND_HEAP_UNKNOWN: (
+        "zend_used_end", "zend_peak", "zend_real_before", "zend_real_peak", "zend_real_end", "zend_real_after",
+    ),
+    Flag.PHP_LAYOUT_UNKNOWN: ("memory_limit",),
     Flag.CALLS_NOT_SEEN: ("map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"),
     Flag.METHOD_UNKNOWN: ("method",),
     Flag.NATIVE_NOT_COUNTED: (
@@ -82,7 +85,10 @@ class OpenRequest:
     zend_peak: int | None = None
     zend_real_peak: int | None = None
     status: int | None = None
-    fatal: bool = False
+    fatal: bool | None = None  # a fatal error ended it
+    script_end_seen: bool = False
+    zend_used_end: int | None = None
+    memory_limit: int | None = None
     script_found: bool = False  # PHP has found the file it will run
     layout_known: bool = True
     ended_ns: int = 0
@@ -96,6 +102,12 @@ class OpenRequest:
     def sample(self, anon: int) -> None:
         """Raise the peak of anonymous memory to `anon` bytes, if that is more."""
         self.anon_peak = max(self.anon_peak, anon)
+
+    def at_script_end(self, heap: HeapFigures | None, memory_limit: int | None) -> None:
+        """Note what holds at the end of the script, before anything is freed."""
+        self.script_end_seen = True
+        self.zend_used_end = heap.size if heap is not None else None
+        self.memory_limit = memory_limit
 
     def at_teardown(self, heap: HeapFigures | None, anon: int) -> None:
         """Note memory after the script's end, before Zend frees its heap. May be called again until then."""
@@ -140,6 +152,8 @@ class OpenRequest:
             "vm_before": self.before.vm,
             "anon_end": self.anon_end,
             "anon_peak": self.anon_peak,
+            "zend_used_end": self.zend_used_end,
+            "memory_limit": self.memory_limit,
             "zend_peak": self.zend_peak,
             "zend_real_before": self.zend_real_before,
             "zend_real_peak": self.zend_real_peak,
@@ -172,7 +186,9 @@ class OpenRequest:
         flags = _ALWAYS
         for flag, holds in (
             (Flag.DETACHED, self.detached),
-            (Flag.FATAL, self.fatal),
+            (Flag.FATAL, self.fatal is True),
+            (Flag.ENDING_UNKNOWN, self.fatal is None and self.after is not None and self.layout_known),
+            (Flag.SCRIPT_END_NOT_SEEN, not self.script_end_seen),
             (Flag.END_NOT_SEEN, self.after is None),
             (Flag.USAGE_NOT_READ, self.faults is None or self.cpu_ns is None),
             (Flag.TEARDOWN_NOT_SEEN, self.anon_end is None),
@@ -191,6 +207,7 @@ class OpenRequest:
         """True if Zend's heap could not be read at one of the moments of the request that were seen."""
         return (
             self.zend_real_before is None
+            or (self.script_end_seen and self.zend_used_end is None)
             or (self.anon_end is not None and self.heap_end is None)
             or (self.after is not None and self.zend_real_after is None)
         )

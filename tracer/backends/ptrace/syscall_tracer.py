@@ -28,6 +28,7 @@ from tracer.targets.remote_memory import read_memory
 
 _ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
 _WRITING = (arch.SYS_WRITE, arch.SYS_SENDTO)
+_SHOWING_ERRORS = (*_WRITING, arch.SYS_SETITIMER)
 _MEMORY_CALLS = {
     arch.SYS_MMAP: Call.MMAP,
     arch.SYS_MUNMAP: Call.MUNMAP,
@@ -36,6 +37,8 @@ _MEMORY_CALLS = {
 }
 _WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
 _READ_MAX_BYTES = 64 << 10  # of one call: php reads larger pieces only from request bodies, which are skipped
+_FATAL_STATUS = 255  # of EG(exit_status): php_error_cb(), main/main.c, PHP 8.2
+_NO_TIMER = bytes(32)  # struct itimerval
 _END_REQUEST_BYTES = 16
 _HEADER_BYTES = 8
 # Prefix that Apache's mod_proxy_fcgi sends in SCRIPT_FILENAME.
@@ -117,6 +120,8 @@ class SyscallTracer:
         self.phase = Phase.START_NOT_SEEN if busy else Phase.IDLE
         self._request: OpenRequest | None = None
         self._counts = CallCounts()  # of the open request
+        self._fatal_before = True  # the last error before the open request was fatal: that it is so says nothing
+        self._no_error = False  # when all code of the open request was over, no error was one of it
         self._heap_shows_end = False  # Zend's heap shows the end of this request: not with USE_ZEND_ALLOC=0
         self._listening: int | None = None
         self._keep = False
@@ -134,6 +139,8 @@ class SyscallTracer:
         number, request = entry.number, self._request
         if request is not None and self.phase is Phase.RUNNING:
             self._read_script(request)
+        if request is not None and number in _SHOWING_ERRORS:
+            self._look_at_error(request, entry)
         if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
             self.accepts = True
             self._end()
@@ -247,6 +254,9 @@ class SyscallTracer:
         heap = self._memory.heap()
         before = self._files.memory()
         self._counts = CallCounts()
+        error = self._memory.last_error()
+        self._fatal_before = error is None or error.fatal
+        self._no_error = False
         self._request = OpenRequest(
             pid=self.pid,
             nth=self.requests,
@@ -304,7 +314,43 @@ class SyscallTracer:
         heap = self._memory.heap()
         if heap is None or heap.peak > 0:
             request.at_teardown(heap, self._files.anon())
-            request.fatal = request.script_found and self._memory.ended_by_error()
+            request.fatal = request.fatal or self._ended_by_error(request)
+
+    def _look_at_error(self, request: OpenRequest, entry: Entry) -> None:
+        """Look for an error of this request: PHP frees its message before the answer's end.
+
+        php_request_shutdown() stops the timer of max_execution_time when no PHP code runs any more, but for the
+        session's handlers (zend_unset_timeout(), main/main.c, PHP 8.2). A log is written after the error.
+        """
+        error = self._memory.last_error()
+        if error is None:
+            return
+        if error.fatal and error.message:
+            request.fatal = True
+        elif entry.number == arch.SYS_SETITIMER and self._memory.runs_script() is False and self._stops_timer(entry):
+            self._no_error = not error.message
+
+    def _stops_timer(self, entry: Entry) -> bool:
+        try:
+            return read_memory(self.pid, entry.arguments[1], len(_NO_TIMER)) == _NO_TIMER
+        except OSError:
+            return False
+
+    def _ended_by_error(self, request: OpenRequest) -> bool | None:
+        """Return True if a fatal error ended the script, and None if that is not known.
+
+        Call it when the message of the error may have been freed already.
+        """
+        if request.layout_known and not request.script_found:
+            return False
+        error = self._memory.last_error()
+        if error is None:
+            return None
+        if error.status != _FATAL_STATUS:
+            return False
+        if error.fatal and not self._fatal_before:
+            return True
+        return False if self._no_error else None
 
     def _end(self) -> None:
         before, self.phase = self.phase, Phase.IDLE

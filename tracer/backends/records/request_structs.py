@@ -83,6 +83,7 @@ class Flag(enum.IntFlag):
     MAPPINGS_NOT_READ = 1 << 16
     CALLS_NOT_SEEN = 1 << 17
     USAGE_NOT_READ = 1 << 18
+    ENDING_UNKNOWN = 1 << 19
 
 
 # (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.
@@ -188,7 +189,7 @@ WORKER_FIELDS = (
     ("requests", "I"),
     ("calls", "I"),
     ("pad", "I"),
-    ("stale_exit", "I"),
+    ("stale_error", "I"),
     ("heap", "Q"),
     ("bias", "Q"),
     ("cpu_before_ns", "Q"),

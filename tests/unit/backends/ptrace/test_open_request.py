@@ -29,7 +29,7 @@ from tracer.targets.php_memory import HeapFigures
 
 OFFSET_NS = 1_700_000_000_000_000_003
 HEAP = HeapFigures(size=401_987, peak=2_921_293, real_size=2_359_309, real_peak=4_194_319)
-# In every request: BPF alone sees the end of the script, and counts allocations.
+# In every request that is traced by system calls: they do not show the end of the script, nor allocations.
 UNMEASURED = {"zend_used_end", "memory_limit", "native_alloc_bytes", "native_alloc_calls", "native_free_bytes",
               "native_free_calls", "native_freed_earlier", "native_mapped_bytes", "native_kept",
               "native_released"}  # fmt: skip
@@ -52,6 +52,7 @@ RUNNING = OpenRequest(
     zend_real_before=2_097_169,
     anon_peak=10_000_019,
     status=503,
+    fatal=False,
     calls=CallCounts(
         map_bytes=2_097_169, map_calls=5, unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11
     ),
@@ -220,6 +221,21 @@ def test_a_request_of_an_unknown_layout_has_no_status():
 
 def test_a_status_that_was_never_set_is_none():
     assert decoded(finished(status=None).record()).status is None
+
+
+def test_the_end_of_the_script_gives_its_memory_and_its_limit():
+    made = finished()
+    made.at_script_end(HEAP, 134_217_728)
+    found = decoded(made.record())
+
+    assert (found.zend_used_end, found.memory_limit) == (401_987, 134_217_728)
+    assert found.notes == "native_not_counted"
+
+
+def test_a_request_that_may_have_failed_says_so():
+    found = decoded(finished(fatal=None).record())
+
+    assert (found.ending, found.notes) == ("unknown", "ending_unknown,native_not_counted,script_end_not_seen")
 
 
 def test_a_fatal_error_is_the_ending():

@@ -90,6 +90,7 @@ def test_a_status_of_zero_was_never_set():
         (Flag.NO_SCRIPT, {"script"}, "no_script"),
         (Flag.METHOD_FROM_SAPI, set(), "method_from_sapi"),
         (Flag.METHOD_UNKNOWN, {"method"}, "method_unknown"),
+        (Flag.ENDING_UNKNOWN, set(), "ending_unknown"),
         (Flag.EXITED, set(), None),
         (Flag.FATAL, set(), None),
         (Flag.USAGE_NOT_READ, {"cpu_ns", "minor_faults", "major_faults"}, None),
@@ -125,6 +126,9 @@ def test_a_request_cut_by_its_workers_death_keeps_the_figures_measured_before():
         (Flag.EXITED, 0, "exited", None),
         (Flag.FATAL, 0, "fatal", None),
         (Flag.FATAL | Flag.EXITED, 0, "fatal", None),
+        (Flag.ENDING_UNKNOWN, 0, "unknown", "ending_unknown"),
+        (Flag.PHP_LAYOUT_UNKNOWN, 0, "unknown", "php_layout_unknown"),
+        (Flag.PHP_LAYOUT_UNKNOWN | Flag.EXITED, 0, "exited", "php_layout_unknown"),
         (Flag.END_NOT_SEEN, 9, "killed:KILL", "end_not_seen"),
         (Flag.END_NOT_SEEN, 11 | 0x80, "killed:SEGV", "end_not_seen"),  # 0x80: it dumped core
         (Flag.END_NOT_SEEN, 63, "killed:63", "end_not_seen"),
