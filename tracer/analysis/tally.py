@@ -25,19 +25,25 @@ class Tally:
         self.losses: dict[str, int] = {}
         self.in_flight: list[Request] = []  # those that grew most of the requests that tracing cut off, and grew so far
         self.not_traced: list[str] = []  # sentences on processes that were meant and not traced
-        self._workers: set[tuple[str | None, int, int | None]] = set()
+        self._alive: set[tuple[str | None, int, int | None]] = set()  # workers that are not known to have ended
+        self.workers = 0  # different ones that were seen
         self.born = 0
         self.died = 0
-
-    @property
-    def workers(self) -> int:
-        """Number of different workers seen."""
-        return len(self._workers)
 
     def add_all(self, facts: Iterable[Fact], host: str | None = None) -> None:
         """Count the facts, as add() does."""
         for fact in facts:
             self.add(fact, host)
+
+    def _add_worker(self, worker: Worker, host: str | None) -> None:
+        key = host, worker.pid, worker.start_ticks
+        if key not in self._alive:
+            self.workers += 1
+            self.born += worker.born_ns is not None
+            self._alive.add(key)
+        if worker.died_ns is not None:
+            self.died += 1
+            self._alive.discard(key)
 
     def _add_in_flight(self, request: Request) -> None:
         self.in_flight.append(request)
@@ -59,11 +65,7 @@ class Tally:
                 self.killed += fact.ending.startswith(Ending.KILLED.value)
                 self.fatal += fact.ending == Ending.FATAL.value
         elif isinstance(fact, Worker):
-            key = host, fact.pid, fact.start_ticks
-            if key not in self._workers:
-                self._workers.add(key)
-                self.born += fact.born_ns is not None
-            self.died += fact.died_ns is not None
+            self._add_worker(fact, host)
         elif isinstance(fact, Loss):
             self.lost += fact.lost
             self.losses[fact.why] = self.losses.get(fact.why, 0) + fact.lost

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from samples import COMPLETE, request
 
@@ -57,6 +59,17 @@ def test_a_worker_is_counted_once_however_often_it_is_reported():
     tally = tallied(WORKER, WORKER, WORKER._replace(pool="shop"))
 
     assert tally.workers == 1
+
+
+def test_a_day_of_workers_that_serve_one_request_each_takes_no_memory():
+    tally = Tally()
+    for ticks in range(100):
+        tally.add_all([WORKER, WORKER])
+        born = WORKER._replace(pid=3, start_ticks=ticks, born_ns=BORN_NS)
+        tally.add_all([born, born._replace(pool="www"), born._replace(died_ns=DIED_NS, exit="exited:0")])
+
+    assert (tally.workers, tally.born, tally.died) == (101, 100, 100)
+    assert sys.getsizeof(tally._alive) < 1000
 
 
 def test_a_worker_of_the_same_pid_born_later_is_another():
