@@ -287,7 +287,12 @@ class Attachment:
         key = (*target.php.image.identity, _witness(target))
         known = self._libraries.pop(key, None)
         now = self._library_of(target)
-        return (None if known is None else known.image.identity) != (None if now is None else now.image.identity)
+        if known is None or now is None or known.image.identity != now.image.identity:
+            return known is not now
+        self._libraries[key] = known
+        self._images.remove(now.image)
+        now.image.close()
+        return False
 
     def _hook_calls(self, target: Target) -> None:
         library = self._library_of(target)

@@ -27,7 +27,8 @@ class NativeSites:
     def __init__(self, lack: Callable[[str, UnsupportedError | None], None]) -> None:
         """`lack` is called with the reason, and its error if it has one, where there are no sites; it may raise."""
         self._lack = lack
-        self._found: dict[tuple[int, ...], Sites | None] = {}
+        self._found: dict[tuple[int, ...], Sites | None] = {}  # by PHP and master
+        self._libraries: dict[tuple[int, int], Sites | None] = {}
         self._images: list[Image] = []
 
     def of(self, pid: int, worker: TrackedWorker) -> Sites | None:
@@ -46,6 +47,7 @@ class NativeSites:
     def close(self) -> None:
         """Close the files. Idempotent."""
         self._found.clear()
+        self._libraries.clear()
         while self._images:
             self._images.pop().close()
 
@@ -64,7 +66,12 @@ class NativeSites:
         if image is None:
             self._lack("the workers' C library was not found", None)
             return None
+        if image.identity in self._libraries:  # that of another master, or of this one before a reload
+            identity = image.identity
+            image.close()
+            return self._libraries[identity]
         self._images.append(image)
+        self._libraries[image.identity] = None
         try:
             found = allocator.inspect(image)
         except UnsupportedError as exc:
@@ -75,4 +82,5 @@ class NativeSites:
             self._lack(f"phptrace does not know the machine code of {unknown} in the C library", None)
             return None
         by_cookie = {int(NativeSite[name.upper()]): offset for name, offset in found.sites.items()}
-        return Sites(image, by_cookie, bool(found.slow))
+        self._libraries[image.identity] = Sites(image, by_cookie, bool(found.slow))
+        return self._libraries[image.identity]
