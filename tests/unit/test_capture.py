@@ -62,6 +62,9 @@ class Playback:
         self.closed = 0
         self.waits_s: list[float] = []
 
+    def add(self, targets: Sequence[Target]) -> bool:
+        return False
+
     def attach(self, targets: Sequence[Target]) -> None:
         raise AssertionError("it is attached already")
 

@@ -86,3 +86,9 @@ class Backend(Watch, Protocol):
         process lacks a right, TargetGoneError if no target is left, or another PhptraceError. Before it raises, it
         undoes what it began.
         """
+
+    def add(self, targets: Sequence[Target]) -> bool:
+        """Watch these masters, too, from now on; it is attached already. Raises as attach() does.
+
+        False if it cannot do that, and nothing was done. The targets' files stay the caller's to close, after close().
+        """

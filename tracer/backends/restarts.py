@@ -30,8 +30,8 @@ class Attached(Protocol):
     """A backend that was attached to targets that were found later."""
 
     @property
-    def backend(self) -> Backend:
-        """It is attached."""
+    def backend(self) -> Backend | None:
+        """It is attached. None: the first backend watches the targets, too."""
 
     @property
     def targets(self) -> Sequence[Target]:
@@ -116,7 +116,7 @@ class Restarts:
 
     @property
     def _backends(self) -> list[Backend]:
-        return [self._first, *(attached.backend for attached in self._later)]
+        return [self._first, *(attached.backend for attached in self._later if attached.backend is not None)]
 
     @property
     def _alive(self) -> frozenset[int]:
@@ -129,8 +129,8 @@ class Restarts:
             facts, self._pending = self._pending, []
             try:
                 facts += self._first.poll(max(0.0, min(_POLL_S, deadline - time.monotonic())))
-                for attached in self._later:
-                    facts += attached.backend.poll(0.0)
+                for backend in self._backends[1:]:
+                    facts += backend.poll(0.0)
                 facts += self._look(time.monotonic())
             except PhptraceError:
                 self._pending = facts
@@ -141,9 +141,9 @@ class Restarts:
     def close(self) -> list[Fact]:
         """See the Watch protocol."""
         facts, self._pending = self._pending, []
-        facts += self._first.close()
+        for backend in self._backends:
+            facts += backend.close()
         for attached in self._later:
-            facts += attached.backend.close()
             attached.close()
         self._later.clear()
         facts += [self._loss(gap, None) for gap in self._gaps]
@@ -175,6 +175,8 @@ class Restarts:
         fresh = {pid for pid in self._masters() if pid not in alive and pid not in self._left_alone}
         if not fresh:
             return []
+        # One that is waited for may not have got so far.
+        wait = _LATER_S if self._gaps else _LEFT_ALONE_S
         try:
             attached = self._attach_to(fresh)
         except PhptraceError as exc:
@@ -183,8 +185,8 @@ class Restarts:
                 self._report(f"not traced: {exc}")
                 for waiting in self._gaps:
                     waiting.refused = str(exc)
-            attached = None
-        self._left_alone.update(dict.fromkeys(fresh, now + _LEFT_ALONE_S))
+            attached, wait = None, _LEFT_ALONE_S
+        self._left_alone.update(dict.fromkeys(fresh, now + wait))
         if attached is None:
             return []
         facts: list[Fact] = []
@@ -204,10 +206,12 @@ class Restarts:
     def _close_unused(self) -> list[Fact]:
         """Close the later backends that watch nothing any more. The first one stays: it is asked for what it lacks."""
         facts: list[Fact] = []
-        for attached in [other for other in self._later if not other.backend.masters and not other.backend.watched]:
-            facts += attached.backend.close()
-            attached.close()
-            self._later.remove(attached)
+        for attached in list(self._later):
+            backend = attached.backend
+            if backend is not None and not backend.masters and not backend.watched:
+                facts += backend.close()
+                attached.close()
+                self._later.remove(attached)
         return facts
 
     def _loss(self, gap: _Gap, until: float | None) -> Loss:

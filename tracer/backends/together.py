@@ -57,6 +57,10 @@ class Together:
                 undo.callback(backend.close)
             undo.pop_all()
 
+    def add(self, targets: Sequence[Target]) -> bool:
+        """See the Backend protocol: which of its backends is the one is for others to choose."""
+        return False
+
     def poll(self, timeout_s: float) -> list[Fact]:
         """See the Backend protocol."""
         deadline = time.monotonic() + timeout_s

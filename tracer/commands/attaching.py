@@ -15,7 +15,7 @@ from typing import Any
 from tracer import __version__
 from tracer.analysis.tally import Tally
 from tracer.backends import Backend, NativeOptions, PtraceMode, StackOptions, Watch
-from tracer.backends.choose import AUTO, BackendOptions, Choice, choose, fallback
+from tracer.backends.choose import AUTO, BackendOptions, Choice, assign, choose, fallback
 from tracer.backends.restarts import Restarts
 from tracer.backends.together import Together
 from tracer.capture import Filter, Progress, Why
@@ -183,7 +183,7 @@ def session(plan: Plan) -> Iterator[Session]:
 class _Later:
     """A backend that was attached to masters that were started later."""
 
-    backend: Backend
+    backend: Backend | None  # None: the first one watches these masters, too
     targets: tuple[Target, ...]
     found: Found
 
@@ -202,14 +202,44 @@ def _found_again(plan: Plan, choice: Choice) -> Watch:
 
     def attach_to(masters: Collection[int]) -> _Later | None:
         try:
-            choice, found = _attached(plan, names, masters, known)
+            return _added(plan, names, masters, choice) or _attached_later(plan, names, masters, known)
         except (NoTargetError, TargetGoneError):
             return None
-        return _Later(choice.backend, choice.targets, found)
 
     return Restarts(
         choice.backend, choice.targets, masters=master_pids, attach_to=attach_to, report=notice, known=known
     )
+
+
+def _added(plan: Plan, names: Sequence[str], only: Collection[int], choice: Choice) -> _Later | None:
+    """Have the backend watch these masters, too; None if it is not the one for them, or cannot: nothing is left open.
+
+    A php-fpm that was restarted runs the file that is open already.
+    """
+    options = BackendOptions(plan.keep_query, plan.stacks, plan.ptrace_mode, plan.native)
+    with contextlib.ExitStack() as undo:
+        found = find(names, only=only)
+        undo.callback(found.close)
+        known = {target.php.image.identity: target.php for target in choice.targets}
+        assignment = assign(plan.backend, found, options)
+        (first, *others), left_out = assignment.parts, assignment.left_out
+        with_known = tuple(
+            dataclasses.replace(target, php=known.get(target.php.image.identity, target.php))
+            for target in first.targets
+        )
+        if others or left_out or first.name != choice.backend.name or not choice.backend.add(with_known):
+            return None
+        undo.pop_all()
+    new = [target for target in found.targets if target.php.image.identity not in known]
+    for target in found.targets:
+        if target not in new:
+            target.close()
+    return _Later(None, with_known, Found(new, []))
+
+
+def _attached_later(plan: Plan, names: Sequence[str], only: Collection[int], known: set[str]) -> _Later:
+    choice, found = _attached(plan, names, only, known)
+    return _Later(choice.backend, choice.targets, found)
 
 
 def _attached(

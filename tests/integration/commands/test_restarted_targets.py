@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from waiting import wait_for
 
 from tracer.recording.reader import Reader
 
-POOL = "restartedpool"
+POOL = f"restarted{uuid.uuid4().hex[:8]}"  # of no other php-fpm on this machine
 
 
 @pytest.fixture

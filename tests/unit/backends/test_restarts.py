@@ -41,7 +41,7 @@ class Later:
         self.closed = False
 
     def close(self) -> None:
-        assert self.backend.closed, "the files are closed after the backend"
+        assert self.backend is None or self.backend.closed, "the files are closed after the backend"
         self.closed = True
 
 
@@ -216,3 +216,29 @@ def test_a_php_fpm_that_is_restarted_for_ever_fills_no_report(monkeypatch: pytes
 
     assert [why.why.startswith("gaps in tracing: master") for why in found] == [True, True, False, False, False]
     assert {why.why for why in found[2:]} == {"gaps in tracing: further restarts of php-fpm"}
+
+
+def test_a_successor_that_is_not_ready_is_looked_for_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 5)
+    host.meant = set()
+    host.first.masters, host.pids = frozenset(), {6}
+    host.poll()
+    host.meant = {6}
+
+    assert [len(host.poll(0.5)) for _ in range(3)] == [0, 1, 0]
+    assert host.asked == [{6}, {6}]
+
+
+def test_masters_that_the_first_backend_can_watch_need_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 5)
+    added = Later(host.first, target(6))
+    monkeypatch.setattr(added, "backend", None)
+    monkeypatch.setattr(host.watch, "_attach_to", lambda _: added)
+    host.first.masters, host.pids = frozenset(), {6}
+
+    (gap,) = host.poll()
+    host.first.masters = frozenset({6})
+
+    assert "its successor is traced" in gap.why
+    assert host.poll(10.0) == []
+    assert host.watch.masters == {6}

@@ -91,21 +91,33 @@ class Attachment:
 
         Raises TargetGoneError if all have ended, UnsupportedError if this PHP or kernel cannot be traced.
         """
+        self._enter_masters(targets)
+        for tracepoint, function in _RAW_TRACEPOINTS:
+            self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
+        self._watch(targets)
+
+    def add(self, targets: Sequence[Target]) -> None:
+        """Watch further targets, too. Raises as attach() does."""
+        self._enter_masters(targets)
+        self._watch(targets)
+
+    def _enter_masters(self, targets: Sequence[Target]) -> None:
         for target in targets:
             if target.master is not None:
                 self._enter(target.master.pid, Role.MASTER, target)
-        for tracepoint, function in _RAW_TRACEPOINTS:
-            self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
+
+    def _watch(self, targets: Sequence[Target]) -> None:
         for target in targets:
             self._find_workers(target)
-        if not self._table.masters and not self._table.workers:
+        tracked = {*self._table.masters, *self._table.workers}
+        here = [target for target in targets if any(process.pid in tracked for process in target.processes)]
+        if not here:
             raise TargetGoneError(
                 f"cannot trace {', '.join(target.named for target in targets)}: no process was left when phptrace"
                 " attached. Start PHP again."
             )
-        for target in targets:
-            if any(p.pid in self._table.masters or p.pid in self._table.workers for p in target.processes):
-                self._hook(target)
+        for target in here:
+            self._hook(target)
 
     def follow(self, pid: int) -> None:
         """Keep watching a master that replaced itself: a graceful reload runs the same file, an upgrade another.

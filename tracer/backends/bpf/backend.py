@@ -110,6 +110,16 @@ class BpfBackend:
             self._attached = True
             undo.pop_all()
 
+    def add(self, targets: Sequence[Target]) -> bool:
+        """See the Backend protocol."""
+        known = set(self._table.workers)
+        self._attachment.add(targets)
+        new = {pid: worker for pid, worker in self._table.workers.items() if pid not in known}
+        self._in_flight.begin(new)
+        if self._native_probes is not None:
+            self._native_probes.look(self._table.workers)
+        return True
+
     def poll(self, timeout_s: float) -> list[Fact]:
         """See the Backend protocol."""
         deadline = time.monotonic() + timeout_s

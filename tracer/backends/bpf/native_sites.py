@@ -53,6 +53,8 @@ class NativeSites:
 
     def _look_for(self, pid: int) -> Sites | None:
         try:
+            if not processes.file_mappings(pid):
+                raise TargetGoneError(f"cannot set probes in process {pid}: it is ending. Check the PID.")
             substitute = allocator.substitute(pid)
             image = processes.open_libc(pid) if substitute is None else None
         except OSError as exc:

@@ -138,6 +138,10 @@ class PtraceBackend:
                 )
             undo.pop_all()
 
+    def add(self, targets: Sequence[Target]) -> bool:
+        """See the Backend protocol: the tracing process knows its targets from its start."""
+        return False
+
     def poll(self, timeout_s: float) -> list[Fact]:
         """Return new facts, [] after the timeout.
 
