@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def imports(tree: ast.AST, *, in_function: bool = False, for_types: bool = False
             yield from imports(node, in_function=in_function or inside, for_types=for_types)
 
 
+@functools.cache
 def modules() -> dict[str, list[Import]]:
     """The imports of each module, by its path below tracer/ without the suffix: `targets/elf`."""
     found = sorted((ROOT / "tracer").rglob("*.py"))

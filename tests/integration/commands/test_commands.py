@@ -125,6 +125,13 @@ def test_the_one_liner_of_the_readme_ranks_by_growth(recording: Path) -> None:
     assert int(growth) >= 12 * 524_288
 
 
+def test_a_flame_of_a_recording_without_stacks_says_how_to_make_one_with(recording: Path) -> None:
+    answer = run("flame", str(recording), "--format", "folded")
+
+    assert answer.returncode == 2
+    assert "record --stacks" in answer.stderr
+
+
 def test_filters_keep_only_what_was_asked_for(recording: Path) -> None:
     grown = run("export", "--min-growth", "500K", str(recording)).stdout.splitlines()
     scripts = run("export", "--script", "*/hello.php", str(recording)).stdout.splitlines()

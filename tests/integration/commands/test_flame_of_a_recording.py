@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium, press
-from command import attached_to, finish, phptrace
+from command import attached_to, phptrace
 from fpm import ONE_WORKER, Fpm
 from warm_recorder import WarmRecorder, load_programs
 
@@ -165,16 +165,3 @@ def test_the_picture_of_a_recording_zooms_and_is_searched(recorded: tuple[Path, 
     assert before < zoomed == 1200
     assert matches >= 1
     assert re.search(r"matched: \d+\.\d %", shown)
-
-
-def test_a_recording_without_stacks_says_how_to_make_one_with(fpm: Fpm, tmp_path: Path) -> None:
-    path = tmp_path / "r.phptrace"
-    process = phptrace("record", "-o", str(path), str(fpm.master))
-    attached_to(process, "recording to")
-    fpm.get("hello.php")
-    finish(process)
-
-    answer = flame(str(path), "--format", "folded")
-
-    assert answer.returncode == 2
-    assert "record --stacks" in answer.stderr
