@@ -58,7 +58,8 @@ static __always_inline struct worker *this_worker(void)
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 	struct worker *w = workers.lookup(&pid);
 
-	return w && w->role == ROLE_WORKER ? w : 0;
+	/* Not by its bit: LLVM would mask the pointer with it, which the verifier refuses. */
+	return w && w->role >= ROLE_WORKER ? w : 0;
 }
 
 static __always_inline struct worker *this_request(void)
@@ -579,7 +580,7 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	event.parent_pid = kernel_u32(parent + k->task_tgid);
 	master = workers.lookup(&event.parent_pid);
-	if (!master || master->role != ROLE_MASTER)
+	if (!master || !(master->role & ROLE_MASTER))
 		return 0;
 	event.pid = kernel_u32(child + k->task_tgid);
 	if (event.pid != kernel_u32(child + k->task_pid))
@@ -612,7 +613,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	w = workers.lookup(&event.pid);
 	if (!w)
 		return 0;
-	if (w->role == ROLE_WORKER) {
+	if (w->role & ROLE_WORKER) {
 		event.kind = EVENT_DIED;
 		event.exit_code = REPLACED;
 		if (w->in_request) {

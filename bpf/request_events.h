@@ -169,10 +169,10 @@ struct process_event {
 	char title[TITLE_MAX]; /* EVENT_TITLED: not NUL-terminated when cut */
 };
 
-/* struct worker.role */
+/* struct worker.role, bits: the parent of `php -S` is both */
 enum role {
-	ROLE_MASTER = 1, /* its children are watched; it serves nothing itself */
-	ROLE_WORKER = 2,
+	ROLE_MASTER = 1 << 0, /* its children are watched */
+	ROLE_WORKER = 1 << 1, /* it serves requests */
 };
 
 /* struct worker.calls: where its mmap, munmap, mremap and brk are counted */

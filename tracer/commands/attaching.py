@@ -153,7 +153,8 @@ def session(plan: Plan) -> Iterator[Session]:
         for target in found:
             if target.master is not None and target.named == str(target.master.pid):
                 workers = counted(len(target.workers), "worker")
-                notice(f"{target.named} is a master: tracing its {workers}, and new ones as they start")
+                itself = " that also serves requests: tracing it, its" if target.master_serves else ": tracing its"
+                notice(f"{target.named} is a master{itself} {workers}, and new ones as they start")
         note_limits(choice.backend.lacking)
         yield Session(choice, tuple(found), shown)
     finally:

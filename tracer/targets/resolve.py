@@ -17,6 +17,8 @@ from tracer.targets.processes import MASTER_TITLE, Process
 FPM = "php-fpm"
 _FPM_SAPI = "fpm-fcgi"
 _FASTCGI = (_FPM_SAPI, "cgi-fcgi")
+# The parent accepts connections as its children do (sapi/cli/php_cli_server.c, PHP 8.2), or goes on with its script.
+_PARENTS_SERVE = ("cli-server", "cli")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,6 +36,16 @@ class Target:
     def speaks_fastcgi(self) -> bool:
         """True if REQUEST_URI is in the FastCGI environment, or the SAPI is unknown."""
         return self.sapi is None or self.sapi in _FASTCGI
+
+    @property
+    def master_serves(self) -> bool:
+        """True if the master is a worker, too: `php -S` with PHP_CLI_SERVER_WORKERS, a script that forks."""
+        return self.master is not None and self.sapi in _PARENTS_SERVE
+
+    @property
+    def serving(self) -> tuple[Process, ...]:
+        """The processes that serve requests: the workers, and the master if it is one, too."""
+        return self.processes if self.master_serves else self.workers
 
     @property
     def resets_errors(self) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from backend_kinds import kept, make_backend
+from backend_kinds import BPF, kept, make_backend
 from fpm import ONE_WORKER, TWO_WORKERS, Fpm
+from php_servers import PhpDashS, PhpServer
 from proc_status import state
 from tracing import Tracer
 from waiting import wait_for
@@ -150,6 +152,50 @@ def test_a_process_that_a_worker_starts_is_not_a_worker(fpm: Fpm, traced: Tracer
     assert answer.body == b"from a child\n"
     assert request.complete
     assert traced.backend.watched == before
+
+
+def test_the_parent_of_phps_own_web_server_is_a_worker_too(
+    fpm: Fpm, trace: Callable[..., Tracer], backend: str
+) -> None:
+    if backend != BPF:
+        pytest.skip("PHP's own web server does not speak FastCGI: ptrace cannot follow it.")
+    server = PhpDashS(fpm.folder, workers=2)
+    try:
+        children = server.children()
+        tracer = trace(str(server.pid))
+        watched = tracer.backend.watched
+        answered = [int(server.get("pid.php")) for _ in range(60)]
+        wait_for(lambda: answered.append(int(server.get("pid.php"))) or server.pid in answered, "the parent to answer")
+        requests = tracer.next(len(answered))
+    finally:
+        server.stop()
+
+    assert watched == 3
+    assert set(answered) <= {server.pid, *children}
+    assert Counter(request.pid for request in requests) == Counter(answered)
+    assert all(request.complete for request in requests)
+    assert {worker.pid for worker in tracer.workers} == {server.pid, *children}
+    assert tracer.lost == 0
+
+
+def test_a_script_that_forks_is_watched_with_its_children(fpm: Fpm, trace: Callable[..., Tracer], backend: str) -> None:
+    if backend != BPF:
+        pytest.skip("PHP's command line does not speak FastCGI: ptrace cannot follow it.")
+    flag = fpm.folder / "go-on"
+    script = PhpServer(fpm.folder, ["/usr/bin/php8.2", "forking_script.php", str(flag)])
+    try:
+        script.wait_for_children(2)
+        children = script.children()
+        tracer = trace(str(script.pid))
+        watched = tracer.backend.watched
+        flag.touch()
+        wait_for(lambda: tracer.poll() or tracer.backend.watched == 0, "the script to end")
+    finally:
+        script.stop()
+
+    assert watched == 3
+    exits = {worker.pid: worker.exit for worker in tracer.workers if worker.died_ns is not None}
+    assert exits == {script.pid: "exited:3", **dict.fromkeys(children, "exited:0")}
 
 
 def _stop(pid: int) -> None:

@@ -92,7 +92,7 @@ class Attachment:
         """
         for target in targets:
             if target.master is not None:
-                self._enter(target.master.pid, Role.MASTER, target)
+                self._enter(target.master.pid, _role_of_master(target), target)
         for tracepoint, function in _RAW_TRACEPOINTS:
             self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
         for target in targets:
@@ -120,7 +120,7 @@ class Attachment:
             php = self._inspected(processes.open_executable(pid))
             changed = dataclasses.replace(target, php=php, master=master, workers=())
             # The master first: from then on its forks are entered with the new binary; then those before.
-            self._enter(pid, Role.MASTER, changed, replace=True)
+            self._enter(pid, _role_of_master(changed), changed, replace=True)
             self._table.masters[pid] = changed
             known: set[int] = set()
             while fresh := [child for child in processes.children(master) if child.pid not in known]:
@@ -202,6 +202,8 @@ class Attachment:
                 unsampled = self._sample_births(target.master.pid, self._growth_probes)
             present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
             self._take_births(target.master.pid)
+            if target.master_serves:
+                self._pending.append(self._table.add(target.master, target))
         else:
             self._programs.map("workers").remove(target.master.pid)
             return
@@ -322,6 +324,10 @@ class Attachment:
 
     def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
         self.uprobes.append(self._programs.on_uprobe(function, image, offset, at_return=at_return))
+
+
+def _role_of_master(target: Target) -> Role:
+    return Role.MASTER | Role.WORKER if target.master_serves else Role.MASTER
 
 
 def _is_there(process: Process) -> bool:
