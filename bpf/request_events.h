@@ -26,7 +26,7 @@
 /* The first word of every record of the ring `events`. */
 enum event_kind {
 	EVENT_REQUEST = 1,
-	EVENT_BORN = 2, /* a watched master forked a worker */
+	EVENT_BORN = 2, /* a watched master forked a worker, or a worker's fork begins to serve */
 	EVENT_TITLED = 3, /* a worker born under watch began its first request: its title is set */
 	EVENT_DIED = 4,
 	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
@@ -182,8 +182,8 @@ enum calls {
 };
 
 /*
- * A watched process, keyed by tgid. A fork of a master gets an entry of its own; a process without one
- * is not traced.
+ * A watched process, keyed by tgid. A fork of a master or a worker gets an entry of its own; a process without
+ * one is not traced.
  */
 struct worker {
 	__u32 role;
@@ -192,7 +192,7 @@ struct worker {
 	__u32 titled; /* 1 = user space knows its title */
 	__u32 requests; /* begun under watch */
 	__u32 calls; /* enum calls */
-	__u32 pad;
+	__u32 forked_by; /* the worker that forked it, until it begins a request of its own; 0 = none did */
 	__u32 stale_error; /* 1 = a fatal error of an earlier request showed when the script ended */
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */

@@ -188,7 +188,7 @@ WORKER_FIELDS = (
     ("titled", "I"),
     ("requests", "I"),
     ("calls", "I"),
-    ("pad", "I"),
+    ("forked_by", "I"),
     ("stale_error", "I"),
     ("heap", "Q"),
     ("bias", "Q"),

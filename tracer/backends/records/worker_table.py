@@ -43,13 +43,12 @@ class WorkerTable:
         return fact
 
     def born(self, event: bytes) -> Worker | None:
-        """Enter a master's new child and return its fact.
+        """Enter a new child of a master, or of a worker, and return its fact.
 
-        None if its parent is no master of ours, or if only some pools are wanted: the title that names its pool is not
-        yet set.
+        None if its parent is not ours, or if only some pools are wanted: the title that names its pool is not yet set.
         """
         _, pid, parent, _, at, boot, _ = PROCESS_EVENT.unpack(event)
-        target = self.masters.get(parent)
+        target = self._target_of(parent)
         if target is None:
             return None
         ticks = boot // _TICK_NS if boot else None
@@ -70,13 +69,18 @@ class WorkerTable:
         return tracked.fact if tracked.wanted else None
 
     def adopt_unknown(self, pid: int) -> TrackedWorker | None:
-        """Enter a worker whose birth was lost; None if it has ended, or is not a child of a master of ours."""
+        """Enter a worker whose birth was lost; None if it has ended, or is not a child of a process of ours."""
         found = process(pid)
-        target = None if found is None else self.masters.get(found.parent_pid)
+        target = None if found is None else self._target_of(found.parent_pid)
         if found is None or target is None:
             return None
         self.add(found, target)
         return self.workers[pid]
+
+    def _target_of(self, parent: int) -> Target | None:
+        """Return the target of a master, or of a worker that is wanted."""
+        tracked = self.workers.get(parent)
+        return self.masters.get(parent) or (tracked.target if tracked is not None and tracked.wanted else None)
 
     def died(self, event: bytes) -> Worker | None:
         """Remove a worker and return its last fact; None if it is not ours, or not wanted. Removes masters, too."""
