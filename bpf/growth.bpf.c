@@ -131,7 +131,7 @@ static __always_inline bool enter(struct event_context *context)
 	context->pid = id >> 32;
 	context->stacks = 0;
 	context->worker = workers.lookup(&context->pid);
-	if (!context->worker || context->worker->role != ROLE_WORKER ||
+	if (!context->worker || !(context->worker->role & ROLE_WORKER) ||
 	    !context->worker->in_request)
 		return false;
 	context->nth = context->worker->request.nth;

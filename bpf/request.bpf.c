@@ -16,7 +16,7 @@
  *   on_teardown     entry of zend_mm_shutdown()       anon_end, zend_*peak, zend_real_end, status
  *   on_end          end of php_request_shutdown()     *_after, brk_bytes, ended_ns, cpu_ns, faults; submits
  *
- * Workers: on_fork enters a master's child and sends EVENT_BORN; its first on_startup sends EVENT_TITLED;
+ * Workers: on_fork enters a child and sends EVENT_BORN, of a worker's child with its first request; its first on_startup sends EVENT_TITLED;
  * on_exit sends EVENT_DIED, after the request that was cut off; on_exec sends EVENT_EXECED for a master.
  */
 #include <uapi/linux/ptrace.h>
@@ -58,7 +58,8 @@ static __always_inline struct worker *this_worker(void)
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 	struct worker *w = workers.lookup(&pid);
 
-	return w && w->role == ROLE_WORKER ? w : 0;
+	/* Not by its bit: LLVM would mask the pointer with it, which the verifier refuses. */
+	return w && w->role >= ROLE_WORKER ? w : 0;
 }
 
 static __always_inline struct worker *this_request(void)
@@ -117,6 +118,19 @@ static __always_inline void submit_process(struct process_event *event)
 {
 	if (events.ringbuf_output(event, sizeof(*event), NO_WAKEUP))
 		count_lost(LOST_PROCESS_EVENTS);
+}
+
+static __always_inline void send_birth(u32 pid, u32 parent_pid, u64 born_boot_ns)
+{
+	struct process_event event = {
+		.kind = EVENT_BORN,
+		.pid = pid,
+		.parent_pid = parent_pid,
+		.at_ns = bpf_ktime_get_ns(),
+		.born_boot_ns = born_boot_ns,
+	};
+
+	submit_process(&event);
 }
 
 static __always_inline void send_title(struct kernel *k, u32 pid, u64 mm)
@@ -242,6 +256,11 @@ int on_startup(struct pt_regs *ctx)
 	r->pid = bpf_get_current_pid_tgid() >> 32;
 	r->started_ns = bpf_ktime_get_ns();
 	r->flags = REQUEST_TEARDOWN_NOT_SEEN | REQUEST_SCRIPT_END_NOT_SEEN;
+	if (w->forked_by) {
+		send_birth(r->pid, w->forked_by,
+			   k->task_start_boottime ? kernel_u64(task + k->task_start_boottime) : 0);
+		w->forked_by = 0;
+	}
 	if (!w->titled) {
 		w->titled = 1;
 		send_title(k, r->pid, mm);
@@ -425,7 +444,8 @@ int on_end(struct pt_regs *ctx)
 	task = bpf_get_current_task();
 	mm = kernel_u64(task + k->task_mm);
 	if (!w->in_request) {
-		if (w->requests)
+		/* A fork that a worker made in mid-request ends a copy of that request. */
+		if (w->requests || w->forked_by)
 			return 0;
 		__builtin_memset(r, 0, sizeof(*r));
 		r->kind = EVENT_REQUEST;
@@ -576,42 +596,43 @@ int on_rename(struct bpf_raw_tracepoint_args *ctx)
 /* TP_PROTO(struct task_struct *parent, struct task_struct *child): include/trace/events/sched.h */
 int on_fork(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct process_event event = {.kind = EVENT_BORN};
 	u64 parent = ctx->args[0], child = ctx->args[1];
 	struct kernel *k = the_kernel();
-	struct worker *master, *born;
-	u32 zero = 0;
+	struct worker *forker, *born;
+	u32 zero = 0, parent_pid, pid;
 
 	if (!k)
 		return 0;
-	event.parent_pid = kernel_u32(parent + k->task_tgid);
-	master = workers.lookup(&event.parent_pid);
-	if (!master)
+	parent_pid = kernel_u32(parent + k->task_tgid);
+	forker = workers.lookup(&parent_pid);
+	if (!forker)
+		return 0;
+	pid = kernel_u32(child + k->task_tgid);
+	if (pid != kernel_u32(child + k->task_pid))
 		return 0;
 	/* A worker forks none before its first request: this is a master that has daemonized itself. */
-	if (master->role == ROLE_WORKER && !master->titled && !master->requests)
-		master->role = ROLE_MASTER;
-	if (master->role != ROLE_MASTER)
-		return 0;
-	event.pid = kernel_u32(child + k->task_tgid);
-	if (event.pid != kernel_u32(child + k->task_pid))
-		return 0;
+	if (forker->role == ROLE_WORKER && !forker->titled && !forker->requests &&
+	    !forker->forked_by)
+		forker->role = ROLE_MASTER;
 	born = blank_worker.lookup(&zero);
 	if (!born)
 		return 0;
-	workers.update(&event.pid, born);
-	born = workers.lookup(&event.pid);
+	workers.update(&pid, born);
+	born = workers.lookup(&pid);
 	if (!born) {
 		count_lost(LOST_WORKERS);
 		return 0;
 	}
-	born->binary = master->binary;
+	born->binary = forker->binary;
 	born->role = ROLE_WORKER;
-	born->calls = master->calls;
-	event.at_ns = bpf_ktime_get_ns();
-	if (k->task_start_boottime)
-		event.born_boot_ns = kernel_u64(child + k->task_start_boottime);
-	submit_process(&event);
+	born->calls = forker->calls;
+	if (!(forker->role & ROLE_MASTER)) {
+		/* Most become another program, or only work: what is sent waits until it serves a request. */
+		born->forked_by = forker->forked_by ? forker->forked_by : parent_pid;
+		return 0;
+	}
+	send_birth(pid, parent_pid,
+		   k->task_start_boottime ? kernel_u64(child + k->task_start_boottime) : 0);
 	return 0;
 }
 
@@ -624,7 +645,11 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	w = workers.lookup(&event.pid);
 	if (!w)
 		return 0;
-	if (w->role == ROLE_WORKER) {
+	if (w->forked_by) {
+		workers.delete(&event.pid);
+		return 0;
+	}
+	if (w->role & ROLE_WORKER) {
 		event.kind = EVENT_DIED;
 		event.exit_code = REPLACED;
 		if (w->in_request) {
@@ -651,6 +676,10 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	w = workers.lookup(&event.pid);
 	if (!w)
 		return 0;
+	if (w->forked_by) {
+		workers.delete(&event.pid);
+		return 0;
+	}
 	task = bpf_get_current_task();
 	event.exit_code = kernel_u32(task + k->task_exit_code);
 	event.at_ns = bpf_ktime_get_ns();

@@ -26,7 +26,7 @@
 /* The first word of every record of the ring `events`. */
 enum event_kind {
 	EVENT_REQUEST = 1,
-	EVENT_BORN = 2, /* a watched master forked a worker */
+	EVENT_BORN = 2, /* a watched master forked a worker, or a worker's fork begins to serve */
 	EVENT_TITLED = 3, /* a worker born under watch began its first request: its title is set */
 	EVENT_DIED = 4,
 	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
@@ -169,10 +169,10 @@ struct process_event {
 	char title[TITLE_MAX]; /* EVENT_TITLED: not NUL-terminated when cut */
 };
 
-/* struct worker.role */
+/* struct worker.role, bits: the parent of `php -S` is both */
 enum role {
-	ROLE_MASTER = 1, /* its children are watched; it serves nothing itself */
-	ROLE_WORKER = 2,
+	ROLE_MASTER = 1 << 0, /* its children are watched */
+	ROLE_WORKER = 1 << 1, /* it serves requests */
 };
 
 /* struct worker.calls: where its mmap, munmap, mremap and brk are counted */
@@ -182,8 +182,8 @@ enum calls {
 };
 
 /*
- * A watched process, keyed by tgid. A fork of a master gets an entry of its own; a process without one
- * is not traced.
+ * A watched process, keyed by tgid. A fork of a master or a worker gets an entry of its own; a process without
+ * one is not traced.
  */
 struct worker {
 	__u32 role;
@@ -192,7 +192,7 @@ struct worker {
 	__u32 titled; /* 1 = user space knows its title */
 	__u32 requests; /* begun under watch */
 	__u32 calls; /* enum calls */
-	__u32 pad;
+	__u32 forked_by; /* the worker that forked it, until it begins a request of its own; 0 = none did */
 	__u32 stale_error; /* 1 = a fatal error of an earlier request showed when the script ended */
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */

@@ -175,7 +175,7 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
     who = f"master {target.master.pid}" if target.master else f"process {target.workers[0].pid}"
     pools = ", ".join(sorted({worker.pool for worker in target.workers if worker.pool})) or "none"
     sapi = target.sapi or "unknown SAPI"
-    found = f"{who}, {counted(len(target.workers), 'worker')}, pools: {pools}; PHP {php.shown_version}, {sapi}"
+    found = f"{who}, {counted(len(target.serving), 'worker')}, pools: {pools}; PHP {php.shown_version}, {sapi}"
     yield Check(name, True, found)
     if target.one_request:
         found = f"SAPI {sapi} runs one request, which began when it started and ends with it"

@@ -98,8 +98,8 @@ def subjects(targets: Sequence[Target]) -> list[Subject]:
     """The workers of these targets. It takes 4 ms a target to find where their PHP is: forks have it in one place."""
     found = []
     for target in targets:
-        bias = _bias(target) if target.workers else None
-        found += [Subject(worker.pid, worker.start_ticks, target.php, bias) for worker in target.workers]
+        bias = _bias(target) if target.serving else None
+        found += [Subject(worker.pid, worker.start_ticks, target.php, bias) for worker in target.serving]
     return found
 
 

@@ -171,7 +171,8 @@ def session(plan: Plan) -> Iterator[Session]:
         for target in choice.targets:
             if target.master is not None and target.named == str(target.master.pid):
                 workers = counted(len(target.workers), "worker")
-                notice(f"{target.named} is a master: tracing its {workers}, and new ones as they start")
+                itself = " that also serves requests: tracing it, its" if target.master_serves else ": tracing its"
+                notice(f"{target.named} is a master{itself} {workers}, and new ones as they start")
         note_limits([lack for lack in choice.backend.lacking if lack not in choice.cost])
         yield Session(choice, watch, shown)
     finally:

@@ -21,6 +21,8 @@ _FASTCGI = (_FPM_SAPI, "cgi-fcgi")
 # PHP's command line: its one request began when it started.
 _ONE_REQUEST = ("cli", "phpdbg", "micro")
 _MOST_NAMED = 5  # refused processes in one error
+# The parent accepts connections as its children do (sapi/cli/php_cli_server.c, PHP 8.2), or goes on with its script.
+_PARENTS_SERVE = ("cli-server", "cli")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +50,16 @@ class Target:
     def pid(self) -> int:
         """Of its master, or of its first process if it has none."""
         return self.processes[0].pid
+
+    @property
+    def master_serves(self) -> bool:
+        """True if the master is a worker, too: `php -S` with PHP_CLI_SERVER_WORKERS, a script that forks."""
+        return self.master is not None and self.sapi in _PARENTS_SERVE
+
+    @property
+    def serving(self) -> tuple[Process, ...]:
+        """The processes that serve requests: the workers, and the master if it is one, too."""
+        return self.processes if self.master_serves else self.workers
 
     @property
     def resets_errors(self) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from backend_kinds import kept, make_backend
+from backend_kinds import BPF, kept, make_backend
 from fpm import ONE_WORKER, TWO_WORKERS, Fpm
+from php_servers import PhpDashS, PhpServer
 from proc_status import state
 from tracing import Tracer
 from waiting import wait_for
@@ -189,6 +192,101 @@ def test_a_process_that_a_worker_starts_is_not_a_worker(fpm: Fpm, traced: Tracer
     assert answer.body == b"from a child\n"
     assert request.complete
     assert traced.backend.watched == before
+
+
+def test_the_parent_of_phps_own_web_server_is_a_worker_too(
+    fpm: Fpm, trace: Callable[..., Tracer], backend: str
+) -> None:
+    if backend != BPF:
+        pytest.skip("PHP's own web server does not speak FastCGI: ptrace cannot follow it.")
+    server = PhpDashS(fpm.folder, workers=2)
+    try:
+        children = server.children()
+        tracer = trace(str(server.pid))
+        watched = tracer.backend.watched
+        answered = [int(server.get("pid.php")) for _ in range(60)]
+        wait_for(lambda: answered.append(int(server.get("pid.php"))) or server.pid in answered, "the parent to answer")
+        requests = tracer.next(len(answered))
+    finally:
+        server.stop()
+
+    assert watched == 3
+    assert set(answered) <= {server.pid, *children}
+    assert Counter(request.pid for request in requests) == Counter(answered)
+    assert all(request.complete for request in requests)
+    assert {worker.pid for worker in tracer.workers} == {server.pid, *children}
+    assert tracer.lost == 0
+
+
+def test_a_script_that_forks_is_watched_with_its_children(fpm: Fpm, trace: Callable[..., Tracer], backend: str) -> None:
+    if backend != BPF:
+        pytest.skip("PHP's command line does not speak FastCGI: ptrace cannot follow it.")
+    flag = fpm.folder / "go-on"
+    script = PhpServer(fpm.folder, ["/usr/bin/php8.2", "forking_script.php", str(flag)])
+    try:
+        script.wait_for_children(2)
+        children = script.children()
+        tracer = trace(str(script.pid))
+        watched = tracer.backend.watched
+        flag.touch()
+        wait_for(lambda: tracer.poll() or tracer.backend.watched == 0, "the script to end")
+    finally:
+        script.stop()
+
+    assert watched == 3
+    exits = {worker.pid: worker.exit for worker in tracer.workers if worker.died_ns is not None}
+    assert exits == {script.pid: "exited:3", **dict.fromkeys(children, "exited:0")}
+
+
+def test_a_process_that_a_worker_forks_may_serve_as_one_of_its_pool(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    (worker,) = fpm.workers()
+    tracer = trace(str(fpm.master))
+    fpm.get("fork.php", QUERY_STRING="exit")  # runs PHP's shutdown in the child, which then accepts connections
+    (forked,) = _children(worker)
+    answered: list[int] = []
+    try:
+        wait_for(lambda: answered.append(int(fpm.get("pid.php").text)) or set(answered) == {worker, forked}, "both")
+        answered += [int(fpm.get("pid.php").text) for _ in range(20)]
+        requests = tracer.next(1 + len(answered))
+    finally:
+        os.kill(forked, signal.SIGKILL)
+    wait_for(lambda: tracer.poll() or any(fact.died_ns for fact in tracer.workers), "the death of the fork")
+
+    scripts = Counter((request.pid, (request.script or "").rpartition("/")[2]) for request in requests)
+    assert scripts == Counter({(worker, "fork.php"): 1, **Counter((pid, "pid.php") for pid in answered)})
+    assert {request.pool for request in requests} == {"www"}
+    assert [r.nth for r in requests if r.pid == forked] == list(range(1, answered.count(forked) + 1))
+    assert all(request.complete for request in requests)
+    born = [(fact.pid, fact.pool) for fact in tracer.workers if fact.born_ns is not None and fact.died_ns is None]
+    assert born[-1] == (forked, "www")
+    assert [(fact.pid, fact.exit) for fact in tracer.workers if fact.died_ns] == [(forked, "killed:KILL")]
+    assert tracer.lost == 0
+
+
+def test_a_process_that_a_worker_forks_and_that_only_works_is_no_worker(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    (worker,) = fpm.workers()
+    tracer = trace(str(fpm.master))
+    for script in ("fork.php", "spawn.php", "child.php", "hello.php"):
+        fpm.get(script, QUERY_STRING="kill")
+    requests = tracer.next(4)
+    watched = tracer.backend.watched
+    tracer.close()
+
+    assert [(request.pid, request.ending) for request in requests] == [(worker, "finished")] * 4
+    assert watched == 1
+    assert [fact.pid for fact in tracer.workers] == [worker]
+    assert len(tracer.requests) == 4
+    assert tracer.lost == 0
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _stop(pid: int) -> None:

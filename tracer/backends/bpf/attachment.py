@@ -104,7 +104,7 @@ class Attachment:
     def _enter_masters(self, targets: Sequence[Target]) -> None:
         for target in targets:
             if target.master is not None:
-                self._enter(target.master.pid, Role.MASTER, target)
+                self._enter(target.master.pid, _role_of_master(target), target)
 
     def _watch(self, targets: Sequence[Target]) -> None:
         for target in targets:
@@ -133,7 +133,7 @@ class Attachment:
             php = self._inspected(processes.open_executable(pid))
             changed = dataclasses.replace(target, php=php, master=master, workers=())
             # The master first: from then on its forks are entered with the new binary; then those before.
-            self._enter(pid, Role.MASTER, changed, replace=True)
+            self._enter(pid, _role_of_master(changed), changed, replace=True)
             self._table.masters[pid] = changed
             known: set[int] = set()
             while fresh := [child for child in processes.children(master) if child.pid not in known]:
@@ -216,6 +216,8 @@ class Attachment:
                 unsampled = self._sample_births(target.master.pid, self._growth_probes)
             present = [worker for worker in processes.children(target.master) if target.wants(worker.pool)]
             self._take_births(target.master.pid)
+            if target.master_serves:
+                self._pending.append(self._table.add(target.master, target))
         else:
             self._programs.map("workers").remove(target.master.pid)
             self._lacking.append(f"not traced: master {target.master.pid}, which ended before phptrace was attached")
@@ -346,6 +348,10 @@ class Attachment:
 def _witness(target: Target) -> int:
     """The pid of a process that runs the target's PHP, with the C library of all its workers."""
     return (target.master or target.workers[0]).pid
+
+
+def _role_of_master(target: Target) -> Role:
+    return Role.MASTER | Role.WORKER if target.master_serves else Role.MASTER
 
 
 def _is_there(process: Process) -> bool:

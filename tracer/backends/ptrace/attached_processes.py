@@ -1,4 +1,7 @@
-"""The processes that phptrace is attached to: masters, and their workers from their fork or from attaching on."""
+"""The processes that phptrace is attached to: masters, and their workers from their fork or from attaching on.
+
+Also what workers fork: such a process is announced as a worker when it serves a request of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,7 @@ from tracer.targets.resolve import Target
 
 # Errors that end the tracing of one worker only. Its memory and /proc files are untrusted.
 WORKER_ERRORS = (OSError, ValueError, ArithmeticError, LookupError, struct.error, PhptraceError)
-_FORK_OPTIONS = syscalls.O_SYSGOOD | syscalls.O_FORK | syscalls.O_EXEC
-_WORKER_OPTIONS = syscalls.O_SYSGOOD | syscalls.O_EXEC
+_OPTIONS = syscalls.O_SYSGOOD | syscalls.O_FORK | syscalls.O_EXEC
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # php-fpm's slowlog is attached to a worker while it writes its stack.
 _RETRIES, _RETRY_S = 10, 0.02
@@ -45,6 +47,7 @@ class AttachedProcesses:
         self._emit = emit
         self._report_abandoned = report_abandoned
         self._targets: dict[int, Target] = {}  # of each worker
+        self._forked_by: dict[int, int] = {}  # by a worker's child that has served nothing yet: that worker
         self._new: set[int] = set()  # children of masters that may be workers, or masters of their own
 
     def __contains__(self, pid: int) -> bool:
@@ -89,7 +92,21 @@ class AttachedProcesses:
             self.promote(parent)
         target = self.masters.get(parent)
         if target is not None and process is not None and self._add(pid, target, born=True):
-            self._announce(process, target)
+            self._announce(process, parent)
+        elif target is None and parent in self._targets and self._add(pid, self._targets[parent], born=True):
+            self._forked_by[pid] = self._forked_by.get(parent, parent)
+
+    def announce_fork(self, pid: int) -> None:
+        """Emit the birth of a process that a worker forked, and that serves requests; do nothing for any other."""
+        parent = self._forked_by.pop(pid, None)
+        process = processes.process(pid)
+        if parent is not None and process is not None:
+            self._announce(process, parent)
+            self._new.discard(pid)
+
+    def is_announced(self, pid: int) -> bool:
+        """True but for a process that a worker forked, and that has served nothing."""
+        return pid not in self._forked_by
 
     def promote(self, pid: int) -> None:
         """Make a new child a master, since it forks: so does a daemon's new master after a graceful reload."""
@@ -109,7 +126,6 @@ class AttachedProcesses:
     def confirm_worker(self, pid: int) -> bool:
         """Confirm a stopped new child as a worker; False if its pool is not wanted."""
         self._new.discard(pid)
-        syscalls.set_options(pid, _WORKER_OPTIONS)
         process = processes.process(pid)
         self.event(EventKind.TITLED, pid, title=b"" if process is None else _title(process))
         return self._targets[pid].wants(process.pool if process is not None else None)
@@ -120,6 +136,7 @@ class AttachedProcesses:
         if worker is not None:
             worker.close()
         self._new.discard(pid)
+        self._forked_by.pop(pid, None)
         self._targets.pop(pid, None)
 
     def event(
@@ -138,7 +155,7 @@ class AttachedProcesses:
         self._emit(lambda: event)
 
     def _seize_master(self, pid: int, target: Target) -> list[tuple[int, int]]:
-        code = _seize(pid, _FORK_OPTIONS)
+        code = _seize(pid, _OPTIONS)
         if code:
             return [] if code == errno.ESRCH else [(pid, code)]
         self.masters[pid] = target
@@ -155,14 +172,14 @@ class AttachedProcesses:
         if born and process.executable not in (None, target.php.image.identity):
             return []  # not a worker, but a program that the master started
         self._factory.bias(pid, target, born=born)  # takes some ms, so it is done before the worker is stopped
-        code = _seize(pid, _FORK_OPTIONS if untitled else _WORKER_OPTIONS, retries=0 if born else _RETRIES)
+        code = _seize(pid, _OPTIONS, retries=0 if born else _RETRIES)
         if code:
             # The kernel has already attached a child that was forked while its master was being attached.
             return [] if code == errno.ESRCH or (born and code == errno.EPERM) else [(pid, code)]
         with contextlib.suppress(ProcessLookupError):
             syscalls.interrupt(pid)
-        if self._add(pid, target, born=born) and born:
-            self._announce(process, target)
+        if self._add(pid, target, born=born) and born and target.master is not None:
+            self._announce(process, target.master.pid)
         return []
 
     def _add(self, pid: int, target: Target, *, born: bool) -> bool:
@@ -178,10 +195,10 @@ class AttachedProcesses:
         self.workers[pid] = worker
         return True
 
-    def _announce(self, process: Process, target: Target) -> None:
-        """Emit the birth of a worker that was forked during tracing, or while attaching."""
+    def _announce(self, process: Process, parent: int) -> None:
+        """Emit the birth of a worker that `parent` forked during tracing, or while attaching."""
         pid = process.pid
-        self.event(EventKind.BORN, pid, parent=process.parent_pid, boot_ns=process.start_ticks * _TICK_NS)
+        self.event(EventKind.BORN, pid, parent=parent, boot_ns=process.start_ticks * _TICK_NS)
         if process.pool is None:
             self._new.add(pid)
         else:

@@ -32,16 +32,22 @@ class BreakpointTracer:
         hooks: Hooks,
         bias: int,
         emit: Callable[[Callable[[], bytes]], None],
+        *,
+        born: bool,
     ) -> None:
-        """`bias`: running address minus link address of the binary. `emit` as in SyscallTracer."""
+        """`bias`: running address minus link address of the binary. `emit` as in SyscallTracer.
+
+        `born`: forked during tracing. A request that ends and did not begin is then a copy of its parent's.
+        """
         self.pid = pid
         self.armed = False
         self.has_handler = False
         self._files = files
         self._memory = memory
         self._emit = emit
+        self._born = born
         self._request: OpenRequest | None = None
-        self._requests = 0
+        self.requests = 0
         self._stale_error = False  # a fatal error of an earlier request showed when the script ended
         sites = {
             bias + hooks.startup.address: self._at_start,
@@ -81,12 +87,12 @@ class BreakpointTracer:
         uri = self._memory.parameter(b"REQUEST_URI", URI_MAX)
         script = self._memory.parameter(b"SCRIPT_FILENAME", SCRIPT_MAX)
         method = self._memory.parameter(b"REQUEST_METHOD", _METHOD_MAX_BYTES)
-        self._requests += 1
+        self.requests += 1
         heap = self._memory.heap()
         before = self._files.memory()
         self._request = OpenRequest(
             pid=self.pid,
-            nth=self._requests,
+            nth=self.requests,
             started_ns=_now(),
             uri=uri[0] if uri else None,
             uri_bytes=uri[1] if uri else 0,
@@ -126,8 +132,8 @@ class BreakpointTracer:
         if request is not None:
             request.end(_now(), self._files, self._memory.heap())
             self._emit(request.record)
-        elif not self._requests:
-            self._requests = 1
+        elif not self.requests and not self._born:
+            self.requests = 1
             pid, now, after = self.pid, _now(), self._files.memory()
             self._emit(lambda: end_alone(pid, 1, now, after))
 

@@ -22,7 +22,7 @@ _POKEUSER = 6
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
 _NT_PRSTATUS, _NT_PRFPREG = 1, 2
-_SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
+_GETEVENTMSG = 0x4201
 _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 
 # Without it, a stop at a system call is an ordinary SIGTRAP, which the kernel delivers if the tracer is killed: 113 of
@@ -93,11 +93,6 @@ def _call(request: int, pid: int, address: int = 0, value: int = 0) -> int:
 def seize(pid: int, options: int) -> None:
     """Attach to a process without stopping it."""
     _call(_SEIZE, pid, 0, options)
-
-
-def set_options(pid: int, options: int) -> None:
-    """Replace the options (O_SYSGOOD, O_FORK, O_EXEC) of a stopped tracee."""
-    _call(_SETOPTIONS, pid, 0, options)
 
 
 def interrupt(pid: int) -> None:

@@ -81,7 +81,7 @@ class TracerFactory:
                     "cannot set breakpoints: the worker runs another PHP than its master did when tracing began."
                     " Start phptrace again."
                 )
-            return BreakpointTracer(pid, WorkerFiles(pid), memory, php.hooks, bias, self._emit)
+            return BreakpointTracer(pid, WorkerFiles(pid), memory, php.hooks, bias, self._emit, born=born)
         sender = self._sender(pid, php, bias)
         on_call = None if sender is None else sender.memory_call
         busy = not born and _is_busy(pid, memory)

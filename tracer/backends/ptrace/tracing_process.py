@@ -158,6 +158,8 @@ class TracingProcess:
         """Handle a breakpoint; pass on a SIGTRAP that is not from one of phptrace's."""
         worker = self._attached.workers.get(pid)
         ours = isinstance(worker, BreakpointTracer) and worker.at_breakpoint(syscalls.registers(pid).rip)
+        if worker is not None and worker.requests:
+            self._attached.announce_fork(pid)
         if ours and self._attached.is_new(pid) and not self._confirm_worker(pid):
             return
         self._resume(pid, 0 if ours else signal.SIGTRAP)
@@ -174,6 +176,8 @@ class TracingProcess:
                 return
         else:
             worker.at_exit(made)
+            if worker.requests:
+                self._attached.announce_fork(pid)
         self._resume(pid)
         if worker.malformed_count:
             self._out.put(Channel.MALFORMED, worker.malformed_count.to_bytes(8, "little"))
@@ -206,15 +210,19 @@ class TracingProcess:
         worker = self._attached.workers.get(pid)
         if worker is not None:
             worker.exited(REPLACED)
-            self._attached.event(EventKind.DIED, pid, exit_code=REPLACED)
+            if self._attached.is_announced(pid):
+                self._attached.event(EventKind.DIED, pid, exit_code=REPLACED)
             self._forget(pid)
         syscalls.detach(pid)
 
     def _at_process_exit(self, pid: int, status: int) -> None:
         worker = self._attached.workers.get(pid)
+        announced = self._attached.is_announced(pid)
         if worker is not None:
             worker.exited(status)
             self._forget(pid)
+            if not announced:
+                return
         elif self._attached.masters.pop(pid, None) is None:
             return
         # Behind the request's record, which is also deferred.

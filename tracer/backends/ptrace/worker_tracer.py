@@ -9,6 +9,7 @@ class WorkerTracer(Protocol):
     """Follows one worker from stop to stop; the worker is stopped while a method runs."""
 
     pid: int
+    requests: int  # begun under watch
     accepts: bool  # it has waited for a connection, so it is a worker and not a master
     malformed_count: int  # how often a connection's data was malformed, since this was last set to 0
 

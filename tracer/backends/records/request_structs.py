@@ -28,11 +28,11 @@ class EventKind(enum.IntEnum):
     RELEASED = 6
 
 
-class Role(enum.IntEnum):
-    """The role of a watched process in php-fpm."""
+class Role(enum.IntFlag):
+    """The roles of a watched process: the parent of `php -S` has both."""
 
-    MASTER = 1
-    WORKER = 2
+    MASTER = 1 << 0
+    WORKER = 1 << 1
 
 
 class Calls(enum.IntEnum):
@@ -188,7 +188,7 @@ WORKER_FIELDS = (
     ("titled", "I"),
     ("requests", "I"),
     ("calls", "I"),
-    ("pad", "I"),
+    ("forked_by", "I"),
     ("stale_error", "I"),
     ("heap", "Q"),
     ("bias", "Q"),

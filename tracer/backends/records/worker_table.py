@@ -8,7 +8,7 @@ import os
 from tracer.backends.records.request_decoder import exit_text
 from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
 from tracer.facts import Worker
-from tracer.targets.processes import Process, pool_of, process
+from tracer.targets.processes import MASTER_TITLE, Process, pool_of, process
 from tracer.targets.resolve import Target
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -43,13 +43,14 @@ class WorkerTable:
         return fact
 
     def born(self, event: bytes) -> Worker | None:
-        """Enter a master's new child and return its fact. A worker that forks turns out to be a master.
+        """Enter a new child of a master, or of a worker, and return its fact.
 
-        None if its parent is no master of ours, or if only some pools are wanted: the title that names its pool is not
-        yet set.
+        A worker that forks before it served anything turns out to be a master.
+
+        None if its parent is not ours, or if only some pools are wanted: the title that names its pool is not yet set.
         """
         _, pid, parent, _, at, boot, _ = PROCESS_EVENT.unpack(event)
-        target = self.masters.get(parent) or self._daemonized(parent)
+        target = self.masters.get(parent) or self._daemonized(parent) or self._target_of(parent)
         if target is None:
             return None
         ticks = boot // _TICK_NS if boot else None
@@ -64,10 +65,12 @@ class WorkerTable:
         php-fpm does so after a graceful reload with `daemonize = yes`: the master executes php-fpm anew, which forks
         itself and ends (fpm_unix_init_main() in sapi/fpm/fpm/fpm_unix.c, PHP 7.4 to 8.5).
         """
-        tracked = self.workers.pop(pid, None)
-        if tracked is None:
+        tracked = self.workers.get(pid)
+        found = None if tracked is None or tracked.fact.pool is not None else process(pid)
+        if tracked is None or found is None or not found.title.startswith(MASTER_TITLE):
             return None
-        self.masters[pid] = dataclasses.replace(tracked.target, master=process(pid) or tracked.target.master)
+        del self.workers[pid]
+        self.masters[pid] = dataclasses.replace(tracked.target, master=found)
         return self.masters[pid]
 
     def titled(self, event: bytes) -> Worker | None:
@@ -85,13 +88,18 @@ class WorkerTable:
         return tracked.fact if tracked.wanted else None
 
     def adopt_unknown(self, pid: int) -> TrackedWorker | None:
-        """Enter a worker whose birth was lost; None if it has ended, or is not a child of a master of ours."""
+        """Enter a worker whose birth was lost; None if it has ended, or is not a child of a process of ours."""
         found = process(pid)
-        target = None if found is None else self.masters.get(found.parent_pid)
+        target = None if found is None else self._target_of(found.parent_pid)
         if found is None or target is None:
             return None
         self.add(found, target)
         return self.workers[pid]
+
+    def _target_of(self, parent: int) -> Target | None:
+        """Return the target of a master, or of a worker that is wanted."""
+        tracked = self.workers.get(parent)
+        return self.masters.get(parent) or (tracked.target if tracked is not None and tracked.wanted else None)
 
     def died(self, event: bytes) -> Worker | None:
         """Remove a worker and return its last fact; None if it is not ours, or not wanted. Removes masters, too."""
