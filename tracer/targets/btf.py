@@ -7,6 +7,7 @@ Reads BTF as laid out in include/uapi/linux/btf.h (Linux 6.18). Structures only,
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -39,6 +40,15 @@ _TAIL = {
 }
 
 
+def out_of_files(exc: OSError) -> UnsupportedError | None:
+    """The error for a file of the kernel that is there, and that this process or host may not open; None for others."""
+    if exc.errno not in (errno.EMFILE, errno.ENFILE):
+        return None
+    return UnsupportedError(
+        f"cannot read {exc.filename}: {exc.strerror}. Close files, or raise the limit (ulimit -n).", fixable=True
+    )
+
+
 class Btf:
     """The kernel's structures by name.
 
@@ -68,7 +78,7 @@ class Btf:
         try:
             blob = path.read_bytes()
         except OSError as exc:
-            raise UnsupportedError(f"cannot read {path}: {exc.strerror}. {_DO}") from exc
+            raise out_of_files(exc) or UnsupportedError(f"cannot read {path}: {exc.strerror}. {_DO}") from exc
         return cls(blob, wanted)
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tracer.errors import UnsupportedError
-from tracer.targets.btf import Btf
+from tracer.targets.btf import Btf, out_of_files
 
 # include/uapi/linux/capability.h, Linux 6.18
 _CAPABILITIES = {
@@ -186,10 +186,18 @@ def lockdown() -> str:
 
 
 def uprobe_pmu() -> int | None:
-    """The perf event type of uprobes; None if the kernel has none (CONFIG_UPROBE_EVENTS)."""
+    """The perf event type of uprobes; None if the kernel has none (CONFIG_UPROBE_EVENTS).
+
+    UnsupportedError if there are too many open files to see.
+    """
     try:
         return int(_UPROBE_PMU.read_text())
-    except (OSError, ValueError):
+    except ValueError:
+        return None
+    except OSError as exc:
+        short = out_of_files(exc)
+        if short is not None:
+            raise short from exc
         return None
 
 

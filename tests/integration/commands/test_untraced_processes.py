@@ -119,7 +119,7 @@ def test_a_static_php_fpm_gives_no_request_that_nobody_sent(start: StartBuild, t
 
     printed = recorded(path, [fpm], str(fpm.master))
 
-    assert [(request.nth, request.ending) for request in requests_of(path)] == [(n, "finished") for n in (1, 2, 3)]
+    assert [(request.nth, request.ending) for request in requests_of(path)] == [(n, "unknown") for n in (1, 2, 3)]
     assert "it is a static build without dynamic symbols" in printed
 
 

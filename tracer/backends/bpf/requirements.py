@@ -73,13 +73,13 @@ def _kernel_problems() -> list[PhptraceError]:
             )
         ]
     found: list[PhptraceError] = []
-    if kernel.uprobe_pmu() is None:
-        found.append(
-            UnsupportedError(
-                "cannot trace with BPF: this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y."
-            )
-        )
     try:
+        if kernel.uprobe_pmu() is None:
+            found.append(
+                UnsupportedError(
+                    "cannot trace with BPF: this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y."
+                )
+            )
         percpu = kernel.running_layout().rss_kind is kernel.RssKind.PERCPU
     except UnsupportedError as exc:
         found.append(exc)

@@ -64,6 +64,22 @@ def test_missing_rights_can_be_fixed_where_sudo_can_give_them(setup, fixable, fi
     )
 
 
+def test_a_kernel_that_cannot_be_read_for_lack_of_files_is_not_taken_for_one_without_uprobes():
+    program = (
+        "import resource\n"
+        "from tracer.backends.bpf import requirements\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+        "[error] = requirements._kernel_problems()\n"
+        "print(error.fixable, error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+
+    assert ended.stdout == (
+        "True cannot read /sys/bus/event_source/devices/uprobe/type: Too many open files."
+        " Close files, or raise the limit (ulimit -n).\n"
+    ), ended.stderr
+
+
 def test_a_bcc_that_is_not_installed_can_be_fixed(monkeypatch):
     monkeypatch.setitem(sys.modules, "bcc", None)
     problem = bcc_problem()
