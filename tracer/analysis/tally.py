@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
-from tracer.facts import Ending, Fact, Loss, Request, Worker
+from tracer.facts import Ending, Fact, Fork, Loss, Request, Worker
+
+
+@dataclasses.dataclass(slots=True)
+class Forked:
+    """The processes that the requests of one uri forked, and that served nothing."""
+
+    by: str | None  # the uri, or else the script; None: not known, or between requests
+    processes: int = 0
+    alive: int = 0  # when tracing ended
+    anon: int = 0  # bytes of those alive, together
 
 
 class Tally:
@@ -23,6 +34,8 @@ class Tally:
         self._workers: set[tuple[str | None, int, int | None]] = set()
         self.born = 0
         self.died = 0
+        # By the worker and the start of its request; and the names of these requests, as far as they came later.
+        self._forks: dict[tuple[int, int | None], Forked] = {}
 
     @property
     def workers(self) -> int:
@@ -46,6 +59,13 @@ class Tally:
             if fact.ending != Ending.FINISHED.value:
                 self.killed += fact.ending.startswith(Ending.KILLED.value)
                 self.fatal += fact.ending == Ending.FATAL.value
+            if self._forks and (forked := self._forks.get((fact.pid, fact.started_ns))) is not None:
+                forked.by = fact.uri or fact.script
+        elif isinstance(fact, Fork):
+            forked = self._forks.setdefault((fact.parent_pid, fact.started_ns), Forked(None))
+            forked.processes += 1
+            forked.alive += fact.ended_ns is None
+            forked.anon += fact.anon or 0
         elif isinstance(fact, Worker):
             key = host, fact.pid, fact.start_ticks
             if key not in self._workers:
@@ -55,3 +75,13 @@ class Tally:
         elif isinstance(fact, Loss):
             self.lost += fact.lost
             self.losses[fact.why] = self.losses.get(fact.why, 0) + fact.lost
+
+    def forked(self) -> list[Forked]:
+        """The processes that workers forked, by uri, the most first. A uri is known if its request came after them."""
+        found: dict[str | None, Forked] = {}
+        for one in self._forks.values():
+            same = found.setdefault(one.by, Forked(one.by))
+            same.processes += one.processes
+            same.alive += one.alive
+            same.anon += one.anon
+        return sorted(found.values(), key=lambda forked: -forked.processes)
