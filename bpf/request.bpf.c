@@ -629,6 +629,8 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 	if (!(forker->role & ROLE_MASTER)) {
 		/* Most become another program, or only work: what is sent waits until it serves a request. */
 		born->forked_by = forker->forked_by ? forker->forked_by : parent_pid;
+		if (forker->forked_by || forker->in_request)
+			born->request.started_ns = forker->request.started_ns;
 		return 0;
 	}
 	send_birth(pid, parent_pid,
@@ -677,6 +679,16 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (!w)
 		return 0;
 	if (w->forked_by) {
+		struct fork_event fork = {
+			.kind = EVENT_FORKED,
+			.pid = event.pid,
+			.parent_pid = w->forked_by,
+			.request_started_ns = w->request.started_ns,
+			.ended_ns = bpf_ktime_get_ns(),
+		};
+
+		if (events.ringbuf_output(&fork, sizeof(fork), NO_WAKEUP))
+			count_lost(LOST_PROCESS_EVENTS);
 		workers.delete(&event.pid);
 		return 0;
 	}

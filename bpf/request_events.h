@@ -31,6 +31,7 @@ enum event_kind {
 	EVENT_DIED = 4,
 	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
 	EVENT_RELEASED = 6, /* blocks that an earlier request had allocated were freed */
+	EVENT_FORKED = 7, /* a process that a worker forked, and that served nothing, ended */
 };
 
 /* struct request.flags: what could not be measured, and how the request ended. */
@@ -157,6 +158,15 @@ struct release_event {
 	__s64 blocks;
 	__u32 idle; /* 1 = freed while no request ran: perhaps the worker is about to end */
 	__u32 pad;
+};
+
+struct fork_event {
+	__u32 kind; /* EVENT_FORKED */
+	__u32 pid;
+	__u32 parent_pid; /* the worker */
+	__u32 pad;
+	__u64 request_started_ns; /* the worker's request; 0 = it was between requests */
+	__u64 ended_ns; /* 0 = it runs when tracing ends */
 };
 
 struct process_event {

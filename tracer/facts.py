@@ -1,4 +1,4 @@
-"""The facts of a recording: Request, Growth, Retained, Release, Worker, Look, Loss. Imports nothing of ours.
+"""The facts of a recording: Request, Growth, Retained, Release, Worker, Fork, Look, Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.
@@ -197,6 +197,16 @@ class Worker(NamedTuple):
     exit: str | None  # `exited:0`, `killed:TERM`, `replaced` (exec); None: it is alive
 
 
+class Fork(NamedTuple):
+    """A process that a worker forked, and that served no request: it worked for one, and may still do."""
+
+    pid: int
+    parent_pid: int  # the worker
+    started_ns: int | None  # of the worker's request, Unix time; None: it was between requests
+    ended_ns: int | None  # Unix time; None: it is alive when tracing ends
+    anon: int | None  # its resident anonymous memory then, shared with the worker or not; None: it has ended
+
+
 class Release(NamedTuple):
     """Native memory that an earlier request kept and that has been freed now."""
 
@@ -241,4 +251,4 @@ class Loss(NamedTuple):
     why: str
 
 
-Fact = Request | Growth | Retained | Release | Worker | Look | Loss
+Fact = Request | Growth | Retained | Release | Worker | Fork | Look | Loss

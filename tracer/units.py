@@ -78,8 +78,8 @@ def show_duration(nanoseconds: float | None) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """The count and its noun, which takes an s unless there is one: `1 worker`, `1,009 workers`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """The count and its noun, in the plural unless there is one: `1 worker`, `1,009 workers`, `2 processes`."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def counted_loss(lost: int, why: str) -> str:

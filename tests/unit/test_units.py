@@ -69,6 +69,10 @@ def test_a_noun_agrees_with_its_count(count, text):
     assert counted(count, "worker") == text
 
 
+def test_a_noun_that_ends_with_an_s_has_its_own_plural():
+    assert (counted(1, "process"), counted(26, "process")) == ("1 process", "26 processes")
+
+
 @pytest.mark.parametrize(
     ("lost", "why", "text"),
     [

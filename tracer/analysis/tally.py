@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
-from tracer.facts import Ending, Fact, Loss, Request, Worker
+from tracer.facts import Ending, Fact, Fork, Loss, Request, Worker
+
+
+@dataclasses.dataclass(slots=True)
+class Forked:
+    """The processes that the requests of one uri forked, and that served nothing."""
+
+    by: str | None  # the uri, or else the script; None: not known, or between requests
+    processes: int = 0
+    alive: int = 0  # when tracing ended
+    anon: int = 0  # bytes of those alive, together
+
 
 # Requests in flight that are named.
 _IN_FLIGHT_MAX = 5
@@ -29,6 +41,8 @@ class Tally:
         self.workers = 0  # different ones that were seen
         self.born = 0
         self.died = 0
+        # By the worker and the start of its request; and the names of these requests, as far as they came later.
+        self._forks: dict[tuple[int, int | None], Forked] = {}
 
     def add_all(self, facts: Iterable[Fact], host: str | None = None) -> None:
         """Count the facts, as add() does."""
@@ -64,8 +78,25 @@ class Tally:
             if fact.ending != Ending.FINISHED.value:
                 self.killed += fact.ending.startswith(Ending.KILLED.value)
                 self.fatal += fact.ending == Ending.FATAL.value
+            if self._forks and (forked := self._forks.get((fact.pid, fact.started_ns))) is not None:
+                forked.by = fact.uri or fact.script
+        elif isinstance(fact, Fork):
+            forked = self._forks.setdefault((fact.parent_pid, fact.started_ns), Forked(None))
+            forked.processes += 1
+            forked.alive += fact.ended_ns is None
+            forked.anon += fact.anon or 0
         elif isinstance(fact, Worker):
             self._add_worker(fact, host)
         elif isinstance(fact, Loss):
             self.lost += fact.lost
             self.losses[fact.why] = self.losses.get(fact.why, 0) + fact.lost
+
+    def forked(self) -> list[Forked]:
+        """The processes that workers forked, by uri, the most first. A uri is known if its request came after them."""
+        found: dict[str | None, Forked] = {}
+        for one in self._forks.values():
+            same = found.setdefault(one.by, Forked(one.by))
+            same.processes += one.processes
+            same.alive += one.alive
+            same.anon += one.anon
+        return sorted(found.values(), key=lambda forked: -forked.processes)

@@ -147,6 +147,7 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balanci
         tally.add_all(workers, host=str(recording.meta.get("host")))
         looks = recording.looks()
         ranking.begin_recording(workers, looks, filtered=_limited_by(recording.meta, _FILTERS))
+        tally.add_all(recording.forks())  # before the requests, which name them
         losses = recording.losses()
         tally.add_all(losses)
         # After --count requests, those that come during the last looks are not recorded.

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import RecordingError
-from tracer.facts import Look, Loss, Metric, Request, Stack, Worker
+from tracer.facts import Fork, Look, Loss, Metric, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
@@ -144,6 +144,14 @@ class Reader:
             return [
                 Worker._make(row) for row in self._connection.execute(f"SELECT {', '.join(Worker._fields)} FROM worker")
             ]
+
+    def forks(self) -> list[Fork]:
+        """Every process that a worker forked and that served nothing; none before schema 3."""
+        if self._schema < 3:
+            return []
+        with self.reading():
+            rows = self._connection.execute(f"SELECT {', '.join(Fork._fields)} FROM forked ORDER BY rowid")
+            return [Fork._make(row) for row in rows]
 
     def looks(self) -> list[Look]:
         """Every look at a worker, in their order; none before schema 3."""

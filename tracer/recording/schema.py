@@ -178,6 +178,13 @@ _SCHEMA_3 = {
   blocks INTEGER NOT NULL,
   PRIMARY KEY (pid, started_ns)
 ) STRICT, WITHOUT ROWID""",
+    "forked": """CREATE TABLE forked (
+  pid INTEGER NOT NULL,
+  parent_pid INTEGER NOT NULL,
+  started_ns INTEGER,
+  ended_ns INTEGER,
+  anon INTEGER
+) STRICT""",
     "look": """CREATE TABLE look (
   pid INTEGER NOT NULL,
   start_ticks INTEGER NOT NULL,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import IncompleteError, UsageError
-from tracer.facts import Fact, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
+from tracer.facts import Fact, Fork, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
 from tracer.output_file import create
 from tracer.recording.integers import saturated
 from tracer.recording.recent_rows import RecentRows
@@ -38,6 +38,7 @@ _INSERT_RELEASE = (
     "INSERT INTO released (pid, started_ns, bytes, blocks) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
     " SET bytes = CAST(bytes + excluded.bytes AS INTEGER), blocks = CAST(blocks + excluded.blocks AS INTEGER)"
 )
+_INSERT_FORK = f"INSERT INTO forked VALUES ({', '.join('?' * len(Fork._fields))})"
 _INSERT_LOOK = f"INSERT INTO look VALUES ({', '.join('?' * len(Look._fields))})"
 
 
@@ -52,7 +53,7 @@ class Writer:
         """
         self.path = path
         self._requests = RequestWriter()
-        self._others: list[Worker | Loss | Release | Look] = []
+        self._others: list[Worker | Fork | Loss | Release | Look] = []
         self._last: tuple[int, int] | None = None  # pid and nth of the last request
         self._with_stacks = "stacks" in meta
         self._recent = RecentRows()
@@ -144,6 +145,8 @@ class Writer:
                     connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
                 elif isinstance(fact, Release):
                     connection.execute(_INSERT_RELEASE, fact)
+                elif isinstance(fact, Fork):
+                    connection.execute(_INSERT_FORK, fact)
                 elif isinstance(fact, Look):
                     connection.execute(_INSERT_LOOK, fact)
                 else:

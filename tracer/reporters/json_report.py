@@ -36,6 +36,7 @@ def render(
         "uri_unknown": tally.uri_unknown,
         "counted": tally.counted,
         "workers": tally.workers,
+        "forked": [{**dataclasses.asdict(forked), "by": json_text(forked.by)} for forked in tally.forked()],
         "losses": {str(json_text(why)): lost for why, lost in tally.losses.items()},
         "in_flight": [
             {

@@ -12,13 +12,15 @@ from rich.text import Text
 
 from tracer.analysis.kept import How
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
-from tracer.analysis.tally import Tally
+from tracer.analysis.tally import Forked, Tally
 from tracer.facts import Request
 from tracer.units import counted, counted_loss, printable, show_bytes, show_duration
 
 _MIN_KEY = 20
 _MOST_TOGETHER = 3
 _MOST_KEYS = 4
+_MOST_FORKERS = 3
+_FORKER_WIDTH = 40
 # Columns that are left out if there is no room, in this order.
 _SPARE = ("zend peak", "anon peak", "p95", "requests")
 
@@ -154,6 +156,11 @@ def summary(tally: Tally) -> str:
         text += f"\nLOST {counted_loss(lost, printable(why))}"
     for sentence in tally.not_traced:
         text += f"\nLEFT OUT: {printable(sentence)}"
+    forked = tally.forked()
+    for one in forked[:_MOST_FORKERS]:
+        text += f"\n{_forked(one)}"
+    if len(forked) > _MOST_FORKERS:
+        text += f"\n{counted(sum(one.processes for one in forked[_MOST_FORKERS:]), 'process')} forked by others"
     if tally.unended:
         was, its = ("was", "its") if tally.unended == 1 else ("were", "their")
         text += (
@@ -170,6 +177,13 @@ def _in_flight(request: Request) -> str:
     grew = request.growth or 0
     rate = f", {show_bytes(round(grew / seconds), signed=True)} a second" if seconds >= 1 else ""
     return f"IN FLIGHT: {name} in worker {request.pid}: {show_bytes(grew, signed=True)} in {seconds:.1f} s{rate}"
+
+
+def _forked(forked: Forked) -> str:
+    """A line such as: 26 processes forked by /spawn.php, 18 alive, 7.4 MiB each."""
+    by = "workers" if forked.by is None else shorten(printable(forked.by), _FORKER_WIDTH)
+    text = f"{counted(forked.processes, 'process')} forked by {by}, {forked.alive:,} alive"
+    return text + (f", {show_bytes(forked.anon / forked.alive)} each" if forked.alive else "")
 
 
 def show_key(key: str | None) -> str:

@@ -78,6 +78,16 @@ def process(pid: int) -> Process | None:
     )
 
 
+def anonymous_bytes(pid: int) -> int | None:
+    """RssAnon of the process; None if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return None
+    match = re.search(rb"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
 def processes() -> Iterator[Process]:
     """Every visible process, in order of pid."""
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):

@@ -17,6 +17,7 @@ from tracing import Tracer
 from waiting import wait_for
 
 from tracer.errors import TargetGoneError
+from tracer.facts import Fork
 from tracer.targets.resolve import targets
 
 
@@ -273,12 +274,23 @@ def test_a_process_that_a_worker_forks_and_that_only_works_is_no_worker(
     fpm = start_fpm(www=ONE_WORKER)
     (worker,) = fpm.workers()
     tracer = trace(str(fpm.master))
-    for script in ("fork.php", "spawn.php", "child.php", "hello.php"):
-        fpm.get(script, QUERY_STRING="kill")
+    for script in ("fork.php", "spawn.php", "child.php", "fork.php?stay"):
+        fpm.get(script.partition("?")[0], QUERY_STRING=script.partition("?")[2] or "kill")
     requests = tracer.next(4)
     watched = tracer.backend.watched
     tracer.close()
+    alive = [pid for pid in _children(worker) if state(pid)[0] != "Z"]
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
 
+    killed, stayed = (fact for fact in tracer.facts if isinstance(fact, Fork))
+    assert [(fact.parent_pid, fact.started_ns) for fact in (killed, stayed)] == [
+        (worker, requests[0].started_ns),
+        (worker, requests[3].started_ns),
+    ]
+    assert (killed.ended_ns is None, killed.anon, stayed.ended_ns) == (False, None, None)
+    assert [stayed.pid] == alive
+    assert (stayed.anon or 0) > 100_000
     assert [(request.pid, request.ending) for request in requests] == [(worker, "finished")] * 4
     assert watched == 1
     assert [fact.pid for fact in tracer.workers] == [worker]

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 from command import CHECKOUT, attached_to, finish, phptrace, run, run_as_nobody
 from fpm import ONE_WORKER, Fpm
+from proc_status import state
 from waiting import wait_for
 
 from tracer.facts import Request
@@ -159,6 +161,27 @@ def test_a_recording_that_was_open_elsewhere_when_it_ended_can_be_read_by_others
     answer = run_as_nobody("report", "--format", "json", str(copy))
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["requests"] == 1
+
+
+def test_the_report_says_which_uri_forked_processes(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    (worker,) = fpm.workers()
+    path = tmp_path / "r.phptrace"
+    process = phptrace("record", "-o", str(path), str(fpm.master))
+    attached_to(process)
+    for end in ("kill", "stay", "kill"):
+        fpm.get("fork.php", REQUEST_URI=f"/spawn?end={end}", QUERY_STRING=end)
+    fpm.get("spawn.php")  # a program that it executes is not counted
+    wait_for(lambda: _rows(path) == 4, "the requests to be on disk")
+    code, _, said = finish(process)
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    (stayed,) = (int(pid) for pid in children if state(int(pid))[0] != "Z")
+    os.kill(stayed, signal.SIGKILL)
+    answer = run("report", str(path))
+
+    assert code == 0, said
+    assert re.search(r"^3 processes forked by /spawn, 1 alive, [\d.]+ MiB each$", answer.stdout, re.MULTILINE)
+    assert "1 worker ·" in answer.stdout
 
 
 def test_report_needs_neither_root_nor_bcc(recording: Path, public: Path) -> None:

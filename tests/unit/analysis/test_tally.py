@@ -7,8 +7,8 @@ import sys
 import pytest
 from samples import COMPLETE, request
 
-from tracer.analysis.tally import Tally
-from tracer.facts import Fact, Loss, Worker
+from tracer.analysis.tally import Forked, Tally
+from tracer.facts import Fact, Fork, Loss, Worker
 
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
 BORN_NS, DIED_NS = 1_700_000_000_000_000_003, 1_700_000_000_000_000_019
@@ -98,3 +98,17 @@ def test_losses_are_summed_by_why():
     tally = tallied(Loss(1, 3, "ring"), Loss(2, 5, "table"), Loss(3, 7, "ring"))
 
     assert (tally.lost, tally.losses) == (15, {"ring": 10, "table": 5})
+
+
+def test_processes_that_workers_forked_are_counted_by_the_uri_of_their_request():
+    spawn, other = request(pid=7, started_ns=11, uri="/spawn.php"), request(pid=7, started_ns=13, uri=None)
+    forks = [Fork(31, 7, 11, 17, None), Fork(37, 7, 11, None, 4_096), Fork(41, 7, 11, None, 8_192),
+             Fork(43, 7, 13, 19, None), Fork(47, 5, None, None, None)]  # fmt: skip
+
+    tally = tallied(*forks, spawn, other, COMPLETE)
+
+    assert tally.forked() == [
+        Forked("/spawn.php", 3, 2, 12_288),
+        Forked(other.script, 1, 0, 0),
+        Forked(None, 1, 1, 0),
+    ]

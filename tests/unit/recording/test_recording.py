@@ -12,7 +12,7 @@ from records import record
 from samples import COMPLETE, MAIN, PROPERTY, WITH_STACKS, recording, request
 
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.facts import Growth, Look, Loss, Metric, Release, Request, Retained, Worker
+from tracer.facts import Fork, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
 from tracer.recording.reader import Reader, Totals
 from tracer.recording.schema import SCHEMA
 from tracer.recording.writer import Writer
@@ -157,6 +157,7 @@ def test_a_figure_of_more_than_64_bits_saturates_and_does_not_end_the_recording(
         Retained(COMPLETE.pid, COMPLETE.nth, (MAIN._replace(line=1 << 63),), -(1 << 64), 1),
         Release(COMPLETE.pid, COMPLETE.started_ns, 1 << 63, 1 << 64),
         look,
+        Fork(7, 11, 1 << 64, None, 13),
         WORKER._replace(born_ns=1 << 63),
         Loss(1 << 64, 3, "x"),
     ]
@@ -170,6 +171,7 @@ def test_a_figure_of_more_than_64_bits_saturates_and_does_not_end_the_recording(
     with Reader(str(path)) as found:
         assert (found.workers(), found.losses()) == ([WORKER._replace(born_ns=MOST)], [Loss(MOST, 3, "x")])
         assert found.looks() == [look._replace(anon=MOST)]
+        assert found.forks() == [Fork(7, 11, MOST, None, 13)]
         assert [grown[0][1] for _, grown in found.grown(Metric.RSS, ["pid"]) if grown] == [MOST]
         assert [grown[0][:2] for _, grown in found.grown(Metric.RETAINED, ["pid"]) if grown] == [
             ((MAIN._replace(line=MOST),), -(1 << 63))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.facts import Frame, Look, Loss, Metric, Request, Worker
+from tracer.facts import Fork, Frame, Look, Loss, Metric, Request, Worker
 from tracer.recording.reader import Reader
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import PARTS, SCHEMA, SCHEMAS
@@ -53,6 +53,10 @@ LOOKS = [
     Look(4243, 7927, 1_700_000_000_000_000_013, 0, None, None, None, None, None, False, False, None,
          "it was in a request"),
 ]  # fmt: skip
+FORKS = [
+    Fork(4253, 4241, FIRST.started_ns, 1_700_000_000_500_000_017, None),
+    Fork(4259, 4241, None, None, 7_759_463),
+]
 
 
 def as_of(schema: int, request: Request) -> Request:
@@ -76,6 +80,7 @@ def test_a_recording_of_each_schema_is_read_whole(schema):
             Worker(4241, 7919, "www", "8.2.36", None, 1_700_000_002_000_000_011, "killed:SEGV")
         ]  # fmt: skip
         assert file.losses() == [Loss(1_700_000_001_000_000_007, 13, "requests: the ring buffer was full")]
+        assert file.forks() == (FORKS if schema >= 3 else [])
         assert file.looks() == (LOOKS if schema >= 3 else [])
         assert (file.meta["schema"], file.meta["host"], file.ended) == (schema, "web1", True)
 
@@ -126,13 +131,14 @@ def test_a_field_of_a_request_is_a_column_of_todays_schema_and_in_one_table_only
     assert sorted([*stored, "native_released"]) == sorted(Request._fields)
 
 
-def test_todays_table_of_looks_has_the_fields_of_a_look_in_their_order():
+@pytest.mark.parametrize(("table", "fact"), [("look", Look), ("forked", Fork)])
+def test_todays_table_of_a_fact_has_its_fields_in_their_order(table, fact):
     connection = sqlite3.connect(":memory:")
-    connection.execute(SCHEMAS[SCHEMA]["look"])
-    columns = [row[1] for row in connection.execute("PRAGMA table_info(look)")]
+    connection.execute(SCHEMAS[SCHEMA][table])
+    columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
     connection.close()
 
-    assert columns == list(Look._fields)
+    assert columns == list(fact._fields)
 
 
 def test_todays_view_has_the_fields_of_a_request_in_their_order():

@@ -16,7 +16,7 @@ from samples import COMPLETE, PROPERTY, request
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.doctor import ALL, BPF, PTRACE, Check
-from tracer.facts import Loss, Request, Worker
+from tracer.facts import Fork, Loss, Request, Worker
 from tracer.reporters import checklist, json_report, table
 from tracer.reporters.checklist import Outcome, Traced
 from tracer.reporters.live import LiveView, Status
@@ -144,6 +144,29 @@ def test_the_summary_counts_seen_incomplete_and_lost_requests():
         " · workers: 1 born, 1 died · native memory counted in 75 % of the requests",
         "LOST 1,009 requests: the ring buffer was full",
     ]
+
+
+def test_the_summary_names_who_forked_the_most_processes():
+    tally = Tally()
+    for number in range(5):
+        tally.add_all([Fork(number, 7, number, None, 1_048_576)] * (5 - number))
+        tally.add(request(pid=7, started_ns=number, uri=f"/spawn-{number}\x1b"))
+    tally.add(Fork(99, 7, 0, 13, None))
+
+    assert table.summary(tally).splitlines()[1:] == [
+        "6 processes forked by /spawn-0\\x1b, 5 alive, 1.0 MiB each",
+        "4 processes forked by /spawn-1\\x1b, 4 alive, 1.0 MiB each",
+        "3 processes forked by /spawn-2\\x1b, 3 alive, 1.0 MiB each",
+        "3 processes forked by others",
+    ]
+
+
+def test_the_json_report_names_who_forked():
+    tally, out = Tally(), io.StringIO()
+    tally.add_all([Fork(31, 7, 11, None, 4_096), request(pid=7, started_ns=11, uri="/\udcff")])
+    json_report.render([], tally, out)
+
+    assert json.loads(out.getvalue())["forked"] == [{"by": "/\ufffd", "processes": 1, "alive": 1, "anon": 4_096}]
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ from tracer.backends.bpf.programs import RING_BYTES, Programs, release_compiler_
 from tracer.backends.bpf.ring_buffer import RingBuffer
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.in_flight import InFlight
-from tracer.backends.records.request_decoder import RequestDecoder, unfinished_request
+from tracer.backends.records.request_decoder import RequestDecoder, unfinished_fork, unfinished_request
 from tracer.backends.records.request_structs import Lost
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import UnsupportedError
 from tracer.facts import Fact, Loss, Request, Worker
-from tracer.targets import kernel
+from tracer.targets import kernel, processes
 from tracer.targets.resolve import Target
 
 _POLL_S = 0.05
@@ -151,6 +151,7 @@ class BpfBackend:
             facts += self._take()
             if self._taken == 0:
                 break
+        facts += self._event_decoder.facts(self._unfinished_forks())
         facts += self._event_decoder.remaining()
         facts += self._unfinished_requests()
         if self._growth_probes is not None:
@@ -272,6 +273,16 @@ class BpfBackend:
                 facts += self._take()
                 thread.join(_POLL_S)
         return facts
+
+    def _unfinished_forks(self) -> list[bytes]:
+        """The records of the processes that workers forked, and that served nothing and run on."""
+        found: list[bytes] = []
+        for process in processes.processes():
+            entry = None if process.pid in self._table.workers else self._programs.map("workers").get(process.pid)
+            record = None if entry is None else unfinished_fork(process.pid, entry)
+            if record is not None:
+                found.append(record)
+        return found
 
     def _unfinished_requests(self) -> list[Fact]:
         """The requests that workers are in the middle of, cut off now."""

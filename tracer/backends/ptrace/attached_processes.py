@@ -17,7 +17,7 @@ from pathlib import Path
 from tracer.backends.ptrace import syscalls
 from tracer.backends.ptrace.tracer_factory import TracerFactory
 from tracer.backends.ptrace.worker_tracer import WorkerTracer
-from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
+from tracer.backends.records.request_structs import FORK_EVENT, PROCESS_EVENT, EventKind
 from tracer.errors import PhptraceError
 from tracer.targets import processes
 from tracer.targets.processes import Process
@@ -47,7 +47,8 @@ class AttachedProcesses:
         self._emit = emit
         self._report_abandoned = report_abandoned
         self._targets: dict[int, Target] = {}  # of each worker
-        self._forked_by: dict[int, int] = {}  # by a worker's child that has served nothing yet: that worker
+        # By a worker's child that has served nothing yet: that worker, and the start of its request (ns; 0: none).
+        self._forked_by: dict[int, tuple[int, int]] = {}
         self._new: set[int] = set()  # children of masters that may be workers, or masters of their own
 
     def __contains__(self, pid: int) -> bool:
@@ -94,19 +95,28 @@ class AttachedProcesses:
         if target is not None and process is not None and self._add(pid, target, born=True):
             self._announce(process, parent)
         elif target is None and parent in self._targets and self._add(pid, self._targets[parent], born=True):
-            self._forked_by[pid] = self._forked_by.get(parent, parent)
+            forker = parent, self.workers[parent].request_started_ns
+            self._forked_by[pid] = self._forked_by.get(parent, forker)
 
     def announce_fork(self, pid: int) -> None:
         """Emit the birth of a process that a worker forked, and that serves requests; do nothing for any other."""
-        parent = self._forked_by.pop(pid, None)
+        forker = self._forked_by.pop(pid, None)
         process = processes.process(pid)
-        if parent is not None and process is not None:
-            self._announce(process, parent)
+        if forker is not None and process is not None:
+            self._announce(process, forker[0])
             self._new.discard(pid)
 
     def is_announced(self, pid: int) -> bool:
         """True but for a process that a worker forked, and that has served nothing."""
         return pid not in self._forked_by
+
+    def report_fork(self, pid: int, *, ended: bool) -> None:
+        """Emit the `struct fork_event` of a process that is not announced; do nothing for any other."""
+        if pid in self._forked_by:
+            parent, started_ns = self._forked_by[pid]
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if ended else 0
+            event = FORK_EVENT.pack(EventKind.FORKED, pid, parent, 0, started_ns, now)
+            self._emit(lambda: event)
 
     def promote(self, pid: int) -> None:
         """Make a new child a master, since it forks: so does a daemon's new master after a graceful reload."""

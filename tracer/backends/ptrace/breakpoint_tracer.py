@@ -71,6 +71,11 @@ class BreakpointTracer:
         step()
         return True
 
+    @property
+    def request_started_ns(self) -> int:
+        """When the open request started (CLOCK_MONOTONIC); 0 if there is none."""
+        return self._request.started_ns if self._request is not None else 0
+
     def exited(self, exit_code: int) -> None:
         """Cut off the open request: the worker died, or became another program (`exit_code` is REPLACED)."""
         self._cut_off_request(exit_code, detached=False)

@@ -173,6 +173,11 @@ class SyscallTracer:
         elif number in _MEMORY_CALLS:
             self._memory_call(_MEMORY_CALLS[number], arguments, made.result)
 
+    @property
+    def request_started_ns(self) -> int:
+        """When the open request started (CLOCK_MONOTONIC); 0 if there is none."""
+        return self._request.started_ns if self._request is not None else 0
+
     def exited(self, exit_code: int) -> None:
         """Cut off the open request: the worker died, or became another program (`exit_code` is REPLACED)."""
         if self._request is not None:

@@ -220,6 +220,7 @@ class TracingProcess:
         announced = self._attached.is_announced(pid)
         if worker is not None:
             worker.exited(status)
+            self._attached.report_fork(pid, ended=True)
             self._forget(pid)
             if not announced:
                 return
@@ -319,6 +320,7 @@ class TracingProcess:
             syscalls.set_breakpoints(pid, ())  # a daemon's new master, which at first was taken for a worker
         if worker is not None:
             worker.cut_off()
+            self._attached.report_fork(pid, ended=False)
         syscalls.detach(pid, delivered or 0)
         self._forget(pid)
         self._attached.masters.pop(pid, None)

@@ -13,6 +13,10 @@ class WorkerTracer(Protocol):
     accepts: bool  # it has waited for a connection, so it is a worker and not a master
     malformed_count: int  # how often a connection's data was malformed, since this was last set to 0
 
+    @property
+    def request_started_ns(self) -> int:
+        """When the open request started (CLOCK_MONOTONIC); 0 if there is none."""
+
     def exited(self, exit_code: int) -> None:
         """Record the open request as cut off: the worker died, or became another program (REPLACED)."""
 

@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterable
 
 from tracer.backends.records.in_flight import InFlight
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.request_structs import HEAD, PROCESS_EVENT, RELEASE_EVENT, REQUEST_FIELDS, EventKind
+from tracer.backends.records.request_structs import (
+    FORK_EVENT,
+    HEAD,
+    PROCESS_EVENT,
+    RELEASE_EVENT,
+    REQUEST_FIELDS,
+    EventKind,
+)
 from tracer.backends.records.worker_table import WorkerTable
-from tracer.facts import Fact, Release
+from tracer.facts import Fact, Fork, Release
+from tracer.targets.processes import anonymous_bytes
 
 # Where `struct request` says when it ended.
 _BEFORE_ENDED = [form for _, form in REQUEST_FIELDS[: [name for name, _ in REQUEST_FIELDS].index("ended_ns")]]
@@ -108,8 +116,24 @@ class EventDecoder:
             self._became_master(parent)
         return fact
 
+    def _fork(self, record: bytes) -> Fork | None:
+        """Return the fact of a process that a worker forked; None if that worker is not wanted."""
+        _, pid, parent, _, started, ended = FORK_EVENT.unpack(record[: FORK_EVENT.size])
+        tracked = self._table.workers.get(parent)
+        if tracked is not None and not tracked.wanted:
+            return None
+        return Fork(
+            pid,
+            parent,
+            self._decoder.unix_ns(started) if started else None,
+            self._decoder.unix_ns(ended) if ended else None,
+            None if ended else anonymous_bytes(pid),
+        )
+
     def _process_event(self, record: bytes) -> Fact | None:
-        kind, pid = PROCESS_EVENT.unpack(record)[:2]
+        kind, pid = HEAD.unpack_from(record)
+        if kind == EventKind.FORKED:
+            return self._fork(record)
         if kind == EventKind.BORN:
             return self._born(record)
         if kind == EventKind.DIED:

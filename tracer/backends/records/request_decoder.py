@@ -12,7 +12,16 @@ import signal
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from tracer.backends.records.request_structs import REPLACED, REQUEST, REQUEST_FIELDS, WORKER, WORKER_FIELDS, Flag
+from tracer.backends.records.request_structs import (
+    FORK_EVENT,
+    REPLACED,
+    REQUEST,
+    REQUEST_FIELDS,
+    WORKER,
+    WORKER_FIELDS,
+    EventKind,
+    Flag,
+)
 from tracer.facts import Ending, Note, Request
 
 _FIELDS = tuple(name for name, _ in REQUEST_FIELDS)
@@ -259,6 +268,15 @@ def unfinished_request(worker: bytes, now_ns: int) -> bytes | None:
     request["flags"] |= Flag.END_NOT_SEEN | Flag.DETACHED
     request["ended_ns"] = now_ns
     return REQUEST.pack(*request.values()) + worker[WORKER.size + REQUEST.size :]
+
+
+def unfinished_fork(pid: int, worker: bytes) -> bytes | None:
+    """The record of a process that a worker forked and that runs on; None if this `struct worker` is of no such."""
+    fields = dict(zip((name for name, _ in WORKER_FIELDS), WORKER.unpack_from(worker), strict=True))
+    if not fields["forked_by"]:
+        return None
+    request = dict(zip(_FIELDS, REQUEST.unpack_from(worker, WORKER.size), strict=True))
+    return FORK_EVENT.pack(EventKind.FORKED, pid, fields["forked_by"], 0, request["started_ns"], 0)
 
 
 def exit_text(exit_code: int) -> str:

@@ -26,6 +26,7 @@ class EventKind(enum.IntEnum):
     DIED = 4
     EXECED = 5
     RELEASED = 6
+    FORKED = 7
 
 
 class Role(enum.IntFlag):
@@ -172,6 +173,14 @@ RELEASE_EVENT_FIELDS = (
     ("idle", "I"),
     ("pad", "I"),
 )
+FORK_EVENT_FIELDS = (
+    ("kind", "I"),
+    ("pid", "I"),
+    ("parent_pid", "I"),
+    ("pad", "I"),
+    ("request_started_ns", "Q"),
+    ("ended_ns", "Q"),
+)
 PROCESS_EVENT_FIELDS = (
     ("kind", "I"),
     ("pid", "I"),
@@ -263,6 +272,7 @@ def _struct(fields: Sequence[tuple[str, str]]) -> struct.Struct:
 
 REQUEST = _struct(REQUEST_FIELDS)
 RELEASE_EVENT = _struct(RELEASE_EVENT_FIELDS)
+FORK_EVENT = _struct(FORK_EVENT_FIELDS)
 PROCESS_EVENT = _struct(PROCESS_EVENT_FIELDS)
 WORKER = _struct(WORKER_FIELDS)
 NATIVE_BOOK = _struct(NATIVE_BOOK_FIELDS)

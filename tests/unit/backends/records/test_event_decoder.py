@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 from records import record
 
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.request_decoder import RequestDecoder
-from tracer.backends.records.request_structs import PROCESS_EVENT, RELEASE_EVENT, EventKind
+from tracer.backends.records.request_structs import FORK_EVENT, PROCESS_EVENT, RELEASE_EVENT, EventKind
 from tracer.backends.records.worker_table import WorkerTable
-from tracer.facts import Release, Request
+from tracer.facts import Fork, Release, Request
 
 OFFSET_NS = 1_700_000_000_000_000_003
 
@@ -23,6 +26,21 @@ def released(owner: int, size: int, blocks: int, *, idle: bool = False, pid: int
 
 def died(pid: int) -> bytes:
     return PROCESS_EVENT.pack(EventKind.DIED, pid, 1, 0, 2_000_000, 0, b"")
+
+
+def test_a_process_that_a_worker_forked_names_the_request_by_its_start():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ended = FORK_EVENT.pack(EventKind.FORKED, 4253, 4241, 0, 1_000_003, 2_000_003)
+    alive = FORK_EVENT.pack(EventKind.FORKED, os.getpid(), 4241, 0, 0, 0)
+    unseen = FORK_EVENT.pack(EventKind.FORKED, gone.pid, 4241, 0, 0, 0)
+
+    first, second, third = decoder().facts([ended, alive, unseen])
+
+    assert first == Fork(4253, 4241, OFFSET_NS + 1_000_003, OFFSET_NS + 2_000_003, None)
+    assert second[:4] == (os.getpid(), 4241, None, None)
+    assert second.anon > 1_000_000
+    assert third == Fork(gone.pid, 4241, None, None, None)
 
 
 def test_a_release_names_the_earlier_request_by_its_start():

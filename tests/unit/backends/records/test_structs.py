@@ -21,6 +21,7 @@ DEPTH = 7  # frames of a stack: set by the loader
 STRUCTS = {
     "request": request_structs.REQUEST_FIELDS,
     "process_event": request_structs.PROCESS_EVENT_FIELDS,
+    "fork_event": request_structs.FORK_EVENT_FIELDS,
     "worker": request_structs.WORKER_FIELDS,
     "php_binary": request_structs.PHP_BINARY_FIELDS,
     "kernel": request_structs.KERNEL_FIELDS,
@@ -166,6 +167,7 @@ def test_the_sizes_that_records_and_map_entries_are_cut_by_are_those_of_c(compil
     ours = {
         "request": request_structs.REQUEST.size,
         "process_event": request_structs.PROCESS_EVENT.size,
+        "fork_event": request_structs.FORK_EVENT.size,
         "worker": request_structs.WORKER_BYTES,
         "php_binary": request_structs.PHP_BINARY.size,
         "kernel": request_structs.KERNEL.size,

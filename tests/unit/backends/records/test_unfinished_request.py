@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from records import record
 from samples import PROPERTY
 
-from tracer.backends.records.request_decoder import RequestDecoder, exit_text, unfinished_request
-from tracer.backends.records.request_structs import WORKER, WORKER_BYTES, worker_entry
+from tracer.backends.records.request_decoder import RequestDecoder, exit_text, unfinished_fork, unfinished_request
+from tracer.backends.records.request_structs import FORK_EVENT, WORKER, WORKER_BYTES, EventKind, worker_entry
 
 DECODER = RequestDecoder("web1", 0, keep_query=False, calls=True)
 
@@ -33,6 +33,14 @@ def test_a_request_under_way_when_tracing_ends_is_cut_off_at_that_moment():
     found = DECODER.request(under_way, "www")
     assert (found.ending, found.notes, found.duration_ns) == ("cut_off", "end_not_seen", 8_000_008)
     assert (found.script, found.uri, found.anon_before, found.anon_after) == ("/a.php", "/b", 10_000_019, None)
+
+
+def test_a_process_that_a_worker_forked_is_reported_as_alive():
+    head = worker_entry(forked_by=4241)[: WORKER.size]
+    forked = (head + record(started_ns=1_000_003)).ljust(WORKER_BYTES, b"\0")
+
+    assert unfinished_fork(4253, entry(1, record())) is None
+    assert unfinished_fork(4253, forked) == FORK_EVENT.pack(EventKind.FORKED, 4253, 4241, 0, 1_000_003, 0)
 
 
 @PROPERTY

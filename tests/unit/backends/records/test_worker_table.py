@@ -70,6 +70,13 @@ def test_a_child_of_another_process_is_not_a_worker(table):
     assert table.born(event(EventKind.BORN, parent=4999)) is None
 
 
+def test_a_workers_child_that_serves_is_a_worker_of_the_same_target(table):
+    fact = table.born(event(EventKind.BORN, parent=4003))
+
+    assert fact == Worker(4007, 13, None, "8.2.36", CLOCK_OFFSET_NS + 1_000_003, None, None)
+    assert table.workers[4007].target is table.workers[4003].target
+
+
 def test_a_worker_gets_its_pool_with_its_title(table):
     table.born(event(EventKind.BORN))
 
