@@ -19,6 +19,11 @@ BPF_PARAM = pytest.param(BPF, marks=pytest.mark.needs_bpf)
 SYSCALLS_PARAM = pytest.param(SYSCALLS, marks=pytest.mark.needs_ptrace)
 BREAKPOINTS_PARAM = pytest.param(BREAKPOINTS, marks=pytest.mark.needs_ptrace)
 PTRACE_PARAMS = [SYSCALLS_PARAM, BREAKPOINTS_PARAM]
+# What --backend takes.
+OPTIONS = [
+    pytest.param("bpf", marks=pytest.mark.needs_bpf),
+    pytest.param("ptrace", marks=pytest.mark.needs_ptrace),
+]
 
 MEMORY_CALLS = frozenset({"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"})
 

@@ -35,6 +35,16 @@ def php_fpm(request: pytest.FixtureRequest) -> str:
     return path
 
 
+@pytest.fixture
+def site() -> Iterator[Path]:
+    """A folder with the tests' scripts that other users may read, for a php-fpm that the test starts."""
+    folder = Path(tempfile.mkdtemp(prefix="phptrace-test."))
+    folder.chmod(0o755)
+    shutil.copytree(SCRIPTS, folder, dirs_exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="module")
 def start_fpm(php_fpm: str) -> Iterator[Callable[..., Fpm]]:
     """Start masters: start_fpm(www="pm = static\\npm.max_children = 2"), with `ini` settings for all pools.

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from tracer.backends import Backend
+from tracer.backends.several import Several
 from tracer.errors import PhptraceError
 from tracer.facts import Fact, Loss
 from tracer.targets.resolve import Target
 
-_POLL_S = 0.05
 # So often masters are looked for: while one is gone, at first and later; and for others that were started.
 _SOON_S, _LATER_S, _OTHERS_S = 0.2, 1.0, 5.0
 _SOON_FOR_S = 10.0
@@ -67,7 +67,7 @@ class _Gap:
         )
 
 
-class Restarts:
+class Restarts(Several):
     """See the Watch protocol. Attaches new backends to masters that are started, and closes those that watch none."""
 
     def __init__(
@@ -86,6 +86,7 @@ class Restarts:
         meant: None if none is; it raises PhptraceError. `report` prints a sentence. `known` are errors that were
         reported already; it gets those that are reported here.
         """
+        super().__init__()
         self._first = first
         self._masters = masters
         self._attach_to = attach_to
@@ -97,12 +98,6 @@ class Restarts:
         self._gaps_shown = 0
         self._left_alone: dict[int, float] = {}  # by pid, until when
         self._search_at = 0.0
-        self._pending: list[Fact] = []
-
-    @property
-    def watched(self) -> int:
-        """See the Watch protocol."""
-        return sum(backend.watched for backend in self._backends)
 
     @property
     def masters(self) -> frozenset[int]:
@@ -122,27 +117,12 @@ class Restarts:
     def _alive(self) -> frozenset[int]:
         return frozenset(pid for backend in self._backends for pid in backend.masters)
 
-    def poll(self, timeout_s: float) -> list[Fact]:
-        """See the Watch protocol."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            facts, self._pending = self._pending, []
-            try:
-                facts += self._first.poll(max(0.0, min(_POLL_S, deadline - time.monotonic())))
-                for backend in self._backends[1:]:
-                    facts += backend.poll(0.0)
-                facts += self._look(time.monotonic())
-            except PhptraceError:
-                self._pending = facts
-                raise
-            if facts or time.monotonic() >= deadline:
-                return facts
+    def _more(self) -> list[Fact]:
+        return self._look(time.monotonic())
 
     def close(self) -> list[Fact]:
         """See the Watch protocol."""
-        facts, self._pending = self._pending, []
-        for backend in self._backends:
-            facts += backend.close()
+        facts = super().close()
         for attached in self._later:
             attached.close()
         self._later.clear()

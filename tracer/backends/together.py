@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 
 from tracer.backends import Backend
-from tracer.errors import PhptraceError
-from tracer.facts import Fact
+from tracer.backends.several import Several
 from tracer.targets.resolve import Target
 
-_POLL_S = 0.05
 
-
-class Together:
+class Together(Several):
     """See the Backend protocol. The targets of each backend are given at construction, not to attach()."""
 
     def __init__(self, parts: Sequence[tuple[Backend, Sequence[Target]]]) -> None:
         """`parts`: each backend with its targets, the preferred first."""
+        super().__init__()
         self._parts = parts
-        self._backends = [backend for backend, _ in parts]
-        self._pending: list[Fact] = []
         self.name = "+".join(backend.name for backend in self._backends)
         self.attaching = self.name  # of the backend whose attach() began last
 
     @property
-    def watched(self) -> int:
-        """See the Backend protocol."""
-        return sum(backend.watched for backend in self._backends)
+    def _backends(self) -> list[Backend]:
+        return [backend for backend, _ in self._parts]
 
     @property
     def masters(self) -> frozenset[int]:
@@ -60,26 +54,3 @@ class Together:
     def add(self, targets: Sequence[Target]) -> bool:
         """See the Backend protocol: which of its backends is the one is for others to choose."""
         return False
-
-    def poll(self, timeout_s: float) -> list[Fact]:
-        """See the Backend protocol."""
-        deadline = time.monotonic() + timeout_s
-        first, *others = self._backends
-        while True:
-            facts, self._pending = self._pending, []
-            try:
-                facts += first.poll(max(0.0, min(_POLL_S, deadline - time.monotonic())))
-                for backend in others:
-                    facts += backend.poll(0.0)
-            except PhptraceError:
-                self._pending = facts
-                raise
-            if facts or time.monotonic() >= deadline:
-                return facts
-
-    def close(self) -> list[Fact]:
-        """See the Backend protocol."""
-        facts, self._pending = self._pending, []
-        for backend in self._backends:
-            facts += backend.close()
-        return facts

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backend_kinds import OPTIONS
 from command import attached_to, finish, phptrace, run
-from fpm import SCRIPTS, TWO_WORKERS, Fpm
+from fpm import TWO_WORKERS, Fpm
 from waiting import wait_for
 
 from tracer.recording.reader import Reader
@@ -20,28 +18,12 @@ from tracer.recording.reader import Reader
 POOL = f"restarted{uuid.uuid4().hex[:8]}"  # of no other php-fpm on this machine
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder with the tests' scripts that other users may read."""
-    top = Path(tempfile.mkdtemp(prefix="phptrace-test."))
-    top.chmod(0o755)
-    shutil.copytree(SCRIPTS, top, dirs_exist_ok=True)
-    yield top
-    shutil.rmtree(top)
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param("bpf", marks=pytest.mark.needs_bpf),
-        pytest.param("ptrace", marks=pytest.mark.needs_ptrace),
-    ],
-)
+@pytest.mark.parametrize("backend", OPTIONS)
 def test_a_master_that_is_started_anew_is_traced_and_the_gap_is_reported(
-    php_fpm: str, tmp_path: Path, folder: Path, backend: str
+    php_fpm: str, tmp_path: Path, site: Path, backend: str
 ) -> None:
     path = tmp_path / "r.phptrace"
-    fpm = Fpm(php_fpm, folder, {POOL: TWO_WORKERS})
+    fpm = Fpm(php_fpm, site, {POOL: TWO_WORKERS})
     process = phptrace("record", "--backend", backend, "-o", str(path), f"php-fpm:{POOL}")
     assert process.stderr is not None
     first = fpm.master
@@ -52,7 +34,7 @@ def test_a_master_that_is_started_anew_is_traced_and_the_gap_is_reported(
         fpm.stop()
         ended = attached_to(process, until="waiting for php-fpm to be started again")
         assert f"master {first} of php-fpm:{POOL} has ended" in ended
-        fpm = Fpm(php_fpm, folder, {POOL: TWO_WORKERS})
+        fpm = Fpm(php_fpm, site, {POOL: TWO_WORKERS})
         found = attached_to(process, until="which was started since")
         assert f"tracing master {fpm.master} of php-fpm:{POOL}" in found
         for number in range(5):
@@ -78,9 +60,9 @@ def uris(path: Path) -> list[str | None]:
 
 
 @pytest.mark.needs_bpf
-def test_a_master_that_is_not_started_again_is_reported_at_the_end(php_fpm: str, tmp_path: Path, folder: Path) -> None:
+def test_a_master_that_is_not_started_again_is_reported_at_the_end(php_fpm: str, tmp_path: Path, site: Path) -> None:
     path = tmp_path / "r.phptrace"
-    fpm = Fpm(php_fpm, folder, {POOL: TWO_WORKERS})
+    fpm = Fpm(php_fpm, site, {POOL: TWO_WORKERS})
     process = phptrace("record", "-o", str(path), f"php-fpm:{POOL}")
     try:
         attached_to(process, until="recording to")

@@ -7,18 +7,16 @@ import datetime
 import os
 import random
 import re
-import shutil
 import signal
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backend_kinds import OPTIONS
 from command import attached_to, finish, phptrace
-from fpm import SCRIPTS, Fpm
+from fpm import Fpm
 
 from tracer.recording.reader import Reader
 
@@ -28,16 +26,6 @@ SECONDS = 60.0
 RELOAD_S, KILL_S, RESTART_S = 8.0, 3.0, 20.0
 CLIENTS = 3
 SETTINGS = "pm = static\npm.max_children = 4\npm.max_requests = 5"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder with the tests' scripts that other users may read."""
-    top = Path(tempfile.mkdtemp(prefix="phptrace-test."))
-    top.chmod(0o755)
-    shutil.copytree(SCRIPTS, top, dirs_exist_ok=True)
-    yield top
-    shutil.rmtree(top)
 
 
 class Clients:
@@ -82,23 +70,17 @@ def troubled(fpm: Fpm, pool: str) -> Fpm:
         if now > restarts:
             restarts += RESTART_S
             fpm.stop()
-            fpm = Fpm(fpm.binary, fpm.folder, {pool: SETTINGS})
+            fpm = Fpm(fpm.binary, fpm.site, {pool: SETTINGS})
         time.sleep(0.05)
     return fpm
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param("bpf", marks=pytest.mark.needs_bpf),
-        pytest.param("ptrace", marks=pytest.mark.needs_ptrace),
-    ],
-)
+@pytest.mark.parametrize("backend", OPTIONS)
 def test_each_request_is_recorded_or_in_a_gap_that_is_reported(
-    php_fpm: str, tmp_path: Path, folder: Path, backend: str
+    php_fpm: str, tmp_path: Path, site: Path, backend: str
 ) -> None:
     path, pool = tmp_path / "r.phptrace", f"troubled{uuid.uuid4().hex[:8]}"
-    fpm = Fpm(php_fpm, folder, {pool: SETTINGS})
+    fpm = Fpm(php_fpm, site, {pool: SETTINGS})
     process = phptrace("record", "--backend", backend, "-o", str(path), f"php-fpm:{pool}")
     try:
         attached_to(process, until="recording to")

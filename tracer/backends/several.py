@@ -1,0 +1,59 @@
+"""The part common to what is made of several backends: they are polled in turn."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Sequence
+
+from tracer.backends import Backend
+from tracer.errors import PhptraceError
+from tracer.facts import Fact
+
+_POLL_S = 0.05
+
+
+class Several(abc.ABC):
+    """Polls backends, of which the first waits for facts."""
+
+    def __init__(self) -> None:
+        """No fact is waiting."""
+        self._pending: list[Fact] = []  # of a poll() that failed
+
+    @property
+    @abc.abstractmethod
+    def _backends(self) -> Sequence[Backend]:
+        """At least one."""
+
+    def _more(self) -> list[Fact]:
+        """Further facts, after each round of polls."""
+        return []
+
+    @property
+    def watched(self) -> int:
+        """See the Watch protocol."""
+        return sum(backend.watched for backend in self._backends)
+
+    def poll(self, timeout_s: float) -> list[Fact]:
+        """See the Watch protocol."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            facts, self._pending = self._pending, []
+            first, *others = self._backends
+            try:
+                facts += first.poll(max(0.0, min(_POLL_S, deadline - time.monotonic())))
+                for backend in others:
+                    facts += backend.poll(0.0)
+                facts += self._more()
+            except PhptraceError:
+                self._pending = facts
+                raise
+            if facts or time.monotonic() >= deadline:
+                return facts
+
+    def close(self) -> list[Fact]:
+        """See the Watch protocol."""
+        facts, self._pending = self._pending, []
+        for backend in self._backends:
+            facts += backend.close()
+        return facts
