@@ -308,7 +308,9 @@ class Stream:
 
     def hold(self, blocks: int, *, wait: bool = True) -> None:
         """Have it hold so many blocks; 0 ends it."""
-        self._file.write_text(str(blocks))
+        new = self._file.with_suffix(".new")  # an empty file would end it
+        new.write_text(str(blocks))
+        new.rename(self._file)
         if blocks and wait:
             wait_for(lambda: self._held.read_text() == str(blocks), "the stream to hold its blocks")
 
