@@ -105,7 +105,11 @@ class KeptSum:
         """
         self._complete += 1
         kept = request.native_retained
-        return None if kept is None else self._of(first).add(kept, is_open=is_open)
+        if kept is None:
+            return None
+        return self._of(first).add(
+            kept, is_open=is_open, released=request.native_released or 0, freed=request.native_freed_earlier or 0
+        )
 
     def change(self, number: int, before: int, after: int, *, first: bool) -> None:
         """Take note that the request of that number had kept `before`, and that `after` is left of it."""

@@ -20,7 +20,7 @@ from tracer.facts import Look, Release, Request, Worker, retained
 COLUMNS = (
     "host", "pid", "pool", "nth", "uri", "script", "ending", "started_ns", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
-    "native_kept", "native_released",
+    "native_kept", "native_released", "native_freed_earlier",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from samples import request
 
 from tracer.analysis.open_requests import OpenValues
@@ -12,7 +13,10 @@ MESSAGE = 146_000  # bytes that /load.php leaves for the next request to free
 
 
 def served(nth: int, script: str, kept: int | None, released: int = 0, pid: int = 7) -> Request:
-    return request(script=script, pid=pid, nth=nth, started_ns=nth, native_kept=kept, native_released=released)
+    return request(
+        script=script, pid=pid, nth=nth, started_ns=nth, native_kept=kept, native_released=released,
+        native_freed_earlier=0,
+    )  # fmt: skip
 
 
 def group_of(script: str, *requests: Request) -> Group:
@@ -86,3 +90,55 @@ def test_an_open_request_that_leaves_the_window_is_decided_on_for_good():
     for kept in (1000, 1000, 1000):
         values.add(kept, is_open=False)
     assert values.believed[:2] == (7, 10 + 5 + 12 + 700 + 3000)
+
+
+def growing(count: int, *, step: int, base: int = 0, pid: int = 7, freed_by_last: bool = False) -> list[Request]:
+    """Requests of which each moves a block of the one before to a larger one, as realloc() does."""
+    sizes = [base + step * nth for nth in range(1, count + 1)]
+    return [
+        served(nth, "/list.php", size, size if nth < count or freed_by_last else 0, pid)._replace(
+            native_freed_earlier=size - step if nth > 1 or base else 0
+        )
+        for nth, size in enumerate(sizes, 1)
+    ]
+
+
+@pytest.mark.parametrize("base", [0, 1_000_000])
+def test_a_block_that_each_request_makes_longer_is_held_by_those_who_made_it_longer(base: int) -> None:
+    group = group_of("/list.php", *growing(100, step=4096, base=base))
+
+    assert group.kept_per_request == pytest.approx(4096, rel=0.02)
+    assert group.kept_bytes == pytest.approx(100 * 4096, rel=0.02)
+
+
+def test_a_block_that_grows_in_each_of_four_workers_is_held_by_those_who_made_it_longer():
+    workers = [growing(25, step=4096, pid=pid) for pid in range(4)]
+
+    group = group_of("/list.php", *[one for worker in workers for one in worker])
+
+    assert group.kept_per_request == pytest.approx(4096, rel=0.1)
+
+
+def test_a_block_that_each_request_replaces_by_one_of_the_same_size_is_held_by_none():
+    group = group_of("/list.php", *growing(50, step=0, base=146_000))
+
+    assert group.kept_per_request == pytest.approx(0, abs=1)
+
+
+def test_the_blocks_of_others_that_a_leakers_last_request_frees_change_nothing():
+    leaks = [served(nth, "/leak.php", 34_304 + nth // 8) for nth in range(1, 9)]
+    leaks = [one._replace(native_freed_earlier=MESSAGE) for one in leaks]
+
+    assert group_of("/leak.php", *leaks).kept_per_request == 34_304.0
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_a_live_view_follows_a_block_that_each_request_makes_longer(window: int | None) -> None:
+    values = OpenValues(window)
+    for nth, one in enumerate(growing(50, step=4096)):
+        number = values.add(one.native_kept or 0, is_open=True, freed=one.native_freed_earlier or 0)
+        if nth:
+            values.change(number - 1, 4096 * nth, 0)
+            values.close(number - 1)
+
+    assert values.believed.total == 49 * 4096
