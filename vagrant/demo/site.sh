@@ -40,7 +40,13 @@ demo_is_up() {
 # Requests over all scripts for that many seconds, paced, in the background.
 demo_load() {
 	wrk -t1 -c4 -d"${1}s" -s "$demo_source/load.lua" "http://$demo_address" >"$demo_folder/wrk.out" 2>&1 &
-	demo_pids+=($!)
+	demo_load_pid=$!
+	demo_pids+=("$demo_load_pid")
+}
+
+demo_load_end() {
+	kill "$demo_load_pid" 2>/dev/null || true
+	wait "$demo_load_pid" 2>/dev/null || true
 }
 
 demo_stop() {
