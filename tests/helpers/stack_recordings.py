@@ -1,4 +1,4 @@
-"""Recordings with call stacks, for the tests of flame and of report --stacks."""
+"""Recordings with call stacks, for the tests of the tables, of flame and of report --stacks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 from samples import COMPLETE, FIND, MAIN, QUERY, WITH_STACKS, growth, recording, request
 
-from tracer.facts import Growth, Loss, Metric, Request
+from tracer.facts import Frame, Growth, Loss, Metric, Request
+from tracer.recording.reader import Reader
 from tracer.recording.writer import Writer
+
+Grown = list[tuple[tuple[Frame, ...], int, int]]
 
 TAKEN = "Memory taken by php-fpm:shop, 75 s, 2 requests (sampled page faults)"
 ABOUT = {**WITH_STACKS, "targets": ["php-fpm:shop"], "ended": {"why": "duration elapsed", "elapsed_s": 75.2}}
@@ -40,3 +43,9 @@ MISSING = [
     "INCOMPLETE: 1 recording was not closed",
     "103 B belong to stacks that were lost or could not be read to the end.",
 ]
+
+
+def read(path: Path, metric: Metric = Metric.RSS) -> list[Grown]:
+    """The growth of each request."""
+    with Reader(str(path)) as file:
+        return [grown for _, grown in file.grown(metric, ("uri",))]
