@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.stack_structs import (
     FILE_MAX_BYTES,
     FRAME,
@@ -19,6 +20,7 @@ from tracer.backends.records.stack_structs import (
     MetricKind,
     StackEventKind,
 )
+from tracer.facts import Frame, Growth
 
 PID = 4241
 NTH = 7
@@ -101,3 +103,15 @@ def entry(*slots: tuple[int, int, int, int], nth: int = NTH) -> bytes:
     free = [(HASH, 1_000_003, 0, 13)] * (GROWTH_SLOTS - len(slots))
     head = WORKER_STACKS.pack(nth, 0, 1, 0, 3, 4_000_037)
     return head + b"".join(GROWTH_SLOT.pack(*slot) for slot in (*free, *slots)) + b"\xff" * 997
+
+
+def growths(decoder: GrowthDecoder, *records: bytes, pid: int = PID, nth: int = NTH) -> list[Growth]:
+    for record in records:
+        decoder.take(record)
+    return decoder.growths(pid, nth)
+
+
+def frames(decoder: GrowthDecoder, *records: bytes) -> tuple[Frame, ...]:
+    """The frames of the one stack that these records make, the outermost first."""
+    [found] = growths(decoder, *records, grown(101))
+    return found.stack

@@ -37,19 +37,21 @@ demo_is_up() {
 	[[ $answer == HTTP/1.1\ 200* ]]
 }
 
-# Requests over all scripts for that many seconds, paced, in the background.
+# Requests over all scripts, paced, in the background, until demo_load_stop; for that many seconds at most.
 demo_load() {
 	wrk -t1 -c4 -d"${1}s" -s "$demo_source/load.lua" "http://$demo_address" >"$demo_folder/wrk.out" 2>&1 &
 	demo_load_pid=$!
-	demo_pids+=("$demo_load_pid")
 }
 
-demo_load_end() {
+demo_load_stop() {
+	[ -n "${demo_load_pid:-}" ] || return 0
 	kill "$demo_load_pid" 2>/dev/null || true
 	wait "$demo_load_pid" 2>/dev/null || true
+	demo_load_pid=
 }
 
 demo_stop() {
+	demo_load_stop
 	for pid in "${demo_pids[@]}"; do kill "$pid" 2>/dev/null || true; done
 	for pid in "${demo_pids[@]}"; do wait "$pid" 2>/dev/null || true; done
 	demo_pids=()

@@ -10,34 +10,19 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 import pytest
 from samples import COMPLETE, altered, json_lines, recording, request
 
-from tracer.cli import main
 from tracer.facts import Look, Loss, Request, Worker
 from tracer.reporters.requests import render_requests_csv
 
 export = importlib.import_module("tracer.commands.export")  # by its module's name: the command has the same
 ROOT = Path(__file__).resolve().parents[3]
 LEAKS = [request(script="/leak.php", uri="/l", native_kept=1_000_003, nth=n) for n in range(5)]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

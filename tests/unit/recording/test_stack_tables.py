@@ -1,4 +1,4 @@
-"""Growth by call stack in a recording: it comes back as it was written, and tables that no Writer wrote are refused."""
+"""Growth by call stack in a recording comes back as it was written, whatever the writer meets."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import gc
 import signal
 import sqlite3
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import COMPLETE, FIND, MAIN, PROPERTY, QUERY, WITH_STACKS, altered, growth, recording, request, within
+from samples import COMPLETE, FIND, MAIN, PROPERTY, QUERY, WITH_STACKS, growth, recording, request
+from stack_recordings import read
 from subprocesses import in_subprocess
 
-from tracer.errors import RecordingError
-from tracer.facts import STACK_LOST, Frame, Metric, Request, Retained, Worker
-from tracer.recording import recent_rows, stack_tables
+from tracer.facts import STACK_LOST, Frame, Metric, Request, Worker
+from tracer.recording import stack_tables
 from tracer.recording.reader import Reader
-from tracer.recording.schema import SCHEMA
 from tracer.recording.writer import Writer
-
-RECORDINGS = Path(__file__).resolve().parents[2] / "recordings"
-Grown = list[tuple[tuple[Frame, ...], int, int]]
 
 WORKER = Worker(4241, 7919, "www", "8.2.36", None, None, None)
 # Not UTF-8 becomes lone surrogates (PEP 383), which SQLite does not know.
@@ -42,22 +37,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "r.phptrace"
 
 
-def read(path: Path, metric: Metric = Metric.RSS) -> list[Grown]:
-    """The growth of each request."""
-    with Reader(str(path)) as file:
-        return [grown for _, grown in file.grown(metric, ("uri",))]
-
-
 def rows(path: Path, table: str) -> int:
     connection = sqlite3.connect(path)
     (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
     connection.close()
     return count
-
-
-def refused(path: Path, why: str) -> None:
-    with pytest.raises(RecordingError, match=why), within(20):
-        read(path)
 
 
 def test_growth_comes_back_with_its_request(path):
@@ -334,80 +318,6 @@ def test_a_recording_without_stacks_says_so_and_no_request_grew(path):
     assert read(path) == [[], []]
 
 
-def test_a_recording_of_the_schema_that_knew_no_stacks_but_has_their_tables_is_refused(path):
-    altered(recording(path, [COMPLETE]), "PRAGMA user_version = 1")
-
-    with pytest.raises(RecordingError, match="its tables are not those of schema 1"):
-        Reader(str(path))
-
-
-@pytest.fixture
-def real(path: Path) -> Callable[..., Path]:
-    """A recording with stacks, after these SQL statements. Its stacks: 1 is MAIN, 2 is MAIN, FIND."""
-
-    def make(*statements: str) -> Path:
-        recording(path, [COMPLETE, growth(101, MAIN), growth(103, MAIN, FIND), COMPLETE], WITH_STACKS)
-        return altered(path, *statements)
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("statement", "why"),
-    [
-        ("UPDATE stack SET parent = 2 WHERE id = 1", "a stack that does not end"),
-        ("UPDATE stack SET parent = 2 WHERE id = 2", "a stack that does not end"),
-        ("UPDATE stack SET parent = 7 WHERE id = 2", "a stack that does not end"),
-        ("DELETE FROM stack WHERE id = 2", "a stack that does not end"),
-        ("UPDATE growth SET stack = -1 WHERE stack = 2", "a stack that does not end"),
-        ("DELETE FROM frame WHERE id = 1", "a stack of a frame that is not there"),
-        ("UPDATE stack SET frame = 7 WHERE id = 2", "a stack of a frame that is not there"),
-        ("UPDATE frame SET kind = 'nonsense' WHERE id = 2", "a frame of an unknown kind"),
-        ("UPDATE growth SET request = 3", "growth of a request that is not there"),
-        ("UPDATE growth SET request = 0", "growth of a request that is not there"),
-        ("UPDATE growth SET request = -1", "growth of a request that is not there"),
-        ("DELETE FROM request_row", "growth of a request that is not there"),
-        ("DELETE FROM request_row WHERE id = 1", "growth of a request that is not there"),
-    ],
-)
-def test_stacks_that_no_writer_wrote_are_refused(real, statement, why):
-    refused(real(statement), rf"is damaged or cut short \({why}\)")
-
-
-def test_growth_is_its_requests_when_earlier_ones_were_deleted_with_theirs(path):
-    other = request(nth=5)
-    recording(path, [COMPLETE, growth(101, MAIN), other, growth(103, FIND, of=other)])
-
-    altered(path, "DELETE FROM request_row WHERE id = 1", "DELETE FROM growth WHERE request = 1")
-
-    with Reader(str(path)) as file:
-        found = [(one.nth, grown) for one, grown in file.grown(Metric.RSS, ("nth",))]
-    assert found == [(5, [((FIND,), 103, 1)])]
-
-
-def test_a_stack_without_end_is_refused_however_many_frames_it_has(real):
-    chain = "WITH RECURSIVE n(i) AS (SELECT 3 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
-    path = real(f"{chain} INSERT INTO stack SELECT i, i - 1, 1 FROM n", "UPDATE growth SET stack = 100000")
-
-    refused(path, "a stack that does not end")
-
-
-def test_growth_of_an_unknown_metric_is_not_shown(real):
-    path = real("UPDATE growth SET metric = 'nonsense' WHERE stack = 2")
-
-    assert {metric: read(path, metric) for metric in Metric} == {
-        metric: [[((MAIN,), 101, 1)] if metric is Metric.RSS else [], []] for metric in Metric
-    }
-
-
-@pytest.mark.parametrize("table", ["frame", "stack", "growth"])
-def test_a_recording_without_one_of_the_tables_is_refused(real, table):
-    path = real(f"DROP TABLE {table}")
-
-    with pytest.raises(RecordingError, match=f"its tables are not those of schema {SCHEMA}"):
-        Reader(str(path))
-
-
 def test_a_writer_that_is_killed_leaves_the_stacks_it_flushed(path):
     ended = in_subprocess(
         "w = Writer(path, {'stacks': {}})\n"
@@ -465,83 +375,3 @@ def test_rows_that_a_full_disk_refused_are_there_once_when_there_is_room_again(p
     assert int(ended.stdout) > 13
     assert [size for _, size, _ in found] == list(range(1, 53))
     assert {tuple({frame.name for frame in stack}) for stack, _, _ in found} == {(f"f{n}",) for n in range(1, 53)}
-
-
-def kept_by(nth: int, size: int, *stack: Frame) -> Retained:
-    return Retained(COMPLETE.pid, nth, stack, size, 1)
-
-
-def test_a_retained_block_belongs_to_its_request_however_much_later_it_comes(path):
-    with Writer(str(path), WITH_STACKS) as file:
-        file.add([request(nth=3), request(nth=5), growth(2, MAIN, of=request(nth=5)), kept_by(3, 101, MAIN)])
-        file.flush()
-        file.add([request(nth=7), kept_by(5, 103, MAIN, FIND), kept_by(3, 107, FIND)])
-
-    assert read(path, Metric.RETAINED) == [[((MAIN,), 101, 1), ((FIND,), 107, 1)], [((MAIN, FIND), 103, 1)], []]
-    assert read(path) == [[], [((MAIN,), 2, 1)], []]
-
-
-def test_a_retained_block_of_a_request_that_was_not_kept_is_not_recorded(path):
-    recording(path, [request(nth=3), kept_by(2, 101, MAIN), kept_by(3, 103, MAIN)], WITH_STACKS)
-
-    assert read(path, Metric.RETAINED) == [[((MAIN,), 103, 1)]]
-
-
-def test_a_retained_block_of_a_request_that_was_not_counted_is_not_recorded(path):
-    recording(path, [request(nth=3, native_alloc_calls=None), kept_by(3, 103, MAIN)], WITH_STACKS)
-
-    assert read(path, Metric.RETAINED) == [[]]
-
-
-def test_retained_blocks_of_many_workers_are_recorded(path):
-    pids = range(2, 1002)
-    served = [request(pid=pid, nth=nth) for nth in (1, 2) for pid in pids]
-    retained = [Retained(pid, nth, (MAIN,), 1000 * pid + nth, 1) for nth in (2, 1) for pid in pids]
-
-    recording(path, [*served, *retained], WITH_STACKS)
-
-    assert read(path, Metric.RETAINED) == [[((MAIN,), 1000 * one.pid + one.nth, 1)] for one in served]
-
-
-def test_blocks_of_a_request_too_long_ago_are_reported_as_lost(path, monkeypatch):
-    monkeypatch.setattr(recent_rows, "_LATEST", 3)
-
-    recording(path, [*(request(nth=nth) for nth in range(1, 7)), *(kept_by(nth, 100 + nth, MAIN) for nth in range(7))],
-              WITH_STACKS)  # fmt: skip
-
-    assert [[size for _, size, _ in grown] for grown in read(path, Metric.RETAINED)] == [[]] * 3 + [[104], [105], [106]]
-    with Reader(str(path)) as file:
-        [loss] = file.losses()
-    assert (loss.lost, loss.why) == (4, "growth events of retained memory: their requests ended too long ago")
-
-
-def test_retained_blocks_of_a_worker_are_recorded_though_it_has_ended(path):
-    ended = Worker(COMPLETE.pid, 7919, "www", None, None, 17, "exited:0")
-    with Writer(str(path), WITH_STACKS) as file:
-        file.add([request(nth=3), ended])
-        file.flush()
-        file.add([kept_by(3, 103, MAIN)])
-
-    assert read(path, Metric.RETAINED) == [[((MAIN,), 103, 1)]]
-
-
-@pytest.mark.parametrize(("bound", "most"), [("_DEAD_ROWS", 2), ("_DEAD_WORKERS", 1)])
-def test_of_workers_that_have_ended_the_latest_are_remembered(path, monkeypatch, bound, most):
-    monkeypatch.setattr(recent_rows, bound, most)
-    ends = [Worker(pid, 7919, "www", None, None, 17, "exited:0") for pid in (2, 3)]
-    facts = [request(pid=pid, nth=nth) for pid in (2, 3, 5) for nth in (1, 2)]
-    late = [Retained(pid, 2, (MAIN,), 100 + pid, 1) for pid in (2, 3, 5)]
-
-    recording(path, [*facts, *ends, *late, request(pid=2, nth=1), Retained(2, 1, (MAIN,), 211, 1)], WITH_STACKS)
-
-    found = [[size for _, size, _ in grown] for grown in read(path, Metric.RETAINED)]
-    assert found == [[], [], [], [103], [], [105], [211]]
-    with Reader(str(path)) as file:
-        assert [loss.lost for loss in file.losses()] == [1]
-
-
-@pytest.mark.parametrize("schema", [1, 2, 3])
-def test_a_recording_without_growth_of_a_metric_says_so(schema):
-    with Reader(str(RECORDINGS / f"schema-{schema}.phptrace")) as file:
-        assert file.has_growth(Metric.RSS) is (schema >= 2)
-        assert not file.has_growth(Metric.RETAINED)

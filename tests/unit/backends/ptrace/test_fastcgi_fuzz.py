@@ -1,8 +1,8 @@
 """FastCGI streams of real programs, damaged at random: thousands of turns, which is too slow for every run.
 
 For any input: no exception, a bounded buffer, only wanted parameters, and the next request is found. A seed gives
-the same turns each time. test_fastcgi_parser.py has properties of any stream; these streams come from real web servers,
-so that more of each stream is valid before its first fault.
+the same turns each time. test_fastcgi_streams.py has properties of any stream; these streams come from real web
+servers, so that more of each stream is valid before its first fault.
 """
 
 from __future__ import annotations
