@@ -34,7 +34,7 @@ def main() -> None:
 def _all(*, quick: bool) -> Iterator[Figure]:
     yield from startup.figures(2 if quick else 7)
     yield from single.figures(12 if quick else 60)
-    yield from native.figures(6 if quick else 25)
+    yield from native.figures(6 if quick else 25, 1 if quick else 4)
     yield from stacks.figures(6 if quick else 25)
     yield from ptrace.figures(6 if quick else 25)
     yield from overhead.figures(3 if quick else 12, 5 if quick else 60)

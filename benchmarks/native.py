@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
-from benchmarks.single import costs_us, on_one_cpu
+from benchmarks.single import Client, costs_us, on_one_cpu
+from benchmarks.tracer import Recorder
+from tests.helpers import mediawiki
 from tracer.backends import NativeOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.facts import Request
@@ -23,6 +27,9 @@ _PAGES = (
     ("page.php", "a page that uses intl, DOM and preg", 100),
     ("dom.php", "a page that builds a DOM of 500 nodes", 40),
 )
+_WIKI_REQUESTS = 3
+# Of a round under the budget: ten seconds of CPU time, in which a paused pool is counted again two times.
+_TURNS, _TURN_REQUESTS = 16, 1000
 _MODES: dict[str, NativeOptions | None] = {
     "off": None,
     "on": NativeOptions(math.inf),
@@ -43,17 +50,26 @@ int main(void)
 """
 
 
-def figures(rounds: int) -> Iterator[Figure]:
+def figures(rounds: int, budget_rounds: int) -> Iterator[Figure]:
     """Measure a request with the counting off and on, next to an untraced pool, in random order."""
     for script, shown, requests in _PAGES:
         yield from _page(script, shown, requests, rounds)
+    if mediawiki.MISSING:
+        print(f"MediaWiki is left out: {mediawiki.MISSING}")
+    else:
+        with mediawiki.installed() as settings:
+            page = mediawiki.params(mediawiki.MAIN_PAGE)
+            yield from _page(page, "MediaWiki's main page", _WIKI_REQUESTS, rounds, settings)
     yield from _bystander(rounds)
+    yield from _budget(budget_rounds)
 
 
-def _page(script: str, shown: str, requests: int, rounds: int) -> Iterator[Figure]:
+def _page(
+    page: str | Mapping[str, str], shown: str, requests: int, rounds: int, settings: str = ""
+) -> Iterator[Figure]:
     calls: list[float] = []
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(pools("plain", *_MODES, workers=1))
+        found = stack.enter_context(pools("plain", *_MODES, workers=1, settings=settings))
         backends = {}
         for name, native in _MODES.items():
             backends[name] = BpfBackend(native=native)
@@ -67,7 +83,7 @@ def _page(script: str, shown: str, requests: int, rounds: int) -> Iterator[Figur
                     calls.extend(float(one.native_alloc_calls or 0) for one in seen)
 
         stack.enter_context(on_one_cpu(found))
-        spent = costs_us(found, script, requests, rounds, poll)
+        spent = costs_us(found, page, requests, rounds, poll)
     yield Figure(f"{shown}: CPU of a request, untraced", tuple(spent["plain"]), "µs/req")
     yield Figure(f"{shown}: native allocations", tuple(calls), "")
     for name in _MODES:
@@ -96,6 +112,37 @@ def _bystander(rounds: int) -> Iterator[Figure]:
     yield Figure("untraced process: malloc + free, nothing attached", tuple(results["off"]), "ns")
     added = tuple(on - off for on, off in zip(results["on"], results["off"], strict=True))
     yield Figure("untraced process: added to malloc + free, counting", added, "ns")
+
+
+def _budget(rounds: int) -> Iterator[Figure]:
+    """Measure `record` with its default budget and a page that would exceed it; a value is the sum over a round."""
+    shares = []
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(pools("off", "auto", workers=2))
+        stack.enter_context(Recorder(found["off"].master, options=("--native", "off")))
+        recorder = stack.enter_context(Recorder(found["auto"].master))
+        clients = {name: [Client(pool, "page.php") for _ in range(2)] for name, pool in found.items()}
+        for name, pool in found.items():  # spends the advance
+            _turn_ns(pool, clients[name])
+        for _ in range(rounds):
+            spent = dict.fromkeys(found, 0)
+            for _ in range(_TURNS):
+                for name in random.sample(list(found), len(found)):
+                    spent[name] += _turn_ns(found[name], clients[name])
+            shares.append((spent["auto"] / spent["off"] - 1) * 100)
+        for client in (client for both in clients.values() for client in both):
+            client.close()
+    yield Figure("page of 330 native allocations: CPU added under the budget", tuple(shares), "%", "<= 2")
+    counted = recorder.counted / recorder.totals.requests * 100
+    yield Figure("page of 330 native allocations: requests counted", (counted,), "%")
+
+
+def _turn_ns(pool: Pool, clients: list[Client]) -> int:
+    """CPU time of a pool whose workers serve as many requests as they can."""
+    before = pool.cpu_ns()
+    with ThreadPoolExecutor(len(clients)) as threads:
+        list(threads.map(lambda client: client.send(_TURN_REQUESTS), clients))
+    return pool.cpu_ns() - before
 
 
 @contextlib.contextmanager

@@ -140,8 +140,8 @@ class Pool:
 
 
 @contextlib.contextmanager
-def pools(*names: str, workers: int = WORKERS) -> Iterator[dict[str, Pool]]:
-    """Start pools of these names; the pool `logger` logs by auto_prepend_file."""
+def pools(*names: str, workers: int = WORKERS, settings: str = "") -> Iterator[dict[str, Pool]]:
+    """Start pools of these names with these settings; the pool `logger` also logs by auto_prepend_file."""
     folder = Path(tempfile.mkdtemp(prefix="phptrace-bench."))
     folder.chmod(0o755)
     with contextlib.ExitStack() as stack:
@@ -152,8 +152,8 @@ def pools(*names: str, workers: int = WORKERS) -> Iterator[dict[str, Pool]]:
         (folder / "logger.log").chmod(0o666)
         found = {}
         for number, name in enumerate(names):
-            settings = f"php_admin_value[auto_prepend_file] = {folder}/logger.php" if name == "logger" else ""
-            found[name] = Pool(folder, name, _PORT + number, settings, workers)
+            logs = f"\nphp_admin_value[auto_prepend_file] = {folder}/logger.php" if name == "logger" else ""
+            found[name] = Pool(folder, name, _PORT + number, settings + logs, workers)
             stack.callback(found[name].process.wait)
             stack.callback(found[name].process.terminate)
         servers = "".join(_SERVER.format(port=_PORT + n, folder=folder, name=name) for n, name in enumerate(names))

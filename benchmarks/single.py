@@ -53,13 +53,18 @@ def on_one_cpu(found: Mapping[str, Pool]) -> Iterator[None]:
 
 
 def costs_us(
-    found: Mapping[str, Pool], script: str, requests: int, rounds: int, after_turn: Callable[[bool], object]
+    found: Mapping[str, Pool],
+    page: str | Mapping[str, str],
+    requests: int,
+    rounds: int,
+    after_turn: Callable[[bool], object],
 ) -> dict[str, list[float]]:
     """CPU time of a request, in µs, by pool: a value a round, in random order.
 
+    `page` is one of the pools' scripts, or the FastCGI parameters of another page.
     `after_turn` is called after each turn; True: it was one of the rounds, and no longer warm-up.
     """
-    clients = {name: Client(pool, script) for name, pool in found.items()}
+    clients = {name: Client(pool, page) for name, pool in found.items()}
     spent: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(-_WARM_UP, rounds):
         for name in random.sample(list(found), len(found)):
@@ -75,31 +80,39 @@ def costs_us(
 class Client:
     """Sends the same request over and over on one kept connection."""
 
-    def __init__(self, pool: Pool, script: str) -> None:
+    def __init__(self, pool: Pool, page: str | Mapping[str, str]) -> None:
         self._pool = pool
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(str(pool.socket))
-        params = {
-            "SCRIPT_FILENAME": f"{pool.folder}/{script}",
-            "SCRIPT_NAME": f"/{script}",
-            "REQUEST_URI": f"/{script}?item=4711",
-            "QUERY_STRING": "item=4711",
-            "REQUEST_METHOD": "GET",
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "HTTP_HOST": "localhost",
-            "REMOTE_ADDR": "127.0.0.1",
-        }
+        params = _params(pool, page) if isinstance(page, str) else page
         self._message = fastcgi.message(params, keep=True)
 
     def cost_us(self, requests: int) -> float:
-        """CPU time of the worker per request, in µs, over that many requests."""
+        """CPU time of the pool's workers per request, in µs, over that many requests."""
         before = self._pool.cpu_ns()
+        self.send(requests)
+        return (self._pool.cpu_ns() - before) / requests / 1000
+
+    def send(self, requests: int) -> None:
+        """Send so many requests, one after the other has been answered."""
         for _ in range(requests):
             self._connection.sendall(self._message)
             answer = b""
             while answer[-16:-14] != b"\x01\x03":  # END_REQUEST is 16 bytes long
-                answer += self._connection.recv(65536)
-        return (self._pool.cpu_ns() - before) / requests / 1000
+                answer = answer[-16:] + self._connection.recv(65536)
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _params(pool: Pool, script: str) -> dict[str, str]:
+    return {
+        "SCRIPT_FILENAME": f"{pool.folder}/{script}",
+        "SCRIPT_NAME": f"/{script}",
+        "REQUEST_URI": f"/{script}?item=4711",
+        "QUERY_STRING": "item=4711",
+        "REQUEST_METHOD": "GET",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "localhost",
+        "REMOTE_ADDR": "127.0.0.1",
+    }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tracer.recording.reader import Reader, Totals
@@ -16,16 +17,19 @@ _TICK_US = 1_000_000 / os.sysconf("SC_CLK_TCK")
 
 
 class Recorder:
-    """Attached while inside the `with`; afterwards, `totals` has what it recorded."""
+    """Attached while inside the `with`; afterwards, `totals` has what it recorded.
 
-    def __init__(self, *targets: int) -> None:
+    `counted` is then the number of requests whose native memory was counted.
+    """
+
+    def __init__(self, *targets: int, options: Sequence[str] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="phptrace-bench-rec.")
         self._path = f"{self._folder.name}/r.phptrace"
-        self._targets = [str(target) for target in targets]
+        self._arguments = [*options, *map(str, targets)]
 
     def __enter__(self) -> Recorder:
         self._started = time.monotonic()
-        command = [sys.executable, "-m", "tracer", "record", "-o", self._path, *self._targets]
+        command = [sys.executable, "-m", "tracer", "record", "-o", self._path, *self._arguments]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         while "recording to" not in (line := self._process.stderr.readline()):
@@ -43,6 +47,7 @@ class Recorder:
             raise RuntimeError(f"phptrace failed: {said}")
         with Reader(self._path) as recording:
             self.totals: Totals = recording.totals()
+            self.counted = sum(request.native_kept is not None for request in recording.requests(("native_kept",)))
         self._folder.cleanup()
 
     def cpu_us(self) -> float:
