@@ -80,11 +80,11 @@ def requests_of(path: Path) -> list[Request]:
 def recorded(path: Path, fpms: list[Fpm], *arguments: str) -> str:
     """Record three requests of each master; return what is written to stderr."""
     process = phptrace("record", *arguments, "-o", str(path))
-    printed = attached_to(process)
+    printed = attached_to(process, until="recording to")  # the file is there
     for fpm in fpms:
         for _ in range(3):
             fpm.get("leak.php", QUERY_STRING="1000003")
-    wait_for(lambda: path.exists() and len(requests_of(path)) >= 3 * len(fpms), "the requests to be on disk")
+    wait_for(lambda: len(requests_of(path)) >= 3 * len(fpms), "the requests to be on disk")
     code, _, rest = finish(process)
     assert code == 0, printed + rest
     return printed + rest
