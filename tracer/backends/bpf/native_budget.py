@@ -6,7 +6,7 @@ import math
 
 # What a hit of a probe costs a worker, in ns of its CPU time: an allocation and its free are two, or three where
 # blocks are sampled, too.
-HIT_NS = 1_500
+HIT_NS = 1_900
 # The same where the kernel single-steps an instruction.
 SLOW_HIT_NS = 12_000
 # Share of the advance from which on a paused pool is counted again.
