@@ -214,6 +214,8 @@ class Release(NamedTuple):
     started_ns: int  # of the request that allocated it
     bytes: int
     blocks: int
+    freed_by_ns: int | None = None  # when the request started that freed it; None: no request ran
+    resized: bool = False  # by realloc(): it lives on, in blocks of the request that freed it
 
 
 class Look(NamedTuple):
