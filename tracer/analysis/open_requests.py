@@ -7,8 +7,8 @@ which is not open, kept as much.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
@@ -130,11 +130,11 @@ class OpenValues:
 
     @property
     def last(self) -> array[int]:
-        """What the last `window` requests kept, in no order."""
+        """The bytes that the last `window` requests kept, in no order."""
         return self._values.last
 
     def closed(self) -> list[tuple[int, int]]:
-        """What each of the last `window` requests kept that is not open, and its worker."""
+        """For each of the last `window` requests that is not open: the bytes it kept, and its worker."""
         size = self._window or len(self._workers)
         is_open = {number % size for number in self._open}
         return [pair for at, pair in enumerate(zip(self._values.last, self._workers, strict=True)) if at not in is_open]
@@ -150,7 +150,7 @@ class OpenSum:
         self.believed = Believed(*map(sum, zip(*(part.believed for part in parts), strict=True)))
 
     def closed(self) -> list[tuple[int, int]]:
-        """What each of the last requests kept that is not open, and its worker."""
+        """For each of the last requests that is not open: the bytes it kept, and its worker."""
         return [pair for part in self._parts for pair in part.closed()]
 
     def quantiles(self, *shares: float) -> list[int | None]:

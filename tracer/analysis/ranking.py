@@ -98,7 +98,7 @@ class _Held:
         self._change(freed)
 
     def hand_on(self, freed: int) -> None:
-        """What it had released is counted as freed of the request that freed it."""
+        """Count what it had released as freed of the request that freed it."""
         self._change(-freed)
 
     def _change(self, freed: int) -> None:

@@ -119,7 +119,7 @@ class Writer:
             self.flush()
 
     def _freed_by(self, request: Request) -> Iterator[tuple[int, int, int, int]]:
-        """What that request, which was added last, freed of each earlier one."""
+        """Yield rows for the blocks of earlier requests that this one freed, which was added last."""
         for fact in self._freeing.pop(request.pid):
             if fact.freed_by_ns == request.started_ns:
                 yield self._requests.count, fact.started_ns, fact.resized, fact.bytes

@@ -1,4 +1,4 @@
-"""Which requests are their worker's first of their kind."""
+"""A worker's first request of a script, of a route and of a uri."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_first_run_is_one_of_a_script_in_a_worker():
     assert runs.of(one(2, host="i")) is FIRST
 
 
-def test_the_first_run_of_a_route_is_told_apart():
+def test_the_first_run_of_a_route_is_a_kind_of_its_own():
     runs = FirstRuns()
 
     uris = ["/item/1", "/item/2?q", "/cart", None, "/cart?x", None]

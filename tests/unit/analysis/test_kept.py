@@ -49,7 +49,7 @@ def test_a_first_request_that_keeps_less_than_the_others_is_charged_what_it_kept
     assert (found.per_request, found.total, found.warmup) == (700.0, 2810, 0)
 
 
-def test_what_the_first_request_of_each_route_kept_is_warm_up_where_routes_come_again():
+def test_the_first_request_of_each_route_is_warm_up_where_routes_come_again():
     found = kept_of((9_000, Run.FIRST), (8_000, Run.FIRST_OF_ROUTE), *steady(*[0] * 5), (7_000, Run.FIRST_OF_ROUTE))
 
     assert (found.per_request, found.total, found.low, found.warmup) == (0.0, 0, 0.0, 24_000)
@@ -78,7 +78,7 @@ def test_a_leak_that_comes_again_in_each_worker_is_one_though_few_requests_have_
     assert (found.low, found.high) == (95.0, 100.0)
 
 
-def test_nobody_is_accused_of_what_one_request_of_each_worker_kept():
+def test_nobody_is_accused_where_one_request_of_each_worker_is_known():
     found = kept_of(*steady(*[149_920] * 8), workers=8)
 
     assert (found.per_request, found.low, found.high) == (149_920.0, 0.0, 149_920.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from samples import request
 
 from tracer.analysis.open_requests import OpenValues
@@ -92,7 +91,7 @@ def test_an_open_request_that_leaves_the_window_is_decided_on_for_good():
     assert values.believed[:2] == (7, 10 + 5 + 12 + 700 + 3000)
 
 
-def test_what_is_freed_of_a_request_that_was_left_out_for_good_changes_nothing():
+def test_blocks_freed_of_a_request_that_was_left_out_for_good_change_nothing():
     values = OpenValues(4)
     for kept, is_open in [(10, False), (1_000_000, True), *[(10, False)] * 8]:
         values.add(kept, 7, is_open=is_open)

@@ -1,4 +1,4 @@
-"""What comes again in a worker, and what comes once in its life."""
+"""A leak comes again in each worker; a cache fills once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tracer.analysis.repeated import Repeated, repeated
         ([(0, 1), (0, 1), (0, 1)], (1.0, 0)),
     ],
 )
-def test_what_one_request_of_each_worker_kept_beyond_the_median_came_once(kept, found):
+def test_the_bytes_that_one_request_of_each_worker_kept_beyond_the_median_came_once(kept, found):
     assert repeated(kept) == Repeated(*found)
 
 

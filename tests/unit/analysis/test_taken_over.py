@@ -19,7 +19,9 @@ class Served(NamedTuple):
     freed: list[Release]
 
 
-def served(nth: int, script: str, allocated: int, *freed: tuple[int, int], resized: bool = False, pid: int = 7) -> Served:
+def served(
+    nth: int, script: str, allocated: int, *freed: tuple[int, int], resized: bool = False, pid: int = 7
+) -> Served:
     """`freed`: of which earlier request, by its nth, how many bytes."""
     earlier = sum(size for _, size in freed)
     return Served(
@@ -31,7 +33,7 @@ def served(nth: int, script: str, allocated: int, *freed: tuple[int, int], resiz
 
 
 def live(requests: Sequence[Served]) -> Ranking:
-    """What a live view shows: what was freed comes before the request that freed it ends."""
+    """The ranking of a live view: it takes what was freed before the request that freed it ends."""
     ranking = Ranking(GroupBy.SCRIPT, window=1000, estimate=False)
     for one in requests:
         for fact in one.freed:
@@ -41,14 +43,12 @@ def live(requests: Sequence[Served]) -> Ranking:
 
 
 def recorded(requests: Sequence[Served]) -> Ranking:
-    """What a report shows: each request comes with what was freed of it later."""
+    """The ranking of a report: each request comes with what was freed of it later."""
     ranking = Ranking(GroupBy.SCRIPT, estimate=False)
     freed = [fact for one in requests for fact in one.freed]
     for one in requests:
         owner = one.request
-        released = sum(
-            fact.bytes for fact in freed if (fact.pid, fact.started_ns) == (owner.pid, owner.started_ns)
-        )
+        released = sum(fact.bytes for fact in freed if (fact.pid, fact.started_ns) == (owner.pid, owner.started_ns))
         ranking.add(owner._replace(native_released=released), one.freed)
     return ranking
 
@@ -104,9 +104,7 @@ def test_a_block_that_two_scripts_make_longer_in_turn_is_held_by_both(ranked: Ra
     scripts = ["/a.php", "/b.php"]
     turns = [served(1, "/a.php", 1000)]
     for nth in range(2, 41):
-        turns.append(
-            served(nth, scripts[(nth - 1) % 2], 1000 * nth, (nth - 1, 1000 * (nth - 1)), resized=True)
-        )
+        turns.append(served(nth, scripts[(nth - 1) % 2], 1000 * nth, (nth - 1, 1000 * (nth - 1)), resized=True))
 
     ranking = ranked(turns)
 
@@ -127,7 +125,7 @@ def test_a_cache_that_another_script_empties_is_held_by_none(ranked: Ranked) -> 
 
 
 @ranked
-def test_what_a_request_that_was_not_seen_whole_took_over_is_freed(ranked: Ranked) -> None:
+def test_blocks_taken_over_by_a_request_that_was_not_seen_whole_are_freed(ranked: Ranked) -> None:
     turns = growing(4, step=4096)
     turns[3] = Served(turns[3].request._replace(native_kept=None, anon_after=None), turns[3].freed)
 
@@ -136,7 +134,7 @@ def test_what_a_request_that_was_not_seen_whole_took_over_is_freed(ranked: Ranke
     assert group.kept_per_request == pytest.approx((4096 - 2 * 4096) / 2), "the third lost what three grew by"
 
 
-def test_what_a_request_freed_that_never_ended_is_not_charged_to_the_next() -> None:
+def test_blocks_freed_by_a_request_that_never_ended_are_not_charged_to_the_next() -> None:
     ranking = live([served(1, "/a.php", 500), served(2, "/a.php", 500)])
     ranking.release(Release(7, 1, 500, 1, freed_by_ns=3))
 

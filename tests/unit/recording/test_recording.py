@@ -139,7 +139,9 @@ def test_a_request_comes_back_with_what_it_freed_of_earlier_ones(path):
     recording(path, [COMPLETE, *freed, second, third, request(nth=4, started_ns=23)])
 
     with Reader(str(path)) as file:
-        [first, *others, last] = [(one.nth, found) for one, found in file.requests_and_freed(["pid", "nth", "started_ns"])]
+        [first, *others, last] = [
+            (one.nth, found) for one, found in file.requests_and_freed(["pid", "nth", "started_ns"])
+        ]
     assert (first, last) == ((COMPLETE.nth, []), (4, []))
     assert others == [
         (2, [Release(COMPLETE.pid, 13, 608, 0, 17), Release(COMPLETE.pid, 13, 70, 0, 17, resized=True)]),
