@@ -59,6 +59,18 @@ def nearest_rank(values: list[int], percent: int) -> int:
     )
 
 
+def test_groups_that_may_have_kept_nothing_stand_below_those_that_did():
+    once = [grown(0, "/cache.php", pid=pid, nth=2, native_kept=900_000) for pid in range(3)]
+    leaks = [grown(0, "/leak.php", nth=nth, native_kept=700) for nth in range(10, 20)]
+
+    ranking = ranked(*[one._replace(nth=1, native_kept=0) for one in once], *once,
+                     *[after(2)._replace(pid=pid, nth=3) for pid in range(3)], *leaks, after(19))  # fmt: skip
+
+    [first, second, _] = ranking.groups()
+    assert (first.key, first.kept_low, first.kept_bytes) == ("/leak.php", 700.0, 7_000)
+    assert (second.key, second.kept_low, second.kept_bytes) == ("/cache.php", 0.0, 2_700_000)
+
+
 @pytest.mark.parametrize(
     ("by", "keys"),
     [
