@@ -73,7 +73,7 @@ def legend(sort: Sort) -> str:
     """A paragraph on what the columns mean."""
     text = (
         "native kept: memory outside PHP's own heap that requests allocated and did not free, without what each worker"
-        ' keeps once, as in a cache that a first request fills. "per request" is the mean, "keep" the share of requests that'
+        ' keeps once, in caches. "per request" is the mean, "keep" the share of requests that'
         " kept any; - is not counted, ~ an estimate, ≤ the most it may be. Peaks are maxima. p95: 95 % of the requests"
         " took no longer. (none): no script ran (404), or it was not seen."
     )
