@@ -15,14 +15,14 @@ from typing import NamedTuple
 from tracer.analysis.first_runs import Run
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.open_requests import OpenSum, OpenValues
-from tracer.analysis.repeated import repeated
+from tracer.analysis.repeated import share_kept_again
 from tracer.facts import Request, retained
 
 # With fewer counted requests than this among uncounted ones, no mean is given.
 _LEAST_COUNTED = 5
 _CONFIDENCE = 1.96  # standard errors, for 95 %
-# Of what was kept, so much has to be kept again in a worker: in MediaWiki's realpath cache at most 0.6 % is.
-_LEAST_AGAIN = 1 / 8
+# Of what was kept, so much has to be kept again in a worker.
+_LEAST_AGAIN = 1 / 4
 
 
 class How(enum.Enum):
@@ -122,22 +122,18 @@ class KeptSum:
         if counted < self._complete:
             spread = math.sqrt(max(0.0, squares / count - mean * mean) / max(1, count - 1))
             low, high = low - _CONFIDENCE * spread, high + _CONFIDENCE * spread
-        once = 0
+        once = 0.0
         if total > 0:
-            again, kept_once = repeated(steady.closed())
-            if again is None:
-                low = min(0.0, low)
-            else:
-                low = min(low, mean * again)
-                if again < _LEAST_AGAIN:
-                    once = kept_once
-                    total -= once
-                    mean = total / count
+            again = share_kept_again(steady.closed())
+            low = min(low, mean * again if again is not None and again >= _LEAST_AGAIN else 0.0)
+            if again is not None and again < _LEAST_AGAIN:
+                once = total * (1.0 - again)
+                mean -= once / count
         p50, p95 = steady.quantiles(0.5, 0.95)
         of_firsts = min(float(firsts.believed.total), max(mean, 0.0) * firsts.believed.requests)
         return Kept(
             How.COUNTED,
-            round(total + of_firsts + mean * uncounted),
+            round(total - once + of_firsts + mean * uncounted),
             mean,
             min(low, mean),
             max(high, mean),

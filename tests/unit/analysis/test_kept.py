@@ -27,7 +27,7 @@ def test_the_mean_of_requests_that_were_all_counted_is_exact():
     found = kept_of(*steady(100, 200, 0, 500))
 
     assert (found.how, found.total, found.per_request, found.counted) == (How.COUNTED, 800, 200.0, 4)
-    assert (found.low, found.high) == (100.0, 200.0), "without what one request kept beyond the median, and with it"
+    assert (found.low, found.high) == (100.0, 200.0), "without what one request kept beyond the others, and with it"
     assert (found.share, found.p50, found.p95) == (0.75, 100, 500)
 
 
@@ -75,7 +75,7 @@ def test_a_leak_that_comes_again_in_each_worker_is_one_though_few_requests_have_
     found = kept_of(*steady(*[700 if nth % 7 == 0 else 0 for nth in range(280)]), workers=2)
 
     assert (found.total, found.per_request) == (28_000, 100.0)
-    assert (found.low, found.high) == (95.0, 100.0)
+    assert (found.low, found.high) == (pytest.approx(38 * 700 / 278), 100.0)
 
 
 def test_nobody_is_accused_where_one_request_of_each_worker_is_known():
