@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Requests besides one of each worker. With fewer, a cache of each worker looks as a leak does.
-_LEAST_BESIDES = 2
+# Requests other than one of each worker. With fewer, a cache of each worker looks as a leak does.
+_LEAST_OTHERS = 2
 
 
 def share_kept_again(kept: Sequence[tuple[int, int]]) -> float | None:
     """How much of the bytes is kept again in the same worker, from 0 to 1; None: too few requests to tell.
 
-    `kept` has the bytes that each request kept, and a number for its worker. The requests besides the one of each worker
-    that kept most tell what a request keeps that fills no cache.
+    `kept` has the bytes that each request kept, and a number for its worker. The requests other than the one of each
+    worker that kept most tell what a request keeps that fills no cache.
     """
     most: dict[int, int] = {}
     for size, worker in kept:
         if size > most.get(worker, size - 1):
             most[worker] = size
-    besides = len(kept) - len(most)
-    if besides < _LEAST_BESIDES:
+    others = len(kept) - len(most)
+    if others < _LEAST_OTHERS:
         return None
     total = sum(size for size, _ in kept)
     if total <= 0:
         return 1.0
-    again = (total - sum(most.values())) / besides
+    again = (total - sum(most.values())) / others
     return max(0.0, min(1.0, again * len(kept) / total))

@@ -20,7 +20,7 @@ from tracer.analysis.repeated import share_kept_again
         ([(0, 1), (0, 1), (0, 1)], 1.0),
     ],
 )
-def test_requests_besides_the_one_of_each_worker_that_kept_most_tell_what_is_kept_again(kept, share):
+def test_requests_other_than_the_one_of_each_worker_that_kept_most_tell_what_is_kept_again(kept, share):
     assert share_kept_again(kept) == pytest.approx(share)
 
 
