@@ -286,8 +286,11 @@ static __always_inline void freed(struct native_book *b, u64 block, u64 header, 
 	if (owner && owner == b->request)
 		return;
 	add(&b->sums.freed_earlier, size);
-	if (owner < b->since_ns)
-		return;
+	if (owner < b->since_ns) {
+		if (!resized)
+			return;
+		owner = 0;
+	}
 	if (owner != b->released_owner || resized != b->released_resized)
 		send_release(b, key.pid);
 	b->released_owner = owner;

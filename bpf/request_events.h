@@ -154,7 +154,7 @@ struct native_book {
 struct release_event {
 	__u32 kind; /* EVENT_RELEASED */
 	__u32 pid;
-	__u64 owner_started_ns;
+	__u64 owner_started_ns; /* 0 = one that was not counted, or none: of these, blocks that were resized alone */
 	__u64 freed_by_started_ns; /* the request that freed them; 0 = none ran */
 	__s64 bytes;
 	__s64 blocks;

@@ -185,10 +185,15 @@ class Ranking:
         """Return the bytes that the request freed and that count as freed of itself."""
         taken_over = 0
         for fact in freed:
-            held = self._held.get((fact.pid, fact.started_ns))
-            if held is None or fact.freed_by_ns != request.started_ns:
+            if fact.freed_by_ns != request.started_ns:
                 continue
-            if request.native_kept is not None and request.complete and (fact.resized or held.group is group):
+            known = request.native_kept is not None and request.complete
+            held = self._held.get((fact.pid, fact.started_ns))
+            if held is None:
+                # What a request makes longer that was not counted, it made longer by the difference.
+                taken_over += fact.bytes if known and not fact.started_ns else 0
+                continue
+            if known and (fact.resized or held.group is group):
                 held.hand_on(fact.bytes)
                 taken_over += fact.bytes
             if held.blocks <= 0:
@@ -201,12 +206,11 @@ class Ranking:
         A recording's requests come with what was freed of them.
         """
         held = self._held.get((fact.pid, fact.started_ns))
-        if held is None:
-            return
-        held.release(fact.bytes)
+        if held is not None:
+            held.release(fact.bytes)
         if fact.freed_by_ns is not None:
             self._freeing.setdefault(fact.pid, []).append(fact)
-        elif held.blocks <= 0:
+        elif held is not None and held.blocks <= 0:
             del self._held[fact.pid, fact.started_ns]
 
     def together(self) -> list[Together]:

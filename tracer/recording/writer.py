@@ -162,7 +162,8 @@ class Writer:
                 if isinstance(fact, Worker):
                     connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
                 elif isinstance(fact, Release):
-                    connection.execute(_INSERT_RELEASE, fact[:4])
+                    if fact.started_ns:
+                        connection.execute(_INSERT_RELEASE, fact[:4])
                 elif isinstance(fact, Fork):
                     connection.execute(_INSERT_FORK, fact)
                 elif isinstance(fact, Look):

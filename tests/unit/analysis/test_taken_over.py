@@ -114,6 +114,16 @@ def test_a_block_that_two_scripts_make_longer_in_turn_is_held_by_both(ranked: Ra
 
 
 @ranked
+def test_a_block_of_a_request_that_was_not_counted_is_made_longer_by_the_difference(ranked: Ranked) -> None:
+    turns = [served(1, "/list.php", 0), *growing(30, step=4096, base=1_000_000)[1:]]
+    turns[1] = Served(turns[1].request, [turns[1].freed[0]._replace(started_ns=0)])
+
+    group = group_of(ranked(turns), "/list.php")
+
+    assert (group.kept_per_request, group.kept_low, group.warmup_bytes) == (4096.0, 4096.0, 0)
+
+
+@ranked
 def test_a_cache_that_another_script_empties_is_held_by_none(ranked: Ranked) -> None:
     turns = [served(1, "/index.php", 0)]
     for nth in range(2, 42, 2):

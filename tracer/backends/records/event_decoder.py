@@ -93,7 +93,8 @@ class EventDecoder:
         if (tracked := self._table.workers.get(pid)) is not None and not tracked.wanted:
             return []
         unix_ns = self._decoder.unix_ns
-        release = Release(pid, unix_ns(started), size, blocks, unix_ns(by) if by else None, bool(resized))
+        owner = unix_ns(started) if started else 0
+        release = Release(pid, owner, size, blocks, unix_ns(by) if by else None, bool(resized))
         if not idle:
             return [*self._goes_on(pid), release]
         waiting = self._idle_releases.setdefault(pid, {})

@@ -59,6 +59,12 @@ def test_a_release_names_the_request_that_freed_the_blocks():
     assert freed == Release(4241, OFFSET_NS + 5, 32, 1, OFFSET_NS + 11, resized=False)
 
 
+def test_a_block_that_was_resized_may_be_of_no_known_request():
+    [found] = decoder().facts([released(0, 600, 1, by=11, resized=True)])
+
+    assert found == Release(4241, 0, 600, 1, OFFSET_NS + 11, resized=True)
+
+
 def test_a_worker_that_ends_releases_nothing():
     found = decoder().facts([released(3, 1072, 1, idle=True), released(5, 2144, 2, idle=True), died(4241)])
 
