@@ -202,16 +202,18 @@ static __always_inline void count_lost(u32 what)
 		__sync_fetch_and_add(n, 1);
 }
 
-/* Sends what was freed last of the blocks of one earlier request, if there is anything. */
+/* Sends what was freed last of the blocks of one earlier request, and in one way, if there is anything. */
 static __always_inline void send_release(struct native_book *b, u32 pid)
 {
 	struct release_event event = {
 		.kind = EVENT_RELEASED,
 		.pid = pid,
 		.owner_started_ns = b->released_owner,
+		.freed_by_started_ns = b->request,
 		.bytes = b->released_bytes,
 		.blocks = b->released_blocks,
 		.idle = !b->request,
+		.resized = b->released_resized,
 	};
 
 	if (!event.blocks)
@@ -258,8 +260,8 @@ static __always_inline bool may_be_forgotten(struct native_book *b)
 	return !noted || *noted - b->owners_before >= OWNED_MAX / 2;
 }
 
-/* A block with that header is freed; 0 = it cannot be read, for its page is not in memory. */
-static __always_inline void freed(struct native_book *b, u64 block, u64 header)
+/* A block with that header is freed; 0 = it cannot be read, for its page is not in memory. `resized`: by realloc(). */
+static __always_inline void freed(struct native_book *b, u64 block, u64 header, u64 resized)
 {
 	struct owned_block key = {.address = block, .pid = bpf_get_current_pid_tgid() >> 32};
 	struct owner *found = native_owners.lookup(&key);
@@ -284,11 +286,15 @@ static __always_inline void freed(struct native_book *b, u64 block, u64 header)
 	if (owner && owner == b->request)
 		return;
 	add(&b->sums.freed_earlier, size);
-	if (owner < b->since_ns)
-		return;
-	if (owner != b->released_owner)
+	if (owner < b->since_ns) {
+		if (!resized)
+			return;
+		owner = 0;
+	}
+	if (owner != b->released_owner || resized != b->released_resized)
 		send_release(b, key.pid);
 	b->released_owner = owner;
+	b->released_resized = resized;
 	b->released_bytes += size;
 	b->released_blocks++;
 }
@@ -304,13 +310,13 @@ int on_native(struct pt_regs *ctx)
 	b->hits++;
 	if (site == NATIVE_FREE && one) {
 		forget(b, one);
-		freed(b, one, header_of(one));
+		freed(b, one, header_of(one), 0);
 		return 0;
 	}
 	/* A request has one thread to note what is between entry and return: others' realloc() is taken to succeed. */
 	if (site == NATIVE_REALLOC && one && two && !runs_requests(b)) {
 		forget(b, one);
-		freed(b, one, header_of(one));
+		freed(b, one, header_of(one), 1);
 	}
 	if (!is_the_requests(b))
 		return 0;
@@ -374,7 +380,7 @@ int on_native_return(struct pt_regs *ctx)
 		b->resizing = 0;
 		/* Without memory the old block stays as it is. */
 		if (block)
-			freed(b, b->resized_block, b->resized_header);
+			freed(b, b->resized_block, b->resized_header, 1);
 		break;
 	case NATIVE_MEMALIGN:
 		if (!b->aligning)

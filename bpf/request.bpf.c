@@ -143,17 +143,18 @@ static __always_inline void send_title(struct kernel *k, u32 pid, u64 mm)
 	submit_process(&event);
 }
 
-/* Sends what was freed last of the blocks of one earlier request, if there is anything. The same is in
- * native.bpf.c: bcc compiles no map calls in headers. */
-static __always_inline void send_release(struct native_book *b, u32 pid, u32 idle)
+/* Sends what was freed last of the blocks of one earlier request, and in one way, if there is anything. Almost the
+ * same is in native.bpf.c: bcc compiles no map calls in headers. */
+static __always_inline void send_release(struct native_book *b, u32 pid)
 {
 	struct release_event event = {
 		.kind = EVENT_RELEASED,
 		.pid = pid,
 		.owner_started_ns = b->released_owner,
+		.freed_by_started_ns = b->request,
 		.bytes = b->released_bytes,
 		.blocks = b->released_blocks,
-		.idle = idle,
+		.resized = b->released_resized,
 	};
 
 	if (!event.blocks)
@@ -176,7 +177,7 @@ static __always_inline void start_native(struct worker *w, u32 pid)
 		return;
 	}
 	/* The worker goes on: it has not freed that because it ends. */
-	send_release(book, pid, 0);
+	send_release(book, pid);
 	owners = owners_noted.lookup(&zero);
 	if (owners)
 		book->owners_before = *owners;
@@ -212,7 +213,7 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 		r->flags |= REQUEST_NATIVE_NOT_COUNTED;
 		return;
 	}
-	send_release(book, pid, 0);
+	send_release(book, pid);
 	book->request = 0;
 	book->ended++;
 	if (book->sums.unsure != before->unsure)

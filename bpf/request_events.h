@@ -141,6 +141,7 @@ struct native_book {
 	__u64 released_owner; /* started_ns of the request whose blocks were freed last, and what was not sent yet */
 	__s64 released_bytes;
 	__s64 released_blocks;
+	__u64 released_resized; /* 1 = by realloc(), which moved them */
 	__u64 resized_block; /* the block that realloc() is at */
 	__u64 resized_header;
 	__u32 thread; /* runs the requests; 0 = none has begun */
@@ -153,11 +154,12 @@ struct native_book {
 struct release_event {
 	__u32 kind; /* EVENT_RELEASED */
 	__u32 pid;
-	__u64 owner_started_ns;
+	__u64 owner_started_ns; /* 0 = one that was not counted, or none: of these, blocks that were resized alone */
+	__u64 freed_by_started_ns; /* the request that freed them; 0 = none ran */
 	__s64 bytes;
 	__s64 blocks;
 	__u32 idle; /* 1 = freed while no request ran: perhaps the worker is about to end */
-	__u32 pad;
+	__u32 resized; /* 1 = by realloc(): the blocks live on, in others of the request that freed them */
 };
 
 struct fork_event {

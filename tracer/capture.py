@@ -192,7 +192,7 @@ class _Selection:
             return self._last
         if isinstance(fact, Growth):
             return self._last
-        if isinstance(fact, Release) and self._starts is not None:
+        if isinstance(fact, Release) and self._starts is not None and fact.started_ns:
             starts = self._starts.get(fact.pid, ())
             at = bisect_left(starts, fact.started_ns)
             return at < len(starts) and starts[at] == fact.started_ns

@@ -211,9 +211,11 @@ class Release(NamedTuple):
     """Native memory that an earlier request kept and that has been freed now."""
 
     pid: int
-    started_ns: int  # of the request that allocated it
+    started_ns: int  # of the request that allocated it; 0: one that was not counted, which only `resized` ones have
     bytes: int
     blocks: int
+    freed_by_ns: int | None = None  # when the request started that freed it; None: no request ran
+    resized: bool = False  # by realloc(): it lives on, in blocks of the request that freed it
 
 
 class Look(NamedTuple):

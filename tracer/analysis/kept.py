@@ -1,26 +1,28 @@
 """The native memory that a group of requests kept: per request, as a whole, and how sure that is.
 
-A worker's first request for a script fills caches that the later ones find filled. What it keeps beyond what the
-others keep is warm-up: it comes once a worker, so it is a figure of its own and no part of a leak.
+A worker's first request for a script, or for a route of it, fills caches that the later ones find filled. What it keeps
+beyond what the others keep is warm-up: it comes once a worker, so it is a figure of its own and no part of a leak. Some
+caches are emptied now and then, and filled again by whichever request comes next. So what one request of each worker
+kept, and nearly nothing was kept besides, is warm-up too.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections import OrderedDict
 from typing import NamedTuple
 
+from tracer.analysis.first_runs import Run
 from tracer.analysis.kept_rates import Estimate
-from tracer.analysis.open_requests import OpenValues
-from tracer.facts import Request
+from tracer.analysis.open_requests import OpenSum, OpenValues
+from tracer.analysis.repeated import share_kept_again
+from tracer.facts import Request, retained
 
 # With fewer counted requests than this among uncounted ones, no mean is given.
 _LEAST_COUNTED = 5
 _CONFIDENCE = 1.96  # standard errors, for 95 %
-_WORKERS_MAX = 8192
-_SCRIPTS_MAX = 4096  # of one worker
-_FIRST_RUNS_MAX = 1 << 18  # of all workers together: 50 bytes each
+# Of what was kept, so much has to be kept again in a worker.
+_LEAST_AGAIN = 1 / 4
 
 
 class How(enum.Enum):
@@ -36,12 +38,13 @@ class Kept(NamedTuple):
     how: How | None = None
     total: int | None = None  # of all its requests, without warm-up
     per_request: float | None = None  # mean
-    low: float | None = None  # 95 % interval of the mean; equal to it if every request was counted
+    # 95 % interval of the mean. If every request was counted: `low` is without what each worker kept once, `high` with.
+    low: float | None = None
     high: float | None = None
     share: float | None = None  # of its requests that kept anything
     p50: int | None = None
     p95: int | None = None
-    warmup: int | None = None  # what the workers' first requests kept beyond the mean
+    warmup: int | None = None  # what one request of each worker kept beyond the mean
     counted: int = 0  # requests of which the allocations were counted
 
 
@@ -55,119 +58,100 @@ def estimated(estimate: Estimate) -> Kept:
     return known._replace(total=round(estimate.total_bytes), per_request=estimate.bytes_per_round)
 
 
-class FirstRuns:
-    """Tells which requests are the first for their script in their worker.
-
-    When it knows too much, it forgets the workers that served no request for the longest time: they have ended.
-    """
-
-    def __init__(self) -> None:
-        """No worker has been seen."""
-        self._workers: OrderedDict[tuple[str, int], tuple[list[int], set[str | None]]] = OrderedDict()
-        self._runs = 0
-
-    def is_first(self, request: Request) -> bool:
-        """True if this worker is not known to have run the script before. Call once a request, in order."""
-        worker = request.host, request.pid
-        known = self._workers.get(worker)
-        # The count of a worker's requests begins anew where another worker got the pid.
-        if known is None or request.nth <= known[0][0]:
-            self._runs -= len(known[1]) if known is not None else 0
-            known = self._workers[worker] = ([0], set())
-        self._workers.move_to_end(worker)
-        known[0][0] = request.nth
-        if request.script in known[1]:
-            return False
-        if len(known[1]) < _SCRIPTS_MAX:
-            known[1].add(request.script)
-            self._runs += 1
-            while len(self._workers) > _WORKERS_MAX or self._runs > _FIRST_RUNS_MAX:
-                _, (_, idle) = self._workers.popitem(last=False)
-                self._runs -= len(idle)
-        return True
-
-
 class KeptSum:
     """Adds up what the counted requests of a group kept."""
 
-    __slots__ = ("_complete", "_firsts", "_steady")
+    __slots__ = ("_complete", "_runs")
 
     def __init__(self, window: int | None) -> None:
-        """`window`: how many last requests the quantiles cover; None for all."""
-        self._steady = OpenValues(window)
-        self._firsts = OpenValues(window)
+        """`window`: how many last requests of each kind of Run the quantiles cover; None for all."""
+        self._runs = tuple(OpenValues(window) for _ in Run)
         self._complete = 0
 
-    def add(self, request: Request, *, first: bool, is_open: bool = False) -> int | None:
-        """Count a request of which both ends were seen. `first`: it is its worker's first for this script.
+    def add(self, request: Request, run: Run, *, taken_over: int = 0, is_open: bool = False) -> int | None:
+        """Count a request of which both ends were seen. `taken_over`: bytes of earlier requests' blocks that it has.
 
         Return its number, for change() and close(); None if its allocations were not counted.
         """
         self._complete += 1
-        kept = request.native_retained
+        kept = request.native_kept
         if kept is None:
             return None
-        return self._of(first).add(
-            kept, is_open=is_open, released=request.native_released or 0, freed=request.native_freed_earlier or 0
-        )
+        kept = retained(kept, (request.native_released or 0) + taken_over)
+        return self._runs[run].add(kept, hash((request.host, request.pid)), is_open=is_open)
 
-    def change(self, number: int, before: int, after: int, *, first: bool) -> None:
+    def change(self, number: int, before: int, after: int, run: Run) -> None:
         """Take note that the request of that number had kept `before`, and that `after` is left of it."""
-        self._of(first).change(number, before, after)
+        self._runs[run].change(number, before, after)
 
-    def close(self, number: int, *, first: bool) -> None:
+    def close(self, number: int, run: Run) -> None:
         """Take note that the request after the one of that number was counted."""
-        self._of(first).close(number)
+        self._runs[run].close(number)
 
-    def _of(self, first: bool) -> OpenValues:
-        return self._firsts if first else self._steady
+    @property
+    def _counted(self) -> int:
+        return sum(values.count for values in self._runs)
 
     @property
     def known(self) -> bool:
         """True if enough requests were counted for the figures."""
-        steady, firsts = self._steady.values.count, self._firsts.values.count
-        if steady >= _LEAST_COUNTED:
+        counted = self._counted
+        if counted - self._runs[Run.FIRST].count >= _LEAST_COUNTED:
             return True
-        return steady + firsts > 0 and steady + firsts >= self._complete
+        return counted > 0 and counted >= self._complete
+
+    def _steady_and_firsts(self) -> tuple[OpenSum, OpenSum]:
+        first, of_route, later = self._runs
+        # Where hardly a route comes twice, nobody can say what the first of each filled.
+        if later.count < max(_LEAST_COUNTED, of_route.count // 10):
+            return OpenSum(of_route, later), OpenSum(first)
+        return OpenSum(later), OpenSum(first, of_route)
 
     def kept(self) -> Kept:
         """The figures of the requests so far."""
-        counted = self._steady.values.count + self._firsts.values.count
+        counted = self._counted
         if not self.known:
             return Kept(counted=counted)
-        if not self._steady.values.count:
-            return self._of_first_runs()
-        count, total, squares, kept_any = self._steady.believed
+        steady, firsts = self._steady_and_firsts()
+        if not steady.believed.requests:
+            return self._of_first_runs(firsts)
+        count, total, squares, kept_any = steady.believed
         mean = total / count
         low = high = mean
+        uncounted = self._complete - count - firsts.believed.requests
         if counted < self._complete:
             spread = math.sqrt(max(0.0, squares / count - mean * mean) / max(1, count - 1))
             low, high = low - _CONFIDENCE * spread, high + _CONFIDENCE * spread
-        if self._steady.all_open:
-            low, high = min(0.0, low), max(0.0, high)
-        p50, p95 = self._steady.values.quantiles(0.5, 0.95)
-        firsts = self._firsts.believed
+        once = 0.0
+        if total > 0:
+            again = share_kept_again(steady.closed())
+            low = min(low, mean * again if again is not None and again >= _LEAST_AGAIN else 0.0)
+            if again is not None and again < _LEAST_AGAIN:
+                once = total * (1.0 - again)
+                mean -= once / count
+        p50, p95 = steady.quantiles(0.5, 0.95)
+        of_firsts = min(float(firsts.believed.total), max(mean, 0.0) * firsts.believed.requests)
         return Kept(
             How.COUNTED,
-            round(mean * self._complete),
+            round(total - once + of_firsts + mean * uncounted),
             mean,
-            low,
-            high,
+            min(low, mean),
+            max(high, mean),
             kept_any / count,
             p50,
             p95,
-            firsts.total - round(mean * firsts.requests),
+            round(firsts.believed.total - of_firsts + once),
             counted,
         )
 
-    def _of_first_runs(self) -> Kept:
+    def _of_first_runs(self, firsts: OpenSum) -> Kept:
         """Where each request was its worker's first: what is a leak and what is warm-up cannot be told apart."""
-        count, total, _, kept_any = self._firsts.believed
-        p50, p95 = self._firsts.values.quantiles(0.5, 0.95)
+        count, total, _, kept_any = firsts.believed
+        p50, p95 = firsts.quantiles(0.5, 0.95)
         mean = total / count
         return Kept(
             How.COUNTED,
-            round(mean * self._firsts.values.count),
+            round(mean * firsts.count),
             mean,
             min(0.0, mean),
             max(0.0, mean),
@@ -175,5 +159,5 @@ class KeptSum:
             p50,
             p95,
             None,
-            self._firsts.values.count,
+            firsts.count,
         )

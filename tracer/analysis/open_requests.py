@@ -3,21 +3,21 @@
 Many pages leave blocks that the worker's next request frees: an error's message, the name of a locale. Where the next
 one was not counted, or has not come, nobody knows. Such a request is *open*: it counts only if another of its group,
 which is not open, kept as much.
-
-What an open request freed of earlier ones goes with it. Otherwise a list that each request makes longer, in a block
-that realloc() moves, would be held by none: each but the last is freed by the next.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
-from tracer.analysis.quantiles import Values
+from tracer.analysis.quantiles import Values, nearest_rank
 from tracer.facts import Request
 
 _WORKERS_MAX = 8192
+_LEFT_OUT_MAX = 1024
 
 
 class LastCounted:
@@ -59,75 +59,100 @@ class Believed(NamedTuple):
 
 
 class OpenValues:
-    """Bytes that requests kept, of which some are open."""
+    """Bytes that requests kept, of which some are open, and the workers that served them."""
 
-    __slots__ = ("_believed", "_freed", "_freed_by_left_out", "_open", "_released", "_window", "values")
+    __slots__ = ("_believed", "_left_out", "_open", "_values", "_window", "_workers")
 
     def __init__(self, window: int | None) -> None:
         """`window`: how many last requests the quantiles cover, and what open ones are compared with; None for all."""
         self._window = window
-        self.values = Values(window)
+        self._values = Values(window)
+        self._workers = array("q")
         self._believed = Believed()  # if the open ones are
-        self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()  # bytes kept, and freed of earlier, by number
-        self._released = 0  # of what the requests kept, by later ones
-        self._freed = 0  # by the requests, of earlier ones
-        self._freed_by_left_out = 0  # of that, by requests that are left out for good
+        self._open: OrderedDict[int, int] = OrderedDict()  # bytes kept, by number
+        self._left_out: OrderedDict[int, None] = OrderedDict()  # numbers of the last that are not believed for good
 
-    def add(self, kept: int, *, is_open: bool, released: int = 0, freed: int = 0) -> int:
-        """Add a request and return its number. OverflowError if a value does not fit in 64 bits.
-
-        `kept` is what is left without the bytes that later requests have `released`; `freed` are those of earlier
-        requests that this one freed.
-        """
-        self.values.add(kept)
+    def add(self, kept: int, worker: int, *, is_open: bool) -> int:
+        """Add a request of that worker, and return its number. OverflowError if a value does not fit in 64 bits."""
+        self._values.add(kept)
+        number = self._values.count - 1
+        if self._window is None or number < self._window:
+            self._workers.append(worker)
+        else:
+            self._workers[number % self._window] = worker
         self._believed = self._believed.with_another(kept)
-        number = self.values.count - 1
-        self._released += released
-        self._freed += freed
         if is_open:
-            self._open[number] = kept, freed
+            self._open[number] = kept
         if self._window is not None and self._open and next(iter(self._open)) <= number - self._window:
             self._decide_on_the_oldest()
         return number
 
     def _decide_on_the_oldest(self) -> None:
         """Believe an open request that leaves the window, or leave it out for good."""
-        _, (kept, freed) = self._open.popitem(last=False)
+        number, kept = self._open.popitem(last=False)
         most = self._most_of_others
         if most is not None and kept > most:
             self._believed = self._believed.without(kept)
-            self._freed_by_left_out += freed
+            self._left_out[number] = None
+            if len(self._left_out) > _LEFT_OUT_MAX:
+                self._left_out.popitem(last=False)
 
     def change(self, number: int, before: int, after: int) -> None:
         """Take note that the request of that number had kept `before`, and that `after` is left of it."""
-        self.values.replace(number, before, after)
+        self._values.replace(number, before, after)
+        if number in self._left_out:
+            return
         self._believed = self._believed.without(before).with_another(after)
-        self._released += before - after
         if number in self._open:
-            self._open[number] = after, self._open[number][1]
+            self._open[number] = after
 
     def close(self, number: int) -> None:
         """Take note that the request after the one of that number was counted."""
         self._open.pop(number, None)
 
     @property
-    def all_open(self) -> bool:
-        """True if no request is known to have been followed by one that was counted."""
-        return len(self._open) == self.values.count
+    def count(self) -> int:
+        """Requests that were added."""
+        return self._values.count
 
     @property
     def _most_of_others(self) -> int | None:
-        return self.values.largest_besides(kept for kept, _ in self._open.values())
+        return self._values.largest_besides(self._open.values())
 
     @property
     def believed(self) -> Believed:
         """The requests that count: all, if all are open."""
-        most, found, freed_by_left_out = self._most_of_others, self._believed, self._freed_by_left_out
-        for kept, freed in self._open.values():
+        most, found = self._most_of_others, self._believed
+        for kept in self._open.values():
             if most is not None and kept > most:
                 found = found.without(kept)
-                freed_by_left_out += freed
-        # Blocks of this group that it frees itself are handed on: as many as were released, if it freed so many.
-        handed_on = min(self._released, self._freed)
-        without_left_out = min(self._released, self._freed - freed_by_left_out)
-        return found._replace(total=found.total + max(0, handed_on - max(0, without_left_out)))
+        return found
+
+    @property
+    def last(self) -> array[int]:
+        """The bytes that the last `window` requests kept, in no order."""
+        return self._values.last
+
+    def closed(self) -> list[tuple[int, int]]:
+        """For each of the last `window` requests that is not open: the bytes it kept, and its worker."""
+        size = self._window or len(self._workers)
+        is_open = {number % size for number in self._open}
+        return [pair for at, pair in enumerate(zip(self._values.last, self._workers, strict=True)) if at not in is_open]
+
+
+class OpenSum:
+    """The requests of several OpenValues together."""
+
+    def __init__(self, *parts: OpenValues) -> None:
+        """Take the parts as they are now."""
+        self._parts = parts
+        self.count = sum(part.count for part in parts)
+        self.believed = Believed(*map(sum, zip(*(part.believed for part in parts), strict=True)))
+
+    def closed(self) -> list[tuple[int, int]]:
+        """For each of the last requests that is not open: the bytes it kept, and its worker."""
+        return [pair for part in self._parts for pair in part.closed()]
+
+    def quantiles(self, *shares: float) -> list[int | None]:
+        """As Values has them, of the last requests, the open ones included."""
+        return nearest_rank(chain.from_iterable(part.last for part in self._parts), *shares)

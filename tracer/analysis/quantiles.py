@@ -10,28 +10,28 @@ from collections.abc import Iterable
 class Values:
     """The sum of all integers added, and quantiles of the last `window` of them (None: of all)."""
 
-    __slots__ = ("_last", "_window", "count", "total")
+    __slots__ = ("_window", "count", "last", "total")
 
     def __init__(self, window: int | None) -> None:
         """No value has been added."""
         self._window = window
-        self._last = array("q")
+        self.last = array("q")  # in no order
         self.count = 0
         self.total = 0
 
     def add(self, value: int) -> None:
         """Add a value. OverflowError if it does not fit in 64 bits."""
         if self._window is None or self.count < self._window:
-            self._last.append(value)
+            self.last.append(value)
         else:
-            self._last[self.count % self._window] = value
+            self.last[self.count % self._window] = value
         self.count += 1
         self.total += value
 
     def replace(self, number: int, before: int, after: int) -> None:
         """Replace the value that was added as the one of that number, from 0. OverflowError as in add()."""
         if self._window is None or number >= self.count - self._window:
-            self._last[number if self._window is None else number % self._window] = after
+            self.last[number if self._window is None else number % self._window] = after
         self.total += after - before
 
     def largest_besides(self, others: Iterable[int]) -> int | None:
@@ -40,7 +40,7 @@ class Values:
         None if there is none.
         """
         left_out = Counter(others)
-        for value in sorted(self._last, reverse=True):
+        for value in sorted(self.last, reverse=True):
             if not left_out[value]:
                 return value
             left_out[value] -= 1
@@ -48,8 +48,12 @@ class Values:
 
     def quantiles(self, *shares: float) -> list[int | None]:
         """The value of each share (0.5 is the median), by nearest rank: values that occurred; None if there is none."""
-        if not self._last:
-            return [None for _ in shares]
-        ordered = sorted(self._last)
-        # Nearest rank: the smallest value such that at least that share of the values is not larger.
-        return [ordered[max(0, -int(-share * len(ordered) // 1) - 1)] for share in shares]
+        return nearest_rank(self.last, *shares)
+
+
+def nearest_rank(values: Iterable[int], *shares: float) -> list[int | None]:
+    """For each share, the smallest value such that at least that share of them is not larger; None if there is none."""
+    ordered = sorted(values)
+    if not ordered:
+        return [None for _ in shares]
+    return [ordered[max(0, -int(-share * len(ordered) // 1) - 1)] for share in shares]

@@ -6,10 +6,11 @@ import dataclasses
 import enum
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tracer.analysis.estimation import Estimation, Together
-from tracer.analysis.kept import FirstRuns, KeptSum, estimated
+from tracer.analysis.first_runs import FirstRuns, Run
+from tracer.analysis.kept import KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.quantiles import Values
@@ -82,25 +83,36 @@ _HELD_MAX = 65_536
 class _Held:
     """The bytes that a request kept, and those that were freed since. `blocks` are those that may be freed yet."""
 
-    __slots__ = ("_first", "_group", "_kept", "_number", "_released", "blocks")
+    __slots__ = ("_kept", "_number", "_released", "_run", "blocks", "group")
 
-    def __init__(self, blocks: int, kept: int, group: _Accumulator, number: int, *, first: bool) -> None:
-        self.blocks = blocks
+    def __init__(self, kept: int, released: int, blocks: int, group: _Accumulator, number: int, run: Run) -> None:
         self._kept = kept
-        self._released = 0
-        self._group = group
+        self._released = released
+        self.blocks = blocks
+        self.group = group
         self._number = number
-        self._first = first
+        self._run = run
 
     def release(self, freed: int) -> None:
+        self.blocks -= freed
+        self._change(freed)
+
+    def hand_on(self, freed: int) -> None:
+        """Count what it had released as freed of the request that freed it."""
+        self._change(-freed)
+
+    def _change(self, freed: int) -> None:
         before = retained(self._kept, self._released)
         self._released += freed
-        self.blocks -= freed
-        self._group.change_kept(self._number, before, retained(self._kept, self._released), first=self._first)
+        self.group.change_kept(self._number, before, retained(self._kept, self._released), self._run)
 
 
 class Ranking:
     """Takes requests one by one; groups() may be called at any time.
+
+    A list that each request makes longer, in a block that it moves, is held by those who made it longer: so a request
+    that frees blocks of its own group, or moves those of any, is counted with what they grew by, and the requests
+    that had them before keep theirs.
 
     To run for hours in bounded memory, give `window`, so that quantiles cover only that many last
     requests of a group, and `max_groups`, so that requests of further keys are not ranked but
@@ -118,9 +130,10 @@ class Ranking:
         self._estimation = Estimation(possible=estimate and by in (GroupBy.SCRIPT, GroupBy.URI))
         self.overflow = 0
         self._workers = WorkerNames()
-        self._first_runs = FirstRuns()
+        self._first_runs = FirstRuns(by_uri=by is GroupBy.URI)
         self._last_counted = LastCounted()
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
+        self._freeing: dict[int, list[Release]] = {}  # by pid: what a request freed that has not ended
         self._key: Callable[[Request], str | WorkerKey | None] = (
             self._workers.key if by is GroupBy.WORKER else _KEYS[by]
         )
@@ -140,10 +153,14 @@ class Ranking:
         self._workers.begin_recording(workers)
         self._estimation.begin_recording(looks, filtered=filtered)
 
-    def add(self, request: Request) -> None:
-        """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
+    def add(self, request: Request, freed: Sequence[Release] = ()) -> None:
+        """Count a request in its group, with what it `freed` of earlier ones' blocks, if release() did not take that.
+
+        OverflowError if a figure of it does not fit in 64 bits.
+        """
         key = self._key(request)
-        first = self._first_runs.is_first(request)
+        run = self._first_runs.of(request)
+        freed = freed or self._freeing.pop(request.pid, ())
         group = self._groups.get(key)
         if group is None:
             if self._max_groups is not None and len(self._groups) >= self._max_groups:
@@ -151,18 +168,37 @@ class Ranking:
                 self._estimation.add(request, key, needed=False)
                 return
             group = self._groups[key] = _Accumulator(self._window)
-        number = group.add(request, first=first)
-        self._last_counted.add(
-            request, None if number is None else functools.partial(group.close_kept, number, first=first)
-        )
+        taken_over = self._take_over(request, group, freed) if freed else 0
+        number = group.add(request, run, taken_over)
+        self._last_counted.add(request, None if number is None else functools.partial(group.close_kept, number, run))
         self._estimation.add(request, key, needed=group.needs_estimate)
         kept = request.native_kept
-        if self._window is not None and number is not None and kept is not None and request.started_ns is not None:
+        if number is not None and kept is not None and request.started_ns is not None:
             blocks = _blocks_left(request)
             if blocks > 0:
-                self._held[request.pid, request.started_ns] = _Held(blocks, kept, group, number, first=first)
+                released = (request.native_released or 0) + taken_over
+                self._held[request.pid, request.started_ns] = _Held(kept, released, blocks, group, number, run)
                 if len(self._held) > _HELD_MAX:
                     self._held.popitem(last=False)
+
+    def _take_over(self, request: Request, group: _Accumulator, freed: Sequence[Release]) -> int:
+        """Return the bytes that the request freed and that count as freed of itself."""
+        taken_over = 0
+        for fact in freed:
+            if fact.freed_by_ns != request.started_ns:
+                continue
+            known = request.native_kept is not None and request.complete
+            held = self._held.get((fact.pid, fact.started_ns))
+            if held is None:
+                # What a request makes longer that was not counted, it made longer by the difference.
+                taken_over += fact.bytes if known and not fact.started_ns else 0
+                continue
+            if known and (fact.resized or held.group is group):
+                held.hand_on(fact.bytes)
+                taken_over += fact.bytes
+            if held.blocks <= 0:
+                self._held.pop((fact.pid, fact.started_ns))
+        return taken_over
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
@@ -170,10 +206,11 @@ class Ranking:
         A recording's requests come with what was freed of them.
         """
         held = self._held.get((fact.pid, fact.started_ns))
-        if held is None:
-            return
-        held.release(fact.bytes)
-        if held.blocks <= 0:
+        if held is not None:
+            held.release(fact.bytes)
+        if fact.freed_by_ns is not None:
+            self._freeing.setdefault(fact.pid, []).append(fact)
+        elif held is not None and held.blocks <= 0:
             del self._held[fact.pid, fact.started_ns]
 
     def together(self) -> list[Together]:
@@ -195,7 +232,7 @@ class Ranking:
         found.sort(key=lambda group: (group.key is None, group.key or ""))
         if sort is not Sort.KEY:
             value = _SORT_VALUES[sort]
-            found.sort(key=lambda group: (_order(value(group)), _order(group.growth_bytes)), reverse=True)
+            found.sort(key=lambda group: (value(group), _order(group.growth_bytes)), reverse=True)
         return found[:top]
 
 
@@ -205,15 +242,16 @@ def _blocks_left(request: Request) -> int:
     return (allocated or 0) - (freed or 0) + (earlier or 0)
 
 
-def _least_kept(group: Group) -> int | None:
-    """Bytes that the group kept, or at least kept."""
-    if group.kept_bytes is None and group.kept_low is not None:
-        return round(group.kept_low * group.requests)
-    return group.kept_bytes
+def _order_by_kept(group: Group) -> tuple[int, ...]:
+    """By the bytes that the group kept, or at least kept; those that may have kept nothing after those that did."""
+    least = group.kept_low
+    if group.kept_bytes is None:
+        return _order(None if least is None else round(least * group.requests))
+    return 1 + (least is not None and least > 0.0), group.kept_bytes
 
 
-def _order(value: int | None) -> tuple[bool, int]:
-    return value is not None, value or 0
+def _order(value: int | None) -> tuple[int, int]:
+    return int(value is not None), value or 0
 
 
 _KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
@@ -221,13 +259,13 @@ _KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.URI: lambda request: request.uri,
     GroupBy.POOL: lambda request: request.pool,
 }
-_SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
-    Sort.NATIVE: lambda group: _least_kept(group),
-    Sort.GROWTH: lambda group: group.growth_bytes,
-    Sort.PEAK: lambda group: group.anon_peak_max,
-    Sort.ZEND: lambda group: group.zend_peak_max,
-    Sort.REQUESTS: lambda group: group.requests,
-    Sort.DURATION: lambda group: group.duration_p95_ns,
+_SORT_VALUES: dict[Sort, Callable[[Group], tuple[int, ...]]] = {
+    Sort.NATIVE: _order_by_kept,
+    Sort.GROWTH: lambda group: _order(group.growth_bytes),
+    Sort.PEAK: lambda group: _order(group.anon_peak_max),
+    Sort.ZEND: lambda group: _order(group.zend_peak_max),
+    Sort.REQUESTS: lambda group: _order(group.requests),
+    Sort.DURATION: lambda group: _order(group.duration_p95_ns),
 }
 
 
@@ -243,7 +281,7 @@ class _Accumulator:
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
 
-    def add(self, request: Request, *, first: bool) -> int | None:
+    def add(self, request: Request, run: Run, taken_over: int) -> int | None:
         """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
         self._requests += 1
         number = None
@@ -253,7 +291,7 @@ class _Accumulator:
         if not request.complete:
             self._incomplete += 1
         else:
-            number = self._kept.add(request, first=first, is_open=True)
+            number = self._kept.add(request, run, taken_over=taken_over, is_open=True)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -269,11 +307,11 @@ class _Accumulator:
         """True if requests were seen whole, and what they kept is not known."""
         return self._incomplete < self._requests and not self._kept.known
 
-    def change_kept(self, number: int, before: int, after: int, *, first: bool) -> None:
-        self._kept.change(number, before, after, first=first)
+    def change_kept(self, number: int, before: int, after: int, run: Run) -> None:
+        self._kept.change(number, before, after, run)
 
-    def close_kept(self, number: int, *, first: bool) -> None:
-        self._kept.close(number, first=first)
+    def close_kept(self, number: int, run: Run) -> None:
+        self._kept.close(number, run)
 
     def group(self, key: str | None, estimate: Estimate | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)

@@ -153,12 +153,12 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balanci
         # After --count requests, those that come during the last looks are not recorded.
         left_out = _limited_by(recording.meta, (*_FILTERS, "count"))
         balanced = balancing.begin(looks, requests_lost=bool(losses), requests_left_out=left_out)
-        for request in recording.requests((*COLUMNS, *BALANCE_COLUMNS) if balanced else COLUMNS):
+        for request, freed in recording.requests_and_freed((*COLUMNS, *BALANCE_COLUMNS) if balanced else COLUMNS):
             tally.add(request)
             if balanced:
                 balancing.add(request)
             try:
-                ranking.add(request)
+                ranking.add(request, freed)
             except OverflowError as exc:
                 raise RecordingError(
                     f"cannot read {path}: it is corrupt, with memory figures of more than 64 bits. Record again."

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import RecordingError
-from tracer.facts import Fork, Look, Loss, Metric, Request, Stack, Worker
+from tracer.facts import Fork, Look, Loss, Metric, Release, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
@@ -100,6 +100,26 @@ class Reader:
         with self.reading():
             for row in self._connection.execute(f"SELECT {self._selected(columns)} FROM request ORDER BY id"):
                 yield make(row)
+
+    def requests_and_freed(self, columns: Iterable[str]) -> Iterator[tuple[Request, list[Release]]]:
+        """Yield every request, as requests() does, with what it freed of the blocks of earlier ones."""
+        with self.reading():
+            freed: Iterator[tuple[int, int, int, int]] = iter(())
+            if self._schema >= 3:
+                freed = self._connection.execute(
+                    "SELECT request, owner_started_ns, resized, bytes FROM freed_earlier ORDER BY request"
+                )
+            due = next(freed, None)
+            for number, *row in self._connection.execute(
+                f"SELECT id, {self._selected(columns)} FROM request ORDER BY id"
+            ):
+                request = Request._make(row)
+                releases: list[Release] = []
+                while due is not None and due[0] <= number:
+                    _, owner, resized, size = due
+                    releases.append(Release(request.pid, owner, size, 0, request.started_ns, bool(resized)))
+                    due = next(freed, None)
+                yield request, releases
 
     def _selected(self, columns: Iterable[str]) -> str:
         wanted = self._columns.intersection(columns)

@@ -178,6 +178,13 @@ _SCHEMA_3 = {
   blocks INTEGER NOT NULL,
   PRIMARY KEY (pid, started_ns)
 ) STRICT, WITHOUT ROWID""",
+    "freed_earlier": """CREATE TABLE freed_earlier (
+  request INTEGER NOT NULL,
+  owner_started_ns INTEGER NOT NULL,
+  resized INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  PRIMARY KEY (request, owner_started_ns, resized)
+) STRICT, WITHOUT ROWID""",
     "forked": """CREATE TABLE forked (
   pid INTEGER NOT NULL,
   parent_pid INTEGER NOT NULL,

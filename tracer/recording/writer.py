@@ -38,6 +38,10 @@ _INSERT_RELEASE = (
     "INSERT INTO released (pid, started_ns, bytes, blocks) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
     " SET bytes = CAST(bytes + excluded.bytes AS INTEGER), blocks = CAST(blocks + excluded.blocks AS INTEGER)"
 )
+_INSERT_FREED = (
+    "INSERT INTO freed_earlier (request, owner_started_ns, resized, bytes) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+    " SET bytes = CAST(bytes + excluded.bytes AS INTEGER)"
+)
 _INSERT_FORK = f"INSERT INTO forked VALUES ({', '.join('?' * len(Fork._fields))})"
 _INSERT_LOOK = f"INSERT INTO look VALUES ({', '.join('?' * len(Look._fields))})"
 
@@ -54,6 +58,8 @@ class Writer:
         self.path = path
         self._requests = RequestWriter()
         self._others: list[Worker | Fork | Loss | Release | Look] = []
+        self._freeing: dict[int, list[Release]] = {}  # by pid: blocks freed by a request that has not ended
+        self._freed: list[tuple[int, int, int, int]] = []  # rows of freed_earlier
         self._last: tuple[int, int] | None = None  # pid and nth of the last request
         self._with_stacks = "stacks" in meta
         self._recent = RecentRows()
@@ -92,6 +98,8 @@ class Writer:
             if isinstance(fact, Request):
                 self._requests.add(fact)
                 self._last = fact.pid, fact.nth
+                if fact.pid in self._freeing:
+                    self._freed += self._freed_by(fact)
                 if self._with_stacks and fact.native_alloc_calls is not None:  # some of its blocks may be retained
                     self._recent.add(fact.pid, fact.nth, self._requests.count)
             elif isinstance(fact, Growth):
@@ -102,10 +110,19 @@ class Writer:
                 self._add_retained(fact)
             else:
                 self._others.append(fact)
-                if isinstance(fact, Worker) and fact.died_ns is not None:
+                if isinstance(fact, Release) and fact.freed_by_ns is not None:
+                    self._freeing.setdefault(fact.pid, []).append(fact)
+                elif isinstance(fact, Worker) and fact.died_ns is not None:
                     self._recent.ended(fact.pid)
+                    self._freeing.pop(fact.pid, None)
         if self._requests.pending >= _STEP:
             self.flush()
+
+    def _freed_by(self, request: Request) -> Iterator[tuple[int, int, int, int]]:
+        """Yield rows for the blocks of earlier requests that this one freed, which was added last."""
+        for fact in self._freeing.pop(request.pid):
+            if fact.freed_by_ns == request.started_ns:
+                yield self._requests.count, fact.started_ns, fact.resized, fact.bytes
 
     def _add_retained(self, fact: Retained) -> None:
         """Take what a request retained, if the request was kept: it may have been filtered out."""
@@ -137,6 +154,7 @@ class Writer:
             self._requests.written(_STEP)
             self._stacks.written()
             self._others.clear()
+            self._freed.clear()
 
     def _write_step(self, connection: sqlite3.Connection) -> None:
         with _transaction(connection):
@@ -144,18 +162,21 @@ class Writer:
                 if isinstance(fact, Worker):
                     connection.execute(_INSERT_WORKER, _bytes_at(fact, (2,)))
                 elif isinstance(fact, Release):
-                    connection.execute(_INSERT_RELEASE, fact)
+                    if fact.started_ns:
+                        connection.execute(_INSERT_RELEASE, fact[:4])
                 elif isinstance(fact, Fork):
                     connection.execute(_INSERT_FORK, fact)
                 elif isinstance(fact, Look):
                     connection.execute(_INSERT_LOOK, fact)
                 else:
                     connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
+            connection.executemany(_INSERT_FREED, self._freed)
             self._stacks.write(connection, up_to=self._requests.write(connection, _STEP))
 
     def _saturate(self) -> None:
         """Make every figure that is to be written fit in 64 bits."""
         self._others = [type(fact)._make(saturated(fact)) for fact in self._others]
+        self._freed = [saturated(row) for row in self._freed]
         self._requests.saturate()
         self._stacks.saturate()
 

@@ -42,9 +42,11 @@ def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], 
 
 
 def _kept(group: Group, value: float | None, requests: int) -> str:
-    """A figure of native memory of that many requests: an estimate has a tilde, or says how much it may be at most."""
+    """A figure of native memory of that many requests. An estimate has a tilde; if it may be nothing, ≤ says so."""
     if value is None and group.kept_high is not None:
         return "≤ " + show_bytes(group.kept_high * requests)
+    if value is not None and group.kept_low is not None and group.kept_low <= 0.0 < value:
+        return "≤ " + show_bytes(value)
     about = "~" if group.kept_how == How.ESTIMATED.value else ""
     return about + show_bytes(value, signed=True)
 
@@ -70,8 +72,8 @@ def remarks(ranking: Ranking) -> list[str]:
 def legend(sort: Sort) -> str:
     """A paragraph on what the columns mean."""
     text = (
-        "native kept: memory outside PHP's own heap that requests allocated and did not free, without each worker's"
-        ' first request for a script, which fills caches. "per request" is the mean, "keep" the share of requests that'
+        "native kept: memory outside PHP's own heap that requests allocated and did not free, without what each worker"
+        ' keeps once, in caches. "per request" is the mean, "keep" the share of requests that'
         " kept any; - is not counted, ~ an estimate, ≤ the most it may be. Peaks are maxima. p95: 95 % of the requests"
         " took no longer. (none): no script ran (404), or it was not seen."
     )

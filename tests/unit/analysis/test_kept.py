@@ -7,39 +7,85 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import PROPERTY, request
 
-from tracer.analysis import kept
-from tracer.analysis.kept import FirstRuns, How, Kept, KeptSum
-from tracer.facts import Request
+from tracer.analysis.first_runs import Run
+from tracer.analysis.kept import How, Kept, KeptSum
 
 
-def kept_of(*requests: tuple[int | None, bool]) -> Kept:
-    """The figures of requests that kept so much, each with whether it was its worker's first for the script."""
+def kept_of(*requests: tuple[int | None, Run], workers: int = 1) -> Kept:
+    """The figures of requests that kept so much; each of the `workers` served one after the other."""
     summed = KeptSum(None)
-    for kept_bytes, first in requests:
-        summed.add(request(native_kept=kept_bytes), first=first)
+    for nth, (kept_bytes, run) in enumerate(requests):
+        summed.add(request(native_kept=kept_bytes, pid=2 + nth % workers), run)
     return summed.kept()
 
 
-def steady(*values: int | None) -> list[tuple[int | None, bool]]:
-    return [(value, False) for value in values]
+def steady(*values: int | None) -> list[tuple[int | None, Run]]:
+    return [(value, Run.LATER) for value in values]
 
 
 def test_the_mean_of_requests_that_were_all_counted_is_exact():
     found = kept_of(*steady(100, 200, 0, 500))
 
     assert (found.how, found.total, found.per_request, found.counted) == (How.COUNTED, 800, 200.0, 4)
-    assert (found.low, found.high) == (200.0, 200.0)
+    assert (found.low, found.high) == (100.0, 200.0), "without what one request kept beyond the others, and with it"
     assert (found.share, found.p50, found.p95) == (0.75, 100, 500)
 
 
+def test_there_is_no_doubt_where_each_request_kept_the_same():
+    found = kept_of(*steady(34_304, 34_304, 34_304, 34_304), workers=2)
+
+    assert (found.total, found.per_request, found.low, found.high) == (4 * 34_304, 34_304.0, 34_304.0, 34_304.0)
+
+
 def test_bytes_that_the_first_request_of_a_worker_kept_beyond_the_others_are_warm_up():
-    found = kept_of((90_000, True), *steady(100, 100, 100), (50_100, True))
+    found = kept_of((90_000, Run.FIRST), *steady(100, 100, 100), (50_100, Run.FIRST))
 
     assert (found.per_request, found.total, found.warmup, found.counted) == (100.0, 500, 139_900, 5)
 
 
+def test_a_first_request_that_keeps_less_than_the_others_is_charged_what_it_kept():
+    found = kept_of((0, Run.FIRST), *steady(700, 700, 700, 700), (10, Run.FIRST))
+
+    assert (found.per_request, found.total, found.warmup) == (700.0, 2810, 0)
+
+
+def test_the_first_request_of_each_route_is_warm_up_where_routes_come_again():
+    found = kept_of((9_000, Run.FIRST), (8_000, Run.FIRST_OF_ROUTE), *steady(*[0] * 5), (7_000, Run.FIRST_OF_ROUTE))
+
+    assert (found.per_request, found.total, found.low, found.warmup) == (0.0, 0, 0.0, 24_000)
+
+
+def test_a_site_with_a_route_for_each_article_has_no_first_requests_of_routes():
+    found = kept_of((9_000, Run.FIRST), *[(700, Run.FIRST_OF_ROUTE)] * 60, *steady(*[700] * 5))
+
+    assert (found.per_request, found.total, found.low, found.warmup) == (700.0, 66 * 700, 700.0, 8_300)
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_cache_that_is_emptied_and_fills_once_in_each_worker_is_no_leak(workers):
+    fills = [149_920, *[0] * 11]
+
+    found = kept_of(*steady(*[kept for kept in fills for _ in range(workers)]), workers=workers)
+
+    assert (found.total, found.per_request, found.low, found.high) == (0, 0.0, 0.0, 149_920 / 12)
+    assert found.warmup == 149_920 * workers
+
+
+def test_a_leak_that_comes_again_in_each_worker_is_one_though_few_requests_have_it():
+    found = kept_of(*steady(*[700 if nth % 7 == 0 else 0 for nth in range(280)]), workers=2)
+
+    assert (found.total, found.per_request) == (28_000, 100.0)
+    assert (found.low, found.high) == (pytest.approx(38 * 700 / 278), 100.0)
+
+
+def test_nobody_is_accused_where_one_request_of_each_worker_is_known():
+    found = kept_of(*steady(*[149_920] * 8), workers=8)
+
+    assert (found.per_request, found.low, found.high) == (149_920.0, 0.0, 149_920.0)
+
+
 def test_the_interval_reaches_to_zero_where_every_request_was_its_workers_first():
-    found = kept_of((700, True), (900, True))
+    found = kept_of((700, Run.FIRST), (900, Run.FIRST))
 
     assert (found.total, found.per_request, found.low, found.high, found.warmup) == (1600, 800.0, 0.0, 800.0, None)
 
@@ -54,60 +100,17 @@ def test_the_mean_of_requests_that_were_counted_in_part_stands_for_all_with_an_i
 
 def test_a_few_counted_requests_among_uncounted_ones_say_nothing():
     assert kept_of(*steady(1000, 1000, 1000, 1000, None)) == Kept(counted=4)
-    assert kept_of((1000, True), (None, False)) == Kept(counted=1)
+    assert kept_of((1000, Run.FIRST), *steady(None)) == Kept(counted=1)
 
 
 def test_nothing_is_known_where_nothing_was_counted():
     assert kept_of(*steady(None, None)) == Kept()
 
 
-def one(nth: int, script: str | None = "/a", pid: int = 2, host: str = "h") -> Request:
-    return request(nth=nth, script=script, pid=pid, host=host)
-
-
-def test_a_first_run_is_one_of_a_script_in_a_worker():
-    runs = FirstRuns()
-
-    scripts = ["/a", "/a", "/b", None, "/b", None]
-    found = [runs.is_first(one(nth, script)) for nth, script in enumerate(scripts, 1)]
-    assert found == [True, False, True, True, False, False]
-    assert runs.is_first(one(2, pid=3))
-    assert runs.is_first(one(2, host="i"))
-
-
-def test_a_worker_that_got_the_pid_of_another_begins_anew():
-    runs = FirstRuns()
-
-    assert [runs.is_first(each) for each in (one(1), one(2), one(1), one(2))] == [True, False, True, False]
-
-
-def test_of_many_workers_those_that_served_nothing_for_the_longest_time_are_forgotten(monkeypatch):
-    monkeypatch.setattr(kept, "_WORKERS_MAX", 2)
-    runs = FirstRuns()
-
-    found = [runs.is_first(each) for each in (one(1, pid=2), one(1, pid=3), one(2, pid=2), one(1, pid=4), one(3, pid=2),
-                                              one(2, pid=3))]  # fmt: skip
-
-    assert found == [True, True, False, True, False, True]
-
-
-def test_of_workers_with_many_scripts_fewer_are_known(monkeypatch):
-    monkeypatch.setattr(kept, "_FIRST_RUNS_MAX", 5)
-    runs = FirstRuns()
-    for pid in (2, 3):
-        for nth, script in enumerate("abc", 1):
-            runs.is_first(one(nth, script, pid))
-
-    assert [runs.is_first(one(4, "a", pid)) for pid in (3, 2)] == [False, True]
-    assert runs.is_first(one(1, "a", pid=3)), "another worker with that pid"
-    assert [runs.is_first(one(nth, script, pid=5)) for nth, script in enumerate("wxyz", 1)] == [True] * 4
-    assert not runs.is_first(one(2, "a", pid=3))
-
-
 def test_with_a_window_the_quantiles_of_first_requests_are_of_the_last_ones():
     summed = KeptSum(4)
     for kept_bytes in range(1, 101):
-        summed.add(request(native_kept=kept_bytes), first=True)
+        summed.add(request(native_kept=kept_bytes), Run.FIRST)
 
     found = summed.kept()
 
@@ -115,10 +118,14 @@ def test_with_a_window_the_quantiles_of_first_requests_are_of_the_last_ones():
 
 
 @PROPERTY
-@given(st.lists(st.tuples(st.none() | st.integers(-9, 9), st.booleans()), max_size=12))
-def test_figures_are_there_exactly_where_enough_is_known(requests):
+@given(st.lists(st.tuples(st.none() | st.integers(-9, 9), st.sampled_from(Run)), max_size=12), st.integers(1, 3))
+def test_figures_are_there_exactly_where_enough_is_known(requests, workers):
     summed = KeptSum(None)
-    for kept_bytes, first in requests:
-        summed.add(request(native_kept=kept_bytes), first=first)
+    for nth, (kept_bytes, run) in enumerate(requests):
+        summed.add(request(native_kept=kept_bytes, pid=nth % workers), run)
 
-    assert summed.known == (summed.kept().how is How.COUNTED)
+    found = summed.kept()
+
+    assert summed.known == (found.how is How.COUNTED)
+    if found.per_request is not None:
+        assert found.low <= found.per_request <= found.high

@@ -59,6 +59,18 @@ def nearest_rank(values: list[int], percent: int) -> int:
     )
 
 
+def test_groups_that_may_have_kept_nothing_stand_below_those_that_did():
+    once = [grown(0, "/cache.php", pid=pid, nth=2, native_kept=900_000) for pid in range(3)]
+    leaks = [grown(0, "/leak.php", nth=nth, native_kept=700) for nth in range(10, 20)]
+
+    ranking = ranked(*[one._replace(nth=1, native_kept=0) for one in once], *once,
+                     *[after(2)._replace(pid=pid, nth=3) for pid in range(3)], *leaks, after(19))  # fmt: skip
+
+    [first, second, _] = ranking.groups()
+    assert (first.key, first.kept_low, first.kept_bytes) == ("/leak.php", 700.0, 7_000)
+    assert (second.key, second.kept_low, second.kept_bytes) == ("/cache.php", 0.0, 2_700_000)
+
+
 @pytest.mark.parametrize(
     ("by", "keys"),
     [
@@ -201,7 +213,7 @@ def test_memory_that_is_freed_later_is_taken_back_from_the_group_that_kept_it():
     ranking.release(Release(COMPLETE.pid, 1, 5, 1))
     ranking.release(Release(COMPLETE.pid, 77, 9_999, 1))  # of a request that was not seen
     group = of_a(ranking)
-    assert (group.kept_per_request, group.kept_share, group.warmup_bytes) == (500.0, 0.5, -500)
+    assert (group.kept_per_request, group.kept_share, group.warmup_bytes) == (500.0, 0.5, 0)
 
 
 # Requests that are not their worker's first; a mapping that went away may hide a part of what they kept.
@@ -229,7 +241,7 @@ def test_a_group_that_gave_back_more_than_it_kept_is_followed_as_in_a_recording(
 
     for fact in releases:
         ranking.release(fact)
-    assert only(ranking).kept_bytes == -500 * 2  # two requests, of which the first is warm-up
+    assert only(ranking).kept_bytes == -500
     requests.append(after(3))
     for one in requests[2:]:
         ranking.add(one)
@@ -305,7 +317,7 @@ def test_a_value_that_left_the_window_of_the_quantiles_still_counts_when_it_is_f
     ranking.release(Release(COMPLETE.pid, 6, 450, 1))
 
     group = of_a(ranking)
-    assert (group.kept_bytes, group.kept_p50, group.kept_p95) == (round((2700 - 650) / 6 * 7), 500, 700)
+    assert (group.kept_bytes, group.kept_p50, group.kept_p95) == (2700 - 650 + 100, 500, 700)
 
 
 def test_the_figures_of_a_hostile_worker_fit_in_64_bits():

@@ -130,6 +130,26 @@ def test_bytes_freed_of_a_request_later_come_back_with_it(path):
     assert read(path)[0].native_retained == COMPLETE.native_kept - 608
 
 
+def test_a_request_comes_back_with_what_it_freed_of_earlier_ones(path):
+    second, third = request(nth=2, started_ns=17), request(nth=3, started_ns=19, pid=5)
+    freed = [Release(COMPLETE.pid, 13, 600, 3, 17), Release(COMPLETE.pid, 13, 8, 1, 17),
+             Release(COMPLETE.pid, 13, 70, 1, 17, resized=True), Release(5, 11, 100, 1, 19),
+             Release(5, 11, 1_000, 1), Release(COMPLETE.pid, 13, 5, 1, 16),
+             Release(5, 0, 30, 1, 19, resized=True)]  # fmt: skip
+
+    recording(path, [COMPLETE, *freed, second, third, request(nth=4, started_ns=23)])
+
+    with Reader(str(path)) as file:
+        [first, *others, last] = [
+            (one.nth, found) for one, found in file.requests_and_freed(["pid", "nth", "started_ns"])
+        ]
+    assert (first, last) == ((COMPLETE.nth, []), (4, []))
+    assert others == [
+        (2, [Release(COMPLETE.pid, 13, 608, 0, 17), Release(COMPLETE.pid, 13, 70, 0, 17, resized=True)]),
+        (3, [Release(5, 0, 30, 0, 19, resized=True), Release(5, 11, 100, 0, 19)]),
+    ]
+
+
 MOST = (1 << 63) - 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.facts import Fork, Frame, Look, Loss, Metric, Request, Worker
+from tracer.facts import Fork, Frame, Look, Loss, Metric, Release, Request, Worker
 from tracer.recording.reader import Reader
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import PARTS, SCHEMA, SCHEMAS
@@ -53,6 +53,10 @@ LOOKS = [
     Look(4243, 7927, 1_700_000_000_000_000_013, 0, None, None, None, None, None, False, False, None,
          "it was in a request"),
 ]  # fmt: skip
+FREED = [
+    Release(4241, 1_700_000_000_100_000_003, 900, 0, FIRST.started_ns),
+    Release(4241, 1_700_000_000_100_000_003, 108, 0, FIRST.started_ns, resized=True),
+]
 FORKS = [
     Fork(4253, 4241, FIRST.started_ns, 1_700_000_000_500_000_017, None),
     Fork(4259, 4241, None, None, 7_759_463),
@@ -76,6 +80,8 @@ def test_there_is_a_recording_of_every_schema():
 def test_a_recording_of_each_schema_is_read_whole(schema):
     with opened(schema) as file:
         assert list(file.requests()) == [as_of(schema, one) for one in REQUESTS]
+        freed = [found for _, found in file.requests_and_freed(("pid", "started_ns"))]
+        assert freed == [FREED if schema >= 3 else [], [], [], []]
         assert file.workers() == [
             Worker(4241, 7919, "www", "8.2.36", None, 1_700_000_002_000_000_011, "killed:SEGV")
         ]  # fmt: skip

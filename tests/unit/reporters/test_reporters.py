@@ -111,6 +111,15 @@ def test_a_figure_that_was_not_measured_is_a_dash():
     assert row.split() == ["(none)", "1", "-", "-", "-", "-", "-", "-"]
 
 
+def test_a_counted_figure_that_may_be_nothing_says_how_much_it_may_be_at_most():
+    doubtful = dataclasses.replace(SMALL, kept_low=0.0, kept_bytes=2048, kept_per_request=1024.0)
+
+    row = next(line for line in shown([doubtful], io.StringIO()).splitlines() if line.startswith("/a.php"))
+
+    assert "≤ 2.0 KiB" in row
+    assert "≤ 1.0 KiB" in row
+
+
 def test_the_column_that_sorts_is_marked():
     header = shown([SMALL], io.StringIO(), sort=Sort.PEAK).splitlines()[0]
 

@@ -89,10 +89,12 @@ class EventDecoder:
         A worker that ends frees what PHP and its extensions hold: that says nothing about who held it. So what was
         freed between two requests waits for a sign that the worker goes on.
         """
-        _, _, started, size, blocks, idle, _ = RELEASE_EVENT.unpack(record[: RELEASE_EVENT.size])
+        _, _, started, by, size, blocks, idle, resized = RELEASE_EVENT.unpack(record[: RELEASE_EVENT.size])
         if (tracked := self._table.workers.get(pid)) is not None and not tracked.wanted:
             return []
-        release = Release(pid, self._decoder.unix_ns(started), size, blocks)
+        unix_ns = self._decoder.unix_ns
+        owner = unix_ns(started) if started else 0
+        release = Release(pid, owner, size, blocks, unix_ns(by) if by else None, bool(resized))
         if not idle:
             return [*self._goes_on(pid), release]
         waiting = self._idle_releases.setdefault(pid, {})

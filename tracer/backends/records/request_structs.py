@@ -157,6 +157,7 @@ NATIVE_BOOK_FIELDS = (
     ("released_owner", "Q"),
     ("released_bytes", "q"),
     ("released_blocks", "q"),
+    ("released_resized", "Q"),
     ("resized_block", "Q"),
     ("resized_header", "Q"),
     ("thread", "I"),
@@ -168,10 +169,11 @@ RELEASE_EVENT_FIELDS = (
     ("kind", "I"),
     ("pid", "I"),
     ("owner_started_ns", "Q"),
+    ("freed_by_started_ns", "Q"),
     ("bytes", "q"),
     ("blocks", "q"),
     ("idle", "I"),
-    ("pad", "I"),
+    ("resized", "I"),
 )
 FORK_EVENT_FIELDS = (
     ("kind", "I"),

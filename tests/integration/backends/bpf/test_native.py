@@ -18,6 +18,7 @@ from fpm import ONE_WORKER, Fpm
 from tracing import Tracer
 from waiting import wait_for
 
+from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.backends import NativeOptions
 from tracer.errors import UnsupportedError
 from tracer.facts import Note, Release, Request
@@ -95,6 +96,33 @@ def test_a_leak_is_seen_below_six_megabytes_that_zend_takes_and_gives_back(
 
     assert abs(sum(kept(found["native_catalogue.php"])) - 25 * LEAK) < 0.02 * 25 * LEAK
     assert kept(found["hello.php"]) == [0] * 25
+
+
+@pytest.mark.parametrize("way", ["", "copy"])
+def test_a_block_that_each_request_makes_longer_is_held_by_those_who_did(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], tmp_path: Path, way: str
+) -> None:
+    tmp_path.chmod(0o777)
+    fpm = start_fpm(www=f"pm = static\npm.max_children = 2\nphp_admin_value[sys_temp_dir] = {tmp_path}")
+    warmed(fpm)
+    tracer = trace(str(fpm.master))
+
+    sent(fpm, tracer, ["native_grow.php", "hello.php"] * 40, QUERY_STRING=way)
+
+    live, by_uri = Ranking(GroupBy.SCRIPT, window=100), Ranking(GroupBy.URI, window=100)
+    for nth, fact in enumerate(tracer.facts):
+        for ranking in (live, by_uri):
+            if isinstance(fact, Release):
+                ranking.release(fact)
+            elif isinstance(fact, Request):
+                ranking.add(fact._replace(uri=f"/{nth % 2}"))  # which realloc() does not care about
+    leaker, innocent = live.groups()
+    assert os.path.basename(leaker.key or "") == "native_grow.php"
+    assert leaker.kept_per_request == pytest.approx(4096, abs=16)
+    assert leaker.kept_low == pytest.approx(4096, abs=16)
+    assert innocent.kept_per_request == 0.0
+    if way != "copy":
+        assert sum(group.kept_bytes or 0 for group in by_uri.groups()) == pytest.approx(40 * 4096, rel=0.1)
 
 
 # Bytes kept, and calls that allocate and free, by what is asked of native_calls.php.

@@ -20,8 +20,10 @@ def decoder() -> EventDecoder:
     return EventDecoder(WorkerTable(OFFSET_NS), RequestDecoder("web1", OFFSET_NS, keep_query=False, calls=True))
 
 
-def released(owner: int, size: int, blocks: int, *, idle: bool = False, pid: int = 4241) -> bytes:
-    return RELEASE_EVENT.pack(EventKind.RELEASED, pid, owner, size, blocks, idle, 0)
+def released(
+    owner: int, size: int, blocks: int, *, idle: bool = False, pid: int = 4241, by: int = 0, resized: bool = False
+) -> bytes:
+    return RELEASE_EVENT.pack(EventKind.RELEASED, pid, owner, by, size, blocks, idle, resized)
 
 
 def died(pid: int) -> bytes:
@@ -48,6 +50,19 @@ def test_a_release_names_the_earlier_request_by_its_start():
 
     assert isinstance(request, Request)
     assert release == Release(4241, request.started_ns, 34_304, 64)
+
+
+def test_a_release_names_the_request_that_freed_the_blocks():
+    [moved, freed] = decoder().facts([released(3, 600, 1, by=11, resized=True), released(5, 32, 1, by=11)])
+
+    assert moved == Release(4241, OFFSET_NS + 3, 600, 1, OFFSET_NS + 11, resized=True)
+    assert freed == Release(4241, OFFSET_NS + 5, 32, 1, OFFSET_NS + 11, resized=False)
+
+
+def test_a_block_that_was_resized_may_be_of_no_known_request():
+    [found] = decoder().facts([released(0, 600, 1, by=11, resized=True)])
+
+    assert found == Release(4241, 0, 600, 1, OFFSET_NS + 11, resized=True)
 
 
 def test_a_worker_that_ends_releases_nothing():
