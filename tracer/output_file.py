@@ -36,6 +36,24 @@ def create(path: str) -> int:
         raise UsageError(f"cannot write {path}: {exc.strerror}. {_ELSEWHERE}") from exc
 
 
+def check_folder(folder: str, path: str) -> None:
+    """UsageError, naming `path`, if no file can be created in that folder. It is tried, and leaves nothing behind."""
+    try:
+        with contextlib.suppress(IsADirectoryError):  # this file system has no files without a name
+            os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            return
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise UsageError(f"cannot write {path}: {exc.strerror}. {_ELSEWHERE}") from exc
+    trial = os.path.join(folder, f".phptrace-{secrets.token_hex(8)}")
+    try:
+        os.close(_create(trial))
+    except OSError as exc:
+        raise UsageError(f"cannot write {path}: {exc.strerror}. {_ELSEWHERE}") from exc
+    with contextlib.suppress(OSError):
+        os.unlink(trial)
+
+
 def refuse_own_input(output: str, files: Sequence[str]) -> None:
     """UsageError if the output file is one of the input files, under whatever name."""
     if os.path.exists(output) and any(os.path.exists(path) and os.path.samefile(output, path) for path in files):

@@ -16,7 +16,7 @@ import pytest
 from subprocesses import as_nobody
 
 from tracer.errors import IncompleteError, UsageError
-from tracer.output_file import create, opened, refuse_own_input
+from tracer.output_file import check_folder, create, opened, refuse_own_input
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVICE = "Name a file in another place with -o."
@@ -83,6 +83,21 @@ def test_no_file_is_made_through_a_link(path, there):
     assert path.is_symlink()
     assert target.exists() == there
     assert not there or target.read_text() == "precious"
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_a_folder_is_tried_and_stays_as_it_is(tmp_path, monkeypatch, unnamed):
+    if not unnamed:
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY | os.O_WRONLY)  # as where the kernel does not know it
+
+    check_folder(str(tmp_path), "r.phptrace")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"cannot write /proc/r: .*\. Name a file in another place"):
+        check_folder("/proc", "/proc/r")
 
 
 def test_a_file_in_a_missing_folder_is_a_usage_error(tmp_path):

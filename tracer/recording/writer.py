@@ -18,7 +18,7 @@ from typing import Any
 
 from tracer.errors import IncompleteError, UsageError
 from tracer.facts import Fact, Fork, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
-from tracer.output_file import create
+from tracer.output_file import check_folder, create
 from tracer.recording.integers import saturated
 from tracer.recording.recent_rows import RecentRows
 from tracer.recording.request_tables import RequestWriter
@@ -222,7 +222,7 @@ class Writer:
 
 
 def check_output(path: str, *, force: bool) -> None:
-    """Raise UsageError if a Writer could not create that file, as far as can be known without touching anything."""
+    """Raise UsageError if a Writer could not create that file. Nothing is changed."""
     directory = os.path.dirname(path) or "."
     if not path:
         raise UsageError("cannot write the recording: the file name is empty. Name a file with -o.")
@@ -239,6 +239,7 @@ def check_output(path: str, *, force: bool) -> None:
         if not force:
             taken = "it" if name == path else name
             raise UsageError(f"cannot write {path}: {taken} exists. Choose another name, or overwrite it with -f.")
+    check_folder(directory, path)
 
 
 def _create(path: str, *, force: bool) -> int:

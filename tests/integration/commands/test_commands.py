@@ -319,7 +319,8 @@ def test_an_unwritable_folder_is_said_before_anything_is_attached(fpm: Fpm) -> N
     answer = run("record", "-d", "1s", "-o", "/proc/r.phptrace", str(fpm.master))
 
     assert answer.returncode == 2
-    assert "cannot write /proc/r.phptrace" in answer.stderr
+    assert answer.stderr.startswith("phptrace: cannot write /proc/r.phptrace")
+    assert len(answer.stderr.splitlines()) == 1, "nothing of attaching"
 
 
 def test_without_rights_the_missing_capability_is_named(fpm: Fpm) -> None:

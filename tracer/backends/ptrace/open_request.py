@@ -25,6 +25,7 @@ from tracer.facts import Request
 from tracer.targets.php_memory import HeapFigures
 
 _METHOD_BYTES = 15
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _KNOWN_WITHOUT_A_START = ("pid", "nth", "anon_after", "file_after", "shmem_after", "vm_after")
 # Flags of every request whose start was seen: what ptrace never measures.
 _ALWAYS = Flag.NATIVE_NOT_COUNTED | Flag.MAPPINGS_NOT_READ
@@ -232,6 +233,8 @@ def _packed(pid: int, nth: int, flags: Flag, known: Mapping[str, Any]) -> bytes:
         value = left.pop(name, None)
         if value is None and name not in absent:
             raise ValueError(f"field {name} of struct request is neither filled nor declared absent")
+        # A worker may map and unmap so often that the sum of the bytes has more than 64 bits.
+        value = max(_LEAST, min(value, _MOST)) if form == "q" and value is not None else value
         values.append(value if value is not None else b"" if form.endswith("s") else 0)
     if left:
         raise ValueError(f"struct request has no field {next(iter(left))}")

@@ -374,6 +374,15 @@ def test_the_decoder_leaves_out_what_a_flag_declares_absent(flag):
     assert set(ABSENT[flag]) <= absent(decoded(REQUEST.pack(*values.values())))
 
 
+def test_calls_of_more_than_64_bits_saturate():
+    hostile = CallCounts(map_bytes=1 << 70, map_calls=5, unmap_bytes=1 << 64, unmap_calls=2, brk_bytes=-(1 << 66))
+
+    found = decoded(finished(calls=hostile).record())
+
+    most = (1 << 63) - 1
+    assert (found.map_bytes, found.unmap_bytes, found.brk_bytes) == (most, most, -most - 1)
+
+
 def test_a_record_can_be_made_twice():
     made = finished()
 
