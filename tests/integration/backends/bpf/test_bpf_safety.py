@@ -21,6 +21,7 @@ from backend_kinds import BPF, make_backend
 from code_text import allocator_code, php_code
 from command import Running, attached_to, finish, phptrace
 from fpm import TWO_WORKERS, Fpm
+from kernel_objects import PERF_EVENT, PROGRAM, UPROBE_LINK, kernel_objects
 from load import Load
 from tracing import Tracer
 from waiting import wait_for
@@ -71,12 +72,6 @@ def _programs_of(pid: int) -> set[int]:
     return found
 
 
-def _open_files(pid: int) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):  # one is just being closed
-        return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    return []
-
-
 def _starts(process: Running) -> None:
     """Nothing to wait for."""
 
@@ -87,11 +82,15 @@ def _compiles(process: Running) -> None:
 
 
 def _loads(process: Running) -> None:
-    wait_for(lambda: any("bpf-prog" in name for name in _open_files(process.pid)), "the first program")
+    wait_for(lambda: kernel_objects(process.pid)[PROGRAM], "the first program")
 
 
 def _sets_probes(process: Running) -> None:
-    wait_for(lambda: any("perf_event" in name for name in _open_files(process.pid)), "the first probe")
+    def any_probe() -> bool:
+        objects = kernel_objects(process.pid)
+        return objects[UPROBE_LINK] + objects[PERF_EVENT] > 0
+
+    wait_for(any_probe, "the first probe")
 
 
 def _records(process: Running) -> None:
