@@ -1,4 +1,4 @@
-"""What a process holds in the kernel for its probes: it is gone when its descriptors are."""
+"""The BPF programs, perf events and links of a process: they are gone when its descriptors are."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def _figures(request: Request) -> tuple[object, ...]:
-    """What two runs of one script in two fresh workers have in common."""
+    """The columns that two runs of one script in two fresh workers have in common."""
     return (
         request.ending, request.notes, request.nth, request.uri, request.method, request.status,
         request.memory_limit, request.zend_used_end, request.zend_peak, request.zend_real_peak,
