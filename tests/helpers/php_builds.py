@@ -26,8 +26,8 @@ def thread_safe(php: str, path: Path) -> str:
 def without_usdt_probes(php: str, path: Path) -> str:
     """A copy whose USDT probes are not found, as in a PHP that is built without --enable-dtrace."""
     content = Path(php).read_bytes()
-    assert b"\0stapsdt\0" in content
-    return _written(path, content.replace(b"\0stapsdt\0", b"\0no_sdt!\0"))
+    assert b".note.stapsdt\0" in content
+    return _written(path, content.replace(b".note.stapsdt\0", b".note.no_sdt.\0"))
 
 
 def _written(path: Path, content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,8 @@ def test_probes_by_perf_events_where_the_kernel_refuses_links_give_the_same_figu
     start_fpm: Callable[..., Fpm],
     trace: Callable[..., Tracer],
     monkeypatch: pytest.MonkeyPatch,
+    php_fpm: str,
+    tmp_path: Path,
     stacks: StackOptions | None,
 ) -> None:
     if not kernel.has_uprobe_multi():
@@ -55,9 +58,10 @@ def test_probes_by_perf_events_where_the_kernel_refuses_links_give_the_same_figu
     found: list[list[tuple[object, ...]]] = []
     names: list[set[str | None]] = []
     probes: list[Counter[str]] = []
+    copy = str(shutil.copy(php_fpm, tmp_path / "php-fpm"))  # which nobody else traces
     for command in (uprobe_multi._LINK_CREATE, _UNKNOWN_COMMAND):
         monkeypatch.setattr(uprobe_multi, "_LINK_CREATE", command)
-        fpm = start_fpm("opcache.enable=0", www=ONE_WORKER)
+        fpm = start_fpm("opcache.enable=0", binary=copy, www=ONE_WORKER)
         (worker,) = fpm.workers()
         untouched = php_code(worker)
         before = kernel_objects()
