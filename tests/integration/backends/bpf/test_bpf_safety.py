@@ -25,7 +25,7 @@ from kernel_objects import PERF_EVENT, PROGRAM, UPROBE_LINK, kernel_objects
 from load import Load
 from tracing import Tracer
 from waiting import wait_for
-from warm_recorder import WarmRecorder, load_programs
+from warm_recorder import WarmRecorder
 
 from tracer.backends import StackOptions
 from tracer.recording.reader import Reader
@@ -174,11 +174,11 @@ def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
     assert not events.exists() or events.read_text() == ""
 
 
+@pytest.mark.usefixtures("programs_loaded")
 @pytest.mark.parametrize("turns", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_sigkill_at_many_moments_leaves_no_probe_in_php_and_none_in_malloc(
     pool: Fpm, tmp_path: Path, turns: int
 ) -> None:
-    load_programs(pool)
     page = pool.get(NATIVE_PAGE).body
     untouched = _code(pool)
     rng = random.Random(23)
@@ -243,9 +243,9 @@ def test_ctrl_c_while_attaching_leaves_a_whole_recording(
     wait_for(lambda: php_code(min(pool.workers())) == untouched, "the probes to be gone")
 
 
+@pytest.mark.usefixtures("programs_loaded")
 @pytest.mark.parametrize("turns", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_ctrl_c_while_probes_are_set_leaves_a_whole_recording(pool: Fpm, tmp_path: Path, turns: int) -> None:
-    load_programs(pool)
     untouched = php_code(min(pool.workers()))
     rng = random.Random(5)
 
