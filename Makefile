@@ -3,7 +3,7 @@ PHPTRACE_VENV ?= /opt/phptrace/venv
 VENV := $(PHPTRACE_VENV)
 export PHPTRACE_VENV
 
-.PHONY: demo test slow check bench format
+.PHONY: demo test slow check lint bench format
 
 demo:
 	vagrant/demo/run
@@ -14,12 +14,14 @@ test:
 slow:
 	tests/run -m slow
 
-check: $(VENV)/bin/ruff
+check: lint
+	$(VENV)/bin/python -m pytest -q tests/unit
+
+lint: $(VENV)/bin/ruff
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	clang-format --dry-run -Werror bpf/*.h bpf/*.c
-	$(VENV)/bin/python -m pytest -q tests/unit
 
 bench:
 	benchmarks/run

@@ -104,7 +104,9 @@ def _kernel_checks() -> Iterator[Check]:
     except UnsupportedError as exc:
         yield Check("BTF", False, str(exc), "boot a distribution kernel from 2020 or later (CONFIG_DEBUG_INFO_BTF=y)")
     pmu = kernel.uprobe_pmu()
-    found = "available as perf events" if pmu is not None else "not available"
+    found = "not available"
+    if pmu is not None:
+        found = f"available as {'BPF links' if kernel.has_uprobe_multi() else 'perf events, which are slow to remove'}"
     yield Check("uprobes", pmu is not None, found, "boot a kernel with CONFIG_UPROBE_EVENTS=y")
     lockdown = kernel.lockdown()
     yield Check(

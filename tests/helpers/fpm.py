@@ -39,6 +39,8 @@ class Fpm:
         command = [binary, "--daemonize" if daemonize else "--nodaemonize", "--fpm-config", str(self._config), *defines]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: all(self.socket(pool).exists() for pool in pools), "php-fpm to listen")
+        if daemonize:  # it listens before it writes its PID
+            wait_for(lambda: self._pid_file.exists() and self._pid_file.read_text(), "the master's PID")
         static = re.findall(r"pm = static\s+pm\.max_children = (\d+)", "\n".join(pools.values()))
         wait_for(lambda: len(self.workers()) >= sum(map(int, static)), "the static workers")
 

@@ -23,6 +23,13 @@ def thread_safe(php: str, path: Path) -> str:
     return _written(path, content.replace(label + b"\0", label[:-3] + b"TS\0\0"))
 
 
+def without_usdt_probes(php: str, path: Path) -> str:
+    """A copy whose USDT probes are not found, as in a PHP that is built without --enable-dtrace."""
+    content = Path(php).read_bytes()
+    assert b".note.stapsdt\0" in content
+    return _written(path, content.replace(b".note.stapsdt\0", b".note.no_sdt.\0"))
+
+
 def _written(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     path.chmod(0o755)

@@ -13,6 +13,7 @@ from backend_kinds import BPF_PARAM, PTRACE_PARAMS, make_backend
 from fpm import ONE_WORKER, SCRIPTS, Fpm
 from machine import PHP_FPMS, lacking, missing_for
 from tracing import Tracer
+from warm_recorder import load_programs
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,6 +65,19 @@ def start_fpm(php_fpm: str) -> Iterator[Callable[..., Fpm]]:
             return fpm
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def programs_loaded(php_fpm: str) -> None:
+    """Load the BPF programs for every WarmRecorder of this run, if they can be loaded here."""
+    if missing_for("needs_bpf") is not None:
+        return
+    with tempfile.TemporaryDirectory(prefix="phptrace-test.") as folder:
+        fpm = Fpm(php_fpm, Path(folder), {"www": ONE_WORKER})
+        try:
+            load_programs(fpm)
+        finally:
+            fpm.stop()
 
 
 @pytest.fixture(scope="module", params=[BPF_PARAM, *PTRACE_PARAMS])

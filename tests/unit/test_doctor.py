@@ -21,6 +21,7 @@ from tracer.backends.ptrace import syscalls
 from tracer.cli import main
 from tracer.doctor import Check, checks, verdict
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
+from tracer.targets import kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 IDLE = "php-fpm: pool www"
@@ -241,3 +242,19 @@ def test_a_php_without_symbols_can_be_traced_with_ptrace(bpf_lacks, pid_of):
     assert (found["request hooks"].ok, found["request hooks"].by) == (False, ("bpf",))
     assert found["tracees"].ok
     assert verdict([str(pid)]).backend == "ptrace"
+
+
+@pytest.mark.parametrize(
+    ("release", "pmu", "found"),
+    [
+        ("6.6.1", 7, "available as BPF links"),
+        ("6.5.0-generic", 7, "available as perf events, which are slow to remove"),
+        ("6.6.1", None, "not available"),
+    ],
+)
+def test_the_kind_of_probe_that_this_kernel_has_is_printed(monkeypatch, release, pmu, found):
+    monkeypatch.setattr("platform.release", lambda: release)
+    monkeypatch.setattr(kernel, "uprobe_pmu", lambda: pmu)
+
+    (uprobes,) = [one for one in checks(["nonsense"]) if one.name == "uprobes"]
+    assert (uprobes.found, uprobes.ok) == (found, pmu is not None)

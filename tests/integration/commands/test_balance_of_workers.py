@@ -19,6 +19,7 @@ from fpm import ONE_WORKER, TWO_WORKERS, Fpm
 from load import Load
 from proc_status import rollup_bytes, state, waits_for_a_request
 from waiting import wait_for
+from warm_recorder import WarmRecorder
 
 from tracer.errors import RecordingError
 from tracer.facts import Look, Request, Worker
@@ -27,7 +28,7 @@ from tracer.recording.reader import Reader
 from tracer.targets import processes
 from tracer.targets.resolve import targets
 
-pytestmark = pytest.mark.needs_php
+pytestmark = [pytest.mark.needs_php, pytest.mark.usefixtures("programs_loaded")]
 
 # Pages that a breakpoint copied, until the kernel drops the copy some time after an earlier tracer has ended.
 PROBED = 2 * 10 * 4096
@@ -71,7 +72,7 @@ def looked_at(path: Path, workers: int = 2) -> bool:
 
 def recorded(fpm: Fpm, path: Path, options: tuple[str, ...], requests: Callable[[], None], workers: int = 2) -> None:
     """Record these requests, from a first look at each worker to a last one."""
-    process = phptrace("record", *options, "-o", str(path), str(fpm.master))
+    process = WarmRecorder(*options, "-o", str(path), str(fpm.master))
     attached_to(process)
     wait_for(lambda: looked_at(path, workers), "the first looks")
     requests()

@@ -22,11 +22,12 @@ from command import CHECKOUT, attached_to, finish, phptrace, run, run_as_nobody
 from fpm import ONE_WORKER, Fpm
 from proc_status import state
 from waiting import wait_for
+from warm_recorder import WarmRecorder
 
 from tracer.facts import Request
 from tracer.recording.reader import Reader
 
-pytestmark = pytest.mark.needs_bpf
+pytestmark = [pytest.mark.needs_bpf, pytest.mark.usefixtures("programs_loaded")]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_a_recording_that_was_open_elsewhere_when_it_ended_can_be_read_by_others
     fpm: Fpm, tmp_path: Path, public: Path
 ) -> None:
     path = tmp_path / "r.phptrace"
-    process = phptrace("record", "-o", str(path), str(fpm.master))
+    process = WarmRecorder("-o", str(path), str(fpm.master))
     attached_to(process)
     fpm.get("hello.php")
     wait_for(lambda: _rows(path) == 1, "the request to be on disk")
@@ -167,7 +168,7 @@ def test_the_report_says_which_uri_forked_processes(start_fpm: Callable[..., Fpm
     fpm = start_fpm(www=ONE_WORKER)
     (worker,) = fpm.workers()
     path = tmp_path / "r.phptrace"
-    process = phptrace("record", "-o", str(path), str(fpm.master))
+    process = WarmRecorder("-o", str(path), str(fpm.master))
     attached_to(process)
     for end in ("kill", "stay", "kill"):
         fpm.get("fork.php", REQUEST_URI=f"/spawn?end={end}", QUERY_STRING=end)
@@ -254,7 +255,7 @@ def test_attach_fits_a_terminal_of_100_by_30(fpm: Fpm, tmp_path: Path) -> None:
 
 
 def test_nothing_seen_for_five_seconds_is_said_with_what_to_do(fpm: Fpm, tmp_path: Path) -> None:
-    process = phptrace("record", "-o", str(tmp_path / "r.phptrace"), str(fpm.master))
+    process = WarmRecorder("-o", str(tmp_path / "r.phptrace"), str(fpm.master))
     said = attached_to(process, "no request seen yet")
     code, _, _ = finish(process)
 
@@ -265,7 +266,7 @@ def test_nothing_seen_for_five_seconds_is_said_with_what_to_do(fpm: Fpm, tmp_pat
 def test_count_and_filters_work_over_all_workers(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
     fpm = start_fpm(www="pm = static\npm.max_children = 3")
     path = tmp_path / "r.phptrace"
-    process = phptrace("record", "-c", "7", "--uri", "/kept/*", "-o", str(path), str(fpm.master))
+    process = WarmRecorder("-c", "7", "--uri", "/kept/*", "-o", str(path), str(fpm.master))
     attached_to(process)
     number = 0
     while process.poll() is None and number < 10_000:
@@ -297,7 +298,7 @@ def test_a_full_disk_is_said_at_once_and_what_is_written_can_be_read(fpm: Fpm, t
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], check=True)
     try:
         path = disk / "r.phptrace"
-        process = phptrace("record", "-o", str(path), str(fpm.master))
+        process = WarmRecorder("-o", str(path), str(fpm.master))
         attached_to(process)
         sent = 0
         while process.poll() is None and sent < 50_000:

@@ -14,7 +14,7 @@ import pytest
 from browser import chromium, press
 from command import attached_to, phptrace
 from fpm import ONE_WORKER, Fpm
-from warm_recorder import WarmRecorder, load_programs
+from warm_recorder import WarmRecorder
 
 pytestmark = pytest.mark.needs_bpf
 LEAK = "<main> {folder}/leak.php:5;malloc"
@@ -123,10 +123,10 @@ def test_the_heaviest_stacks_are_text_for_a_ticket(recorded: tuple[Path, Fpm]) -
     assert f"    #1 <main> {fpm.folder}/leak.php:5\n" in out
 
 
+@pytest.mark.usefixtures("programs_loaded")
 def test_a_difference_shows_what_grew(recorded: tuple[Path, Fpm], tmp_path: Path) -> None:
     path, fpm = recorded
     later = tmp_path / "later.phptrace"
-    load_programs(fpm)
     process = WarmRecorder("--stacks", "-c", "20", "-o", str(later), str(fpm.master))
     attached_to(process, "recording to")
     for number in range(20):

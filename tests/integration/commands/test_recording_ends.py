@@ -10,7 +10,7 @@ import pytest
 from command import Running, attached_to, finish, phptrace
 from fpm import TWO_WORKERS, Fpm
 from load import Load
-from warm_recorder import WarmRecorder, load_programs
+from warm_recorder import WarmRecorder
 
 from tracer.recording.reader import Reader
 
@@ -40,9 +40,9 @@ def test_a_signal_ends_a_recording_cleanly(
 
 
 @pytest.mark.needs_bpf
+@pytest.mark.usefixtures("programs_loaded")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_recording_with_stacks_cleanly(pool: Fpm, tmp_path: Path, number: signal.Signals) -> None:
-    load_programs(pool)
     path = tmp_path / "r.phptrace"
     process = WarmRecorder("--backend", "bpf", "--stacks", "-o", str(path), str(pool.master))
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection
 
 from tracer.backends.bpf.programs import Programs
-from tracer.backends.bpf.uprobe_multi import TRACE_UPROBE_MULTI
 from tracer.backends.records.growth_decoder import GrowthDecoder
 from tracer.backends.records.held_blocks import HeldBlock, HeldBlocks, gap_quantiles
 from tracer.backends.records.stack_structs import BLOCK, BLOCK_CONFIG, BLOCK_KEY, GAP_STEPS
@@ -32,7 +31,7 @@ class BlockSampling:
 
     def __init__(self, programs: Programs, *, retained_after: int, mean_gap: int) -> None:
         """Load the program. Raises UnsupportedError if the kernel refuses it, or cannot read a map as a whole."""
-        self.program = programs.fd("on_block", attach_type=TRACE_UPROBE_MULTI)
+        self.program = programs.fd("on_block")
         self.maps = {name: programs.map(name).fd for name in _SHARED}
         self.mean_gap = mean_gap
         gaps = struct.pack(f"<{GAP_STEPS + 1}I", *gap_quantiles(mean_gap, GAP_STEPS))

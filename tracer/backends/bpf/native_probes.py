@@ -97,10 +97,7 @@ class NativeProbes:
                 self._programs.share(name, shared(name).fd)
             for name, descriptor in (blocks.maps if blocks is not None else {}).items():
                 self._programs.share(name, descriptor)
-            self._at_entry, self._at_return = (
-                self._programs.fd(name, attach_type=uprobe_multi.TRACE_UPROBE_MULTI)
-                for name in ("on_native", "on_native_return")
-            )
+            self._at_entry, self._at_return = (self._programs.fd(name) for name in ("on_native", "on_native_return"))
         except UnsupportedError:
             self._programs.close()
             raise

@@ -1,5 +1,6 @@
 """Attaches loaded BPF programs to uprobes, page faults and the CPU clock through perf_event_open(2).
 
+Uprobes only where the kernel has no links: uprobe_multi.py.
 Not through bcc: where perf_event_open fails, bcc 0.26 falls back to writing tracefs' uprobe_events,
 which outlives a SIGKILL, and it passes six arguments to a function of seven, so that the uprobe's
 reference counter is whatever the stack held. A perf event is gone when its descriptor is.

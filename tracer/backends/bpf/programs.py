@@ -7,18 +7,22 @@ import ctypes
 import enum
 import errno
 import importlib
+import logging
 import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tracer.backends.bpf import uprobe_multi
 from tracer.backends.bpf.maps import Map, Table
 from tracer.backends.bpf.perf_event import attach_software, attach_uprobe
 from tracer.errors import UnsupportedError
 from tracer.targets import kernel
 from tracer.targets.elf import Image
 from tracer.targets.processes import file_mappings
+
+log = logging.getLogger(__name__)
 
 RING_BYTES = 8 << 20
 _MADV_DONTNEED = 4
@@ -119,14 +123,15 @@ class Programs:
         """
         os.dup2(fd, self.map(name).fd, inheritable=False)
 
-    def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE, *, attach_type: int | None = None) -> int:
+    def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE) -> int:
         """Return the descriptor of a program, which is loaded when it is first asked for, and stays ours to close.
 
-        `attach_type`: enum bpf_attach_type, for links that the kernel checks it for; None for the kind's own.
         Raises UnsupportedError if the kernel refuses it.
         """
         with _refused_by_bcc(f"load the BPF program {function}"):
-            for_links = () if attach_type is None else (None, attach_type)
+            # For a link; a perf event takes it, too (__perf_event_set_bpf_prog(), kernel/events/core.c, 6.18), and a
+            # kernel without such links ignores it (bpf_prog_load_check_attach(), kernel/bpf/syscall.c, 5.8 to 6.5).
+            for_links = (None, uprobe_multi.TRACE_UPROBE_MULTI) if kind is ProgramKind.UPROBE else ()
             return int(self._bpf.load_func(function.encode(), getattr(self._bpf, kind.value), *for_links).fd)
 
     def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
@@ -142,15 +147,21 @@ class Programs:
     def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
         """Run the program whenever any process executes that place of that file; `offset` is in bytes.
 
-        Returns a descriptor; the caller closes it, which removes the probe. The image may be closed before. Raises
-        UnsupportedError if the program does not load or the kernel cannot probe there, PhptraceError as perf_error().
+        By a link, which the kernel removes sooner; by a perf event where it refuses that. Returns a descriptor; the
+        caller closes it, which removes the probe. The image may be closed before. Raises UnsupportedError if the
+        program does not load or the kernel cannot probe there, PhptraceError as perf_error().
         """
+        program = self.fd(function)
+        try:
+            return uprobe_multi.link(program, image.path, {0: offset}, at_return=at_return)
+        except UnsupportedError as exc:
+            log.info("%s is set by a perf event: %s", function, exc)
         pmu = kernel.uprobe_pmu()
         if pmu is None:
             raise UnsupportedError(
                 "cannot trace with BPF: this kernel has no uprobes. Boot a kernel with CONFIG_UPROBE_EVENTS=y."
             )
-        return attach_uprobe(self.fd(function), pmu, image.path, offset, at_return=at_return)
+        return attach_uprobe(program, pmu, image.path, offset, at_return=at_return)
 
     def on_software_event(self, function: str, event: int, period: int, tid: int) -> int:
         """Run the program at every `period`-th event of that thread, and of what it starts: see attach_software().

@@ -1,9 +1,9 @@
-"""Attaches a loaded BPF program to places in one process alone: BPF uprobe_multi links, Linux >= 6.6.
+"""Attaches a loaded BPF program to places in one process alone, or in all: BPF uprobe_multi links, Linux >= 6.6.
 
-A perf event's uprobe is paid for by every process that runs that file, or, opened for one process with inherit,
-makes its fork() fail. A link with a pid costs nobody else anything, and is gone when its descriptor is closed.
-Never link a process that forks: the child has the breakpoints in its copied memory, and pays for them until it
-runs another program.
+A link is gone when its descriptor is closed, and is removed sooner than a perf event. One without a pid is paid for by
+every process that runs that file, as a perf event's uprobe is. One with a pid costs nobody else anything; a perf event
+that is opened for one process with inherit makes its fork() fail. Never link a single process that forks: the child has
+the breakpoints in its copied memory, and pays for them until it runs another program.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ _RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 # ref_ctr_offsets, cookies, cnt, flags, pid.
 _ATTR = struct.Struct("<IIIIQQQQIII")
 _ATTR_BYTES = 128
-_RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
+_EVERY_PROCESS = 0
 
 
-def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_return: bool = False) -> int:
+def link(
+    program_fd: int, path: str, sites: Mapping[int, int], pid: int | None = None, *, at_return: bool = False
+) -> int:
     """Run the program wherever that process executes one of the sites; closing the descriptor detaches.
 
-    `sites` are file offsets by the cookie that the program is given. With `at_return`, run it when the functions they
-    are in return: then %rsp has to point to the return address at each site, since the kernel replaces that word. The
-    program has to be loaded with the attach type TRACE_UPROBE_MULTI. TargetGoneError if the process has ended;
-    UnsupportedError if the kernel refuses.
+    `sites` are file offsets by the cookie that the program is given. `pid` is None for every process, also one that
+    starts later. With `at_return`, run it when the functions they are in return: then %rsp has to point to the return
+    address at each site, since the kernel replaces that word. The program has to be loaded with the attach type
+    TRACE_UPROBE_MULTI. TargetGoneError if the process has ended; UnsupportedError if the kernel refuses.
     """
     number = _BPF.get(platform.machine())
     if number is None:
@@ -48,7 +50,7 @@ def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_r
     attr = _ATTR.pack(
         program_fd, 0, TRACE_UPROBE_MULTI, 0,
         ctypes.addressof(name), ctypes.addressof(offsets), 0, ctypes.addressof(cookies), len(sites),
-        _RETURN if at_return else 0, pid,
+        _RETURN if at_return else 0, _EVERY_PROCESS if pid is None else pid,
     )  # fmt: skip
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(attr.ljust(_ATTR_BYTES, b"\0"), _ATTR_BYTES)
@@ -58,4 +60,5 @@ def link(program_fd: int, path: str, sites: Mapping[int, int], pid: int, *, at_r
     code = ctypes.get_errno()
     if code == errno.ESRCH:
         raise TargetGoneError(f"cannot set probes in process {pid}: it has ended. Check the PID.")
-    raise UnsupportedError(f"cannot set probes in process {pid} alone: {os.strerror(code)}. Run `phptrace doctor`.")
+    where = f"{path} by a link" if pid is None else f"process {pid} alone"
+    raise UnsupportedError(f"cannot set probes in {where}: {os.strerror(code)}. Run `phptrace doctor`.")

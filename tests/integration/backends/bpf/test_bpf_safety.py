@@ -21,10 +21,11 @@ from backend_kinds import BPF, make_backend
 from code_text import allocator_code, php_code
 from command import Running, attached_to, finish, phptrace
 from fpm import TWO_WORKERS, Fpm
+from kernel_objects import PERF_EVENT, PROGRAM, UPROBE_LINK, kernel_objects
 from load import Load
 from tracing import Tracer
 from waiting import wait_for
-from warm_recorder import WarmRecorder, load_programs
+from warm_recorder import WarmRecorder
 
 from tracer.backends import StackOptions
 from tracer.recording.reader import Reader
@@ -71,12 +72,6 @@ def _programs_of(pid: int) -> set[int]:
     return found
 
 
-def _open_files(pid: int) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):  # one is just being closed
-        return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    return []
-
-
 def _starts(process: Running) -> None:
     """Nothing to wait for."""
 
@@ -87,11 +82,15 @@ def _compiles(process: Running) -> None:
 
 
 def _loads(process: Running) -> None:
-    wait_for(lambda: any("bpf-prog" in name for name in _open_files(process.pid)), "the first program")
+    wait_for(lambda: kernel_objects(process.pid)[PROGRAM], "the first program")
 
 
 def _sets_probes(process: Running) -> None:
-    wait_for(lambda: any("perf_event" in name for name in _open_files(process.pid)), "the first probe")
+    def any_probe() -> bool:
+        objects = kernel_objects(process.pid)
+        return objects[UPROBE_LINK] + objects[PERF_EVENT] > 0
+
+    wait_for(any_probe, "the first probe")
 
 
 def _records(process: Running) -> None:
@@ -175,11 +174,11 @@ def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
     assert not events.exists() or events.read_text() == ""
 
 
+@pytest.mark.usefixtures("programs_loaded")
 @pytest.mark.parametrize("turns", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_sigkill_at_many_moments_leaves_no_probe_in_php_and_none_in_malloc(
     pool: Fpm, tmp_path: Path, turns: int
 ) -> None:
-    load_programs(pool)
     page = pool.get(NATIVE_PAGE).body
     untouched = _code(pool)
     rng = random.Random(23)
@@ -244,9 +243,9 @@ def test_ctrl_c_while_attaching_leaves_a_whole_recording(
     wait_for(lambda: php_code(min(pool.workers())) == untouched, "the probes to be gone")
 
 
+@pytest.mark.usefixtures("programs_loaded")
 @pytest.mark.parametrize("turns", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_ctrl_c_while_probes_are_set_leaves_a_whole_recording(pool: Fpm, tmp_path: Path, turns: int) -> None:
-    load_programs(pool)
     untouched = php_code(min(pool.workers()))
     rng = random.Random(5)
 

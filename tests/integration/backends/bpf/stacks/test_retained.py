@@ -379,10 +379,10 @@ def test_where_the_program_for_blocks_is_refused_other_stacks_are_recorded(
     fpm: Fpm, trace: Callable[..., Tracer]
 ) -> None:
     class Refused(Altered):
-        def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE, *, attach_type: int | None = None) -> int:
+        def fd(self, function: str, kind: ProgramKind = ProgramKind.UPROBE) -> int:
             if function == "on_block":
                 raise UnsupportedError("the kernel refused the BPF program on_block: too large")
-            return self.programs.fd(function, kind, attach_type=attach_type)
+            return self.programs.fd(function, kind)
 
     compiled = altering("growth.bpf.c", Refused, PROGRAMS)
     tracer = trace(str(fpm.master), **WITHOUT_LIMIT, compiled=compiled)

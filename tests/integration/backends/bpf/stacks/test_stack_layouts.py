@@ -32,12 +32,12 @@ def test_a_stack_deeper_than_asked_for_is_marked_and_keeps_its_innermost(
 
 
 def test_a_depth_the_verifier_refuses_is_halved_and_reported(uncached: Fpm, trace: Callable[..., Tracer]) -> None:
-    tracer = trace(str(uncached.master), stacks=StackOptions(max_depth=1024), compiled=Programs)
+    tracer = trace(str(uncached.master), stacks=StackOptions(max_depth=512), compiled=Programs)
     uncached.get("stacks.php")
     tracer.next()
 
     told = [lack for lack in tracer.backend.lacking if lack.startswith("stacks: at most")]
-    assert told == ["stacks: at most 256 frames of a stack, not 1024: the kernel does not load more"]
+    assert told == ["stacks: at most 256 frames of a stack, not 512: the kernel does not load more"]
     assert max(len(growth.stack) for growth in tracer.growths) > 150
 
 
