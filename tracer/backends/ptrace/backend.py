@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
@@ -191,7 +192,7 @@ class PtraceBackend:
         self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
 
     def _fork_tracer(self, targets: list[Target]) -> None:
-        """Fork the tracing process. It inherits the data on the targets, and no running thread."""
+        """Fork the tracing process. It inherits the data on the targets, and neither a running thread nor a file."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         # Blocked until the child has its own handler: with the inherited one, SIGTERM would not end it.
@@ -208,7 +209,7 @@ class PtraceBackend:
         if pid == 0:
             code = 1
             try:
-                os.close(reading)
+                _close_all_but(writing, *(target.php.image.fd for target in targets))
                 out = PipeWriter(writing)
                 TracingProcess(targets, out, parent, self._stack_options, self._mode).run()
                 code = 0
@@ -309,3 +310,15 @@ class PtraceBackend:
         if os.WIFSIGNALED(self._status):
             return f" (killed by {signal.Signals(os.WTERMSIG(self._status)).name})"
         return f" (exit code {os.waitstatus_to_exitcode(self._status)})"
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close every descriptor of this process, which was forked to run on, but 0 to 2 and those that are kept.
+
+    The kernel takes a BPF probe off only once nobody has its descriptor any more.
+    """
+    gc.freeze()  # an object that nobody needs must not close a descriptor later that is another file's by then
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in kept:
+            with contextlib.suppress(OSError):  # the one by which they were listed
+                os.close(fd)
