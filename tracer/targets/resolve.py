@@ -295,7 +295,7 @@ def _is_master(process: Process) -> bool:
 def _php_of(process: Process, *, symbols: bool) -> Php:
     try:
         image = processes.open_executable(process.pid)
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, ProcessLookupError) as exc:
         raise TargetGoneError(
             f"cannot trace process {process.pid}: it has ended, or is a kernel thread. Check the PID."
         ) from exc
