@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from tracer.facts import Ending, Fact, Fork, Loss, Request, Worker
@@ -12,7 +13,7 @@ from tracer.facts import Ending, Fact, Fork, Loss, Request, Worker
 class Forked:
     """The processes that the requests of one uri forked, and that served nothing."""
 
-    by: str | None  # the uri, or else the script; None: not known, or between requests
+    by: str | None  # the uri, or else the script; None: not known, between requests, or one of too many
     processes: int = 0
     alive: int = 0  # when tracing ended
     anon: int = 0  # bytes of those alive, together
@@ -20,6 +21,10 @@ class Forked:
 
 # Requests in flight that are named.
 _IN_FLIGHT_MAX = 5
+# Different names of requests that fork: those that come later are counted together.
+_FORKERS_MAX = 10_000
+# Requests that forked, whose names are kept for processes that end later.
+_FORKERS_KEPT = 1_000
 
 
 class Tally:
@@ -41,8 +46,12 @@ class Tally:
         self.workers = 0  # different ones that were seen
         self.born = 0
         self.died = 0
-        # By the worker and the start of its request; and the names of these requests, as far as they came later.
-        self._forks: dict[tuple[int, int | None], Forked] = {}
+        self._forked: dict[str | None, Forked] = {}  # by the name of the request
+        # By worker, then by the start of its request, which may come yet and name it.
+        self._unnamed: dict[int, OrderedDict[int, Forked]] = {}
+        self._forkers: OrderedDict[tuple[int, int], str | None] = (
+            OrderedDict()
+        )  # names of the last requests that forked
 
     def add_all(self, facts: Iterable[Fact], host: str | None = None) -> None:
         """Count the facts, as add() does."""
@@ -58,6 +67,9 @@ class Tally:
         if worker.died_ns is not None:
             self.died += 1
             self._alive.discard(key)
+            if self._unnamed:
+                for forked in self._unnamed.pop(worker.pid, OrderedDict()).values():
+                    self._add_forked(None, forked)
 
     def _add_in_flight(self, request: Request) -> None:
         self.in_flight.append(request)
@@ -78,25 +90,53 @@ class Tally:
             if fact.ending != Ending.FINISHED.value:
                 self.killed += fact.ending.startswith(Ending.KILLED.value)
                 self.fatal += fact.ending == Ending.FATAL.value
-            if self._forks and (forked := self._forks.get((fact.pid, fact.started_ns))) is not None:
-                forked.by = fact.uri or fact.script
+            if self._unnamed and fact.pid in self._unnamed:
+                self._name_forked(fact)
         elif isinstance(fact, Fork):
-            forked = self._forks.setdefault((fact.parent_pid, fact.started_ns), Forked(None))
-            forked.processes += 1
-            forked.alive += fact.ended_ns is None
-            forked.anon += fact.anon or 0
+            one = Forked(None, 1, int(fact.ended_ns is None), fact.anon or 0)
+            if fact.started_ns is None or (fact.parent_pid, fact.started_ns) in self._forkers:
+                self._add_forked(self._forkers.get((fact.parent_pid, fact.started_ns or 0)), one)
+            else:
+                of_worker = self._unnamed.setdefault(fact.parent_pid, OrderedDict())
+                _sum(of_worker.setdefault(fact.started_ns, Forked(None)), one)
         elif isinstance(fact, Worker):
             self._add_worker(fact, host)
         elif isinstance(fact, Loss):
             self.lost += fact.lost
             self.losses[fact.why] = self.losses.get(fact.why, 0) + fact.lost
 
+    def _name_forked(self, request: Request) -> None:
+        """Add what this request forked, and what earlier ones of its worker did, which no request will name."""
+        if request.started_ns is None:
+            return
+        unnamed = self._unnamed[request.pid]
+        forked = unnamed.pop(request.started_ns, None)
+        if forked is not None:
+            name = self._forkers[request.pid, request.started_ns] = request.uri or request.script
+            self._add_forked(name, forked)
+            if len(self._forkers) > _FORKERS_KEPT:
+                self._forkers.popitem(last=False)
+        while unnamed and next(iter(unnamed)) < request.started_ns:
+            self._add_forked(None, unnamed.popitem(last=False)[1])
+        if not unnamed:
+            del self._unnamed[request.pid]
+
+    def _add_forked(self, by: str | None, forked: Forked) -> None:
+        if by not in self._forked and len(self._forked) >= _FORKERS_MAX:
+            by = None
+        _sum(self._forked.setdefault(by, Forked(by)), forked)
+
     def forked(self) -> list[Forked]:
         """The processes that workers forked, by uri, the most first. A uri is known if its request came after them."""
-        found: dict[str | None, Forked] = {}
-        for one in self._forks.values():
-            same = found.setdefault(one.by, Forked(one.by))
-            same.processes += one.processes
-            same.alive += one.alive
-            same.anon += one.anon
-        return sorted(found.values(), key=lambda forked: -forked.processes)
+        unnamed = dataclasses.replace(self._forked.get(None) or Forked(None))
+        for of_worker in self._unnamed.values():
+            for forked in of_worker.values():
+                _sum(unnamed, forked)
+        named = [forked for by, forked in self._forked.items() if by is not None]
+        return sorted([*named, *([unnamed] if unnamed.processes else [])], key=lambda forked: -forked.processes)
+
+
+def _sum(total: Forked, more: Forked) -> None:
+    total.processes += more.processes
+    total.alive += more.alive
+    total.anon += more.anon

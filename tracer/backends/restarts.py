@@ -83,8 +83,8 @@ class Restarts(Several):
         """`first` is attached to the targets.
 
         `masters` returns the pids of all php-fpm masters. `attach_to` attaches to those of the given ones that are
-        meant: None if none is; it raises PhptraceError. `report` prints a sentence. `known` are errors that were
-        reported already; it gets those that are reported here.
+        meant: None if none is; it raises PhptraceError, or OSError where the host is short of files. `report` prints a
+        sentence. `known` are errors that were reported already; it gets those that are reported here.
         """
         super().__init__()
         self._first = first
@@ -159,7 +159,7 @@ class Restarts(Several):
         wait = _LATER_S if self._gaps else _LEFT_ALONE_S
         try:
             attached = self._attach_to(fresh)
-        except PhptraceError as exc:
+        except (PhptraceError, OSError) as exc:
             if str(exc) not in self._known:
                 self._known.add(str(exc))
                 self._report(f"not traced: {exc}")

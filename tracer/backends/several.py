@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 
 from tracer.backends import Backend
-from tracer.errors import PhptraceError
 from tracer.facts import Fact
 
 _POLL_S = 0.05
@@ -45,7 +44,7 @@ class Several(abc.ABC):
                 for backend in others:
                     facts += backend.poll(0.0)
                 facts += self._more()
-            except PhptraceError:
+            except BaseException:
                 self._pending = facts
                 raise
             if facts or time.monotonic() >= deadline:

@@ -42,7 +42,7 @@ class Together(Several):
     def attach(self, targets: Sequence[Target]) -> None:
         """See the Backend protocol.
 
-        The preferred one last: ptrace forks a process, which must not keep the descriptors of BPF's probes.
+        The preferred one last: ptrace forks a process, which would keep the memory of BPF's compiler and its ring.
         """
         with contextlib.ExitStack() as undo:
             for backend, own in reversed(self._parts):

@@ -4,8 +4,10 @@ runs: every read is bounded.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tracer.targets.layouts import FCGI_ENV
@@ -44,11 +46,13 @@ class LastError(NamedTuple):
 class PhpMemory:
     """PHP's globals in one process; a value is None if its offset is unknown or it cannot be read."""
 
-    def __init__(self, pid: int, php: Php, bias: int) -> None:
-        """`bias`: running address minus link address of the binary."""
-        self._pid = pid
+    def __init__(self, pid: int, php: Php, bias: int, *, read: Callable[[int, int], bytes] | None = None) -> None:
+        """`bias`: running address minus link address of the binary. `read` returns up to so many bytes from an address,
+        or raises OSError; None: read_memory(), which is fast and waits for the pages: for a process that is stopped.
+        """
         self._php = php
         self._bias = bias
+        self._read = functools.partial(read_memory, pid) if read is None else read
         self._heap_at = 0
 
     def heap(self) -> HeapFigures | None:
@@ -63,7 +67,7 @@ class PhpMemory:
         places = (offsets.size, offsets.peak, offsets.real_size, offsets.real_peak)
         first, last = min(places), max(places) + 8
         try:
-            content = read_memory(self._pid, self._heap_at + first, last - first)
+            content = self._read(self._heap_at + first, last - first)
             return HeapFigures(*(struct.unpack_from("<q", content, place - first)[0] for place in places))
         except (OSError, struct.error):
             return None
@@ -105,9 +109,9 @@ class PhpMemory:
         # Do not read across a page boundary at once: the next page may be unmapped.
         room = _PAGE - pointer % _PAGE
         try:
-            text = read_memory(self._pid, pointer, min(limit, room))
+            text = self._read(pointer, min(limit, room))
             if b"\0" not in text and len(text) < limit:
-                text += read_memory(self._pid, pointer + len(text), limit - len(text))
+                text += self._read(pointer + len(text), limit - len(text))
         except OSError:
             return None
         return text.split(b"\0", 1)[0] or None
@@ -129,12 +133,10 @@ class PhpMemory:
             if not at:
                 break
             try:
-                hashed, name_size, name_at, size, value_at, at = _BUCKET.unpack(
-                    read_memory(self._pid, at, _BUCKET.size)
-                )
-                if hashed == wanted and name_size == len(name) and read_memory(self._pid, name_at, name_size) == name:
+                hashed, name_size, name_at, size, value_at, at = _BUCKET.unpack(self._read(at, _BUCKET.size))
+                if hashed == wanted and name_size == len(name) and self._read(name_at, name_size) == name:
                     kept = min(size, limit + 1)
-                    text, ended, _ = (read_memory(self._pid, value_at, kept) if kept else b"").partition(b"\0")
+                    text, ended, _ = (self._read(value_at, kept) if kept else b"").partition(b"\0")
                     return text[:limit], len(text) if ended else size
             except (OSError, struct.error):
                 break
@@ -174,7 +176,7 @@ class PhpMemory:
 
     def _number(self, address: int, form: str) -> int | None:
         try:
-            (value,) = struct.unpack(form, read_memory(self._pid, address, struct.calcsize(form)))
+            (value,) = struct.unpack(form, self._read(address, struct.calcsize(form)))
         except (OSError, struct.error):
             return None
         return int(value)

@@ -110,17 +110,28 @@ def find(names: Sequence[str], *, symbols: bool = False, only: Collection[int] |
     """Find the processes that the names mean. Unless `symbols`, a PHP whose functions cannot be found is a target, too.
     `only`: of masters that are not named by PID, those with these PIDs; None for all.
 
-    Raises NoTargetError if a name means nothing here, TargetGoneError if a PID does not exist, and NotPermittedError or
-    UnsupportedError if a PID, or every process of a name, cannot be traced; then nothing is left open.
+    Raises NoTargetError if a name means nothing here (with `only`, if no name means any of them), TargetGoneError if a
+    PID does not exist, and NotPermittedError or UnsupportedError if a PID, or every process of a name, cannot be
+    traced; then nothing is left open.
     """
     found = Found([], [])
+    unmet: NoTargetError | None = None
     try:
         for name in names:
-            for each in _named(name, symbols=symbols, only=only):
+            try:
+                meant = _named(name, symbols=symbols, only=only)
+            except NoTargetError as exc:
+                if only is None:
+                    raise
+                unmet = exc  # it may mean other masters
+                continue
+            for each in meant:
                 if isinstance(each, Target):
                     _add(found.targets, each)
                 elif each.pid not in [known.pid for known in found.refused]:
                     found.refused.append(each)
+        if unmet is not None and not found.targets:
+            raise unmet
     except BaseException:
         found.close()
         raise
@@ -284,7 +295,7 @@ def _is_master(process: Process) -> bool:
 def _php_of(process: Process, *, symbols: bool) -> Php:
     try:
         image = processes.open_executable(process.pid)
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, ProcessLookupError) as exc:
         raise TargetGoneError(
             f"cannot trace process {process.pid}: it has ended, or is a kernel thread. Check the PID."
         ) from exc

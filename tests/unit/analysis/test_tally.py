@@ -112,3 +112,34 @@ def test_processes_that_workers_forked_are_counted_by_the_uri_of_their_request()
         Forked(other.script, 1, 0, 0),
         Forked(None, 1, 1, 0),
     ]
+
+
+def test_a_day_of_requests_that_fork_takes_no_memory():
+    tally = Tally()
+    for number in range(1, 5001):
+        started = 10 * number
+        spawn = request(pid=7, started_ns=started, uri="/spawn.php")
+        tally.add_all([Fork(31, 7, started, 17, None), Fork(37, 7, started, 19, None), spawn])
+        tally.add(Fork(41, 7, started, 23, None))  # it ends after its request
+        tally.add(Fork(43, 7, started + 1, 29, None))  # of a request that was lost
+
+    assert (len(tally._unnamed), len(tally._forkers), len(tally._forked)) == (1, 1000, 2)
+    tally.add(WORKER._replace(pid=7, died_ns=DIED_NS))
+    assert tally._unnamed == {}
+    assert tally.forked() == [Forked("/spawn.php", 15_000, 0, 0), Forked(None, 5000, 0, 0)]
+
+
+def test_processes_are_named_by_requests_that_come_after_those_of_all_workers():
+    forks = [Fork(31 + number, 7, number, 17, None) for number in range(100)]
+    tally = tallied(*forks, *(request(pid=7, started_ns=number, uri=f"/{number % 2}") for number in range(100)))
+
+    assert tally.forked() == [Forked("/0", 50, 0, 0), Forked("/1", 50, 0, 0)]
+
+
+def test_names_beyond_a_number_are_counted_together(monkeypatch):
+    monkeypatch.setattr("tracer.analysis.tally._FORKERS_MAX", 2)
+    tally = Tally()
+    for number in range(5):
+        tally.add_all([Fork(31, 7, number, 17, None), request(pid=7, started_ns=number, uri=f"/{number}")])
+
+    assert tally.forked() == [Forked(None, 3, 0, 0), Forked("/0", 1, 0, 0), Forked("/1", 1, 0, 0)]

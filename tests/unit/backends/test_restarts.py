@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +25,13 @@ class Scripted:
         self.watched = 0
         self.lacking: Sequence[str] = ("one", name)
         self.closed = False
+        self.facts: list[Fact] = []
 
     def attach(self, targets: Sequence[object]) -> None: ...
 
     def poll(self, timeout_s: float) -> list[Fact]:
-        return []
+        facts, self.facts = self.facts, []
+        return facts
 
     def close(self) -> list[Fact]:
         self.closed = True
@@ -77,6 +81,8 @@ class Host:
 
     def attach_to(self, pids: Collection[int]) -> Later | None:
         self.asked.append(set(pids))
+        if 24 in pids:
+            raise OSError(errno.EMFILE, "Too many open files")
         if 13 in pids:
             raise UnsupportedError("cannot trace process 13: it is static. Use ptrace.")
         found = [target(pid) for pid in sorted(pids) if pid in self.meant]
@@ -175,6 +181,25 @@ def test_a_master_that_cannot_be_traced_is_reported_once_and_is_the_reason_of_th
         "gaps in tracing: master 5 of php-fpm ended at 2027-01-15T08:01:41.0Z, and one that was started since is not"
         " traced (cannot trace process 13: it is static. Use ptrace.)"
     )
+
+
+def test_a_host_that_is_short_of_files_does_not_end_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 5)
+    host.pids |= {24}
+    host.first.facts = [Loss(7, 3, "requests: the ring buffer was full")]
+
+    assert host.poll() == [Loss(7, 3, "requests: the ring buffer was full")]
+    assert host.reports == ["not traced: [Errno 24] Too many open files"]
+
+
+def test_no_fact_is_lost_where_looking_for_masters_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 5)
+    host.first.facts = [Loss(7, 3, "requests: the ring buffer was full")]
+    monkeypatch.setattr(host.watch, "_masters", lambda: os.listdir("/proc/self/no-such-folder"))
+
+    with pytest.raises(FileNotFoundError):
+        host.poll()
+    assert host.watch.close() == [Loss(7, 3, "requests: the ring buffer was full")]
 
 
 def test_a_master_that_was_left_out_from_the_start_is_not_reported_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,6 +333,20 @@ def test_one_name_that_means_nothing_fails_all(master):
         targets([str(master.pid), "nonsense"])
 
 
+def test_of_some_masters_those_are_found_that_any_of_the_names_means(php, master):
+    pools = [f"php-fpm:{POOL}", "php-fpm:phptrace-unit-test-3"]
+    with running(php, "php-fpm: master process (x)", ("php-fpm: pool phptrace-unit-test-3",)) as other:
+        for names in (pools, pools[::-1]):
+            meant = find(names, only=[other.pid])
+            meant.close()
+            assert [target.master for target in meant.targets] == [other]
+
+        before = descriptors()
+        with pytest.raises(NoTargetError):
+            find(["php-fpm:nobody", f"php-fpm:{OTHER_POOL}"], only=[other.pid])
+        assert descriptors() == before
+
+
 def test_digits_that_are_not_a_number_are_refused():
     with pytest.raises(NoTargetError):
         targets(["²"])

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tracer.backends.bpf.growth_probes import GrowthProbes
 from tracer.backends.bpf.maps import MapFullError
@@ -22,7 +22,7 @@ from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.request_structs import PHP_BINARIES_MAX, Calls, Lost, Role, worker_entry
 from tracer.backends.records.worker_table import WorkerTable
 from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
-from tracer.facts import Fact, Loss
+from tracer.facts import Fact, Loss, Worker
 from tracer.targets import libc, processes
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image
@@ -97,9 +97,13 @@ class Attachment:
         self._watch(targets)
 
     def add(self, targets: Sequence[Target]) -> None:
-        """Watch further targets, too. Raises as attach() does."""
-        self._enter_masters(targets)
-        self._watch(targets)
+        """Watch further targets, too. Raises as attach() does; then none of them is watched."""
+        try:
+            self._enter_masters(targets)
+            self._watch(targets)
+        except PhptraceError:
+            self._withdraw(targets)
+            raise
 
     def _enter_masters(self, targets: Sequence[Target]) -> None:
         for target in targets:
@@ -117,7 +121,33 @@ class Attachment:
                 " attached. Start PHP again."
             )
         for target in here:
-            self._hook(target)
+            try:
+                self._hook(target)
+            except TargetGoneError:
+                if len(here) == 1:
+                    raise
+                self._lacking.append(f"not traced: process {target.pid}, which ended before phptrace was attached")
+
+    def _withdraw(self, targets: Sequence[Target]) -> None:
+        """Forget these targets, which were entered, and their workers."""
+        workers = self._programs.map("workers")
+        masters = {target.master.pid for target in targets if target.master is not None}
+        for pid in masters:
+            workers.remove(pid)
+            self._take_births(pid)
+            self._table.masters.pop(pid, None)
+        alone = {worker.pid for target in targets if target.master is None for worker in target.workers}
+        dropped = masters | alone
+        for pid, tracked in list(self._table.workers.items()):
+            master = tracked.target.master
+            if pid in alone or (master is not None and master.pid in masters):
+                del self._table.workers[pid]
+                workers.remove(pid)
+                dropped.add(pid)
+        self._pending = [fact for fact in self._pending if not (isinstance(fact, Worker) and fact.pid in dropped)]
+        if self._growth_probes is not None:
+            for pid in dropped:
+                self._growth_probes.stop_sampling(pid)
 
     def follow(self, pid: int) -> None:
         """Keep watching a master that replaced itself: a graceful reload runs the same file, an upgrade another.
@@ -258,24 +288,51 @@ class Attachment:
         """Set the probes on the target's C library and PHP, unless they are there."""
         php = target.php
         self._hook_calls(target)
-        if self._probed.has(php.image, _witness(target)):
+        if self._has_probes(php.image, target):
             return
         if php.hooks is None:
             raise UnsupportedError(
                 f"cannot trace {php.image.shown}: its functions cannot be found. Use --backend ptrace."
             )
         hooks = dataclasses.asdict(php.hooks)
+        with self._all_or_none() as made:
+            for function in UPROBES_ON_PHP:
+                hook = hooks[function.removeprefix("on_")]
+                if hook is None or (function == "on_output_end" and target.resets_errors):
+                    continue
+                if not hook["emulated"]:
+                    log.info(
+                        "%s of %s is on an instruction that is single-stepped: 12 µs a hit", function, php.image.shown
+                    )
+                at_return = function == "on_end" and php.hooks.end_is_return
+                made.append(self._programs.on_uprobe(function, php.image, hook["file_offset"], at_return=at_return))
+            if self._growth_probes is not None:
+                made.append(self._growth_probes.hook_end(php))
         self._probed.add(php.image, [php.hooks.startup.file_offset])
-        for function in UPROBES_ON_PHP:
-            hook = hooks[function.removeprefix("on_")]
-            if hook is None or (function == "on_output_end" and target.resets_errors):
-                continue
-            if not hook["emulated"]:
-                log.info("%s of %s is on an instruction that is single-stepped: 12 µs a hit", function, php.image.shown)
-            at_return = function == "on_end" and php.hooks.end_is_return
-            self._uprobe(function, php.image, hook["file_offset"], at_return=at_return)
-        if self._growth_probes is not None:
-            self.uprobes.append(self._growth_probes.hook_end(php))
+
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[list[int]]:
+        """A list for the descriptors of probes: added to `uprobes`, or closed if one of them cannot be set."""
+        made: list[int] = []
+        try:
+            yield made
+        except BaseException:
+            for fd in made:
+                os.close(fd)
+            raise
+        self.uprobes += made
+
+    def _has_probes(self, image: Image, target: Target) -> bool:
+        """True if this file, which the target's processes run, has our probes."""
+        pid = _witness(target)
+        try:
+            return self._probed.has(image, pid)
+        except OSError as exc:
+            if processes.process(pid) is None:
+                raise TargetGoneError(f"cannot set probes in process {pid}: it has ended. Start PHP again.") from exc
+            raise UnsupportedError(
+                f"cannot set probes in process {pid}: {exc.strerror}. Use --backend ptrace."
+            ) from exc
 
     def _calls_of(self, target: Target) -> Calls:
         """Where the target's memory calls are counted: in its C library if possible, or in the kernel."""
@@ -312,12 +369,13 @@ class Attachment:
         library = self._library_of(target)
         if library is None or library.missing:
             self._count_calls_in_kernel()
-        elif not self._probed.has(library.image, _witness(target)):
+        elif not self._has_probes(library.image, target):
+            with self._all_or_none() as made:
+                for name, offset in library.sites.items():
+                    made.append(self._programs.on_uprobe(f"on_{name}", library.image, offset))
+                if self._growth_probes is not None:
+                    self._growth_probes.hook_calls(library)
             self._probed.add(library.image, library.sites.values())
-            for name, offset in library.sites.items():
-                self._uprobe(f"on_{name}", library.image, offset)
-            if self._growth_probes is not None:
-                self._growth_probes.hook_calls(library)
 
     def _count_calls_in_kernel(self) -> None:
         if self._calls_in_kernel:
@@ -340,9 +398,6 @@ class Attachment:
             "speed: every process on this host pays about 0.03 µs per system call, since mmap and brk are counted by a"
             " tracepoint: this C library's wrappers have an unknown form"
         )
-
-    def _uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> None:
-        self.uprobes.append(self._programs.on_uprobe(function, image, offset, at_return=at_return))
 
 
 def _witness(target: Target) -> int:

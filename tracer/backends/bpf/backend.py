@@ -296,8 +296,8 @@ class BpfBackend:
             record = None if entry is None else unfinished_request(entry, now)
             if record is not None and worker.wanted:
                 found.append(self._decoder.request(record, self._table.pool(pid)))
-        workers = self._table.workers
-        return [*self._in_flight.with_ends(found, workers), *self._in_flight.still_running(workers)]
+        workers, known = self._table.workers, {request.pid for request in found}
+        return [*self._in_flight.with_ends(found, workers), *self._in_flight.still_running(workers, known)]
 
     def _master_replaced(self, pid: int) -> None:
         if self._native_probes is not None:
@@ -320,6 +320,7 @@ class BpfBackend:
             losses += self._growth_probes.losses()
         missing = self._table.missing_pids()
         for pid in missing:
+            self._in_flight.gone(pid)
             self._died(pid)
         gone = [self._table.mark_gone(pid, time.time_ns()) for pid in missing]
         return [*losses, *(fact for fact in gone if fact is not None)]

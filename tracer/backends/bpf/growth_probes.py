@@ -156,9 +156,15 @@ class GrowthProbes:
         )
 
     def hook_calls(self, library: Libc) -> None:
-        """Set probes on the memory calls of a C library. Raises UnsupportedError if that cannot be done."""
-        for name, offset in library.sites.items():
-            self._calls.append(self._programs.on_uprobe(f"on_{name}", library.image, offset))
+        """Set probes on the memory calls of a C library. Raises as on_uprobe() does; then it has none."""
+        already = len(self._calls)
+        try:
+            for name, offset in library.sites.items():
+                self._calls.append(self._programs.on_uprobe(f"on_{name}", library.image, offset))
+        except BaseException:
+            while len(self._calls) > already:
+                os.close(self._calls.pop())
+            raise
 
     def hook_calls_in_kernel(self) -> None:
         """Trace memory calls at the kernel's side, for libraries of an unknown form.

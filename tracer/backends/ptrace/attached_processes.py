@@ -38,9 +38,11 @@ class AttachedProcesses:
         self,
         factory: TracerFactory,
         emit: Callable[[Callable[[], bytes]], None],
-        report_abandoned: Callable[[Exception], None],
+        report_abandoned: Callable[[int, Exception], None],
     ) -> None:
-        """`emit` takes a function that makes a process event; `report_abandoned` the error that ends one's tracing."""
+        """`emit` takes a function that makes a process event; `report_abandoned` the pid of a process that is no longer
+        traced, and the error that is the reason.
+        """
         self.masters: dict[int, Target] = {}
         self.workers: dict[int, WorkerTracer] = {}
         self._factory = factory
@@ -199,7 +201,7 @@ class AttachedProcesses:
         except (ProcessLookupError, FileNotFoundError):
             return False
         except WORKER_ERRORS as exc:
-            self._report_abandoned(exc)
+            self._report_abandoned(pid, exc)
             return False
         self._targets[pid] = target
         self.workers[pid] = worker

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
@@ -40,7 +41,6 @@ _CLOSE_S = 20.0
 _POLL_S = 0.05
 _LOSS_REASONS = {
     Channel.LOST: "records: the recorder did not keep up with the tracer",
-    Channel.UNARMED: "workers skipped: they install their own SIGTRAP handler",
     Channel.MALFORMED: "possibly requests: malformed FastCGI data skipped on a connection",
 }
 COST = "each system call of a worker stops it twice, so a request of 10 ms takes about twice as long"
@@ -51,7 +51,9 @@ _SLOWLOG = (
 _COST_OF_BREAKPOINTS = "each request stops four times, 0.3 to 0.9 ms in all; workers have a SIGTRAP handler meanwhile"
 _NO_CALLS = "not measured: mmap and brk calls, since breakpoints see no system calls"
 _MAPPED_ONLY = "stacks: mmap, mremap and brk only (--metric mapped); ptrace cannot sample page faults or Zend's heap"
+_UNARMED = "workers skipped: they install their own SIGTRAP handler"
 _ABANDONED = "workers no longer traced: "
+_PID_BYTES = 8  # at the start of a record on one process
 _MOST_NAMED = 10  # pids in one text
 _REFUSED = "workers not traced: another tracer (php-fpm's slowlog, strace, gdb) was attached to them"
 _NO_SCRIPT_END = "not measured: zend_used_end, memory_limit (system calls do not show the end of the script)"
@@ -115,7 +117,11 @@ class PtraceBackend:
             )
             self._in_flight = InFlight(decoder)
             self._event_decoder = EventDecoder(
-                self._table, decoder, died=self._growth_decoder.forget, in_flight=self._in_flight
+                self._table,
+                decoder,
+                unwanted=self._not_traced,
+                died=self._growth_decoder.forget,
+                in_flight=self._in_flight,
             )
             self._fork_tracer(list(targets))
             undo.callback(self._stop_tracer)
@@ -191,7 +197,7 @@ class PtraceBackend:
         self._lacking += [lack for lack in target.php.lacking if not lack.startswith(EXIT_NOT_SEEN)]
 
     def _fork_tracer(self, targets: list[Target]) -> None:
-        """Fork the tracing process. It inherits the data on the targets, and no running thread."""
+        """Fork the tracing process. It inherits the data on the targets, and neither a running thread nor a file."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         # Blocked until the child has its own handler: with the inherited one, SIGTERM would not end it.
@@ -208,7 +214,7 @@ class PtraceBackend:
         if pid == 0:
             code = 1
             try:
-                os.close(reading)
+                _close_all_but(writing, *(target.php.image.fd for target in targets))
                 out = PipeWriter(writing)
                 TracingProcess(targets, out, parent, self._stack_options, self._mode).run()
                 code = 0
@@ -267,13 +273,24 @@ class PtraceBackend:
             elif channel is Channel.STACKS:
                 self._growth_decoder.take(record)
             elif channel is Channel.ABANDONED:
-                why = ascii(record.decode("utf-8", "replace"))[1:-1]
+                self._not_traced(int.from_bytes(record[:_PID_BYTES], "little"))
+                why = ascii(record[_PID_BYTES:].decode("utf-8", "replace"))[1:-1]
                 facts.append(Loss(time.time_ns(), 1, f"{_ABANDONED}{why}"))
+            elif channel is Channel.UNARMED:
+                self._not_traced(int.from_bytes(record, "little"))
+                facts.append(Loss(time.time_ns(), 1, _UNARMED))
             elif channel is Channel.FAILED:
                 self._failure_reported = ascii(record.decode("utf-8", "replace"))[1:-1]
             elif channel in _LOSS_REASONS:
                 facts.append(Loss(time.time_ns(), int.from_bytes(record, "little"), _LOSS_REASONS[channel]))
         return facts
+
+    def _not_traced(self, pid: int) -> None:
+        """Drop a process from which the tracing process has detached: its death will not be seen."""
+        self._table.workers.pop(pid, None)
+        self._table.masters.pop(pid, None)
+        self._in_flight.gone(pid)
+        self._growth_decoder.forget(pid)
 
     def _stop_tracer(self) -> None:
         """Stop the tracing process with SIGTERM and wait for it, then use SIGKILL, which harms no worker."""
@@ -309,3 +326,15 @@ class PtraceBackend:
         if os.WIFSIGNALED(self._status):
             return f" (killed by {signal.Signals(os.WTERMSIG(self._status)).name})"
         return f" (exit code {os.waitstatus_to_exitcode(self._status)})"
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close every descriptor of this process, which was forked to run on, but 0 to 2 and those that are kept.
+
+    The kernel takes a BPF probe off only once nobody has its descriptor any more.
+    """
+    gc.freeze()  # an object that nobody needs must not close a descriptor later that is another file's by then
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in kept:
+            with contextlib.suppress(OSError):  # the one by which they were listed
+                os.close(fd)

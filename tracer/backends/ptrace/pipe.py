@@ -26,8 +26,8 @@ class Channel(enum.IntEnum):
     ATTACHED = 2  # JSON: the result of attaching
     LOST = 3  # eight bytes: how many records were lost
     MALFORMED = 4  # eight bytes: how often a connection was malformed
-    UNARMED = 5  # eight bytes: how many workers were skipped because they have their own SIGTRAP handler
-    ABANDONED = 6  # text: why one worker is no longer traced
+    UNARMED = 5  # eight bytes: the pid of a worker that is skipped because it has its own SIGTRAP handler
+    ABANDONED = 6  # eight bytes: the pid of a process that is no longer traced; then text: why
     FAILED = 7  # text: why no worker is traced any more
 
 

@@ -254,14 +254,14 @@ class TracingProcess:
             return 0
         has_handler, held = self._breakpoints.arm(worker, self._attached.family(pid))
         if not has_handler:
-            self._out.put(Channel.UNARMED, (1).to_bytes(8, "little"))
             syscalls.detach(pid, held)
             self._forget(pid)
+            self._send_deferred()  # its title
+            self._out.put(Channel.UNARMED, pid.to_bytes(8, "little"))
         return held
 
     def _abandon(self, pid: int, exc: Exception, number: int) -> None:
         """Stop tracing one worker after an error; report it, and trace the others on."""
-        self._report_abandoned(exc)
         worker = self._attached.workers.get(pid)
         if worker is not None:
             with contextlib.suppress(*WORKER_ERRORS):
@@ -273,10 +273,13 @@ class TracingProcess:
             syscalls.detach(pid, number if number != signal.SIGTRAP else 0)
         self._forget(pid)
         self._attached.masters.pop(pid, None)
+        self._send_deferred()  # its last request
+        self._report_abandoned(pid, exc)
 
-    def _report_abandoned(self, exc: Exception) -> None:
+    def _report_abandoned(self, pid: int, exc: Exception) -> None:
+        """Report it behind all else that is sent about that process."""
         text = str(exc) if isinstance(exc, PhptraceError) else f"{type(exc).__name__}: {exc}"
-        self._out.put(Channel.ABANDONED, text.encode("utf-8", "replace")[:200])
+        self._out.put(Channel.ABANDONED, pid.to_bytes(8, "little") + text.encode("utf-8", "replace")[:200])
 
     def _forget(self, pid: int) -> None:
         self._breakpoints.forget(pid)

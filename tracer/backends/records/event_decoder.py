@@ -144,6 +144,7 @@ class EventDecoder:
             self._died(pid)
             return self._table.died(record)
         if kind == EventKind.EXECED:
+            self._in_flight.replaced(pid)
             self._replaced(pid)
             return None
         fact = self._table.titled(record)

@@ -1,13 +1,16 @@
 """Requests that ran when tracing began, or run when it ends: streams, long polls, imports.
 
-The programs see neither their start nor their end. So their memory is sampled from outside, then and there.
+The programs see neither their start nor their end. So their memory is sampled from outside, then and there, as far as
+it is resident: a worker cannot make the reader wait.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from tracer.backends.records.request_decoder import RequestDecoder
@@ -32,7 +35,6 @@ class _Start(NamedTuple):
     uri: str | None
     script: str | None
     method: str | None
-    memory: PhpMemory
 
 
 class InFlight:
@@ -42,27 +44,37 @@ class InFlight:
         """`decoder` knows the host, and what is kept of a URI."""
         self._decoder = decoder
         self._starts: dict[int, _Start] = {}
-        self._biases: dict[int, int | None] = {}  # by master: forks have PHP in one place
+        self._biases: dict[int, int] = {}  # by master: forks have PHP in one place
 
     def begin(self, workers: Mapping[int, TrackedWorker]) -> None:
         """Sample the workers that are in a request now. Call it once the starts and ends of requests are seen."""
         for pid, worker in workers.items():
-            memory = self._memory(pid, worker)
-            if worker.wanted and memory is not None and memory.in_request():
-                self._sample(pid, worker, memory)
+            if worker.wanted:
+                with self._in_request(pid, worker) as found:
+                    if found is not None:
+                        self._sample(pid, *found)
 
-    def _memory(self, pid: int, worker: TrackedWorker) -> PhpMemory | None:
-        """PHP's memory in that worker; None if it is not known where it is."""
+    @contextlib.contextmanager
+    def _in_request(self, pid: int, worker: TrackedWorker) -> Iterator[tuple[PhpMemory, ProcessMemory] | None]:
+        """The memory of that worker; None if it is in no request, or cannot be read."""
+        with contextlib.ExitStack() as undo:
+            found = None
+            with contextlib.suppress(HeapUnknownError, OSError, UnsupportedError):
+                bias = self._bias(pid, worker)
+                memory = undo.enter_context(ProcessMemory(pid, worker.fact.start_ticks))
+                php = PhpMemory(pid, worker.target.php, bias, read=functools.partial(_resident, memory))
+                found = (php, memory) if php.in_request() else None
+            yield found
+
+    def _bias(self, pid: int, worker: TrackedWorker) -> int:
+        """Where PHP is in that worker. Raises OSError or UnsupportedError as load_bias() does."""
         owner = pid if worker.target.master is None else worker.target.master.pid
         if owner not in self._biases:
-            self._biases[owner] = None
-            with contextlib.suppress(OSError, UnsupportedError):
-                self._biases[owner] = processes.load_bias(pid, worker.target.php.image)
-        bias = self._biases[owner]
-        return None if bias is None else PhpMemory(pid, worker.target.php, bias)
+            self._biases[owner] = processes.load_bias(pid, worker.target.php.image)
+        return self._biases[owner]
 
-    def _sample(self, pid: int, worker: TrackedWorker, memory: PhpMemory) -> None:
-        anon = _anon(pid, worker)
+    def _sample(self, pid: int, memory: PhpMemory, process: ProcessMemory) -> None:
+        anon = _anon(process)
         if anon is None:
             return
         heap = memory.heap()
@@ -71,7 +83,7 @@ class InFlight:
         method = _parameter(memory, b"REQUEST_METHOD", _METHOD_BYTES)
         at_ns = self._decoder.unix_ns(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         real = None if heap is None else heap.real_size
-        self._starts[pid] = _Start(at_ns, anon, real, self._decoder.kept_uri(uri), script, method, memory)
+        self._starts[pid] = _Start(at_ns, anon, real, self._decoder.kept_uri(uri), script, method)
 
     def seen(self, request: Request, ended_ns: int) -> Request:
         """Return a worker's next request; with its start, if it ran when tracing began. `ended_ns`: CLOCK_MONOTONIC."""
@@ -89,18 +101,28 @@ class InFlight:
         )
 
     def gone(self, pid: int) -> None:
-        """Forget that worker, which has ended."""
+        """Forget that worker or master, which has ended."""
         self._starts.pop(pid, None)
+        self.replaced(pid)
 
-    def still_running(self, workers: Mapping[int, TrackedWorker]) -> list[Request]:
-        """Return the requests that ran when tracing began and run yet. Call it once, when tracing ends."""
+    def replaced(self, master: int) -> None:
+        """Forget where PHP is in a master that executed a program, and in its workers."""
+        self._biases.pop(master, None)
+
+    def still_running(self, workers: Mapping[int, TrackedWorker], but: Collection[int] = ()) -> list[Request]:
+        """Return the requests that ran when tracing began and run yet. Call it once, when tracing ends.
+
+        `but`: workers whose requests are known otherwise, since their start was seen.
+        """
         found = []
         for pid, start in self._starts.items():
-            worker = workers.get(pid)
-            anon = None if worker is None or not start.memory.in_request() else _anon(pid, worker)
-            if worker is None or anon is None:
+            worker = None if pid in but else workers.get(pid)
+            if worker is None:
                 continue
-            heap = start.memory.heap()
+            with self._in_request(pid, worker) as memory:
+                anon, heap = (None, None) if memory is None else (_anon(memory[1]), memory[0].heap())
+            if anon is None:
+                continue
             at_ns = self._decoder.unix_ns(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
             found.append(
                 Request(**{  # type: ignore[arg-type]
@@ -131,22 +153,34 @@ class InFlight:
         found = []
         for request in requests:
             worker = workers.get(request.pid)
-            memory = None if worker is None else self._memory(request.pid, worker)
-            if worker is not None and memory is not None and memory.in_request():
-                heap = memory.heap()
-                request = request._replace(
-                    anon_after=_anon(request.pid, worker), zend_real_after=None if heap is None else heap.real_size
-                )
+            if worker is not None:
+                with self._in_request(request.pid, worker) as memory:
+                    if memory is not None:
+                        heap = memory[0].heap()
+                        request = request._replace(
+                            anon_after=_anon(memory[1]), zend_real_after=None if heap is None else heap.real_size
+                        )
             found.append(request)
         return found
 
 
-def _anon(pid: int, worker: TrackedWorker) -> int | None:
+def _resident(memory: ProcessMemory, address: int, size: int) -> bytes:
+    """Up to `size` bytes from that address; OSError if there are none, or the page is not resident."""
+    content = bytearray(size)
+    try:
+        got = memory.read_into(memoryview(content), address)
+    except HeapUnknownError as exc:
+        raise OSError(errno.EFAULT, str(exc)) from exc
+    if not got:
+        raise OSError(errno.EFAULT, "not resident")
+    return bytes(content[:got])
+
+
+def _anon(memory: ProcessMemory) -> int | None:
     """Resident anonymous memory of that worker in bytes; None if it has ended."""
     try:
-        with ProcessMemory(pid, worker.fact.start_ticks) as memory:
-            return memory.exact_anon_bytes()
-    except (HeapUnknownError, OSError):
+        return memory.exact_anon_bytes()
+    except HeapUnknownError:
         return None
 
 

@@ -111,6 +111,30 @@ def test_the_death_of_the_tracing_process_is_an_error(pool: Fpm) -> None:
     tracer.close()
 
 
+def test_workers_of_other_pools_that_come_and_go_are_not_watched(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(wanted=TWO_WORKERS, other=f"{ONE_WORKER}\npm.max_requests = 1")
+    tracer = trace("php-fpm:wanted")
+    assert isinstance(tracer.backend, PtraceBackend)
+    for _ in range(7):
+        before = set(fpm.workers())
+        fpm.get("hello.php", pool="other")
+        wait_for(lambda before=before: set(fpm.workers()) - before, "the next worker of the other pool")
+        tracer.poll()
+    fpm.get("hello.php", pool="other")
+    wait_for(lambda: tracer.poll() or len(tracer.backend._table.workers) == 2, "those of other pools to be dropped")
+    watched = tracer.backend.watched
+    fpm.stop()
+    wait_for(lambda: tracer.poll() or not tracer.backend.masters, "the end of the master")
+    wait_for(lambda: tracer.poll() or tracer.backend.watched == 0, "the end of the workers")
+    for _ in range(5):
+        tracer.poll()
+
+    assert watched == 2
+    assert tracer.losses == []
+
+
 def test_a_second_tracer_is_refused_with_the_pid_of_the_first(pool: Fpm) -> None:
     first = Tracer(make_backend(SYSCALLS), str(pool.master))
     try:

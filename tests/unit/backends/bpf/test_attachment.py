@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from phps import executable, php_elf, running
 from tracer.backends.bpf.attachment import UPROBES_ON_PHP, Attachment
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.worker_table import WorkerTable
+from tracer.errors import PhptraceError, TargetGoneError
 from tracer.facts import Fact, Loss, Worker
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image, open_image
@@ -42,6 +44,7 @@ class Kernel:
     def __init__(self) -> None:
         self.maps: dict[str, Entries] = defaultdict(Entries)
         self.uprobes: list[str] = []
+        self.refused: int | None = None  # the number of probes after which none can be set
 
     def map(self, name: str) -> Entries:
         return self.maps[name]
@@ -50,6 +53,10 @@ class Kernel:
         pass
 
     def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
+        if len(self.uprobes) == self.refused:
+            raise PhptraceError(
+                f"cannot set a probe on {image.path}+{offset:#x}: Too many open files. Raise the limit."
+            )
         self.uprobes.append(function)
         return os.open(image.path, os.O_RDONLY)
 
@@ -193,3 +200,56 @@ def test_the_file_of_the_c_library_is_closed_in_the_end(kernel, table, target):
     if during == before:
         pytest.skip("/proc/PID/map_files may not be opened: run as root")
     assert open_files("libc.so.6") == before
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Target]:
+    """A master with a worker that runs another file than `target`."""
+    path = executable(tmp_path / "php-fpm-other", php_elf())
+    image = open_image(str(path))
+    with running(path, TITLE, ("php-fpm: pool other",)) as started:
+        yield Target("php-fpm", php_binary.inspect(image), "fpm-fcgi", started, tuple(children(started)), None)
+    image.close()
+
+
+def test_a_master_whose_probes_cannot_be_set_is_as_if_it_had_not_been_found_until_they_can(
+    kernel, table, target, other, master
+):
+    once = [name for name in UPROBES_ON_PHP if name != "on_output_end"]
+    made = attachment(kernel, table)
+    made.attach([target])
+    known, entries = made.take_pending(), set(kernel.maps["workers"])
+    kernel.refused = len(once) + 3
+    open_before = open_files("php-fpm-other")
+    with pytest.raises(PhptraceError, match="Too many open files"):
+        made.add([other])
+    left = (open_files("php-fpm-other"), made.take_pending(), set(table.masters), set(kernel.maps["workers"]))
+    kernel.refused = None
+    made.add([other])
+    found = [fact.pool for fact in made.take_pending()]
+    probes = open_files("php-fpm-other")
+    made.close()
+
+    assert left == (open_before, [], {master.pid}, entries)
+    assert [fact.pool for fact in known] == ["www"]
+    assert kernel.uprobes == [*once, *once[:3], *once]
+    assert probes == open_before + len(once)
+    assert (found, set(table.masters)) == (["other"], {master.pid, other.pid})
+
+
+def test_a_master_that_ends_before_its_file_can_be_compared_is_gone(kernel, table, target, other, master):
+    def read() -> list[Fact]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(other.pid, signal.SIGKILL)
+            os.waitpid(other.pid, 0)
+        return []
+
+    made = attachment(kernel, table, read)
+    same = dataclasses.replace(other.php.image, fd=target.php.image.fd)  # by another mount
+    made._probed.add(target.php.image, [0])
+
+    with pytest.raises(TargetGoneError, match=f"cannot set probes in process {other.pid}: it has ended"):
+        made.add([dataclasses.replace(other, php=dataclasses.replace(other.php, image=same))])
+
+    assert (table.masters, table.workers, kernel.maps["workers"], kernel.uprobes) == ({}, {}, {}, [])
+    made.close()

@@ -40,10 +40,10 @@ def test_a_record_that_cannot_be_packed_is_counted_as_lost_and_the_next_is_sent(
 def test_the_error_that_ends_the_tracing_of_one_worker_is_reported(error, text):
     reading, writing = os.pipe2(os.O_CLOEXEC)
     out = PipeWriter(writing)
-    TracingProcess([], out, os.getpid(), None, PtraceMode.BREAKPOINTS)._report_abandoned(error)
+    TracingProcess([], out, os.getpid(), None, PtraceMode.BREAKPOINTS)._report_abandoned(4003, error)
     out.flush()
     os.close(writing)
     found = PipeReader(reading).records(1.0)
     os.close(reading)
 
-    assert found == [(Channel.ABANDONED, text)]
+    assert found == [(Channel.ABANDONED, (4003).to_bytes(8, "little") + text)]
