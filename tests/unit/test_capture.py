@@ -81,6 +81,9 @@ class Playback:
         facts, self.under_way = self.under_way, []
         return facts
 
+    def in_flight(self, seconds: float) -> list[Request]:
+        return []
+
     @property
     def watched(self) -> int:
         return 1 if self.batches else self.watched_after

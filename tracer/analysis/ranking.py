@@ -51,8 +51,9 @@ class Group:
     """Figures of the requests with one key, in bytes and nanoseconds. None: measured on none of them.
 
     `growth_*` is what the workers' anonymous memory grew by, Zend's chunk cache included: memory that one request
-    takes, another may free. `kept_*` is the native memory that the requests allocated and did not free, see
-    analysis.kept.Kept; `kept_how` is a How's value. Quantiles are by nearest rank: values that occurred.
+    takes, another may free. Its quantiles are of the requests that were seen whole. `kept_*` is the native memory that
+    the requests allocated and did not free, see analysis.kept.Kept; `kept_how` is a How's value. Quantiles are by
+    nearest rank: values that occurred.
     """
 
     key: str | None
@@ -270,12 +271,22 @@ _SORT_VALUES: dict[Sort, Callable[[Group], tuple[int, ...]]] = {
 
 
 class _Accumulator:
-    __slots__ = ("_anon_peak", "_durations", "_growth", "_incomplete", "_kept", "_requests", "_zend_peak")
+    __slots__ = (
+        "_anon_peak",
+        "_cut_off_growth",
+        "_durations",
+        "_growth",
+        "_incomplete",
+        "_kept",
+        "_requests",
+        "_zend_peak",
+    )
 
     def __init__(self, window: int | None) -> None:
         self._requests = 0
         self._incomplete = 0
         self._growth = Values(window)
+        self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
         self._kept = KeptSum(window)
         self._durations = Values(window)
         self._anon_peak: int | None = None
@@ -286,8 +297,10 @@ class _Accumulator:
         self._requests += 1
         number = None
         growth = request.growth
-        if growth is not None:
+        if growth is not None and request.complete:
             self._growth.add(growth)
+        elif growth is not None:
+            self._cut_off_growth = (self._cut_off_growth or 0) + growth
         if not request.complete:
             self._incomplete += 1
         else:
@@ -315,6 +328,9 @@ class _Accumulator:
 
     def group(self, key: str | None, estimate: Estimate | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
+        growth = None if not self._growth.count else self._growth.total
+        if self._cut_off_growth is not None:
+            growth = (growth or 0) + self._cut_off_growth
         kept = self._kept.kept()
         if kept.how is None and estimate is not None:
             kept = estimated(estimate)._replace(counted=kept.counted)
@@ -323,7 +339,7 @@ class _Accumulator:
             key=key,
             requests=self._requests,
             incomplete=self._incomplete,
-            growth_bytes=self._growth.total if self._growth.count else None,
+            growth_bytes=growth,
             growth_p50=growth_p50,
             growth_p95=growth_p95,
             kept_bytes=kept.total,

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from tracer.facts import Fact
+from tracer.facts import Fact, Request
 
 if TYPE_CHECKING:  # so that reading a recording does not need pyelftools
     from tracer.targets.resolve import Target
+
+
+IN_FLIGHT_MAX = 8
+
+
+def longest(requests: Iterable[Request], seconds: float) -> list[Request]:
+    """The requests that have run for so long at least: at most IN_FLIGHT_MAX, the longest first."""
+    found = [one for one in requests if (one.duration_ns or 0) >= seconds * 1e9]
+    return sorted(found, key=lambda one: -(one.duration_ns or 0))[:IN_FLIGHT_MAX]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,6 +68,14 @@ class Watch(Protocol):
 
         Idempotent: later calls return []. Also allowed before or after an attach() that failed. The workers go on
         undisturbed.
+        """
+
+    def in_flight(self, seconds: float) -> list[Request]:
+        """Return the requests that run now and have run for so long at least, with their growth so far.
+
+        At most IN_FLIGHT_MAX, those that run for the longest time first. They are not facts: each will be one when it
+        ends, or tracing does. A backend that learns of a request when it ends, as ptrace, counts from the first call
+        that finds it running.
         """
 
     @property

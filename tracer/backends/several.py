@@ -6,8 +6,8 @@ import abc
 import time
 from collections.abc import Sequence
 
-from tracer.backends import Backend
-from tracer.facts import Fact
+from tracer.backends import Backend, longest
+from tracer.facts import Fact, Request
 
 _POLL_S = 0.05
 
@@ -49,6 +49,10 @@ class Several(abc.ABC):
                 raise
             if facts or time.monotonic() >= deadline:
                 return facts
+
+    def in_flight(self, seconds: float) -> list[Request]:
+        """See the Watch protocol."""
+        return longest((one for backend in self._backends for one in backend.in_flight(seconds)), seconds)
 
     def close(self) -> list[Fact]:
         """See the Watch protocol."""

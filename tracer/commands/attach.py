@@ -25,6 +25,7 @@ from tracer.units import counted
 # Hours of a busy site fit in some tens of megabytes.
 _WINDOW = 4096
 _MAX_GROUPS = 5000
+_IN_FLIGHT_S = 5.0  # a request that runs for so long is shown
 
 
 class _Output(Protocol):
@@ -52,7 +53,8 @@ class _RankingOutput:
                 self._ranking.release(fact)
 
     def update(self, progress: Progress) -> None:
-        self._view.update(self._ranking, self._tally, self._status(progress))
+        running = self._running.watch.in_flight(_IN_FLIGHT_S)
+        self._view.update(self._ranking, self._tally, self._status(progress), running)
 
     def end(self, progress: Progress) -> None:
         """Leave a last state that has the mean rate of the whole run."""

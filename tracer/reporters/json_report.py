@@ -12,6 +12,7 @@ from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
+from tracer.reporters.table import growth_per_hour
 
 SCHEMA = 2
 
@@ -47,6 +48,7 @@ def render(
                 "started_ns": one.started_ns,
                 "duration_ns": one.duration_ns,
                 "growth_bytes": one.growth,
+                "growth_per_hour": growth_per_hour(one),
             }
             for one in tally.in_flight
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
@@ -13,10 +14,12 @@ from rich.text import Text
 
 from tracer.analysis.ranking import Ranking, Sort
 from tracer.analysis.tally import Tally
-from tracer.reporters.table import legend, ranking_table, remarks, shorten, summary
+from tracer.facts import Request
+from tracer.reporters.table import in_flight, legend, ranking_table, remarks, shorten, summary
 from tracer.units import counted
 
 _FRAME_LINES = 8  # header, summary and legend
+_MOST_IN_FLIGHT = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,10 +45,11 @@ class LiveView:
         self._top = top
         self._last: RenderableType | None = None
 
-    def update(self, ranking: Ranking, tally: Tally, status: Status) -> None:
-        """Show this state, with as many rows as fit."""
+    def update(self, ranking: Ranking, tally: Tally, status: Status, running: Sequence[Request] = ()) -> None:
+        """Show this state, with as many rows as fit, and the first of the requests that are `running`."""
         width, height = self._console.size
         found = remarks(ranking)
+        found += [in_flight(request) for request in running[:_MOST_IN_FLIGHT]]
         rows = max(1, height - _FRAME_LINES - sum(1 + len(remark) // width for remark in found))
         rows = rows if self._top is None else min(rows, self._top)
         groups = ranking.groups(self._sort, rows)

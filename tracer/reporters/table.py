@@ -21,6 +21,8 @@ _MOST_TOGETHER = 3
 _MOST_KEYS = 4
 _MOST_FORKERS = 3
 _FORKER_WIDTH = 40
+_IN_FLIGHT_WIDTH = 40
+_LEAST_FOR_A_RATE_S = 10
 # Columns that are left out if there is no room, in this order.
 _SPARE = ("zend peak", "anon peak", "p95", "requests")
 
@@ -153,7 +155,7 @@ def summary(tally: Tally) -> str:
         parts.append(f"native memory counted in {share} % of the requests")
     text = " · ".join(parts)
     for request in tally.in_flight:
-        text += f"\n{_in_flight(request)}"
+        text += f"\n{in_flight(request)}"
     for why, lost in tally.losses.items():
         text += f"\nLOST {counted_loss(lost, printable(why))}"
     for sentence in tally.not_traced:
@@ -172,13 +174,23 @@ def summary(tally: Tally) -> str:
     return text
 
 
-def _in_flight(request: Request) -> str:
-    """A line on a request that began before the recording, or goes on after it."""
-    name = show_key(request.uri if request.uri is not None else request.script)
+def in_flight(request: Request) -> str:
+    """A line on a request that began before the recording, or goes on after it, or runs now."""
+    name = shorten(show_key(request.uri if request.uri is not None else request.script), _IN_FLIGHT_WIDTH)
     seconds = (request.duration_ns or 0) / 1e9
-    grew = request.growth or 0
-    rate = f", {show_bytes(round(grew / seconds), signed=True)} a second" if seconds >= 1 else ""
+    grew = request.growth
+    if grew is None:
+        return f"IN FLIGHT: {name} in worker {request.pid} for {seconds:.1f} s"
+    an_hour = growth_per_hour(request)
+    rate = "" if an_hour is None else f", {show_bytes(an_hour, signed=True)} an hour"
     return f"IN FLIGHT: {name} in worker {request.pid}: {show_bytes(grew, signed=True)} in {seconds:.1f} s{rate}"
+
+
+def growth_per_hour(request: Request) -> int | None:
+    """Bytes that its worker grows by in an hour, if it goes on so; None if it has not run for long, or is not known."""
+    if request.growth is None or request.duration_ns is None or request.duration_ns < _LEAST_FOR_A_RATE_S * 10**9:
+        return None
+    return round(request.growth * 3600 * 10**9 / request.duration_ns)
 
 
 def _forked(forked: Forked) -> str:

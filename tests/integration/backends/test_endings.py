@@ -9,7 +9,7 @@ from collections.abc import Callable
 import fastcgi
 import pytest
 from backend_kinds import BPF, BREAKPOINTS, CANNOT_SEE, NOTES, SEES_EXIT, SYSCALLS, notes
-from fpm import ONE_WORKER, Fpm
+from fpm import ONE_WORKER, TWO_WORKERS, Fpm
 from php_servers import PhpCgi, PhpDashS
 from proc_status import is_asleep
 from tracing import Tracer
@@ -319,6 +319,33 @@ class Stream:
         assert fastcgi.receive(self._connection).body == b"done"
         self._connection.shutdown(socket.SHUT_RDWR)  # a process that traces has inherited a copy
         self._connection.close()
+
+
+@pytest.mark.parametrize("began", ["before tracing", "while tracing"])
+def test_a_request_that_runs_is_shown_with_its_growth_so_far(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer], began: str
+) -> None:
+    fpm = start_fpm(www=TWO_WORKERS)
+    if began == "before tracing":
+        stream = Stream(fpm, 3)
+        tracer = trace(str(fpm.master))
+    else:
+        tracer = trace(str(fpm.master))
+        stream = Stream(fpm, 3)
+    backend = tracer.backend
+    tracer.poll()
+    wait_for(lambda: backend.in_flight(0.0), "the request to be noticed")
+    stream.hold(23)
+    [found] = backend.in_flight(0.0)
+    long_ones = backend.in_flight(3600.0)
+    stream.end()
+
+    assert (found.uri, found.script) == ("/s", f"{fpm.folder}/in_flight.php")
+    assert found.growth is not None
+    assert found.growth > 19 * BLOCK
+    assert long_ones == []
+    tracer.next()
+    assert backend.in_flight(0.0) == []
 
 
 def test_a_request_that_began_before_tracing_and_goes_on_after_it_has_its_growth_meanwhile(

@@ -334,6 +334,14 @@ def test_a_recordings_requests_come_with_the_bytes_freed_of_them():
     assert only(ranked(request(native_kept=700, native_released=600))).kept_bytes == 100
 
 
+def test_the_growth_of_a_request_in_flight_is_no_figure_of_one_request():
+    stream = grown(8 << 30)._replace(ending="cut_off", notes="end_not_seen")
+
+    group = only(ranked(grown(3), stream, grown(5)))
+
+    assert (group.growth_bytes, group.growth_p50, group.growth_p95) == (8 + (8 << 30), 3, 5)
+
+
 def test_peaks_are_the_highest_of_any_request():
     group = only(
         ranked(

@@ -244,6 +244,23 @@ def test_the_live_view_leaves_its_last_state_on_the_screen(terminal):
     assert "/srv/www/index.php" in last
 
 
+def test_the_live_view_names_the_requests_that_run_and_leaves_room_for_them(terminal):
+    ranking = Ranking(GroupBy.SCRIPT)
+    for nth in range(40):
+        ranking.add(COMPLETE._replace(script=f"/{nth}.php"))
+    status = Status("php-fpm", "bpf", 7, 61.0, 1009.0, None)
+    running = [in_flight(16 << 20, f"/events/{nth}", nth) for nth in range(4)]
+
+    with LiveView(terminal, sort=Sort.NATIVE, top=None) as view:
+        view.update(ranking, Tally(), status, running)
+
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    last = text[text.rindex("phptrace") :]
+    assert "IN FLIGHT: /events/0 in worker 0: +16.0 MiB in 16.0 s, +3.5 GiB an hour" in last
+    assert last.count("IN FLIGHT") == 3
+    assert len(last.splitlines()) <= 24
+
+
 def check(name: str, *, ok: bool, needed: bool = True) -> Check:
     return Check(name, ok, f"found {EVIL}", "do this", needed)
 
@@ -315,14 +332,14 @@ def test_the_checklist_as_json_has_the_verdict_and_the_fixes():
 
 
 def in_flight(growth: int, uri: str | None, pid: int) -> Request:
-    """A request of 8 s that tracing cut off, and that had grown so much by then."""
+    """A request of 16 s that tracing cut off, and that had grown so much by then."""
     return request(
-        pid=pid, uri=uri, script="/srv/\x1b[2J.php", duration_ns=8_000_000_000, anon_before=1_000_003,
+        pid=pid, uri=uri, script="/srv/\x1b[2J.php", duration_ns=16_000_000_000, anon_before=1_000_003,
         anon_after=1_000_003 + growth, ending="cut_off", notes="end_not_seen",
     )  # fmt: skip
 
 
-def test_requests_in_flight_that_grew_most_are_named_with_their_growth_a_second():
+def test_requests_in_flight_that_grew_most_are_named_with_their_growth_an_hour():
     tally = Tally()
     tally.add_all([in_flight(size << 20, f"/events/{size}", size) for size in (1, 16, 2, 3, 4, 5)])
     tally.add(in_flight(-8 << 20, None, 19))
@@ -332,10 +349,17 @@ def test_requests_in_flight_that_grew_most_are_named_with_their_growth_a_second(
 
     lines = [line for line in table.summary(tally).splitlines() if line.startswith("IN FLIGHT")]
     assert (tally.incomplete, len(lines)) == (7, 5)
-    assert lines[0] == "IN FLIGHT: /events/16 in worker 16: +16.0 MiB in 8.0 s, +2.0 MiB a second"
+    assert lines[0] == "IN FLIGHT: /events/16 in worker 16: +16.0 MiB in 16.0 s, +3.5 GiB an hour"
     found = json.loads(out.getvalue())["in_flight"]
     assert [one["uri"] for one in found] == [f"/events/{size}" for size in (16, 5, 4, 3, 2)]
-    assert (found[0]["growth_bytes"], found[0]["duration_ns"], found[0]["pid"]) == (16 << 20, 8_000_000_000, 16)
+    assert (found[0]["growth_bytes"], found[0]["duration_ns"], found[0]["pid"]) == (16 << 20, 16_000_000_000, 16)
+    assert found[0]["growth_per_hour"] == 3600 << 20
+
+
+def test_a_request_in_flight_whose_growth_is_not_known_has_its_age():
+    running = in_flight(0, "/" + "x" * 100, 19)._replace(anon_after=None)
+
+    assert table.in_flight(running) == f"IN FLIGHT: …{'x' * 39} in worker 19 for 16.0 s"
 
 
 def test_a_request_in_flight_without_a_uri_is_named_by_its_script_and_escaped():

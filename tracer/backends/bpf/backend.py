@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from tracer.backends import NativeOptions, StackOptions
+from tracer.backends import NativeOptions, StackOptions, longest
 from tracer.backends.bpf import self_check
 from tracer.backends.bpf.attachment import WHY_LOST, Attachment
 from tracer.backends.bpf.growth_probes import GrowthProbes
@@ -287,8 +287,16 @@ class BpfBackend:
                 found.append(record)
         return found
 
-    def _unfinished_requests(self) -> list[Fact]:
-        """The requests that workers are in the middle of, cut off now."""
+    def in_flight(self, seconds: float) -> list[Request]:
+        """See the Backend protocol."""
+        if not self._attached:
+            return []
+        begun, workers = self._begun(), self._table.workers
+        found = self._in_flight.with_ends(longest(begun, seconds), workers)
+        return longest([*found, *self._in_flight.running(workers, {one.pid for one in begun})], seconds)
+
+    def _begun(self) -> list[Request]:
+        """The requests that workers have begun and not ended, without their memory now."""
         found: list[Request] = []
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         for pid, worker in self._table.workers.items():
@@ -296,6 +304,11 @@ class BpfBackend:
             record = None if entry is None else unfinished_request(entry, now)
             if record is not None and worker.wanted:
                 found.append(self._decoder.request(record, self._table.pool(pid)))
+        return found
+
+    def _unfinished_requests(self) -> list[Fact]:
+        """The requests that workers are in the middle of, cut off now."""
+        found = self._begun()
         workers, known = self._table.workers, {request.pid for request in found}
         return [*self._in_flight.with_ends(found, workers), *self._in_flight.still_running(workers, known)]
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tracer.backends import PtraceMode, StackOptions
+from tracer.backends import PtraceMode, StackOptions, longest
 from tracer.backends.ptrace.permissions import obstacle, refusal, refusal_of
 from tracer.backends.ptrace.pipe import Channel, PipeReader, PipeWriter
 from tracer.backends.ptrace.tracing_process import TracingProcess
@@ -166,6 +166,13 @@ class PtraceBackend:
                 )
             if facts or time.monotonic() >= deadline:
                 return facts
+
+    def in_flight(self, seconds: float) -> list[Request]:
+        """See the Backend protocol."""
+        if self._tracer is None:
+            return []
+        self._in_flight.notice(self._table.workers)
+        return longest(self._in_flight.running(self._table.workers), seconds)
 
     def close(self) -> list[Fact]:
         """End the tracing process, which detaches from the workers; return the last facts. Idempotent."""

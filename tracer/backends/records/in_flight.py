@@ -44,15 +44,30 @@ class InFlight:
         """`decoder` knows the host, and what is kept of a URI."""
         self._decoder = decoder
         self._starts: dict[int, _Start] = {}
+        self._noticed: dict[int, _Start] = {}
         self._biases: dict[int, int] = {}  # by master: forks have PHP in one place
 
     def begin(self, workers: Mapping[int, TrackedWorker]) -> None:
         """Sample the workers that are in a request now. Call it once the starts and ends of requests are seen."""
         for pid, worker in workers.items():
-            if worker.wanted:
+            start = self._sample(pid, worker) if worker.wanted else None
+            if start is not None:
+                self._starts[pid] = start
+
+    def notice(self, workers: Mapping[int, TrackedWorker]) -> None:
+        """Sample the workers that are in a request now which began while tracing, as long as they are in it.
+
+        For a backend that learns of a request when it ends.
+        """
+        for pid, worker in workers.items():
+            if not worker.wanted or pid in self._starts:
+                continue
+            if pid in self._noticed:
                 with self._in_request(pid, worker) as found:
-                    if found is not None:
-                        self._sample(pid, *found)
+                    if found is None:
+                        del self._noticed[pid]
+            elif (start := self._sample(pid, worker)) is not None:
+                self._noticed[pid] = start
 
     @contextlib.contextmanager
     def _in_request(self, pid: int, worker: TrackedWorker) -> Iterator[tuple[PhpMemory, ProcessMemory] | None]:
@@ -73,20 +88,25 @@ class InFlight:
             self._biases[owner] = processes.load_bias(pid, worker.target.php.image)
         return self._biases[owner]
 
-    def _sample(self, pid: int, memory: PhpMemory, process: ProcessMemory) -> None:
-        anon = _anon(process)
-        if anon is None:
-            return
-        heap = memory.heap()
-        uri = _parameter(memory, b"REQUEST_URI", URI_MAX)
-        script = _parameter(memory, b"SCRIPT_FILENAME", SCRIPT_MAX)
-        method = _parameter(memory, b"REQUEST_METHOD", _METHOD_BYTES)
+    def _sample(self, pid: int, worker: TrackedWorker) -> _Start | None:
+        """The request that this worker is in; None if it is in none, or cannot be read."""
+        with self._in_request(pid, worker) as found:
+            anon = None if found is None else _anon(found[1])
+            if found is None or anon is None:
+                return None
+            memory, _ = found
+            heap = memory.heap()
+            uri = _parameter(memory, b"REQUEST_URI", URI_MAX)
+            script = _parameter(memory, b"SCRIPT_FILENAME", SCRIPT_MAX)
+            method = _parameter(memory, b"REQUEST_METHOD", _METHOD_BYTES)
         at_ns = self._decoder.unix_ns(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         real = None if heap is None else heap.real_size
-        self._starts[pid] = _Start(at_ns, anon, real, self._decoder.kept_uri(uri), script, method)
+        return _Start(at_ns, anon, real, self._decoder.kept_uri(uri), script, method)
 
     def seen(self, request: Request, ended_ns: int) -> Request:
         """Return a worker's next request; with its start, if it ran when tracing began. `ended_ns`: CLOCK_MONOTONIC."""
+        if self._noticed:
+            self._noticed.pop(request.pid, None)
         start = self._starts.pop(request.pid, None) if self._starts else None
         if start is None or request.notes != Note.START_NOT_SEEN.value:
             return request
@@ -103,6 +123,7 @@ class InFlight:
     def gone(self, pid: int) -> None:
         """Forget that worker or master, which has ended."""
         self._starts.pop(pid, None)
+        self._noticed.pop(pid, None)
         self.replaced(pid)
 
     def replaced(self, master: int) -> None:
@@ -114,8 +135,19 @@ class InFlight:
 
         `but`: workers whose requests are known otherwise, since their start was seen.
         """
+        found = self._running(self._starts, workers, but)
+        self._starts.clear()
+        return found
+
+    def running(self, workers: Mapping[int, TrackedWorker], but: Collection[int] = ()) -> list[Request]:
+        """Return those that still_running() returns, and those that were noticed, as they are now."""
+        return self._running({**self._noticed, **self._starts}, workers, but)
+
+    def _running(
+        self, starts: Mapping[int, _Start], workers: Mapping[int, TrackedWorker], but: Collection[int]
+    ) -> list[Request]:
         found = []
-        for pid, start in self._starts.items():
+        for pid, start in starts.items():
             worker = None if pid in but else workers.get(pid)
             if worker is None:
                 continue
@@ -145,7 +177,6 @@ class InFlight:
                     "notes": f"{Note.START_NOT_SEEN.value},{Note.END_NOT_SEEN.value}",
                 })
             )  # fmt: skip
-        self._starts.clear()
         return found
 
     def with_ends(self, requests: Iterable[Request], workers: Mapping[int, TrackedWorker]) -> list[Request]:

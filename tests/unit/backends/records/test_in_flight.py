@@ -152,6 +152,33 @@ def test_a_request_that_ends_is_not_one_that_runs_on(target):
     assert running(in_flight, target) == []
 
 
+def test_requests_that_run_now_are_shown_and_not_used_up(target):
+    in_flight, workers = InFlight(DECODER), {ME: worker(ME, target)}
+    in_flight.begin(workers)
+
+    assert [len(in_flight.running(workers)) for _ in range(2)] == [1, 1]
+    assert in_flight.running(workers, {ME}) == []
+    assert len(in_flight.still_running(workers)) == 1
+
+
+def test_a_request_that_began_while_tracing_is_noticed_until_it_ends(target, heap):
+    in_flight, workers = InFlight(DECODER), {ME: worker(ME, target)}
+    in_flight.notice(workers)
+    [first] = in_flight.running(workers)
+    in_flight.notice(workers)
+    [again] = in_flight.running(workers)
+
+    assert first.started_ns == again.started_ns
+    assert again.duration_ns > first.duration_ns
+    assert in_flight.still_running(workers) == [], "the backend knows it"
+    in_flight.seen(DECODER.request(record(pid=ME), "www"), 7)
+    assert in_flight.running(workers) == []
+    in_flight.notice(workers)
+    heap.point_to(0)
+    in_flight.notice(workers)
+    assert in_flight.running(workers) == []
+
+
 def test_no_page_becomes_resident_by_a_sample(target, heap):
     in_flight = InFlight(DECODER)
     untouched = heap.at + PAGE
