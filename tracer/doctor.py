@@ -20,7 +20,7 @@ from tracer.backends.bpf.programs import bcc_problem, bcc_version
 from tracer.backends.choose import AUTO, BACKENDS, Assignment, BackendOptions, assign
 from tracer.backends.ptrace import permissions
 from tracer.errors import PhptraceError, UnsupportedError
-from tracer.targets import allocator, arch, btf, kernel, libc, processes
+from tracer.targets import allocator, arch, btf, containers, kernel, libc, processes
 from tracer.targets.fpm_config import has_slowlog
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import FPM, Target, find
@@ -175,6 +175,9 @@ def _target_checks(names: Sequence[str]) -> Iterator[Check]:
 def _php_checks(name: str, target: Target) -> Iterator[Check]:
     php = target.php
     who = f"master {target.master.pid}" if target.master else f"process {target.workers[0].pid}"
+    where = containers.surroundings(target.pid)
+    if where.in_container:
+        who += f" in container {where.shown}"
     pools = ", ".join(sorted({worker.pool for worker in target.workers if worker.pool})) or "none"
     sapi = target.sapi or "unknown SAPI"
     found = f"{who}, {counted(len(target.serving), 'worker')}, pools: {pools}; PHP {php.shown_version}, {sapi}"

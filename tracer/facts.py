@@ -7,6 +7,8 @@ made in a third of the time, and it is already the row that the recording stores
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 
@@ -43,6 +45,19 @@ class Note(enum.Enum):
     METHOD_FROM_SAPI = "method_from_sapi"
     METHOD_UNKNOWN = "method_unknown"
     MAPPED_ELSEWHERE = "mapped_elsewhere"  # address space changed by other means than the counted calls
+
+
+class Place(NamedTuple):
+    """Where a worker runs: what tells its pool and its paths from those of the same name elsewhere. None: not known.
+
+    Texts are untrusted, as those of a Request, which has the same fields.
+    """
+
+    container: str | None = None  # its name
+    container_id: str | None = None
+    cgroup: str | None = None
+    namespaces: str | None = None  # `mnt:4026532768 pid:4026532770`, where neither container nor service is known
+    root: str | None = None  # the directory that is `/` to it: that of its pool's chroot, if it has one
 
 
 class Request(NamedTuple):
@@ -98,6 +113,23 @@ class Request(NamedTuple):
     minor_faults: int | None
     major_faults: int | None
     notes: str | None  # Note values, joined by commas
+    start_ticks: int | None = None  # of the worker, since boot, as in Worker
+    master_pid: int | None = None
+    container: str | None = None  # this and what follows: as in Place
+    container_id: str | None = None
+    cgroup: str | None = None
+    namespaces: str | None = None
+    root: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where its worker runs."""
+        return Place._make(self[_PLACE_AT:])
+
+    @property
+    def worker(self) -> WorkerId:
+        """The worker that served it."""
+        return _WORKER(self)
 
     @property
     def growth(self) -> int | None:
@@ -116,6 +148,13 @@ class Request(NamedTuple):
     def complete(self) -> bool:
         """True if both ends were seen. A request that tracing cut off has samples of its memory then and there."""
         return self.anon_before is not None and self.anon_after is not None and self.ending != Ending.CUT_OFF.value
+
+
+WorkerId = tuple[object, ...]  # the values of WORKER_FIELDS
+# The fields of a Request that tell its worker from every other one, on any host.
+WORKER_FIELDS = ("host", *Place._fields, "master_pid", "pool", "pid", "start_ticks")
+_WORKER: Callable[[Request], WorkerId] = itemgetter(*map(Request._fields.index, WORKER_FIELDS))
+_PLACE_AT = Request._fields.index("container")  # the fields of Place are the last of a Request
 
 
 def retained(kept: int, released: int) -> int:

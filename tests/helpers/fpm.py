@@ -20,8 +20,16 @@ class Fpm:
     """A running master. Its scripts are in `folder`, and each pool listens on a socket there."""
 
     def __init__(
-        self, binary: str, folder: Path, pools: dict[str, str], ini: tuple[str, ...] = (), *, daemonize: bool = False
+        self,
+        binary: str,
+        folder: Path,
+        pools: dict[str, str],
+        ini: tuple[str, ...] = (),
+        *,
+        daemonize: bool = False,
+        prefix: tuple[str, ...] = (),
     ) -> None:
+        """`prefix` is a command that prepares something and then executes php-fpm in its own place."""
         self.binary = binary
         self.folder = folder
         self._config = folder / "php-fpm.conf"
@@ -36,7 +44,14 @@ class Fpm:
         self.pools = tuple(pools)
         defines = [word for setting in ini for word in ("-d", setting)]
         self._daemonized = daemonize
-        command = [binary, "--daemonize" if daemonize else "--nodaemonize", "--fpm-config", str(self._config), *defines]
+        command = [
+            *prefix,
+            binary,
+            "--daemonize" if daemonize else "--nodaemonize",
+            "--fpm-config",
+            str(self._config),
+            *defines,
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: all(self.socket(pool).exists() for pool in pools), "php-fpm to listen")
         if daemonize:  # it listens before it writes its PID

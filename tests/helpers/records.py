@@ -47,6 +47,9 @@ MEASURED = {
     "method": b"POST",
 }
 
+# The worker of the record, as a WorkerTable knows it: the values of request_decoder.ORIGIN.
+ORIGIN = (7907, 4231, "shop", "3f2a" * 16, "/docker/" + "3f2a" * 16, "mnt:4026532768", "/srv/jail")
+
 
 def record(script: bytes = b"/srv/index.php", uri: bytes = b"/shop", **changed: Any) -> bytes:
     """A record as the kernel submits it: everything measured, and no flag, but what is changed."""

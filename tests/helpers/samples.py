@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from tracer.facts import Fact, Frame, Growth, Metric, Request
+from tracer.facts import Fact, Frame, Growth, Metric, Place, Request
 from tracer.recording.writer import Writer
 
 # One run is as another, and no examples are kept: the checkout may be read-only.
@@ -73,7 +73,18 @@ COMPLETE = Request(
     minor_faults=131,
     major_faults=1,
     notes="uri_cut,script_cut",
+    start_ticks=900_107,
+    master_pid=4231,
+    container="shop",
+    container_id="3f2a91b04c77" + "5d" * 26,
+    cgroup="/system.slice/docker-3f2a91b04c77" + "5d" * 26 + ".scope",
+    namespaces="mnt:4026532768 pid:4026532770",
+    root="/srv/jail",
 )
+
+# Two containers of one host.
+SHOP = Place("shop", "5a" * 32, "/docker/" + "5a" * 32, None, "/")
+BLOG = Place("blog", "b1" * 32, "/docker/" + "b1" * 32, None, "/")
 
 MAIN = Frame("user", "<main>", "/srv/www/index.php", 3)
 FIND = Frame("user", "Repo::find", "/srv/app/Repo.php", 89)

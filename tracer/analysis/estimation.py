@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.native_estimate import Estimates, NativeEstimator
@@ -33,7 +33,7 @@ class Estimation:
         self._possible = possible
         self._needed: set[Hashable] = set()  # keys of groups of which too few requests were counted
         self._estimator: NativeEstimator | None = None
-        self._looks: dict[int, deque[Look]] = {}  # by pid, those not passed yet
+        self._looks: dict[tuple[int, int | None], deque[Look]] = {}  # by pid and start, those not passed yet
         self._latest: Estimates | None = None  # of all requests so far; None: not worked out
 
     def begin_recording(self, looks: Iterable[Look], *, filtered: bool) -> None:
@@ -45,7 +45,7 @@ class Estimation:
         for look in sorted(looks, key=lambda look: look.at_ns):
             # Not in accept(), a worker may be in a request, which has its own memory in the heap.
             if look.in_accept and look.malloc_in_use is not None and not look.malloc_uncertain:
-                self._looks.setdefault(look.pid, deque()).append(look)
+                self._looks.setdefault((look.pid, look.start_ticks), deque()).append(look)
         if filtered:
             self._possible, self._estimator = False, None
             self._needed.clear()
@@ -69,7 +69,7 @@ class Estimation:
     def _heap_before(self, request: Request) -> int | None:
         """Bytes in use in malloc's heap between this request and the one before it, if the worker was looked at."""
         used = None
-        looks = self._looks.get(request.pid)
+        looks = self._looks.get((request.pid, request.start_ticks))
         while looks and request.started_ns is not None and looks[0].at_ns < request.started_ns:
             used = looks.popleft().malloc_in_use
         return used
@@ -78,8 +78,11 @@ class Estimation:
         """The estimates of groups that have one of their own; empty if none is needed."""
         return {entry.keys[0]: entry for entry in self._entries() if len(entry.keys) == 1}
 
-    def together(self) -> list[Together]:
-        """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
+    def together(self, names: Mapping[Hashable, str | None]) -> list[Together]:
+        """Estimates of several groups together, where nothing tells them apart, the largest lower bound first.
+
+        `names` are those of the keys.
+        """
         found = []
         for entry in self._entries():
             if (
@@ -89,7 +92,7 @@ class Estimation:
                 and entry.low
                 and entry.high is not None
             ):
-                keys = tuple(key for key in entry.keys if key is None or isinstance(key, str))
+                keys = tuple(names[key] for key in entry.keys if key in names)
                 found.append(Together(keys, entry.bytes_per_round, entry.low, entry.high))
         return found
 

@@ -7,7 +7,7 @@ import functools
 from collections import OrderedDict
 
 from tracer.analysis.routes import route_of
-from tracer.facts import Request
+from tracer.facts import Request, WorkerId
 
 _WORKERS_MAX = 8192
 _RUNS_MAX = 1 << 18  # of all workers together: 50 to 100 bytes each
@@ -44,12 +44,12 @@ class FirstRuns:
     def __init__(self, *, by_uri: bool = False) -> None:
         """`by_uri`: requests are of one kind if their uris are equal; False: if their scripts and routes are."""
         self._by_uri = by_uri
-        self._workers: OrderedDict[tuple[str, int], _Worker] = OrderedDict()
+        self._workers: OrderedDict[WorkerId, _Worker] = OrderedDict()
         self._runs = 0
 
     def of(self, request: Request) -> Run:
         """Call it once a request, in order."""
-        key = request.host, request.pid
+        key = request.worker
         worker = self._workers.get(key)
         # The count of a worker's requests begins anew where another worker got the pid.
         if worker is None or request.nth <= worker.nth:

@@ -78,7 +78,7 @@ class KeptSum:
         if kept is None:
             return None
         kept = retained(kept, (request.native_released or 0) + taken_over)
-        return self._runs[run].add(kept, hash((request.host, request.pid)), is_open=is_open)
+        return self._runs[run].add(kept, hash(request.worker), is_open=is_open)
 
     def change(self, number: int, before: int, after: int, run: Run) -> None:
         """Take note that the request of that number had kept `before`, and that `after` is left of it."""

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 from tracer.analysis.growth_windows import Window, add_counts
 from tracer.analysis.kept_rates import LEAST_WINDOWS, OTHERS, Estimate, KeptRates
 from tracer.analysis.window_cutter import WARM_UP, WindowCutter
-from tracer.facts import Request
+from tracer.facts import Request, WorkerId
 
 _KEYS = 4096  # keys that are known by name
 _KEYS_OF_LONG_WINDOWS = 256  # the most frequent ones, when windows are joined to bound memory
@@ -35,7 +35,7 @@ class Estimates:
 
 @dataclasses.dataclass(slots=True)
 class _Worker:
-    name: tuple[str, int]  # host and pid
+    name: WorkerId
     cutter: WindowCutter
     latest: int = 0  # number of its latest request, among all
     nth: int = 0
@@ -54,17 +54,17 @@ class NativeEstimator:
         self._windows: list[Window] = []
         self._requests: dict[Hashable, int] = {}
         self._count = 0
-        self._workers: dict[tuple[str, int], _Worker] = {}  # the latest of each name
+        self._workers: dict[WorkerId, _Worker] = {}  # the latest of each name
         self._number = 0
 
     def add(self, request: Request, key: Hashable, *, heap_used: int | None = None) -> None:
         """Take the next request of a worker, in the group `key`.
 
-        Host and pid tell workers apart, and a `nth` that does not rise is a new worker. `heap_used` is the bytes in
-        use in malloc's heap, if the worker was looked at before the request. Anonymous memory, which each request
-        comes with, is compared where Zend's heap has the same size.
+        A `nth` that does not rise is a new worker, too, since old recordings have no start of a worker. `heap_used` is
+        the bytes in use in malloc's heap, if the worker was looked at before the request. Anonymous memory, which each
+        request comes with, is compared where Zend's heap has the same size.
         """
-        name = request.host, request.pid
+        name = request.worker
         serving = self._workers.get(name)
         if serving is None or request.nth <= serving.nth:
             serving = self._new_worker(name)
@@ -117,7 +117,7 @@ class NativeEstimator:
             return None, f"no worker served enough requests after its first {WARM_UP}, which are warm-up"
         return None, f"only {len(windows)} windows of requests can be compared, and {LEAST_WINDOWS} are needed"
 
-    def _new_worker(self, name: tuple[str, int]) -> _Worker:
+    def _new_worker(self, name: WorkerId) -> _Worker:
         before = self._workers.pop(name, None)
         if before is not None:
             self._end(before)

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from tracer.analysis.quantiles import Values, nearest_rank
-from tracer.facts import Request
+from tracer.facts import Request, WorkerId
 
 _WORKERS_MAX = 8192
 _LEFT_OUT_MAX = 1024
@@ -25,11 +25,11 @@ class LastCounted:
 
     def __init__(self) -> None:
         """No worker has been seen."""
-        self._last: OrderedDict[tuple[str, int], tuple[int, Callable[[], None] | None]] = OrderedDict()
+        self._last: OrderedDict[WorkerId, tuple[int, Callable[[], None] | None]] = OrderedDict()
 
     def add(self, request: Request, followed: Callable[[], None] | None) -> None:
         """Take a worker's next request. `followed` is called if the one after it is counted; None: it was not."""
-        worker = request.host, request.pid
+        worker = request.worker
         nth, before = self._last.pop(worker, (0, None))
         # Where a filter left out the one after it, nobody knows whether that was counted.
         if before is not None and (request.nth > nth + 1 or (request.nth == nth + 1 and followed is not None)):

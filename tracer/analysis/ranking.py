@@ -1,4 +1,4 @@
-"""Groups requests by script, uri, worker or pool, and sorts the groups by what they did to memory."""
+"""Groups requests by script, uri, worker, pool or container, and sorts the groups by what they did to memory."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import dataclasses
 import enum
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from tracer.analysis.estimation import Estimation, Together
 from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.kept import KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.open_requests import LastCounted
+from tracer.analysis.places import place_names
 from tracer.analysis.quantiles import Values
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import Look, Release, Request, Worker, retained
+from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker, retained
 
 # Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
 COLUMNS = (
-    "host", "pid", "pool", "nth", "uri", "script", "ending", "started_ns", "duration_ns",
+    *WORKER_FIELDS, "nth", "uri", "script", "ending", "started_ns", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
     "native_kept", "native_released", "native_freed_earlier",
 )  # fmt: skip
 
 
 class GroupBy(enum.Enum):
-    """The value that all requests of one group share."""
+    """The value that all requests of one group share. In every ranking, they also share the place where they ran."""
 
     SCRIPT = "script"
     URI = "uri"
     WORKER = "worker"
     POOL = "pool"
+    CONTAINER = "container"
 
 
 class Sort(enum.Enum):
@@ -53,7 +55,8 @@ class Group:
     `growth_*` is what the workers' anonymous memory grew by, Zend's chunk cache included: memory that one request
     takes, another may free. Its quantiles are of the requests that were seen whole. `kept_*` is the native memory that
     the requests allocated and did not free, see analysis.kept.Kept; `kept_how` is a How's value. Quantiles are by
-    nearest rank: values that occurred.
+    nearest rank: values that occurred. `container` names the place where the requests ran; None if all requests of the
+    ranking ran in one, or the key is its name.
     """
 
     key: str | None
@@ -75,6 +78,7 @@ class Group:
     anon_peak_max: int | None
     zend_peak_max: int | None
     duration_p95_ns: int | None
+    container: str | None = None
 
 
 # Requests that left blocks behind, of which a ranking remembers for a while how much that was.
@@ -135,12 +139,12 @@ class Ranking:
         self._last_counted = LastCounted()
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._freeing: dict[int, list[Release]] = {}  # by pid: what a request freed that has not ended
-        self._key: Callable[[Request], str | WorkerKey | None] = (
-            self._workers.key if by is GroupBy.WORKER else _KEYS[by]
+        self._name: Callable[[Request], str | WorkerKey | None] = (
+            self._workers.key if by is GroupBy.WORKER else _NAMES[by]
         )
         self._window = window
         self._max_groups = max_groups
-        self._groups: dict[str | WorkerKey | None, _Accumulator] = {}
+        self._groups: dict[_Key, _Accumulator] = {}
 
     def begin_recording(self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False) -> None:
         """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
@@ -159,7 +163,7 @@ class Ranking:
 
         OverflowError if a figure of it does not fit in 64 bits.
         """
-        key = self._key(request)
+        key = request[_PLACE_AT:], self._name(request)
         run = self._first_runs.of(request)
         freed = freed or self._freeing.pop(request.pid, ())
         group = self._groups.get(key)
@@ -216,21 +220,37 @@ class Ranking:
 
     def together(self) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
-        return self._estimation.together()
+        places = self.places()
+        names: dict[Hashable, str | None] = {}
+        for key in self._groups:
+            at, name = key
+            shown = name if isinstance(name, str) else None
+            names[key] = shown if len(places) < 2 else f"{places[Place._make(at)]}: {shown or '(none)'}"
+        return self._estimation.together(names)
 
     def why_not_estimated(self) -> str | None:
         """A reason why what was not counted is not estimated either, or is not sure; None if there is none."""
         return self._estimation.why_not()
 
+    def places(self) -> dict[Place, str]:
+        """The places where the requests ran, with a name for each, all different."""
+        return place_names(Place._make(at) for at, _ in self._groups)
+
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
-        """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
+        """The groups in order, all (None) or the first `top`. Ties are sorted by growth, by key, then by container."""
         estimates = self._estimation.single()
-        names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
-        found = [
-            accumulator.group(names[key] if isinstance(key, WorkerKey) else key, estimates.get(key))
-            for key, accumulator in self._groups.items()
-        ]
-        found.sort(key=lambda group: (group.key is None, group.key or ""))
+        names = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
+        places = self.places()
+        several = len(places) > 1 and self.by is not GroupBy.CONTAINER
+        found = []
+        for key, accumulator in self._groups.items():
+            at, name = key
+            place = places[Place._make(at)]
+            shown = names[name] if isinstance(name, WorkerKey) else name
+            if self.by is GroupBy.CONTAINER:
+                shown = place
+            found.append(accumulator.group(shown, place if several else None, estimates.get(key)))
+        found.sort(key=lambda group: (group.key is None, group.key or "", group.container or ""))
         if sort is not Sort.KEY:
             value = _SORT_VALUES[sort]
             found.sort(key=lambda group: (value(group), _order(group.growth_bytes)), reverse=True)
@@ -255,10 +275,13 @@ def _order(value: int | None) -> tuple[int, int]:
     return int(value is not None), value or 0
 
 
-_KEYS: dict[GroupBy, Callable[[Request], str | None]] = {
+_Key = tuple[tuple[str | int | None, ...], str | WorkerKey | None]  # the place, as a plain tuple, and the name
+_PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
+_NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,
     GroupBy.URI: lambda request: request.uri,
     GroupBy.POOL: lambda request: request.pool,
+    GroupBy.CONTAINER: lambda _: None,
 }
 _SORT_VALUES: dict[Sort, Callable[[Group], tuple[int, ...]]] = {
     Sort.NATIVE: _order_by_kept,
@@ -326,7 +349,7 @@ class _Accumulator:
     def close_kept(self, number: int, run: Run) -> None:
         self._kept.close(number, run)
 
-    def group(self, key: str | None, estimate: Estimate | None) -> Group:
+    def group(self, key: str | None, container: str | None, estimate: Estimate | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
         growth = None if not self._growth.count else self._growth.total
         if self._cut_off_growth is not None:
@@ -355,4 +378,5 @@ class _Accumulator:
             anon_peak_max=self._anon_peak,
             zend_peak_max=self._zend_peak,
             duration_p95_ns=duration_p95,
+            container=container,
         )

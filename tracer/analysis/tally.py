@@ -6,7 +6,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from tracer.facts import Ending, Fact, Fork, Loss, Request, Worker
+from tracer.facts import Ending, Fact, Fork, Loss, Place, Request, Worker
 
 
 @dataclasses.dataclass(slots=True)
@@ -19,6 +19,7 @@ class Forked:
     anon: int = 0  # bytes of those alive, together
 
 
+_PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
 # Requests in flight that are named.
 _IN_FLIGHT_MAX = 5
 # Different names of requests that fork: those that come later are counted together.
@@ -41,6 +42,8 @@ class Tally:
         self.unended = 0  # recordings that were not closed: how much is missing is unknown
         self.losses: dict[str, int] = {}
         self.in_flight: list[Request] = []  # those that grew most of the requests that tracing cut off, and grew so far
+        self.several_places = False  # requests ran in more than one
+        self._place: tuple[object, ...] | None = None  # of the first one
         self.not_traced: list[str] = []  # sentences on processes that were meant and not traced
         self._alive: set[tuple[str | None, int, int | None]] = set()  # workers that are not known to have ended
         self.workers = 0  # different ones that were seen
@@ -80,6 +83,9 @@ class Tally:
         """Count a fact. `host` is the host of a Worker, which does not name it; None if all are of one host."""
         if isinstance(fact, Request):
             self.requests += 1
+            if not self.several_places and fact[_PLACE_AT:] != self._place:
+                self.several_places = self._place is not None
+                self._place = fact[_PLACE_AT:]
             self.counted += fact.native_kept is not None
             if not fact.complete:
                 self.incomplete += 1

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tracer.facts import Request, Worker
+from tracer.facts import Place, Request, Worker
 
 
 class WorkerKey(NamedTuple):
@@ -19,6 +19,8 @@ class WorkerKey(NamedTuple):
     pool: str | None
     pid: int
     start_ticks: int | None
+    master_pid: int | None
+    place: Place
 
 
 class WorkerNames:
@@ -53,22 +55,25 @@ class WorkerNames:
         """
         self._hosts.add(request.host)
         began = self._began.get(request.pid)
-        start_ticks = None
-        if began is not None:
+        start_ticks = request.start_ticks
+        if start_ticks is None and began is not None:  # as in recordings of schema 1 and 2
             times, starts = began
             start_ticks = starts[max(0, bisect_right(times, request.started_ns or 0) - 1)]
-        return WorkerKey(request.host, request.pool, request.pid, start_ticks)
+        return WorkerKey(request.host, request.pool, request.pid, start_ticks, request.master_pid, request.place)
 
     def names(self, keys: Iterable[WorkerKey]) -> dict[WorkerKey, str]:
-        """A name for each worker: `www/77`; `web1 www/77` if hosts differ; `www/77 #2` for the second with that pid."""
-        namesakes: dict[str, list[WorkerKey]] = {}
+        """A name for each worker: `www/77`; `web1 www/77` if hosts differ; `www/77 #2` for the second with that pid.
+
+        Workers in different places may have one name.
+        """
+        namesakes: dict[tuple[str, Place], list[WorkerKey]] = {}
         for key in keys:
             name = f"{key.pool}/{key.pid}" if key.pool else str(key.pid)
             if len(self._hosts) > 1:
                 name = f"{key.host} {name if key.pool else f'pid {key.pid}'}"
-            namesakes.setdefault(name, []).append(key)
+            namesakes.setdefault((name, key.place), []).append(key)
         names = {}
-        for name, alike in namesakes.items():
+        for (name, _), alike in namesakes.items():
             alike.sort(key=lambda key: (key.start_ticks is not None, key.start_ticks or 0))
             for number, key in enumerate(alike, 1):
                 names[key] = f"{name} #{number}" if len(alike) > 1 else name

@@ -108,7 +108,8 @@ class _LinesOutput:
 def attach(output: str | None, group_by: str, sort: str, top: int, **options: Any) -> None:
     """Show live which scripts make the workers grow.
 
-    TARGET is php-fpm (every master on this host), php-fpm:POOL, or a PID. The PID of a master selects all its workers.
+    TARGET is php-fpm (every master on this host), php-fpm:POOL, container:NAME or container:ID (the masters in that
+    container), cgroup:PATH, or a PID. The PID of a master selects all its workers.
 
     On a terminal, phptrace shows a ranking and updates it every second. In a pipe, it writes one line per request and
     ignores --group-by, --sort and --top. Stop it with Ctrl-C.

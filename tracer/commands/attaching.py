@@ -29,6 +29,7 @@ from tracer.errors import (
     UnsupportedError,
     UsageError,
 )
+from tracer.targets import containers
 from tracer.targets.resolve import Found, Target, find, is_pid, master_pids
 from tracer.units import counted, counted_loss
 
@@ -82,7 +83,8 @@ class Plan:
         names = (*targets, *map(str, pids))
         if not names:
             raise UsageError(
-                "cannot trace: no target is given. Name php-fpm (every master on this host), php-fpm:POOL, or a PID."
+                "cannot trace: no target is given. Name php-fpm (every master on this host), php-fpm:POOL,"
+                " container:NAME, cgroup:PATH, or a PID."
             )
         if backend not in ("auto", "ptrace") and ptrace_mode is not PtraceMode.SYSCALLS:
             raise UsageError(
@@ -124,6 +126,17 @@ class Session:
         return self.choice.targets
 
     @property
+    def lacking(self) -> list[str]:
+        """Sentences on what cannot be measured or named."""
+        found = (containers.surroundings(target.pid) for target in self.targets)
+        nameless = {
+            f"container {where.shown} is shown by its id, since its name is not known: {where.why}"
+            for where in found
+            if where.container_id is not None and where.why is not None
+        }
+        return [*self.choice.backend.lacking, *sorted(nameless)]
+
+    @property
     def not_traced(self) -> list[str]:
         """A sentence on each process that was meant, and is not traced."""
         return [str(refused) for refused in self.choice.left_out]
@@ -143,7 +156,7 @@ class Session:
             "backend_why": self.choice.why,
             "targets": list(plan.names),
             "php": sorted({target.php.shown_version for target in self.targets}),
-            "lacking": list(self.choice.backend.lacking),
+            "lacking": self.lacking,
             "not_traced": self.not_traced,
             "options": {
                 "duration_s": plan.duration_s,
@@ -173,8 +186,9 @@ def session(plan: Plan) -> Iterator[Session]:
                 workers = counted(len(target.workers), "worker")
                 itself = " that also serves requests: tracing it, its" if target.master_serves else ": tracing its"
                 notice(f"{target.named} is a master{itself} {workers}, and new ones as they start")
-        note_limits([lack for lack in choice.backend.lacking if lack not in choice.cost])
-        yield Session(choice, watch, shown)
+        running = Session(choice, watch, shown)
+        note_limits([lack for lack in running.lacking if lack not in choice.cost])
+        yield running
     finally:
         watch.close()
         found.close()

@@ -20,7 +20,7 @@ def doctor(targets: Sequence[str], as_json: bool) -> None:
     """Check this host; show how to fix what is missing.
 
     Check everything that tracing TARGET on this host needs. TARGET is php-fpm (every master on this host, the default),
-    php-fpm:POOL, or a PID.
+    php-fpm:POOL, container:NAME or container:ID (the masters in that container), cgroup:PATH, or a PID.
 
     The exit code is 0 if TARGET can be traced. Otherwise it is the exit code that `phptrace attach TARGET` would fail
     with.

@@ -71,7 +71,7 @@ def _requests(recordings: Sequence[Reader], keep: Filter, tally: Tally) -> Itera
     for recording in recordings:
         tally.unended += not recording.ended
         tally.not_traced += not_traced(recording.meta)
-        tally.add_all(recording.workers())
+        tally.add_all(recording.workers(), str(recording.meta.get("host")))
         tally.add_all(recording.losses())
         for request in recording.requests():
             if keep.keeps(request):

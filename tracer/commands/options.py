@@ -286,7 +286,8 @@ def ranking_options(command: Command) -> Command:
             type=click.Choice([by.value for by in GroupBy]),
             default=GroupBy.SCRIPT.value,
             show_default=True,
-            help="Show one row per script, URI, worker or pool.",
+            help="Show one row per script, URI, worker, pool or container. A script, URI or pool that two containers"
+            " have is two rows.",
         ),
         click.option(
             "--sort",

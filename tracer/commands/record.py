@@ -40,7 +40,8 @@ from tracer.reporters.table import summary
 def record(output: str | None, **options: Any) -> None:
     """Record every request to a file, to read later.
 
-    TARGET is php-fpm (every master on this host), php-fpm:POOL, or a PID. The PID of a master selects all its workers.
+    TARGET is php-fpm (every master on this host), php-fpm:POOL, container:NAME or container:ID (the masters in that
+    container), cgroup:PATH, or a PID. The PID of a master selects all its workers.
 
     Recording stops at Ctrl-C, after --duration or after --count. Read the file with `phptrace report`, `flame` or
     `export`, or with any SQLite tool.

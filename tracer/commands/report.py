@@ -64,6 +64,7 @@ def _json(report: _Report) -> None:
         report.heaviest,
         report.balance,
         together=report.ranking.together(),
+        places=report.ranking.places(),
         why_not_estimated=report.ranking.why_not_estimated(),
     )
 

@@ -23,6 +23,8 @@ from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
 
+# Texts that are kept, and the bytes of the longest: most rows have the same host, pool, container and script as others.
+_MOST_TEXTS, _LONGEST_TEXT = 4096, 512
 _COPY = "Copy it again, with its -wal file if there is one, or record again."
 
 
@@ -35,6 +37,18 @@ class Totals:
     lost: int  # facts that could not be delivered
     workers: int
     workers_died: int  # killed by a signal
+
+
+class _Texts(dict[bytes, str]):
+    """The texts of a file by their bytes. One that comes again is the same object: it is neither decoded nor hashed."""
+
+    def __missing__(self, raw: bytes) -> str:
+        text = raw.decode("utf-8", "surrogateescape")
+        if len(raw) <= _LONGEST_TEXT:
+            if len(self) >= _MOST_TEXTS:
+                self.clear()
+            self[raw] = text
+        return text
 
 
 class Reader:
@@ -236,7 +250,7 @@ class Reader:
             if in_wal_mode and not may_write and not os.path.exists(path + "-wal"):
                 uri += "&immutable=1"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0)
-            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+            connection.text_factory = _Texts().__getitem__
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
             connection.execute("PRAGMA query_only = ON")

@@ -121,7 +121,17 @@ _SCHEMA_3 = {
   id INTEGER PRIMARY KEY,
   host TEXT NOT NULL,
   pid INTEGER NOT NULL,
-  pool TEXT
+  pool TEXT,
+  start_ticks INTEGER,
+  master_pid INTEGER
+) STRICT""",
+    "place": """CREATE TABLE place (
+  id INTEGER PRIMARY KEY,
+  container TEXT,
+  container_id TEXT,
+  cgroup TEXT,
+  namespaces TEXT,
+  root TEXT
 ) STRICT""",
     "page": """CREATE TABLE page (
   id INTEGER PRIMARY KEY,
@@ -211,6 +221,7 @@ _SCHEMA_3 = {
   id INTEGER PRIMARY KEY,
   page INTEGER NOT NULL,
   process INTEGER NOT NULL,
+  place INTEGER NOT NULL,
   outcome INTEGER NOT NULL,
   mappings INTEGER NOT NULL,
   heap INTEGER NOT NULL,
@@ -276,9 +287,17 @@ _SCHEMA_3 = {
   CASE WHEN native.native_kept IS NULL THEN NULL ELSE coalesce(released.bytes, 0) END AS native_released,
   request_row.minor_faults,
   request_row.major_faults,
-  outcome.notes
+  outcome.notes,
+  process.start_ticks,
+  process.master_pid,
+  place.container,
+  place.container_id,
+  place.cgroup,
+  place.namespaces,
+  place.root
 FROM request_row
   LEFT JOIN process ON process.id = request_row.process
+  LEFT JOIN place ON place.id = request_row.place
   LEFT JOIN page ON page.id = request_row.page
   LEFT JOIN outcome ON outcome.id = request_row.outcome
   LEFT JOIN mappings ON mappings.id = request_row.mappings
@@ -290,4 +309,4 @@ FROM request_row
 }
 SCHEMAS = {1: _SCHEMA_1, 2: _SCHEMA_2, 3: _SCHEMA_3}
 # The parts of a request that have tables of their own, which request_row names by their ids.
-PARTS = ("page", "process", "outcome", "mappings", "heap", "calls", "native")
+PARTS = ("page", "process", "place", "outcome", "mappings", "heap", "calls", "native")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from tracer.analysis.balance import Balance
@@ -12,6 +13,7 @@ from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
+from tracer.facts import Place
 from tracer.reporters.table import growth_per_hour
 
 SCHEMA = 2
@@ -25,9 +27,13 @@ def render(
     balance: Balance | None = None,
     *,
     together: Sequence[Together] = (),
+    places: Mapping[Place, str] = MappingProxyType({}),
     why_not_estimated: str | None = None,
 ) -> None:
-    """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes."""
+    """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes.
+
+    `places`: where requests ran, with the names that groups have as `container`.
+    """
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "requests": tally.requests,
@@ -43,6 +49,8 @@ def render(
             {
                 "host": json_text(one.host),
                 "pid": one.pid,
+                "container": json_text(one.container),
+                "container_id": json_text(one.container_id),
                 "uri": None if one.uri is None else json_text(one.uri),
                 "script": None if one.script is None else json_text(one.script),
                 "started_ns": one.started_ns,
@@ -53,7 +61,14 @@ def render(
             for one in tally.in_flight
         ],
         "not_traced": [json_text(sentence) for sentence in tally.not_traced],
-        "groups": [{**dataclasses.asdict(group), "key": json_text(group.key)} for group in groups],
+        "groups": [
+            {**dataclasses.asdict(group), "key": json_text(group.key), "container": json_text(group.container)}
+            for group in groups
+        ],
+        "containers": [
+            {"name": json_text(name), **{field: json_text(value) for field, value in place._asdict().items()}}
+            for place, name in places.items()
+        ],
     }
     document["together"] = [
         {**dataclasses.asdict(entry), "keys": [json_text(key) for key in entry.keys]} for entry in together
@@ -72,6 +87,7 @@ def render(
                     "samples": stack.samples,
                     "routes": [json_text(route) for route in stack.routes],
                     "script": json_text(stack.script),
+                    "container": json_text(stack.container),
                     "frames": [json_text(frame) for frame in stack.frames],
                 }
                 for stack in heaviest.stacks

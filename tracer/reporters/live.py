@@ -49,7 +49,7 @@ class LiveView:
         """Show this state, with as many rows as fit, and the first of the requests that are `running`."""
         width, height = self._console.size
         found = remarks(ranking)
-        found += [in_flight(request) for request in running[:_MOST_IN_FLIGHT]]
+        found += [in_flight(request, with_place=len(ranking.places()) > 1) for request in running[:_MOST_IN_FLIGHT]]
         rows = max(1, height - _FRAME_LINES - sum(1 + len(remark) // width for remark in found))
         rows = rows if self._top is None else min(rows, self._top)
         groups = ranking.groups(self._sort, rows)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import datetime
 from typing import TextIO
 
-from tracer.facts import Request
+from tracer.analysis.places import place_name
+from tracer.facts import Place, Request
 from tracer.reporters.delimited import tsv_line
 
 HEADER = (
     "time", "pid", "pool", "method", "status", "ending", "duration_ms",
-    "growth_bytes", "kept_bytes", "anon_bytes", "zend_peak_bytes", "script", "uri", "notes",
+    "growth_bytes", "kept_bytes", "anon_bytes", "zend_peak_bytes", "script", "uri", "notes", "container",
 )  # fmt: skip
+
+_NOWHERE = Place()
 
 
 class RequestLines:
@@ -42,6 +45,7 @@ class RequestLines:
                     request.script,
                     request.uri,
                     request.notes,
+                    None if request.place == _NOWHERE else place_name(request.place),
                 )
             )
         )

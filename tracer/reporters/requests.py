@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-from tracer.facts import Request
+from tracer.facts import Place, Request
 from tracer.reporters.delimited import render_csv, render_tsv
 from tracer.reporters.json_report import json_text
 
@@ -15,7 +15,7 @@ COLUMNS = (*Request._fields, *DERIVED)
 # awk counts columns from the left: those that people rank by come first, and the order never changes.
 _FIRST = ("native_kept", "growth_bytes", "script", "uri")
 TSV_COLUMNS = (*_FIRST, *(name for name in Request._fields if name not in _FIRST))
-_TEXTS = tuple(Request._fields.index(name) for name in ("pool", "method", "uri", "script"))
+_TEXTS = tuple(Request._fields.index(name) for name in ("pool", "method", "uri", "script", *Place._fields))
 
 
 def render_ndjson(requests: Iterable[Request], out: TextIO) -> None:

@@ -16,7 +16,8 @@ def render(heaviest: Heaviest, out: TextIO) -> None:
     for stack in heaviest.stacks:
         share = stack.bytes / heaviest.total if heaviest.total else 0.0
         sampled = f", {counted(stack.samples, 'sample')}" if stack.samples else ""
-        out.write(f"\n{show_bytes(stack.bytes)} ({share:.1%}{sampled}) {printable(stack.script)}\n")
+        where = "" if stack.container is None else f"{printable(stack.container)}: "
+        out.write(f"\n{show_bytes(stack.bytes)} ({share:.1%}{sampled}) {where}{printable(stack.script)}\n")
         routes = ", ".join(map(printable, stack.routes[:_ROUTES]))
         more = len(stack.routes) - _ROUTES
         out.write(f"    for {routes}" + (f" and {more} more" if more > 0 else "") + "\n")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracer.analysis.kept import How
+from tracer.analysis.places import place_name
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Forked, Tally
 from tracer.facts import Request
@@ -23,6 +24,8 @@ _MOST_FORKERS = 3
 _FORKER_WIDTH = 40
 _IN_FLIGHT_WIDTH = 40
 _LEAST_FOR_A_RATE_S = 10
+_CONTAINER = "container"  # a column that is shown where requests ran in several
+_MOST_CONTAINER = 28  # cells
 # Columns that are left out if there is no room, in this order.
 _SPARE = ("zend peak", "anon peak", "p95", "requests")
 
@@ -116,18 +119,25 @@ def console_for(out: TextIO) -> Console:
 def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int) -> RenderableType:
     """The table alone. Long keys lose their beginning, which tends to be alike; a narrow terminal has fewer columns."""
     columns = _columns(sort)
+    containers = [None if group.container is None else shorten(printable(group.container), _MOST_CONTAINER)
+                  for group in groups]  # fmt: skip
+    wide = max((cell_len(name) + 1 for name in containers if name is not None), default=0)
+    wide = max(wide, len(_CONTAINER) + 1) if wide else 0
     for spare in _SPARE:
-        if _room(columns, width) < _MIN_KEY:
+        if _room(columns, width - wide) < _MIN_KEY:
             columns = [column for column in columns if column[0] != spare or column[2] is sort]
-    key_width = max(_MIN_KEY, _room(columns, min(width, 160)))
+    key_width = max(_MIN_KEY, _room(columns, min(width, 160) - wide))
     keys = [shorten(show_key(group.key), key_width) for group in groups]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     name = by.value + ("↓" if sort is Sort.KEY else "")
     table.add_column(name, no_wrap=True, min_width=_MIN_KEY, max_width=key_width)
-    for name, wide, of, _ in columns:
-        table.add_column(name + ("↓" if of is sort else ""), justify="right", no_wrap=True, min_width=wide)
-    for key, group in zip(keys, groups, strict=True):
-        table.add_row(Text(key), *(cell(group) for _, _, _, cell in columns))
+    if wide:
+        table.add_column(_CONTAINER, no_wrap=True, min_width=wide - 1)
+    for name, least, of, _ in columns:
+        table.add_column(name + ("↓" if of is sort else ""), justify="right", no_wrap=True, min_width=least)
+    for key, container, group in zip(keys, containers, groups, strict=True):
+        cells = [Text(container or "")] if wide else []
+        table.add_row(Text(key), *cells, *(cell(group) for _, _, _, cell in columns))
     return table
 
 
@@ -155,7 +165,7 @@ def summary(tally: Tally) -> str:
         parts.append(f"native memory counted in {share} % of the requests")
     text = " · ".join(parts)
     for request in tally.in_flight:
-        text += f"\n{in_flight(request)}"
+        text += f"\n{in_flight(request, with_place=tally.several_places)}"
     for why, lost in tally.losses.items():
         text += f"\nLOST {counted_loss(lost, printable(why))}"
     for sentence in tally.not_traced:
@@ -174,16 +184,22 @@ def summary(tally: Tally) -> str:
     return text
 
 
-def in_flight(request: Request) -> str:
-    """A line on a request that began before the recording, or goes on after it, or runs now."""
+def in_flight(request: Request, *, with_place: bool = False) -> str:
+    """A line on a request that began before the recording, or goes on after it, or runs now.
+
+    `with_place`: requests ran in several places.
+    """
     name = shorten(show_key(request.uri if request.uri is not None else request.script), _IN_FLIGHT_WIDTH)
     seconds = (request.duration_ns or 0) / 1e9
     grew = request.growth
+    where = f"worker {request.pid}"
+    if with_place:
+        where += f" of {shorten(printable(place_name(request.place)), _MOST_CONTAINER)}"
     if grew is None:
-        return f"IN FLIGHT: {name} in worker {request.pid} for {seconds:.1f} s"
+        return f"IN FLIGHT: {name} in {where} for {seconds:.1f} s"
     an_hour = growth_per_hour(request)
     rate = "" if an_hour is None else f", {show_bytes(an_hour, signed=True)} an hour"
-    return f"IN FLIGHT: {name} in worker {request.pid}: {show_bytes(grew, signed=True)} in {seconds:.1f} s{rate}"
+    return f"IN FLIGHT: {name} in {where}: {show_bytes(grew, signed=True)} in {seconds:.1f} s{rate}"
 
 
 def growth_per_hour(request: Request) -> int | None:

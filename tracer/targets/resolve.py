@@ -1,26 +1,28 @@
-"""Finds the workers to trace from the names the user gives: `php-fpm`, `php-fpm:www`, or a PID."""
+"""Finds the workers to trace from the names the user gives: `php-fpm`, `php-fpm:www`, a container, or a PID."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from tracer.errors import NoTargetError, NotPermittedError, PhptraceError, TargetGoneError, UnsupportedError
+from tracer.targets import containers, processes
 from tracer.targets import php as php_binary
-from tracer.targets import processes
 from tracer.targets.elf import Image
 from tracer.targets.fpm_config import fpm_pools
 from tracer.targets.php import Php
 from tracer.targets.processes import MASTER_TITLE, Process
 
 FPM = "php-fpm"
+CONTAINER, CGROUP = "container", "cgroup"
 _FPM_SAPI = "fpm-fcgi"
 _FASTCGI = (_FPM_SAPI, "cgi-fcgi")
 # PHP's command line: its one request began when it started.
 _ONE_REQUEST = ("cli", "phpdbg", "micro")
-_MOST_NAMED = 5  # refused processes in one error
+_MOST_NAMED = 5  # refused processes, or containers of one name, in one error
+_MOST_CHOICES = 20  # containers, or cgroups
 # The parent accepts connections as its children do (sapi/cli/php_cli_server.c, PHP 8.2), or goes on with its script.
 _PARENTS_SERVE = ("cli-server", "cli")
 
@@ -149,9 +151,46 @@ def _named(name: str, *, symbols: bool, only: Collection[int] | None) -> Sequenc
         return [_by_pid(int(name[:4000]), symbols=symbols)]
     if kind == FPM and (pool or not colon):
         return _by_title(name, pool or None, symbols=symbols, only=only)
+    if kind in (CONTAINER, CGROUP) and pool:
+        return _by_title(name, None, symbols=symbols, only=_masters_there(kind, pool, only))
     raise NoTargetError(
-        f"cannot trace {name!a}: it names no target. Write php-fpm (every master on this host), php-fpm:POOL, or a PID."
+        f"cannot trace {name!a}: it names no target. Write php-fpm (every master on this host), php-fpm:POOL,"
+        " container:NAME, container:ID, cgroup:PATH, or a PID."
     )
+
+
+def _masters_there(kind: str, wanted: str, only: Collection[int] | None) -> frozenset[int]:
+    """Pids of the php-fpm masters in that container or cgroup. NoTargetError if there is none, or it is ambiguous."""
+    every = [(pid, containers.surroundings(pid)) for pid in sorted(master_pids()) if only is None or pid in only]
+    if kind == CGROUP:
+        path = containers.cgroup_path(wanted)
+        found = frozenset(pid for pid, where in every if where.is_in_cgroup(path))
+        if not found:
+            raise NoTargetError(_nothing_there(kind, wanted, (w.cgroup for _, w in every if w.cgroup is not None)))
+        return found
+    named = [(pid, where) for pid, where in every if where.is_container(wanted)]
+    # A container chooses its host name: one that has the name from its runtime comes first.
+    named = [one for one in named if not one[1].is_host_name or one[1].is_container_id(wanted)] or named
+    if not named:
+        raise NoTargetError(_nothing_there(kind, wanted, (w.shown for _, w in every if w.in_container)))
+    shown = {where.container_id or where.name: ascii(where.shown)[1:-1] for _, where in named}
+    if len(shown) > 1:
+        raise NoTargetError(
+            f"cannot trace {kind} {wanted!a}: {len(shown)} containers with a php-fpm master have that name or id."
+            f" Write a longer part of the id of one of them: {', '.join(sorted(shown.values())[:_MOST_NAMED])}."
+        )
+    return frozenset(pid for pid, _ in named)
+
+
+def _nothing_there(kind: str, wanted: str, known: Iterable[str]) -> str:
+    """The text of an error, with what there is."""
+    every = sorted({ascii(name)[1:-1] for name in known})
+    names = ", ".join(every[:_MOST_CHOICES])
+    more = f", and {len(every) - _MOST_CHOICES} more" if len(every) > _MOST_CHOICES else ""
+    advice = (
+        f"Choose from: {names}{more}." if names else f"No php-fpm master here is in a {kind}: name php-fpm, or a PID."
+    )
+    return f"cannot trace {kind} {wanted!a}: no php-fpm master here is in it. {advice}"
 
 
 def _add(found: list[Target], new: Target) -> None:

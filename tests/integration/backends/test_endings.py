@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -381,6 +382,25 @@ def test_a_request_that_began_while_tracing_and_goes_on_after_it_has_its_growth_
     stream.end()
 
     (request,) = tracer.requests
+    assert (request.uri, request.ending, request.complete) == ("/s", "cut_off", False)
+    assert request.growth == pytest.approx(20 * BLOCK, rel=0.1)
+
+
+def test_after_a_reload_too_a_request_that_goes_on_after_tracing_has_its_growth_until_then(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    tracer = trace(str(fpm.master))
+    [before] = fpm.workers()
+    os.kill(fpm.master, signal.SIGUSR2)
+    wait_for(lambda: fpm.workers() not in ([], [before]) and fpm.answers(), "php-fpm to be reloaded")
+    stream = Stream(fpm, 20)
+    tracer.next()
+    tracer.poll()
+    tracer.close()
+    stream.end()
+
+    *_, request = tracer.requests
     assert (request.uri, request.ending, request.complete) == ("/s", "cut_off", False)
     assert request.growth == pytest.approx(20 * BLOCK, rel=0.1)
 

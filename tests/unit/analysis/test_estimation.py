@@ -5,6 +5,7 @@ from __future__ import annotations
 from samples import request
 
 from tracer.analysis.estimation import Estimation
+from tracer.facts import Look
 
 
 def taken(estimation: Estimation) -> dict[object, int]:
@@ -21,7 +22,7 @@ def test_no_request_is_taken_until_a_group_needs_an_estimate():
     estimation = Estimation(possible=True)
 
     add(estimation, "/a.php", 1, 2, 3, needed=False)
-    assert (taken(estimation), estimation.together(), estimation.why_not()) == ({}, [], None)
+    assert (taken(estimation), estimation.together({}), estimation.why_not()) == ({}, [], None)
     add(estimation, "/b.php", 4, 5, needed=True)
     add(estimation, "/a.php", 6, needed=False)
 
@@ -59,4 +60,14 @@ def test_nothing_is_estimated_where_that_is_not_possible():
 
     for one in (estimation, filtered):
         add(one, "/a.php", 2, 3, needed=True)
-        assert (taken(one), one.together(), one.why_not()) == ({}, [], None)
+        assert (taken(one), one.together({}), one.why_not()) == ({}, [], None)
+
+
+def test_a_look_at_an_earlier_worker_of_the_pid_says_nothing_of_this_one():
+    estimation = Estimation(possible=True)
+    look = Look(4241, 11, 1_000, 5, 7, 4_000_016, 0, 13, 17, True, True, None, None)
+    estimation.begin_recording([look, look._replace(start_ticks=13, malloc_in_use=5_000_016)], filtered=False)
+
+    assert estimation._heap_before(request(start_ticks=13, started_ns=2_000)) == 5_000_016
+    assert estimation._heap_before(request(start_ticks=17, started_ns=2_000)) is None
+    assert estimation._heap_before(request(start_ticks=11, started_ns=2_000)) == 4_000_016

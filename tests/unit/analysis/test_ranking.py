@@ -9,11 +9,12 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import COMPLETE, PROPERTY, request
+from samples import BLOG, COMPLETE, PROPERTY, SHOP, request
 from simulated_workers import Script, traffic
 
+from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
-from tracer.facts import Look, Release, Request, Worker
+from tracer.facts import Look, Place, Release, Request, Worker
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
 
@@ -98,8 +99,8 @@ SECOND_77 = Worker(77, 7927, "www", "8.2.36", 200, None, None)
 
 
 def of_77(started_ns: int | None = 50, **changed: object) -> Request:
-    """A request of a worker with the pid 77."""
-    return request(**{"pid": 77, "started_ns": started_ns, **changed})
+    """A request of a worker with the pid 77, as a recording has it that knows no start of a worker."""
+    return request(**{"pid": 77, "started_ns": started_ns, "start_ticks": None, **changed})
 
 
 def by_worker(*recordings: tuple[list[Worker], list[Request]], **options: int) -> Ranking:
@@ -574,3 +575,83 @@ def test_the_columns_that_are_read_for_it_are_all_that_it_needs():
     for by in GroupBy:
         part = Request(**{name: getattr(COMPLETE, name) if name in COLUMNS else None for name in Request._fields})
         assert ranked(part, by=by).groups() == ranked(COMPLETE, by=by).groups()
+
+
+def in_place(place: Place, **changed: object) -> Request:
+    """A request of a worker that runs there."""
+    return request(**{**place._asdict(), **changed})
+
+
+def rows(ranking: Ranking) -> dict[tuple[str | None, str | None], int]:
+    """Number of requests by container and key."""
+    return {(group.container, group.key): group.requests for group in ranking.groups()}
+
+
+@pytest.mark.parametrize(
+    ("by", "key"),
+    [(GroupBy.SCRIPT, "/index.php"), (GroupBy.URI, "/cart"), (GroupBy.POOL, "www"), (GroupBy.WORKER, "www/7")],
+)
+def test_the_same_name_in_two_containers_is_two_groups(by, key):
+    same = {"script": "/index.php", "uri": "/cart", "pool": "www", "pid": 7, "start_ticks": 11}
+    ranking = ranked(*[in_place(SHOP, **same)] * 3, *[in_place(BLOG, **same)] * 5, by=by)
+
+    assert rows(ranking) == {("shop", key): 3, ("blog", key): 5}
+    assert ranking.places() == {SHOP: "shop", BLOG: "blog"}
+
+
+def test_a_container_that_is_the_only_one_is_not_shown():
+    ranking = ranked(*[in_place(SHOP, script="/index.php")] * 3)
+
+    assert rows(ranking) == {(None, "/index.php"): 3}
+    assert ranking.places() == {SHOP: "shop"}
+
+
+def test_requests_are_grouped_by_container():
+    shop = [in_place(SHOP, script=script) for script in ("/a.php", "/b.php")]
+
+    assert rows(ranked(*shop, in_place(BLOG), by=GroupBy.CONTAINER)) == {(None, "shop"): 2, (None, "blog"): 1}
+
+
+def test_groups_that_differ_in_their_container_alone_are_sorted_by_it():
+    ranking = ranked(in_place(SHOP, script="/a.php"), in_place(BLOG, script="/a.php"), in_place(SHOP, script="/b.php"))
+
+    found = [(group.key, group.container) for group in ranking.groups(Sort.KEY)]
+    assert found == [("/a.php", "blog"), ("/a.php", "shop"), ("/b.php", "shop")]
+
+
+def test_pools_with_roots_of_their_own_are_two_groups():
+    jails = [SHOP._replace(root=root) for root in ("/srv/a", "/srv/b")]
+
+    ranking = ranked(*(in_place(jail, script="/index.php") for jail in jails))
+
+    assert rows(ranking) == {("shop:/srv/a", "/index.php"): 1, ("shop:/srv/b", "/index.php"): 1}
+
+
+def test_a_pid_and_a_start_in_two_containers_are_two_workers_with_first_requests_of_their_own():
+    first = FirstRuns()
+
+    found = [
+        first.of(in_place(place, nth=nth, start_ticks=11, script="/index.php"))
+        for nth in (1, 2)
+        for place in (SHOP, BLOG)
+    ]
+
+    assert found == [Run.FIRST, Run.FIRST, Run.LATER, Run.LATER]
+
+
+def test_a_pid_that_was_used_anew_is_another_worker_although_its_requests_are_counted_on():
+    first = FirstRuns()
+
+    found = [first.of(request(nth=nth, start_ticks=start)) for nth, start in ((1, 11), (2, 11), (3, 13), (4, 13))]
+
+    assert found == [Run.FIRST, Run.LATER, Run.FIRST, Run.LATER]
+
+
+def test_groups_that_always_come_together_are_named_with_their_containers_where_there_are_several():
+    one_worker = not_counted({"x": Script(keeps=17_152)}, 900)
+    shop = [one._replace(script=("page", "leak")[one.nth % 2], **SHOP._asdict()) for one in one_worker]
+
+    ranking = ranked(*shop, in_place(BLOG, script="page"))
+
+    [entry] = ranking.together()
+    assert set(entry.keys) == {"shop: page", "shop: leak"}

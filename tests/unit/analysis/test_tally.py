@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from samples import COMPLETE, request
+from samples import BLOG, COMPLETE, SHOP, request
 
 from tracer.analysis.tally import Forked, Tally
 from tracer.facts import Fact, Fork, Loss, Worker
@@ -143,3 +143,8 @@ def test_names_beyond_a_number_are_counted_together(monkeypatch):
         tally.add_all([Fork(31, 7, number, 17, None), request(pid=7, started_ns=number, uri=f"/{number}")])
 
     assert tally.forked() == [Forked(None, 3, 0, 0), Forked("/0", 1, 0, 0), Forked("/1", 1, 0, 0)]
+
+
+def test_requests_in_two_places_are_noticed():
+    assert not tallied(request(**SHOP._asdict()), request(**SHOP._asdict())).several_places
+    assert tallied(request(**SHOP._asdict()), request(**BLOG._asdict()), request(**SHOP._asdict())).several_places

@@ -52,7 +52,8 @@ def test_the_report_as_json_has_the_stacks_as_weighed(run, path):
         ],
         "heaviest": [
             {"bytes": 503, "samples": 1, "routes": ["/index.php"], "script": "/srv/www/index.php",
-             "frames": ["<main> /srv/www/index.php:3"]}
+             "container": None,
+                 "frames": ["<main> /srv/www/index.php:3"]}
         ],
     }  # fmt: skip
 

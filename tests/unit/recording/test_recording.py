@@ -257,3 +257,11 @@ def test_the_reason_of_a_loss_may_hold_bytes_that_are_not_text(path):
 
     with Reader(str(path)) as file:
         assert file.losses() == [Loss(1, 7, "php \udcff")]
+
+
+def test_texts_that_repeat_and_more_than_a_reader_keeps_are_read_as_they_were(tmp_path):
+    requests = [request(nth=n, uri=f"/{n % 5003}/" + "x" * (n % 700), script="/a\udcff.php") for n in range(1, 6007)]
+    path = recording(tmp_path / "r", requests)
+
+    with Reader(str(path)) as found:
+        assert list(found.requests()) == requests

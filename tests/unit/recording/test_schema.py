@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.facts import Fork, Frame, Look, Loss, Metric, Release, Request, Worker
+from tracer.facts import Fork, Frame, Look, Loss, Metric, Place, Release, Request, Worker
 from tracer.recording.reader import Reader
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import PARTS, SCHEMA, SCHEMAS
@@ -26,10 +26,13 @@ FIRST = Request(
     unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11, native_alloc_bytes=70_096,
     native_alloc_calls=67, native_free_bytes=34_304, native_free_calls=31, native_freed_earlier=1_008,
     native_mapped_bytes=65_536, native_kept=102_336, native_released=600, minor_faults=131, major_faults=1, notes=None,
+    start_ticks=7919, master_pid=4231, container="shop", container_id="3f2a" * 16, cgroup="/docker/" + "3f2a" * 16,
+    namespaces="mnt:4026532768", root="/srv/jail",
 )  # fmt: skip
-# Counted since schema 3.
-NATIVE = ("native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
-          "native_mapped_bytes", "native_kept", "native_released")  # fmt: skip
+# Counted, or known, since schema 3.
+SINCE_3 = ("start_ticks", "master_pid", *Place._fields,
+           "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
+           "native_mapped_bytes", "native_kept", "native_released")  # fmt: skip
 BARE = Request(
     **{**dict.fromkeys(Request._fields), "host": "web1", "pid": 4243, "nth": 1, "ending": "cut_off",
        "notes": "start_not_seen"}
@@ -65,7 +68,7 @@ FORKS = [
 
 def as_of(schema: int, request: Request) -> Request:
     """The request as a recording of that schema has it."""
-    return request if schema >= 3 else request._replace(**dict.fromkeys(NATIVE))
+    return request if schema >= 3 else request._replace(**dict.fromkeys(SINCE_3))
 
 
 def opened(schema: int) -> Reader:
@@ -119,7 +122,7 @@ def test_any_sql_tool_reads_the_requests_of_each_schema_as_one_table(schema):
         names = [column[0] for column in found.description]
         rows = [dict(zip(names, row, strict=True)) for row in found.fetchmany(1)]
 
-    known = {name: value for name, value in FIRST._asdict().items() if schema >= 3 or name not in NATIVE}
+    known = {name: value for name, value in FIRST._asdict().items() if schema >= 3 or name not in SINCE_3}
     assert rows == [{"id": 1, **known}]
 
 
@@ -174,6 +177,7 @@ def test_parts_that_requests_share_are_stored_once(tmp_path):
     assert count == {
         "page": 8,
         "process": 2,
+        "place": 2,
         "outcome": 2,
         "mappings": 2,
         "heap": 2,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from samples import COMPLETE, PROPERTY, request
+from samples import BLOG, COMPLETE, PROPERTY, SHOP, request
 
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
@@ -367,3 +367,46 @@ def test_a_request_in_flight_without_a_uri_is_named_by_its_script_and_escaped():
     tally.add(in_flight(-8 << 20, None, 19)._replace(duration_ns=500_000_000))
 
     assert table.summary(tally).splitlines()[1] == r"IN FLIGHT: /srv/\x1b[2J.php in worker 19: -8.0 MiB in 0.5 s"
+
+
+def test_a_table_of_several_containers_has_a_column_for_them(terminal):
+    groups = [
+        dataclasses.replace(SMALL, container="shop"),
+        dataclasses.replace(SMALL, container=EVIL),
+        dataclasses.replace(LARGE, container="k" * 40),
+    ]
+
+    lines = shown(groups, terminal).splitlines()
+
+    assert max(map(cell_len, lines)) <= 100
+    assert lines[0].split()[:3] == ["script", "container", "requests"]
+    assert lines[1].split()[:3] == ["/a.php", "shop", "3"]
+    assert "\x1b" not in lines[2]
+    assert "…" + "k" * 27 in lines[3]
+
+
+def test_a_table_of_one_container_has_no_column_for_it():
+    assert shown([SMALL, NONE], io.StringIO()).splitlines()[0].split()[:2] == ["script", "requests"]
+
+
+def test_json_has_every_container_and_that_of_each_group():
+    ranking, out = Ranking(GroupBy.SCRIPT), io.StringIO()
+    for place in (SHOP, BLOG._replace(container="\udcff")):
+        ranking.add(request(script="/a.php", **place._asdict()))
+
+    json_report.render(ranking.groups(), Tally(), out, places=ranking.places())
+
+    found = json.loads(out.getvalue())
+    assert [(one["key"], one["container"]) for one in found["groups"]] == [("/a.php", "shop"), ("/a.php", "\ufffd")]
+    assert found["containers"][0] == {
+        "name": "shop", "container": "shop", "container_id": SHOP.container_id, "cgroup": SHOP.cgroup,
+        "namespaces": None, "root": "/",
+    }  # fmt: skip
+
+
+def test_a_request_in_flight_names_its_container_where_there_are_several():
+    tally = Tally()
+    tally.add(in_flight(16 << 20, "/events", 16)._replace(**SHOP._asdict()))
+    tally.add(request(**BLOG._asdict()))
+
+    assert "IN FLIGHT: /events in worker 16 of shop: +16.0 MiB in 16.0 s" in table.summary(tally)

@@ -17,6 +17,7 @@ from phps import executable, php_data, php_elf, running, static_php
 
 from tracer.errors import NoTargetError, NotPermittedError, TargetGoneError, UnsupportedError
 from tracer.targets import processes
+from tracer.targets.containers import surroundings
 from tracer.targets.processes import Process
 from tracer.targets.resolve import Found, Target, find, targets
 
@@ -430,3 +431,38 @@ def test_a_php_that_is_refused_is_closed(tmp_path):
             targets([str(process.pid)])
 
         assert descriptors() == before
+
+
+def test_a_cgroup_means_the_masters_in_it_and_below_it(master):
+    cgroups = surroundings(master.pid).cgroups
+
+    for path in cgroups:
+        with found([f"cgroup:{path}"]) as every:
+            assert master in [target.master for target in every]
+            assert {target.named for target in every} == {f"cgroup:{path}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "container:phptrace-unit-test",
+            "cannot trace container 'phptrace-unit-test': no php-fpm master here is in it. ",
+        ),
+        ("container:\x1b[2J", r"cannot trace container '\x1b[2J': no php-fpm master here is in it. "),
+        ("cgroup:/phptrace-unit-test", "cannot trace cgroup '/phptrace-unit-test': no php-fpm master here is in it. "),
+    ],
+)
+def test_a_container_or_cgroup_without_a_master_is_refused_with_those_that_have_one(master, name, message):
+    with pytest.raises(NoTargetError) as error:
+        targets([name])
+
+    assert str(error.value).startswith(message)
+    if name.startswith("cgroup"):
+        assert (surroundings(master.pid).cgroup or "") in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["container:", "cgroup:", "container", "cgroup"])
+def test_a_container_without_a_name_is_not_a_target(name):
+    with pytest.raises(NoTargetError, match=r"it names no target\. Write .*container:NAME, container:ID, cgroup:PATH"):
+        targets([name])

@@ -8,12 +8,12 @@ from tracer.analysis.flame.file_matching import FileMapping
 from tracer.analysis.flame.growth_table import GrowthByStack, GrowthTable, is_small
 from tracer.analysis.flame.node import Kind, Node
 from tracer.analysis.flame.tree import FileMatchingTree, Tree
-from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Request, Stack
+from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Place, Request, Stack
 
 # Fields of Request that a FlameBuilder needs.
 COLUMNS = (
     "uri", "script", "ending", "anon_before", "anon_end", "anon_after", "zend_real_before", "zend_real_end",
-    "zend_used_end", "native_kept", "native_released",
+    "zend_used_end", "native_kept", "native_released", *Place._fields,
 )  # fmt: skip
 
 NOT_SAMPLED = Frame(FrameKind.MARK.value, "[not sampled]", None, None)
@@ -116,10 +116,11 @@ class FlameBuilder:
 
     def _single_tree(self) -> Node:
         tree = Tree()
+        places = self.growth.places()
         for route, script, stack, size, samples in self.growth.named_rows(
             self._tower_names(self.growth.bytes_by_route())
         ):
-            leaf = tree.leaf(route, script, stack)
+            leaf = tree.leaf(route, script.name, stack, container=places[script.place] if len(places) > 1 else None)
             leaf.own += size
             leaf.own_samples += samples
         return tree.root
@@ -132,12 +133,17 @@ class FlameBuilder:
         mapping = FileMapping(self._growth_before.files(), self.growth.files())
         self.moved = mapping.folders
         tree = FileMatchingTree(mapping)
+        # Each recording has names of its own: a container that was made anew has another id, and often the same name.
+        after, before = self.growth.places(), self._growth_before.places()
+        several = max(len(after), len(before)) > 1
         for route, script, stack, size, samples in self.growth.named_rows(names):
-            leaf = tree.leaf(route, script, stack, before=False)
+            container = after[script.place] if several else None
+            leaf = tree.leaf(route, script.name, stack, before=False, container=container)
             leaf.own += size
             leaf.own_samples += samples
         for route, script, stack, size, _ in self._growth_before.named_rows(names):
-            tree.leaf(route, script, stack, before=True).own_before += size
+            container = before[script.place] if several else None
+            tree.leaf(route, script.name, stack, before=True, container=container).own_before += size
         tree.add_line_numbers()
         return tree.root
 

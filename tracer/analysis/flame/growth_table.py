@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from tracer.analysis.places import place_names
 from tracer.analysis.routes import route_of
-from tracer.facts import Request, Stack
+from tracer.facts import Place, Request, Stack
 
 GrowthByStack = Sequence[tuple[Stack, int, int]]  # of one request: (stack, bytes, samples)
 
@@ -14,11 +15,21 @@ GrowthByStack = Sequence[tuple[Stack, int, int]]  # of one request: (stack, byte
 _MAX_ROWS = 300_000
 
 
+class Script(NamedTuple):
+    """A script, and the place where it ran: two containers may have different ones of one name."""
+
+    name: str
+    place: Place
+
+
+_Key = tuple[str | None, Script]  # the route, None if it was merged
+
+
 class GrowthRow(NamedTuple):
     """Bytes and samples added at the end of one call stack, of one script and one route."""
 
     route: str | None  # None: small routes that were merged
-    script: str
+    script: Script
     stack: int  # its index in GrowthTable.stacks
     bytes: int  # never negative
     samples: int
@@ -34,8 +45,8 @@ class GrowthTable:
         self._numbers: dict[Stack, int] = {}  # index in `stacks`
         # The same by id(), for stacks that `stacks` keeps alive: hashing a stack takes as long as it is deep.
         self._numbers_by_id: dict[int, int] = {}
-        self._growth: dict[tuple[str | None, str], dict[int, list[int]]] = {}  # [bytes, samples] by stack
-        self._kept: dict[tuple[str | None, str], int] = {}  # what scale_to_kept() scales to
+        self._growth: dict[_Key, dict[int, list[int]]] = {}  # [bytes, samples] by stack
+        self._kept: dict[_Key, int] = {}  # what scale_to_kept() scales to
         self._row_count = 0
         self._row_limit = _MAX_ROWS
 
@@ -83,12 +94,12 @@ class GrowthTable:
             for number, (size, samples) in growth.items():
                 yield GrowthRow(route, script, number, size, samples)
 
-    def named_rows(self, names: Mapping[str | None, str]) -> Iterator[tuple[str, str, Stack, int, int]]:
+    def named_rows(self, names: Mapping[str | None, str]) -> Iterator[tuple[str, Script, Stack, int, int]]:
         """(route, script, stack, bytes, samples) with the routes of `names` renamed; routes of one name add up.
 
         KeyError if there are merged routes and `names` has no name for None.
         """
-        found: dict[tuple[str, str], dict[int, list[int]]] = {}
+        found: dict[tuple[str, Script], dict[int, list[int]]] = {}
         for (route, script), growth in self._growth.items():
             name = names[route] if route is None else names.get(route, route)
             named = found.setdefault((name, script), {})
@@ -97,6 +108,10 @@ class GrowthTable:
         for (name, script), growth in found.items():
             for number, (size, samples) in growth.items():
                 yield name, script, self.stacks[number], size, samples
+
+    def places(self) -> dict[Place, str]:
+        """The places where the scripts ran, with a name for each, all different."""
+        return place_names(script.place for _, script in self._growth | self._kept)
 
     def bytes_by_route(self) -> dict[str | None, int]:
         """Bytes that each route added, or will have after scale_to_kept(); None: the merged routes."""
@@ -111,7 +126,7 @@ class GrowthTable:
     def files(self) -> set[str]:
         """The paths of all scripts and of all functions' files."""
         frames = {frame for stack in self.stacks for frame in stack}
-        return {script for _, script in self._growth} | {frame.file for frame in frames if frame.file is not None}
+        return {script.name for _, script in self._growth} | {frame.file for frame in frames if frame.file is not None}
 
     def _number(self, stack: Stack) -> int:
         number = self._numbers.get(stack)
@@ -120,7 +135,7 @@ class GrowthTable:
             self.stacks.append(stack)
         return number
 
-    def _add_net(self, key: tuple[str | None, str], net: dict[int, list[int]]) -> None:
+    def _add_net(self, key: _Key, net: dict[int, list[int]]) -> None:
         for number in [number for number, (size, _) in net.items() if size < 0]:
             self.given_back -= net.pop(number)[0]
         if not net:
@@ -137,7 +152,7 @@ class GrowthTable:
         """Merge small routes, the smallest first, until half the rows are left or only large routes are."""
         sizes = self.bytes_by_route()
         whole = sum(sizes.values())
-        keys: dict[str | None, list[tuple[str | None, str]]] = {}
+        keys: dict[str | None, list[_Key]] = {}
         for key in self._growth | self._kept:
             keys.setdefault(key[0], []).append(key)
         for size, route in sorted((size, route) for route, size in sizes.items() if route is not None):
@@ -187,6 +202,6 @@ def _scaled(growth: Mapping[int, Sequence[int]], kept: int) -> dict[int, list[in
     return found
 
 
-def _route_and_script(request: Request) -> tuple[str, str]:
+def _route_and_script(request: Request) -> tuple[str, Script]:
     route = "(unknown uri)" if request.uri is None else route_of(request.uri)
-    return route, "(no script)" if request.script is None else request.script
+    return route, Script("(no script)" if request.script is None else request.script, request.place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tracer.analysis.flame.growth_table import GrowthRow, GrowthTable
+from tracer.analysis.flame.growth_table import GrowthRow, GrowthTable, Script
 from tracer.analysis.flame.tree import detail_of
 
 
@@ -18,6 +18,7 @@ class HeavyStack:
     routes: tuple[str, ...]  # most bytes first
     bytes: int
     samples: int
+    container: str | None = None  # None: all scripts ran in one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Heaviest:
 
 def heaviest_stacks(growth: GrowthTable, title: str, notes: Sequence[str], top: int) -> Heaviest:
     """The `top` stacks with most bytes; all if `top` is 0."""
-    found: dict[tuple[str, int], list[GrowthRow]] = {}
+    places = growth.places()
+    found: dict[tuple[Script, int], list[GrowthRow]] = {}
     for row in growth.rows():
         if row.bytes:
             found.setdefault((row.script, row.stack), []).append(row)
@@ -43,16 +45,17 @@ def heaviest_stacks(growth: GrowthTable, title: str, notes: Sequence[str], top: 
             frames[number] = tuple(detail_of(frame) for frame in reversed(growth.stacks[number]))
     stacks = [
         HeavyStack(
-            script=script,
+            script=script.name,
             frames=frames[number],
             routes=tuple(_route(part) for part in sorted(parts, key=lambda part: (-part.bytes, _route(part)))),
             bytes=sum(part.bytes for part in parts),
             samples=sum(part.samples for part in parts),
+            container=places[script.place] if len(places) > 1 else None,
         )
         for (script, number), parts in found.items()
     ]
     total = sum(stack.bytes for stack in stacks)
-    stacks.sort(key=lambda stack: (-stack.bytes, stack.script, stack.frames))
+    stacks.sort(key=lambda stack: (-stack.bytes, stack.script, stack.container or "", stack.frames))
     shown = stacks[: top or None]
     return Heaviest(title, total, tuple(shown), len(stacks) - len(shown), tuple(notes))
 

@@ -26,8 +26,12 @@ class Tree:
         self.root = Node("all", Kind.ROOT, "all")
         self._texts: dict[Frame, _Texts] = {}
 
-    def leaf(self, route: str, script: str, stack: Stack) -> Node:
-        """The node at the end of the stack; new nodes on the way are added."""
+    def leaf(self, route: str, script: str, stack: Stack, *, container: str | None = None) -> Node:
+        """The node at the end of the stack; new nodes on the way are added.
+
+        `container` is the name of the script's; None if all scripts ran in one.
+        """
+        script = _in_container(script, container)
         node = child(child(self.root, Kind.ROUTE, route, route), Kind.SCRIPT, script, script)
         for frame in stack:
             texts = self._texts.get(frame)
@@ -54,13 +58,14 @@ class FileMatchingTree:
         # By id() of the node: the node, True if only the recording before has it, its first frame, its lines.
         self._seen: dict[int, tuple[Node, bool, Frame, set[int]]] = {}
 
-    def leaf(self, route: str, script: str, stack: Stack, *, before: bool) -> Node:
+    def leaf(self, route: str, script: str, stack: Stack, *, before: bool, container: str | None = None) -> Node:
         """The node at the end of the stack; new nodes on the way are added.
 
-        A file has its name in the recording after, or in the one before if it is gone.
+        A file has its name in the recording after, or in the one before if it is gone. `container`: as for Tree.
         """
-        key = self._mapping.new_name(script) if before else script
-        node = child(child(self.root, Kind.ROUTE, route, route), Kind.SCRIPT, script, key)
+        key = _in_container(self._mapping.new_name(script) if before else script, container)
+        text = _in_container(script, container)
+        node = child(child(self.root, Kind.ROUTE, route, route), Kind.SCRIPT, text, key)
         keys = self._keys[before]
         for frame in stack:
             key = keys.get(frame) or keys.setdefault(frame, self._key(frame, before=before))
@@ -106,6 +111,10 @@ def label_and_detail(frame: Frame, line: str) -> tuple[str, str]:
 def detail_of(frame: Frame) -> str:
     """The detail of a frame with its line: `Repo::hydrate /srv/app/repo.php:88`."""
     return label_and_detail(frame, _line(frame))[1]
+
+
+def _in_container(script: str, container: str | None) -> str:
+    return script if container is None else f"{container}: {script}"
 
 
 def _line(frame: Frame) -> str:

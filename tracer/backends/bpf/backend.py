@@ -303,7 +303,7 @@ class BpfBackend:
             entry = self._programs.map("workers").get(pid)
             record = None if entry is None else unfinished_request(entry, now)
             if record is not None and worker.wanted:
-                found.append(self._decoder.request(record, self._table.pool(pid)))
+                found.append(self._decoder.request(record, self._table.pool(pid), worker.origin))
         return found
 
     def _unfinished_requests(self) -> list[Fact]:

@@ -74,7 +74,7 @@ class EventDecoder:
                 if tracked is None:
                     add(request(record, None))
                 elif tracked.wanted:
-                    add(seen(request(record, tracked.fact.pool), *ended_ns(record)))
+                    add(seen(request(record, tracked.fact.pool, tracked.origin), *ended_ns(record)))
             elif kind == of_release:
                 found += self._releases(record, pid)
             else:

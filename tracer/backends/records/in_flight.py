@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from tracer.backends.records.request_decoder import RequestDecoder
+from tracer.backends.records.request_decoder import ORIGIN, RequestDecoder
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.backends.records.worker_table import TrackedWorker
 from tracer.errors import UnsupportedError
@@ -175,6 +175,7 @@ class InFlight:
                     "zend_real_before": start.zend_real,
                     "zend_real_after": None if heap is None else heap.real_size,
                     "notes": f"{Note.START_NOT_SEEN.value},{Note.END_NOT_SEEN.value}",
+                    **dict(zip(ORIGIN, worker.origin, strict=True)),
                 })
             )  # fmt: skip
         return found

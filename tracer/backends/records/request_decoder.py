@@ -22,7 +22,7 @@ from tracer.backends.records.request_structs import (
     EventKind,
     Flag,
 )
-from tracer.facts import Ending, Note, Request
+from tracer.facts import Ending, Note, Place, Request
 
 _FIELDS = tuple(name for name, _ in REQUEST_FIELDS)
 # What request() works out. Every other field of a Request is the field of that name in the record.
@@ -30,11 +30,15 @@ _WORKED_OUT = (
     "host", "pool", "started_ns", "duration_ns", "method", "uri", "script", "status", "ending", "native_kept",
     "native_released", "notes",
 )  # fmt: skip
+# The last fields of a Request: what is known of its worker, in this order, and where it runs.
+ORIGIN = ("start_ticks", "master_pid", *Place._fields)
+Origin = tuple[int | str | None, ...]
+NO_ORIGIN: Origin = (None,) * len(ORIGIN)
 # The fields of a Request, in its order, from those in the record's order and behind them those worked out.
 _IN_ORDER = itemgetter(
     *(
         len(_FIELDS) + _WORKED_OUT.index(name) if name in _WORKED_OUT else _FIELDS.index(name)
-        for name in Request._fields
+        for name in Request._fields[: -len(ORIGIN)]
     )
 )
 _HEAD_OF_RECORD = itemgetter(*map(_FIELDS.index, ("flags", "started_ns", "ended_ns", "status", "method")))
@@ -147,7 +151,7 @@ _SAID_BY_THE_MISSING_END = frozenset(
     {Note.NATIVE_NOT_COUNTED, Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE}
 )
 _KNOWN_WITHOUT_A_START = frozenset({
-    "host", "pid", "pool", "nth", "ending", "notes", "anon_after", "file_after", "shmem_after", "vm_after",
+    "host", "pid", "pool", "nth", "ending", "notes", "anon_after", "file_after", "shmem_after", "vm_after", *ORIGIN,
 })  # fmt: skip
 
 
@@ -194,8 +198,8 @@ class RequestDecoder:
         """The URI as it is recorded."""
         return uri if uri is None or self._keep_query else uri.partition("?")[0]
 
-    def request(self, record: bytes, pool: str | None) -> Request:
-        """Return the Request of a `struct request` and the strings behind it."""
+    def request(self, record: bytes, pool: str | None, origin: Origin = NO_ORIGIN) -> Request:
+        """Return the Request of a `struct request` and the strings behind it. `origin`: the values of ORIGIN."""
         values = REQUEST.unpack_from(record)
         flags, started, ended, status, method = _HEAD_OF_RECORD(values)
         script_bytes, uri_bytes, script_stored, uri_stored = _STRINGS(values)
@@ -219,6 +223,7 @@ class RequestDecoder:
                 uri.decode("utf-8", "surrogateescape"), script, status or None, "finished",
                 kept, 0, None,
             ))
+            + origin
         )  # fmt: skip
         vm_before, vm_after, mapped, unmapped, brk = _ADDRESS_SPACE(values)
         uncounted = vm_after - vm_before - (mapped - unmapped + brk) not in _OF_THE_PROBES

@@ -1,13 +1,14 @@
-"""The workers and masters under watch, as user space knows them: their pools, births and deaths."""
+"""The workers and masters under watch, as user space knows them: where they run, their pools, births and deaths."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 
-from tracer.backends.records.request_decoder import exit_text
+from tracer.backends.records.request_decoder import NO_ORIGIN, Origin, exit_text
 from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
-from tracer.facts import Worker
+from tracer.facts import Place, Worker
+from tracer.targets import containers
 from tracer.targets.processes import MASTER_TITLE, Process, pool_of, process
 from tracer.targets.resolve import Target
 
@@ -21,6 +22,7 @@ class TrackedWorker:
     fact: Worker
     target: Target
     wanted: bool
+    origin: Origin = NO_ORIGIN  # of its requests
 
 
 class WorkerTable:
@@ -35,12 +37,34 @@ class WorkerTable:
         self.workers: dict[int, TrackedWorker] = {}
         self.masters: dict[int, Target] = {}
         self._gone: set[int] = set()
+        # By the pid and the start of a master, or of a worker without one; and the roots of their pools.
+        self._places: dict[tuple[int, int], Place] = {}
+        self._roots: dict[tuple[int, int, str | None], str] = {}
 
     def add(self, worker: Process, target: Target) -> Worker:
         """Enter a worker that existed before it was watched, and return its fact."""
         fact = Worker(worker.pid, worker.start_ticks, worker.pool, target.php.shown_version, None, None, None)
         self.workers[worker.pid] = TrackedWorker(fact, target, wanted=target.wants(worker.pool))
+        self._set_origin(self.workers[worker.pid])
         return fact
+
+    def _set_origin(self, worker: TrackedWorker) -> None:
+        """Find out where a worker runs: where its master does, but for its root, which its pool may have changed.
+
+        One that has ended before anyone could look has the root of others of its pool, or that of its master.
+        """
+        fact, master = worker.fact, worker.target.master
+        ticks = fact.start_ticks or 0
+        parent = (fact.pid, ticks) if master is None else (master.pid, master.start_ticks)
+        if parent not in self._places:
+            self._places[parent] = place_of(parent[0])
+        place = self._places[parent]
+        pool = (*parent, fact.pool)
+        root = containers.root_of(fact.pid)
+        if root is not None:
+            self._roots[pool] = root
+        place = place._replace(root=self._roots.get(pool, place.root))
+        worker.origin = (fact.start_ticks, None if master is None else master.pid, *place)
 
     def born(self, event: bytes) -> Worker | None:
         """Enter a new child of a master, or of a worker, and return its fact.
@@ -56,6 +80,7 @@ class WorkerTable:
         ticks = boot // _TICK_NS if boot else None
         fact = Worker(pid, ticks, None, target.php.shown_version, at + self._offset, None, None)
         self.workers[pid] = TrackedWorker(fact, target, wanted=True)
+        self._set_origin(self.workers[pid])
         # titled() will tell its pool; until then that may be one that was not asked for.
         return fact if target.pools is None else None
 
@@ -85,6 +110,10 @@ class WorkerTable:
             pool = _whole_name(pool, pid, tracked.target)
         tracked.fact = tracked.fact._replace(pool=pool)
         tracked.wanted = tracked.target.wants(pool)
+        if tracked.wanted:
+            self._set_origin(
+                tracked
+            )  # php-fpm has changed its root by now: fpm_child_init(), fpm_children.c, 7.4 to 8.5
         return tracked.fact if tracked.wanted else None
 
     def adopt_unknown(self, pid: int) -> TrackedWorker | None:
@@ -101,10 +130,17 @@ class WorkerTable:
         tracked = self.workers.get(parent)
         return self.masters.get(parent) or (tracked.target if tracked is not None and tracked.wanted else None)
 
+    def _forget_places(self, pid: int) -> None:
+        """Forget where a process ran that has ended, if it is one of those that others go by."""
+        for known in [known for known in self._places if known[0] == pid]:
+            del self._places[known]
+            self._roots = {pool: root for pool, root in self._roots.items() if pool[:2] != known}
+
     def died(self, event: bytes) -> Worker | None:
         """Remove a worker and return its last fact; None if it is not ours, or not wanted. Removes masters, too."""
         kind, pid, _, exit_code, at, _, _ = PROCESS_EVENT.unpack(event)
         self.masters.pop(pid, None)
+        self._forget_places(pid)
         tracked = self.workers.pop(pid, None)
         if tracked is None or not tracked.wanted or kind != EventKind.DIED:
             return None
@@ -132,10 +168,17 @@ class WorkerTable:
         None if it was a master, or not wanted. `now_ns` is Unix time.
         """
         self.masters.pop(pid, None)
+        self._forget_places(pid)
         tracked = self.workers.pop(pid, None)
         if tracked is None or not tracked.wanted:
             return None
         return tracked.fact._replace(died_ns=now_ns, exit="unknown")
+
+
+def place_of(pid: int) -> Place:
+    """Return the place where a process runs."""
+    found = containers.surroundings(pid)
+    return Place(found.name, found.container_id, found.cgroup, found.namespaces, containers.root_of(pid))
 
 
 def _whole_name(cut: str, pid: int, target: Target) -> str:

@@ -6,7 +6,7 @@ import pytest
 from flames import built, difference, every, sizes
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import FIND, MAIN, PROPERTY, QUERY, request
+from samples import BLOG, FIND, MAIN, PROPERTY, QUERY, SHOP, request
 
 from tracer.analysis.flame.growth_table import GrowthByStack
 from tracer.analysis.flame.node import Kind
@@ -408,3 +408,23 @@ def test_a_stack_of_5003_frames_is_a_path():
         [node] = node.children.values()
         depth += 1
     assert (depth, node.own, root.bytes) == (5005, 7, 7)
+
+
+def test_a_script_that_two_containers_have_is_two_nodes():
+    grown = [(request(**place._asdict()), [((MAIN,), size, 1)]) for place, size in ((SHOP, 7), (BLOG, 11), (SHOP, 13))]
+
+    assert {path: size for path, size in tree(*grown).items() if "main" not in path} == {
+        "/index.php": 31,
+        f"/index.php > shop: {SCRIPT}": 20,
+        f"/index.php > blog: {SCRIPT}": 11,
+    }
+
+
+def test_a_container_that_was_made_anew_is_compared_by_its_name():
+    old = [(request(**place._asdict()), [((MAIN,), 7, 1)]) for place in (SHOP, BLOG)]
+    new = [(request(**place._replace(container_id="77" * 32)._asdict()), [((MAIN,), 11, 1)]) for place in (SHOP, BLOG)]
+
+    found = difference(old, new).finish()
+
+    scripts = {path: (node.before, node.bytes) for path, node in every(found).items() if node.kind is Kind.SCRIPT}
+    assert scripts == {f"/index.php > {name}: {SCRIPT}": (7, 11) for name in ("shop", "blog")}

@@ -6,7 +6,7 @@ import io
 import json
 from typing import Any
 
-from samples import FIND, MAIN, QUERY, request
+from samples import BLOG, FIND, MAIN, QUERY, SHOP, request
 
 from tracer.analysis.flame.builder import FlameBuilder
 from tracer.analysis.flame.growth_table import GrowthByStack
@@ -181,6 +181,7 @@ def test_a_stack_as_json_has_its_exact_figures_and_all_remarks():
             {
                 "bytes": 1_000_003, "samples": 11, "routes": ["/index.php"], "script": SCRIPT,
                 "frames": ["Repo::find /srv/app/Repo.php:89", "<main> /srv/www/index.php:3"],
+                "container": None,
             }
         ],
     }  # fmt: skip
@@ -200,3 +201,17 @@ def test_bytes_that_are_not_utf8_are_replaced_in_json():
 
 def test_a_remark_that_is_not_utf8_is_replaced_in_json():
     assert document(Heaviest("t", 0, (), 0, ("lost: \udcff",)))["stacks"]["remarks"] == ["lost: \ufffd"]
+
+
+def test_a_stack_of_two_containers_is_two_stacks():
+    sizes = {SHOP: 503, BLOG: 7}
+    found = heaviest(*((request(**place._asdict()), [((MAIN,), size, 1)]) for place, size in sizes.items()), top=0)
+    out = io.StringIO()
+
+    stack_text.render(found, out)
+
+    assert [(stack.container, stack.script, stack.bytes) for stack in found.stacks] == [
+        ("shop", SCRIPT, 503),
+        ("blog", SCRIPT, 7),
+    ]
+    assert f"503 B (98.6%, 1 sample) shop: {SCRIPT}\n" in out.getvalue()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import ORIGIN
 from samples import PROPERTY
 
 from tracer.backends.ptrace import open_request
@@ -24,7 +25,7 @@ from tracer.backends.records.request_structs import (
     URI_MAX,
     EventKind,
 )  # fmt: skip
-from tracer.facts import Request
+from tracer.facts import WORKER_FIELDS, Place, Request
 from tracer.targets.php_memory import HeapFigures
 
 OFFSET_NS = 1_700_000_000_000_000_003
@@ -76,7 +77,7 @@ def finished(**changed: Any) -> OpenRequest:
 
 
 def decoded(record: bytes, *, keep_query: bool = True, calls: bool = True) -> Request:
-    return RequestDecoder("web1", OFFSET_NS, keep_query=keep_query, calls=calls).request(record, "www")
+    return RequestDecoder("web1", OFFSET_NS, keep_query=keep_query, calls=calls).request(record, "www", ORIGIN)
 
 
 def absent(found: Request) -> set[str]:
@@ -103,7 +104,8 @@ def test_a_finished_request_has_every_field_that_ptrace_can_measure():
         native_alloc_bytes=None, native_alloc_calls=None, native_free_bytes=None, native_free_calls=None,
         native_freed_earlier=None, native_mapped_bytes=None, native_kept=None, native_released=None,
         minor_faults=131, major_faults=3,
-        notes="native_not_counted,script_end_not_seen",
+        notes="native_not_counted,script_end_not_seen", start_ticks=ORIGIN[0], master_pid=ORIGIN[1],
+        **Place._make(ORIGIN[2:])._asdict(),
     )  # fmt: skip
 
 
@@ -395,5 +397,5 @@ def test_an_end_without_a_start_only_names_the_worker():
     assert (found.host, found.pid, found.pool, found.nth) == ("web1", 4241, "www", 1)
     assert (found.ending, found.notes) == ("cut_off", "start_not_seen")
     known = {"anon_after", "file_after", "shmem_after", "vm_after"}
-    assert absent(found) == set(Request._fields) - {"host", "pid", "pool", "nth", "ending", "notes"} - known
+    assert absent(found) == set(Request._fields) - set(WORKER_FIELDS) - {"nth", "ending", "notes"} - known
     assert (found.anon_after, found.file_after, found.shmem_after, found.vm_after) == AFTER

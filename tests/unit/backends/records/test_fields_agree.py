@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from records import record
 
-from tracer.backends.records.request_decoder import RequestDecoder
+from tracer.backends.records.request_decoder import ORIGIN, RequestDecoder
 from tracer.backends.records.request_structs import REQUEST, REQUEST_FIELDS, Flag
 from tracer.facts import Note, Request
 from tracer.recording.schema import SCHEMA, SCHEMAS
@@ -76,7 +76,11 @@ def test_the_record_has_the_other_fields_of_a_request_in_their_order():
     copied = [name for name, _ in REQUEST_FIELDS if name not in USED_UP]
 
     assert first_difference(copied, sorted(copied, key=Request._fields.index)) is None
-    assert set(copied) | WORKED_OUT == set(Request._fields)
+    assert set(copied) | WORKED_OUT | set(ORIGIN) == set(Request._fields)
+
+
+def test_the_last_fields_of_a_request_are_those_of_its_worker():
+    assert Request._fields[-len(ORIGIN) :] == ORIGIN
 
 
 @pytest.mark.parametrize("field", [name for name, _ in REQUEST_FIELDS if name not in USED_UP])

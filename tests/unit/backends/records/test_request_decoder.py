@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from records import MEASURED, record
+from records import MEASURED, ORIGIN, record
 from samples import PROPERTY
 
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.request_structs import REQUEST, SCRIPT_MAX, URI_MAX, Flag
-from tracer.facts import Ending, Request
+from tracer.facts import WORKER_FIELDS, Ending, Place, Request
 
 CLOCK_OFFSET_NS = 1_700_000_000_000_000_003
 DECODER = RequestDecoder("web1", CLOCK_OFFSET_NS, keep_query=False, calls=True)
@@ -27,7 +27,7 @@ def absent(found: Request) -> set[str]:
 
 
 def test_a_request_that_was_seen_whole_has_every_field():
-    found = DECODER.request(record(), "www")
+    found = DECODER.request(record(), "www", ORIGIN)
 
     assert absent(found) == set()
     assert {name: getattr(found, name) for name in MEASURED if name not in CONVERTED} == {
@@ -45,6 +45,13 @@ def test_host_and_pool_are_those_that_the_caller_names():
     found = DECODER.request(record(), "shop")
 
     assert (found.host, found.pool) == ("web1", "shop")
+
+
+def test_the_worker_is_the_one_that_the_caller_names():
+    found = DECODER.request(record(), "www", ORIGIN)
+
+    assert (found.start_ticks, found.master_pid) == (7907, 4231)
+    assert found.worker == ("web1", *ORIGIN[2:], 4231, "www", 4241, 7907)
 
 
 def test_times_become_unix_time_and_a_duration():
@@ -98,17 +105,18 @@ def test_a_status_of_zero_was_never_set():
     ],
 )  # fmt: skip
 def test_a_flag_makes_unmeasured_fields_none_and_the_notes_state_it(flag, none, notes):
-    found = DECODER.request(record(flags=flag), "www")
+    found = DECODER.request(record(flags=flag), "www", ORIGIN)
 
     assert (absent(found), found.notes) == (none, notes)
 
 
 def test_a_request_whose_start_was_not_seen_has_only_its_worker_and_its_memory_at_the_end():
-    found = DECODER.request(record(flags=Flag.START_NOT_SEEN | Flag.URI_UNKNOWN), "www")
+    found = DECODER.request(record(flags=Flag.START_NOT_SEEN | Flag.URI_UNKNOWN), "www", ORIGIN)
 
     at_the_end = {"anon_after", "file_after", "shmem_after", "vm_after"}
-    assert absent(found) == set(Request._fields) - {"host", "pid", "pool", "nth", "ending", "notes"} - at_the_end
-    assert (found.pid, found.pool, found.nth) == (4241, "www", 7)
+    of_worker = set(WORKER_FIELDS) | {"nth", "ending", "notes"}
+    assert absent(found) == set(Request._fields) - of_worker - at_the_end
+    assert (found.pid, found.pool, found.nth, found.place) == (4241, "www", 7, Place._make(ORIGIN[2:]))
     assert (found.ending, found.notes) == ("cut_off", "start_not_seen")
 
 
@@ -146,7 +154,7 @@ def test_the_ending_follows_from_flags_and_exit_code(flags, exit_code, ending, n
 def test_calls_that_are_not_counted_are_not_measured():
     uncounted = RequestDecoder("web1", 0, keep_query=False, calls=False)
 
-    found = uncounted.request(record(), "www")
+    found = uncounted.request(record(), "www", ORIGIN)
 
     assert absent(found) == {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_calls"}
     assert found.notes == "calls_not_hooked"

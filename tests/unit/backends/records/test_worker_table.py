@@ -11,8 +11,8 @@ import pytest
 from phps import executable, php_elf, running
 
 from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
-from tracer.backends.records.worker_table import WorkerTable
-from tracer.facts import Worker
+from tracer.backends.records.worker_table import WorkerTable, place_of
+from tracer.facts import Place, Worker
 from tracer.targets import php as php_binary
 from tracer.targets.elf import open_image
 from tracer.targets.processes import Process, children
@@ -23,6 +23,7 @@ MASTER = Process(4001, 1, 7, "php-fpm: master process (x)", (3, 5))
 WORKER = Process(4003, 4001, 11, "php-fpm: pool www", (3, 5))
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 NO_PID = 1 << 30
+GONE = dataclasses.replace(MASTER, pid=NO_PID)
 
 
 @pytest.fixture
@@ -170,3 +171,45 @@ def test_a_worker_whose_death_was_lost_ends_when_it_was_missed_for_an_unknown_re
 
     assert fact == Worker(4003, 11, "www", "8.2.36", None, 1_700_000_000_000_000_019, "unknown")
     assert table.mark_gone(4003, 0) is None
+
+
+def test_the_requests_of_a_worker_have_its_start_its_master_and_its_root(target):
+    table = WorkerTable(CLOCK_OFFSET_NS)
+    table.add(dataclasses.replace(WORKER, pid=os.getpid()), dataclasses.replace(target, master=GONE))
+
+    assert table.workers[os.getpid()].origin == (11, NO_PID, None, None, None, None, "/")
+
+
+def test_a_worker_that_ended_at_once_has_the_root_of_its_pool(target):
+    table = WorkerTable(CLOCK_OFFSET_NS)
+    table.masters[NO_PID] = dataclasses.replace(target, master=GONE)
+    table.add(dataclasses.replace(WORKER, pid=os.getpid()), table.masters[NO_PID])
+    roots = {}
+    for pid, pool in ((NO_PID + 1, b"www"), (NO_PID + 2, b"shop")):
+        table.born(event(EventKind.BORN, pid=pid, parent=NO_PID))
+        table.titled(event(EventKind.TITLED, pid=pid, title=b"php-fpm: pool " + pool))
+        roots[pool] = table.workers[pid].origin[-1]
+
+    assert roots == {b"www": "/", b"shop": None}
+
+
+def test_a_process_without_a_master_runs_where_it_runs_itself(target):
+    table = WorkerTable(CLOCK_OFFSET_NS)
+    table.add(dataclasses.replace(WORKER, pid=os.getpid()), dataclasses.replace(target, master=None))
+
+    ticks, master, *place = table.workers[os.getpid()].origin
+    assert (ticks, master) == (11, None)
+    assert Place._make(place) == place_of(os.getpid())
+    assert place_of(os.getpid()).cgroup is not None
+
+
+def test_nothing_is_kept_of_masters_that_have_ended(target):
+    table = WorkerTable(CLOCK_OFFSET_NS)
+    for number in range(3):
+        master = dataclasses.replace(GONE, pid=NO_PID + number)
+        table.masters[master.pid] = dataclasses.replace(target, master=master)
+        table.add(dataclasses.replace(WORKER, pid=os.getpid()), table.masters[master.pid])
+        table.died(event(EventKind.DIED, pid=os.getpid()))
+        table.died(event(EventKind.DIED, pid=master.pid))
+
+    assert (table._places, table._roots) == ({}, {})
