@@ -101,8 +101,8 @@ class Attachment:
         try:
             self._enter_masters(targets)
             self._watch(targets)
-        except PhptraceError:
-            self._withdraw(targets)
+        except BaseException:
+            self.withdraw(targets)
             raise
 
     def _enter_masters(self, targets: Sequence[Target]) -> None:
@@ -128,8 +128,8 @@ class Attachment:
                     raise
                 self._lacking.append(f"not traced: process {target.pid}, which ended before phptrace was attached")
 
-    def _withdraw(self, targets: Sequence[Target]) -> None:
-        """Forget these targets, which were entered, and their workers."""
+    def withdraw(self, targets: Sequence[Target]) -> set[int]:
+        """Forget these targets, which were entered, and their workers; return the pids of all."""
         workers = self._programs.map("workers")
         masters = {target.master.pid for target in targets if target.master is not None}
         for pid in masters:
@@ -148,6 +148,7 @@ class Attachment:
         if self._growth_probes is not None:
             for pid in dropped:
                 self._growth_probes.stop_sampling(pid)
+        return dropped
 
     def follow(self, pid: int) -> None:
         """Keep watching a master that replaced itself: a graceful reload runs the same file, an upgrade another.

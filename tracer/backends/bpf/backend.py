@@ -75,6 +75,7 @@ class BpfBackend:
         self._housekeeping_at = 0.0
         self._next_look = 0.0
         self._births_until = 0.0
+        self._unsent: list[Fact] = []  # of a poll() that failed
         self._taken = 0  # records, at the last look
 
     @property
@@ -117,7 +118,12 @@ class BpfBackend:
         new = {pid: worker for pid, worker in self._table.workers.items() if pid not in known}
         self._in_flight.begin(new)
         if self._native_probes is not None:
-            self._native_probes.look(self._table.workers)
+            try:
+                self._native_probes.look(self._table.workers)
+            except BaseException:
+                for pid in self._attachment.withdraw(targets):
+                    self._native_probes.gone(pid)
+                raise
         return True
 
     def poll(self, timeout_s: float) -> list[Fact]:
@@ -126,9 +132,13 @@ class BpfBackend:
         while True:
             # On a timer even when there is much to take: a hundred records at a time cost less than one.
             time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
-            facts = self._take()
-            if self._native_probes is not None:
-                self._native_probes.look(self._table.workers, facts)
+            facts, self._unsent = self._unsent + self._take(), []
+            try:
+                if self._native_probes is not None:
+                    self._native_probes.look(self._table.workers, facts)
+            except BaseException:
+                self._unsent = facts
+                raise
             if self._growth_probes is not None:
                 facts = self._growth_probes.with_growth(facts)
             now = time.monotonic()
@@ -250,9 +260,10 @@ class BpfBackend:
 
         The stack probes first: otherwise growth after an unseen request end would be charged to that request.
         """
-        facts: list[Fact] = []
+        facts, self._unsent = self._unsent, []
         if self._growth_probes is not None:
-            self._growth_probes.stop_blocks(self._take())
+            self._growth_probes.stop_blocks(facts + self._take())
+            facts = []
         if self._native_probes is not None:
             self._native_probes.stop()
         if self._growth_probes is not None:
