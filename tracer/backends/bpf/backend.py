@@ -75,6 +75,7 @@ class BpfBackend:
         self._housekeeping_at = 0.0
         self._next_look = 0.0
         self._births_until = 0.0
+        self._children: dict[int, set[int]] = {}  # by master, its children that turned out to be masters
         self._unsent: list[Fact] = []  # of a poll() that failed
         self._taken = 0  # records, at the last look
 
@@ -312,15 +313,27 @@ class BpfBackend:
             self._native_probes.master_replaced(pid)
         self._attachment.follow(pid)
 
-    def _became_master(self, pid: int) -> None:
+    def _became_master(self, pid: int, parent: int) -> None:
+        self._children.setdefault(parent, set()).add(pid)
         if self._native_probes is not None:
             self._native_probes.gone(pid)
 
     def _died(self, pid: int) -> None:
+        self._attachment.gone(pid)
         if self._native_probes is not None:
             self._native_probes.gone(pid)
+        heirs = self._children.pop(pid, set())
+        for parent, masters in list(self._children.items()):
+            masters.discard(pid)
+            if not masters:
+                del self._children[parent]
         if self._growth_probes is not None:
-            self._growth_probes.process_died(pid, is_master=pid in self._table.masters)
+            if pid in self._table.masters:
+                workers = self._table.workers.items()
+                heirs |= {
+                    child for child, of in workers if of.target.master is not None and of.target.master.pid == pid
+                }
+            self._growth_probes.process_died(pid, heirs - {pid})
 
     def _housekeep(self) -> list[Fact]:
         losses = self._losses()
