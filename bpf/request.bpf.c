@@ -305,14 +305,12 @@ int on_startup(struct pt_regs *ctx)
 	return 0;
 }
 
-/* exit() and die() reach zend_throw_unwind_exit(): Zend/zend_exceptions.c, PHP >= 8.0. */
-int on_exit_call(struct pt_regs *ctx)
+static __always_inline bool last_error_is_fatal(struct worker *w, struct php_binary *php)
 {
-	struct worker *w = this_request();
+	s32 type = 0;
 
-	if (w)
-		w->request.flags |= REQUEST_EXITED;
-	return 0;
+	read_user(&type, sizeof(type), w->bias + php->core_globals + php->pg_last_error_type);
+	return type & E_FATAL_ERRORS;
 }
 
 /*
@@ -322,19 +320,34 @@ int on_exit_call(struct pt_regs *ctx)
  */
 static __always_inline bool ended_by_error(struct worker *w, struct php_binary *php)
 {
-	s32 status = 0, type = 0;
+	s32 status = 0;
 
 	read_user(&status, sizeof(status), w->bias + php->executor_globals + php->eg_exit_status);
-	if (status != 255)
-		return false;
-	read_user(&type, sizeof(type), w->bias + php->core_globals + php->pg_last_error_type);
-	return type & E_FATAL_ERRORS;
+	return status == 255 && last_error_is_fatal(w, php);
 }
 
 /* The message is freed at the end of each request: an error that has one is of this request. */
 static __always_inline bool has_message(struct worker *w, struct php_binary *php)
 {
 	return user_u64(w->bias + php->core_globals + php->pg_last_error_message);
+}
+
+/* exit() and die() reach zend_throw_unwind_exit(): Zend/zend_exceptions.c, PHP >= 8.0. */
+int on_exit_call(struct pt_regs *ctx)
+{
+	struct worker *w = this_request();
+	struct php_binary *php;
+
+	if (!w)
+		return 0;
+	w->request.flags |= REQUEST_EXITED;
+	if (w->request.flags & REQUEST_SCRIPT_END_NOT_SEEN)
+		return 0;
+	/* exit(255) of a shutdown function: with an earlier request's error, the status would show one of this. */
+	php = php_binaries.lookup(&w->binary);
+	if (php && php->known && last_error_is_fatal(w, php))
+		w->stale_error = 1;
+	return 0;
 }
 
 /* Entry of php_request_shutdown(): the script has ended, nothing has been freed. */

@@ -205,7 +205,7 @@ struct worker {
 	__u32 requests; /* begun under watch */
 	__u32 calls; /* enum calls */
 	__u32 forked_by; /* the worker that forked it, until it begins a request of its own; 0 = none did */
-	__u32 stale_error; /* 1 = a fatal error of an earlier request showed when the script ended */
+	__u32 stale_error; /* 1 = a fatal error of an earlier request showed when the script ended, or called exit() then */
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */
 	/* at the start of the running request, to be subtracted at its end */

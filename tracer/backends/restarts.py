@@ -16,7 +16,7 @@ from tracer.backends import Backend
 from tracer.backends.several import Several
 from tracer.errors import PhptraceError
 from tracer.facts import Fact, Loss
-from tracer.targets.resolve import Target
+from tracer.targets.resolve import Target, is_pid
 
 # So often masters are looked for: while one is gone, at first and later; and for others that were started.
 _SOON_S, _LATER_S, _OTHERS_S = 0.2, 1.0, 5.0
@@ -24,6 +24,7 @@ _SOON_FOR_S = 10.0
 # So long a master that cannot be traced, or is not meant, is left alone.
 _LEFT_ALONE_S = 30.0
 _GAPS_SHOWN = 100
+_LACKS_KEPT = 100
 
 
 class Attached(Protocol):
@@ -36,6 +37,10 @@ class Attached(Protocol):
     @property
     def targets(self) -> Sequence[Target]:
         """The targets of the backend."""
+
+    @property
+    def holds_files(self) -> bool:
+        """True if close() closes any file."""
 
     def close(self) -> None:
         """Close the targets' files, after the backend."""
@@ -93,6 +98,7 @@ class Restarts(Several):
         self._report = report
         self._known = set() if known is None else known
         self._later: list[Attached] = []
+        self._lacked: dict[str, None] = {}  # what the backends lacked that were attached later, in order
         self._named = {target.master.pid: target.named for target in targets if target.master is not None}
         self._gaps: list[_Gap] = []
         self._gaps_shown = 0
@@ -106,8 +112,8 @@ class Restarts(Several):
 
     @property
     def lacking(self) -> Sequence[str]:
-        """See the Watch protocol."""
-        return tuple(dict.fromkeys(lack for backend in self._backends for lack in backend.lacking))
+        """See the Watch protocol. Also what backends lacked whose masters have ended."""
+        return tuple(dict.fromkeys([*(lack for backend in self._backends for lack in backend.lacking), *self._lacked]))
 
     @property
     def _backends(self) -> list[Backend]:
@@ -124,7 +130,7 @@ class Restarts(Several):
         """See the Watch protocol."""
         facts = super().close()
         for attached in self._later:
-            attached.close()
+            self._close(attached)
         self._later.clear()
         facts += [self._loss(gap, None) for gap in self._gaps]
         self._gaps.clear()
@@ -140,6 +146,8 @@ class Restarts(Several):
             if fresh:
                 self._named[fresh[0]] = named  # its own child: it has daemonized itself
                 continue
+            if is_pid(named):
+                continue  # the next one has another PID
             self._gaps.append(_Gap(named, pid, time.time()))
             self._report(f"master {pid} of {named} has ended; waiting for php-fpm to be started again")
             self._search_at = now
@@ -180,7 +188,8 @@ class Restarts(Several):
                 self._gaps.remove(gap)
                 facts.append(self._loss(gap, time.time()))
         facts += self._close_unused()
-        self._later.append(attached)
+        if attached.backend is not None or attached.holds_files:
+            self._later.append(attached)
         return facts
 
     def _close_unused(self) -> list[Fact]:
@@ -190,9 +199,16 @@ class Restarts(Several):
             backend = attached.backend
             if backend is not None and not backend.masters and not backend.watched:
                 facts += backend.close()
-                attached.close()
+                self._close(attached)
                 self._later.remove(attached)
         return facts
+
+    def _close(self, attached: Attached) -> None:
+        """Close the files of a backend that is closed, and keep what it lacked."""
+        for lack in attached.backend.lacking if attached.backend is not None else ():
+            if len(self._lacked) < _LACKS_KEPT:
+                self._lacked[lack] = None
+        attached.close()
 
     def _loss(self, gap: _Gap, until: float | None) -> Loss:
         self._gaps_shown += 1

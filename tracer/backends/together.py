@@ -54,3 +54,8 @@ class Together(Several):
     def add(self, targets: Sequence[Target]) -> bool:
         """See the Backend protocol: which of its backends is the one is for others to choose."""
         return False
+
+    @property
+    def parts(self) -> Sequence[Backend]:
+        """The backends, the preferred first."""
+        return self._backends

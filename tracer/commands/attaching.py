@@ -30,6 +30,7 @@ from tracer.errors import (
     UsageError,
 )
 from tracer.targets import containers
+from tracer.targets.php import Php
 from tracer.targets.resolve import Found, Target, find, is_pid, master_pids
 from tracer.units import counted, counted_loss
 
@@ -134,7 +135,7 @@ class Session:
             for where in found
             if where.container_id is not None and where.why is not None
         }
-        return [*self.choice.backend.lacking, *sorted(nameless)]
+        return [*self.watch.lacking, *sorted(nameless)]
 
     @property
     def not_traced(self) -> list[str]:
@@ -202,6 +203,11 @@ class _Later:
     targets: tuple[Target, ...]
     found: Found
 
+    @property
+    def holds_files(self) -> bool:
+        """True if close() closes any file."""
+        return bool(self.found.targets)
+
     def close(self) -> None:
         """Close the targets' files, after the backend."""
         self.found.close()
@@ -214,41 +220,63 @@ def _found_again(plan: Plan, choice: Choice) -> Watch:
         return choice.backend
 
     known = {str(refused.error) for refused in choice.left_out}
+    noted = {*choice.backend.lacking, *choice.cost}
+    first = tuple(choice.backend.parts) if isinstance(choice.backend, Together) else (choice.backend,)
+    attached_later: list[Backend] = []
+    open_files = {target.php.image.identity: target.php for target in choice.targets}
 
     def attach_to(masters: Collection[int]) -> _Later | None:
+        # One that watches nobody any more is closed, or about to be.
+        attached_later[:] = [backend for backend in attached_later if backend.masters or backend.watched]
+        backends = [*first, *attached_later]
         try:
-            return _added(plan, names, masters, choice) or _attached_later(plan, names, masters, known)
+            later = _added(plan, names, masters, backends, open_files)
+            later = later or _attached_later(plan, names, masters, known)
         except (NoTargetError, TargetGoneError):
             return None
+        if later.backend is not None:
+            attached_later.append(later.backend)
+        lacking = {lack: None for backend in (*backends, *attached_later) for lack in backend.lacking}
+        note_limits([lack for lack in lacking if lack not in noted])
+        noted.update(lacking)
+        return later
 
     return Restarts(
         choice.backend, choice.targets, masters=master_pids, attach_to=attach_to, report=notice, known=known
     )
 
 
-def _added(plan: Plan, names: Sequence[str], only: Collection[int], choice: Choice) -> _Later | None:
-    """Have the backend watch these masters, too; None if it is not the one for them, or cannot: nothing is left open.
+def _added(
+    plan: Plan,
+    names: Sequence[str],
+    only: Collection[int],
+    backends: Sequence[Backend],
+    open_files: dict[tuple[int, int], Php],
+) -> _Later | None:
+    """Have one of the backends watch these masters, too; None if none of them can: then nothing is left open.
 
-    A php-fpm that was restarted runs the file that is open already.
+    A php-fpm that was restarted runs a file that is open already: `open_files`, which gets those that are new.
     """
     options = BackendOptions(plan.keep_query, plan.stacks, plan.ptrace_mode, plan.native)
     with contextlib.ExitStack() as undo:
         found = find(names, only=only)
         undo.callback(found.close)
-        known = {target.php.image.identity: target.php for target in choice.targets}
         assignment = assign(plan.backend, found, options)
         (first, *others), left_out = assignment.parts, assignment.left_out
+        if others or left_out:
+            return None
         with_known = tuple(
-            dataclasses.replace(target, php=known.get(target.php.image.identity, target.php))
+            dataclasses.replace(target, php=open_files.get(target.php.image.identity, target.php))
             for target in first.targets
         )
-        if others or left_out or first.name != choice.backend.name or not choice.backend.add(with_known):
+        if not any(backend.add(with_known) for backend in backends if backend.name == first.name):
             return None
         undo.pop_all()
-    new = [target for target in found.targets if target.php.image.identity not in known]
+    new = [target for target in found.targets if target.php.image.identity not in open_files]
     for target in found.targets:
         if target not in new:
             target.close()
+    open_files.update({target.php.image.identity: target.php for target in new})
     return _Later(None, with_known, Found(new, []))
 
 

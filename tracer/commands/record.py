@@ -88,9 +88,18 @@ def _record(plan: Plan, path: str) -> None:
 
         tally.not_traced = running.not_traced
         progress_line = _ProgressLine(tally)
+        lacking = tuple(running.watch.lacking)
+
+        def note_lacking() -> None:
+            """Note also what masters lack that were started later."""
+            nonlocal lacking
+            if (now := tuple(running.watch.lacking)) != lacking:
+                lacking = now
+                file.note("lacking", list(now))
 
         def tick(progress: Progress) -> None:
             file.flush()
+            note_lacking()
             progress_line.show(progress)
 
         notice(f"recording to {path}" + ("" if plan.duration_s or plan.count else " until Ctrl-C"))
@@ -105,6 +114,7 @@ def _record(plan: Plan, path: str) -> None:
             looks=looks_at(running.targets),
         )
         progress_line.clear()
+        note_lacking()
         file.note("ended", {"why": why.value, "elapsed_s": progress.elapsed_s, "seen": progress.seen})
     notice(f"{path}: {summary(tally)}")
     finish(why, progress, tally, plan)

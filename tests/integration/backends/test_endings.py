@@ -70,6 +70,8 @@ _ENDINGS = {
     "fatal.php?2": "fatal",
     "late.php?2": "fatal",
     "hello.php?5": "finished",
+    "late_exit255.php": "exited",
+    "hello.php?6": "finished",
 }
 # What a way to watch cannot tell, by server.
 _UNSEEN: dict[tuple[str, str], dict[str, str]] = {
@@ -78,7 +80,8 @@ _UNSEEN: dict[tuple[str, str], dict[str, str]] = {
     ("php-fpm", SYSCALLS): {},  # it writes its log, a system call, before the warning
     # The warning is PHP's last error when a system call shows it.
     ("php-cgi", SYSCALLS): {"noisy_fatal.php": "unknown"},
-    ("php-fpm", BREAKPOINTS): {},
+    # After an earlier fatal error, one in a shutdown function looks as an exit(255) there does.
+    ("php-fpm", BREAKPOINTS): {"late.php?2": "unknown", "late_exit255.php": "unknown"},
     # A fatal error in a shutdown function looks as the earlier one does.
     ("php-cgi", BREAKPOINTS): {"late.php?2": "finished"},
 }
@@ -156,10 +159,14 @@ def _seen(ending: str, backend: str) -> str:
     return "finished" if ending == "exited" and not SEES_EXIT[backend] else ending
 
 
-def test_a_fatal_error_in_a_shutdown_function_is_fatal(fpm: Fpm, traced: Tracer) -> None:
+def test_the_first_fatal_error_of_a_worker_is_fatal_in_a_shutdown_function_too(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    tracer = trace(str(fpm.master))
     for script in ("hello.php", "late.php"):
         fpm.get(script)
-    _, request = traced.next(2)
+    _, request = tracer.next(2)
 
     assert request.ending == "fatal"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import uuid
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,51 @@ def test_a_master_that_is_not_started_again_is_reported_at_the_end(php_fpm: str,
 
     assert code == 8, err
     assert re.search(rf"1 gap in tracing: master {fpm.master} of php-fpm:{POOL} ended at \S+Z, and none was", err)
+
+
+@pytest.mark.needs_bpf
+def test_ten_restarts_leave_no_descriptor_behind(php_fpm: str, tmp_path: Path, site: Path) -> None:
+    path = tmp_path / "r.phptrace"
+    fpm = Fpm(php_fpm, site, {POOL: TWO_WORKERS})
+    process = phptrace("record", "--backend", "bpf", "--stacks", "-o", str(path), f"php-fpm:{POOL}")
+    opened: list[Counter[str]] = []
+    try:
+        attached_to(process, until="recording to")
+        for number in range(11):
+            fpm.get("hello.php", REQUEST_URI=f"/{number}")
+            wait_for(lambda number=number: len(uris(path)) == number + 1, "the request to be recorded")
+            # The links of the workers before are closed in the background.
+            opened.append(descriptors(process.pid))
+            wait_for(lambda: links(process.pid) == opened[0][_LINK], "the links of the workers before to be closed")
+            opened[-1] = descriptors(process.pid)
+            if number < 10:
+                fpm.stop()
+                attached_to(process, until="waiting for php-fpm to be started again")
+                fpm = Fpm(php_fpm, site, {POOL: TWO_WORKERS})
+                attached_to(process, until="which was started since")
+        code, _, err = finish(process)
+    finally:
+        process.kill()
+        fpm.stop()
+
+    assert code == 8, err
+    assert sorted(uris(path)) == sorted(f"/{number}" for number in range(11))
+    # The first workers were there when tracing began: each has events of its own. Later ones inherit their master's.
+    assert opened[1:] == [opened[1]] * 10
+    assert opened[1]["anon_inode:bpf-prog"] == opened[0]["anon_inode:bpf-prog"]
+
+
+_LINK = "anon_inode:bpf_link"
+
+
+def links(pid: int) -> int:
+    return descriptors(pid)[_LINK]
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Number of open descriptors of that process, by kind of file."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[os.readlink(f"/proc/{pid}/fd/{fd}").partition(":[")[0]] += 1
+    return found

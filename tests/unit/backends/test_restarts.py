@@ -43,6 +43,7 @@ class Later:
         self.backend = backend
         self.targets = targets
         self.closed = False
+        self.holds_files = False
 
     def close(self) -> None:
         assert self.backend is None or self.backend.closed, "the files are closed after the backend"
@@ -226,7 +227,9 @@ def test_a_backend_whose_masters_have_all_ended_is_closed_when_the_next_is_attac
         host.poll()
 
     assert [later.closed for later in host.later] == [True, True, False]
-    assert host.watch.lacking == ("one", "first", "later {8}")
+    assert host.watch.lacking == ("one", "first", "later {8}", "later {6}", "later {7}")
+    host.watch.close()
+    assert host.watch.lacking == ("one", "first", "later {6}", "later {7}", "later {8}")
 
 
 def test_a_php_fpm_that_is_restarted_for_ever_fills_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,3 +270,36 @@ def test_masters_that_the_first_backend_can_watch_need_no_other(monkeypatch: pyt
     assert "its successor is traced" in gap.why
     assert host.poll(10.0) == []
     assert host.watch.masters == {6}
+
+
+def test_nothing_is_kept_of_restarts_that_need_no_other_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 5)
+    for pid in range(6, 16):
+        added = Later(host.first, target(pid))
+        added.holds_files = pid == 7  # a new file
+        monkeypatch.setattr(added, "backend", None)
+        monkeypatch.setattr(host.watch, "_attach_to", lambda _, added=added: added)
+        host.first.masters, host.pids = frozenset(), {pid}
+        host.poll()
+        host.first.masters = frozenset({pid})
+        host.poll()
+
+    assert [later.targets[0].master.pid for later in host.watch._later] == [7]
+
+
+def test_a_master_that_is_named_by_its_pid_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 4242)
+    first = Scripted("first", 4242, 5)
+    watch = Restarts(
+        first, [target(4242, "4242"), target(5)], masters=lambda: host.pids, attach_to=host.attach_to,
+        report=host.reports.append,
+    )  # fmt: skip
+    first.masters = frozenset({5})
+    watch.poll(0.0)
+    alive = watch.masters
+    first.masters = frozenset()
+    watch.poll(0.0)
+
+    assert (alive, watch.masters) == ({5}, {5})
+    assert host.reports == ["master 5 of php-fpm has ended; waiting for php-fpm to be started again"]
+    assert [loss.why.partition(" ended at ")[0] for loss in watch.close()] == ["gaps in tracing: master 5 of php-fpm"]

@@ -26,6 +26,7 @@ from tracer.facts import Fact, Loss, Worker
 from tracer.targets import libc, processes
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image
+from tracer.targets.layouts import StackLayout
 from tracer.targets.libc import Libc
 from tracer.targets.php import Php
 from tracer.targets.processes import Process
@@ -78,9 +79,10 @@ class Attachment:
         self._read = read
         self._lacking = lacking
         self._force_tracepoint = calls_by_tracepoint
-        self._binaries: dict[tuple[int, int], int] = {}
+        self._binaries: dict[tuple[bytes, StackLayout | None], int] = {}  # indices, by what the entries are made of
         self._probed = ProbedFiles()
         self._libraries: dict[tuple[int, ...], Libc | None] = {}  # by PHP and process
+        self._libraries_by_file: dict[tuple[int, int], Libc | None] = {}
         self._calls_in_kernel = False
         self._images: list[Image] = []  # opened here, so closed here
         self.uprobes: list[int] = []  # descriptors; the code that closes one removes it here
@@ -101,8 +103,8 @@ class Attachment:
         try:
             self._enter_masters(targets)
             self._watch(targets)
-        except PhptraceError:
-            self._withdraw(targets)
+        except BaseException:
+            self.withdraw(targets)
             raise
 
     def _enter_masters(self, targets: Sequence[Target]) -> None:
@@ -128,8 +130,8 @@ class Attachment:
                     raise
                 self._lacking.append(f"not traced: process {target.pid}, which ended before phptrace was attached")
 
-    def _withdraw(self, targets: Sequence[Target]) -> None:
-        """Forget these targets, which were entered, and their workers."""
+    def withdraw(self, targets: Sequence[Target]) -> set[int]:
+        """Forget these targets, which were entered, and their workers; return the pids of all."""
         workers = self._programs.map("workers")
         masters = {target.master.pid for target in targets if target.master is not None}
         for pid in masters:
@@ -148,6 +150,7 @@ class Attachment:
         if self._growth_probes is not None:
             for pid in dropped:
                 self._growth_probes.stop_sampling(pid)
+        return dropped
 
     def follow(self, pid: int) -> None:
         """Keep watching a master that replaced itself: a graceful reload runs the same file, an upgrade another.
@@ -216,8 +219,11 @@ class Attachment:
     def _binary_index(self, target: Target) -> int:
         """The index of the target's binary in the map `php_binaries`, which gets an entry if it is new."""
         php = target.php
-        if php.image.identity in self._binaries:
-            return self._binaries[php.image.identity]
+        entry = php_binary_entry(php, fastcgi=target.speaks_fastcgi)
+        # Files that differ in no offset share an entry: each start of a container may bring another copy.
+        key = entry, php.stack
+        if key in self._binaries:
+            return self._binaries[key]
         index = len(self._binaries)
         if index >= PHP_BINARIES_MAX:
             raise UnsupportedError(
@@ -225,8 +231,8 @@ class Attachment:
                 " Name fewer targets.",
                 fixable=True,
             )
-        self._programs.map("php_binaries")[index] = php_binary_entry(php, fastcgi=target.speaks_fastcgi)
-        self._binaries[php.image.identity] = index
+        self._programs.map("php_binaries")[index] = entry
+        self._binaries[key] = index
         self._lacking += php.lacking
         if self._growth_probes is not None:
             self._growth_probes.enter_php_binary(index, php)
@@ -343,27 +349,35 @@ class Attachment:
         """The C library of the target's workers; None if there is none whose code is known."""
         key = (*target.php.image.identity, _witness(target))
         if key not in self._libraries:
-            self._libraries[key] = None
-            try:
-                image = None if self._force_tracepoint else processes.open_libc(key[-1])
-                if image is not None:
-                    self._images.append(image)
-                    self._libraries[key] = libc.inspect(image)
-            except (OSError, UnsupportedError) as exc:
-                log.info("no C library found in process %d: %s", key[-1], exc)
+            self._libraries[key] = self._open_library(key[-1])
         return self._libraries[key]
+
+    def _open_library(self, pid: int) -> Libc | None:
+        """The C library of that process; each file is opened once, and closed by close()."""
+        try:
+            image = None if self._force_tracepoint else processes.open_libc(pid)
+            if image is None:
+                return None
+            if image.identity in self._libraries_by_file:
+                image.close()
+            else:
+                self._images.append(image)
+                self._libraries_by_file[image.identity] = None
+                self._libraries_by_file[image.identity] = libc.inspect(image)
+            return self._libraries_by_file[image.identity]
+        except (OSError, UnsupportedError) as exc:
+            log.info("no C library found in process %d: %s", pid, exc)
+            return None
+
+    def gone(self, pid: int) -> None:
+        """Forget what is known of the C library of a process that has ended."""
+        for key in [key for key in self._libraries if key[-1] == pid]:
+            del self._libraries[key]
 
     def _forget_library(self, target: Target) -> bool:
         """Forget the C library of the target's workers, and return True, if its master now has another one."""
-        key = (*target.php.image.identity, _witness(target))
-        known = self._libraries.pop(key, None)
-        now = self._library_of(target)
-        if known is None or now is None or known.image.identity != now.image.identity:
-            return known is not now
-        self._libraries[key] = known
-        self._images.remove(now.image)
-        now.image.close()
-        return False
+        known = self._libraries.pop((*target.php.image.identity, _witness(target)), None)
+        return self._library_of(target) is not known
 
     def _hook_calls(self, target: Target) -> None:
         library = self._library_of(target)

@@ -75,6 +75,8 @@ class BpfBackend:
         self._housekeeping_at = 0.0
         self._next_look = 0.0
         self._births_until = 0.0
+        self._children: dict[int, set[int]] = {}  # by master, its children that turned out to be masters
+        self._unsent: list[Fact] = []  # of a poll() that failed
         self._taken = 0  # records, at the last look
 
     @property
@@ -117,7 +119,12 @@ class BpfBackend:
         new = {pid: worker for pid, worker in self._table.workers.items() if pid not in known}
         self._in_flight.begin(new)
         if self._native_probes is not None:
-            self._native_probes.look(self._table.workers)
+            try:
+                self._native_probes.look(self._table.workers)
+            except BaseException:
+                for pid in self._attachment.withdraw(targets):
+                    self._native_probes.gone(pid)
+                raise
         return True
 
     def poll(self, timeout_s: float) -> list[Fact]:
@@ -126,9 +133,13 @@ class BpfBackend:
         while True:
             # On a timer even when there is much to take: a hundred records at a time cost less than one.
             time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
-            facts = self._take()
-            if self._native_probes is not None:
-                self._native_probes.look(self._table.workers, facts)
+            facts, self._unsent = self._unsent + self._take(), []
+            try:
+                if self._native_probes is not None:
+                    self._native_probes.look(self._table.workers, facts)
+            except BaseException:
+                self._unsent = facts
+                raise
             if self._growth_probes is not None:
                 facts = self._growth_probes.with_growth(facts)
             now = time.monotonic()
@@ -250,9 +261,10 @@ class BpfBackend:
 
         The stack probes first: otherwise growth after an unseen request end would be charged to that request.
         """
-        facts: list[Fact] = []
+        facts, self._unsent = self._unsent, []
         if self._growth_probes is not None:
-            self._growth_probes.stop_blocks(self._take())
+            self._growth_probes.stop_blocks(facts + self._take())
+            facts = []
         if self._native_probes is not None:
             self._native_probes.stop()
         if self._growth_probes is not None:
@@ -317,15 +329,27 @@ class BpfBackend:
             self._native_probes.master_replaced(pid)
         self._attachment.follow(pid)
 
-    def _became_master(self, pid: int) -> None:
+    def _became_master(self, pid: int, parent: int) -> None:
+        self._children.setdefault(parent, set()).add(pid)
         if self._native_probes is not None:
             self._native_probes.gone(pid)
 
     def _died(self, pid: int) -> None:
+        self._attachment.gone(pid)
         if self._native_probes is not None:
             self._native_probes.gone(pid)
+        heirs = self._children.pop(pid, set())
+        for parent, masters in list(self._children.items()):
+            masters.discard(pid)
+            if not masters:
+                del self._children[parent]
         if self._growth_probes is not None:
-            self._growth_probes.process_died(pid, is_master=pid in self._table.masters)
+            if pid in self._table.masters:
+                workers = self._table.workers.items()
+                heirs |= {
+                    child for child, of in workers if of.target.master is not None and of.target.master.pid == pid
+                }
+            self._growth_probes.process_died(pid, heirs - {pid})
 
     def _housekeep(self) -> list[Fact]:
         losses = self._losses()

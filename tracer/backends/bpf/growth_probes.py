@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from tracer.backends import StackOptions
 from tracer.backends.bpf import rss_caveats
@@ -72,6 +72,7 @@ class GrowthProbes:
         self._growth_decoder = GrowthDecoder(keep_stacks=sample_blocks)
         self.blocks: BlockSampling | None = None
         self._calls: list[int] = []
+        self._heirs: dict[int, set[int]] = {}  # by a process that has ended, those that use its events yet
         self._facts_awaiting_growth: list[Fact] = []
         self._last_retained: list[Retained] = []
         # A dead worker's last facts wait for their growth for one call of with_growth(), so that its stacks may only
@@ -194,12 +195,22 @@ class GrowthProbes:
         """Sample neither that process any more, nor those that it has forked since start_sampling()."""
         self._sampling.stop(pid)
 
-    def process_died(self, pid: int, *, is_master: bool) -> None:
+    def process_died(self, pid: int, heirs: Collection[int] = ()) -> None:
         """Stop sampling a process that has ended. Its stacks are kept until its last facts are given out.
 
-        The events of a master stay: its workers have inherited them, and may serve on, as may a daemon's new master.
+        `heirs`: processes that it has forked, and that are alive. They have inherited its events, and so do those that
+        they fork: the events stay until all have ended.
         """
-        if not is_master:
+        for owner, inherited in list(self._heirs.items()):
+            if pid in inherited:
+                inherited.discard(pid)
+                inherited |= set(heirs)
+                if not inherited:
+                    del self._heirs[owner]
+                    self._sampling.stop(owner)
+        if heirs:
+            self._heirs[pid] = set(heirs)
+        else:
             self._sampling.stop(pid)
         self._dying_pids.append(pid)
 

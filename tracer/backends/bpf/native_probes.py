@@ -212,11 +212,14 @@ class NativeProbes:
         self._sites.master_replaced(pid)
 
     def gone(self, pid: int) -> None:
-        """Forget that worker, which has ended."""
+        """Forget that worker or master, which has ended."""
         self._close_link(pid)
         self._turns.pop(pid, None)
         self._since.pop(pid, None)
         self._left_out.discard(pid)
+        self._sites.master_replaced(pid)
+        for key in [key for key in self._pools if key[0] == pid]:
+            del self._pools[key]
 
     def stop(self) -> None:
         """Take all links off and wait for that. Idempotent."""

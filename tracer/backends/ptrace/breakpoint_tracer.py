@@ -48,6 +48,7 @@ class BreakpointTracer:
         self._born = born
         self._request: OpenRequest | None = None
         self.requests = 0
+        self._fatal_before = True  # the last error before the open request was fatal: that it is so says nothing
         self._stale_error = False  # a fatal error of an earlier request showed when the script ended
         sites = {
             bias + hooks.startup.address: self._at_start,
@@ -94,6 +95,8 @@ class BreakpointTracer:
         method = self._memory.parameter(b"REQUEST_METHOD", _METHOD_MAX_BYTES)
         self.requests += 1
         heap = self._memory.heap()
+        error = self._memory.last_error()
+        self._fatal_before = error is None or error.fatal
         before = self._files.memory()
         self._request = OpenRequest(
             pid=self.pid,
@@ -127,9 +130,9 @@ class BreakpointTracer:
         if request is not None:
             request.status = self._memory.status()
             error = self._memory.last_error()
-            # A shutdown function or destructor may have failed since the script's end.
+            # A shutdown function or destructor may have failed since the script's end, or called exit(255).
             if error is not None and not self._stale_error and error.status == _FATAL_STATUS and error.fatal:
-                request.fatal = True
+                request.fatal = None if self._fatal_before and not request.fatal else True
             request.at_teardown(self._memory.heap(), self._files.anon())
 
     def _at_end(self) -> None:

@@ -24,7 +24,7 @@ _BEFORE_ENDED = [form for _, form in REQUEST_FIELDS[: [name for name, _ in REQUE
 _ENDED_NS = struct.Struct(f"<{struct.calcsize('<' + ''.join(_BEFORE_ENDED))}xQ")
 
 
-def _nothing(pid: int) -> None:
+def _nothing(*pids: int) -> None:
     """Default callback: do nothing."""
 
 
@@ -39,10 +39,10 @@ class EventDecoder:
         replaced: Callable[[int], None] = _nothing,
         unwanted: Callable[[int], None] = _nothing,
         died: Callable[[int], None] = _nothing,
-        became_master: Callable[[int], None] = _nothing,
+        became_master: Callable[[int, int], None] = _nothing,
         in_flight: InFlight | None = None,
     ) -> None:
-        """The callbacks get a pid.
+        """The callbacks get a pid; `became_master` also that of the master whose worker it was taken for.
 
         `replaced`: a master executed a program, itself or another. `unwanted`: a worker turned out to be of a pool that
         was not asked for. `died`: a master or worker ended. `became_master`: a worker turned out to be a master.
@@ -112,10 +112,10 @@ class EventDecoder:
 
     def _born(self, record: bytes) -> Fact | None:
         parent = PROCESS_EVENT.unpack(record)[2]
-        was_worker = parent in self._table.workers
+        was = self._table.workers.get(parent)
         fact = self._table.born(record)
-        if was_worker and parent in self._table.masters:
-            self._became_master(parent)
+        if was is not None and was.target.master is not None and parent in self._table.masters:
+            self._became_master(parent, was.target.master.pid)
         return fact
 
     def _fork(self, record: bytes) -> Fork | None:

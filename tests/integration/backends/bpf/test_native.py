@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import random
@@ -20,6 +22,9 @@ from waiting import wait_for
 
 from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.backends import NativeOptions
+from tracer.backends.bpf.backend import BpfBackend
+from tracer.backends.bpf.maps import MapFullError
+from tracer.backends.bpf.native_probes import _new_book
 from tracer.errors import UnsupportedError
 from tracer.facts import Note, Release, Request
 
@@ -277,3 +282,32 @@ def test_where_counting_is_required_and_cannot_be_attaching_fails(
 
     with pytest.raises(UnsupportedError, match="the workers use tcmalloc"):
         Tracer(make_backend(BPF, native=NativeOptions(math.inf, required=True)), str(fpm.master))
+
+
+def test_no_fact_is_lost_where_counting_is_required_and_a_new_worker_cannot_be_counted(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=f"{ONE_WORKER}\npm.max_requests = 3")
+    tracer = trace(str(fpm.master), native=NativeOptions(math.inf, required=True))
+    assert isinstance(tracer.backend, BpfBackend)
+    books = tracer.backend._programs.map("native_books")
+    first = fpm.workers()
+    books.remove(first[0])  # which makes no room when it ends
+    with contextlib.suppress(MapFullError):
+        for pid in itertools.count(1 << 23):  # above any pid
+            books[pid] = _new_book(1, 0, 0)
+    for number in range(3):
+        fpm.get("hello.php", REQUEST_URI=f"/{number}")
+    wait_for(lambda: fpm.workers() not in (first, []), "the next worker")
+
+    def polled_until_it_is_seen() -> None:
+        while True:
+            tracer.poll()
+
+    with pytest.raises(UnsupportedError, match="the table of workers is full"):
+        polled_until_it_is_seen()
+    tracer.close()
+
+    assert [request.uri for request in tracer.requests] == ["/0", "/1", "/2"]
+    assert {worker.pid for worker in tracer.workers} == {*first, *fpm.workers()}
+    assert tracer.losses == []

@@ -253,3 +253,38 @@ def test_a_master_that_ends_before_its_file_can_be_compared_is_gone(kernel, tabl
 
     assert (table.masters, table.workers, kernel.maps["workers"], kernel.uprobes) == ({}, {}, {}, [])
     made.close()
+
+
+def test_processes_that_come_and_go_with_one_c_library_open_it_once(kernel, table, target):
+    myself = process(os.getpid())
+    assert myself is not None
+    with_libc = dataclasses.replace(target, master=None, workers=(myself,))
+    before = open_files("libc.so.6")
+    made = attachment(kernel, table)
+    opened = []
+    for _ in range(10):
+        made.add([with_libc])
+        made.gone(myself.pid)
+        opened.append(open_files("libc.so.6"))
+    known = len(made._libraries)
+    made.close()
+
+    if opened[0] == before:
+        pytest.skip("/proc/PID/map_files may not be opened: run as root")
+    assert opened == [opened[0]] * 10
+    assert known == 0
+
+
+def test_copies_of_one_php_share_an_entry_and_another_has_its_own(kernel, table, target, tmp_path):
+    made = attachment(kernel, table)
+    for number in range(20):
+        path = executable(tmp_path / f"php-fpm-{number}", php_elf())
+        with running(path, TITLE) as master, contextlib.ExitStack() as undo:
+            image = open_image(str(path))
+            undo.callback(image.close)
+            made.add([dataclasses.replace(target, php=php_binary.inspect(image), master=master, workers=())])
+            table.masters.clear()
+    made.add([dataclasses.replace(target, php=dataclasses.replace(target.php, sapi_globals=7))])
+    made.close()
+
+    assert set(kernel.maps["php_binaries"]) == {0, 1}
