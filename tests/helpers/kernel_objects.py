@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-# "uprobe link" is what bpf(2) calls uprobe_multi, also that of a return.
-PROGRAM, PERF_EVENT, UPROBE_LINK = "bpf-prog", "perf_event", "uprobe link"
+PROGRAM, PERF_EVENT, UPROBE_LINK = "program", "perf event", "uprobe link"
+_NAMES = {"anon_inode:bpf-prog": PROGRAM, "anon_inode:[perf_event]": PERF_EVENT}
 
 
 def kernel_objects(pid: int | str = "self") -> Counter[str]:
@@ -18,13 +18,14 @@ def kernel_objects(pid: int | str = "self") -> Counter[str]:
     with contextlib.suppress(FileNotFoundError):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # it is just being closed
-                found.update(_kinds(os.readlink(descriptor), Path(f"/proc/{pid}/fdinfo/{descriptor.name}")))
-    return found
+                name = os.readlink(descriptor)
+                if name in _NAMES:
+                    found[_NAMES[name]] += 1
+                elif name == "anon_inode:bpf_link":
+                    found[UPROBE_LINK] += _is_of_uprobes(Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text())
+    return +found
 
 
-def _kinds(name: str, details: Path) -> list[str]:
-    found = [kind for kind in (PROGRAM, PERF_EVENT) if kind in name]
-    # bpf_link_show_fdinfo(), kernel/bpf/syscall.c, Linux 6.18
-    if "bpf_link" in name and re.search(r"^link_type:\tu(ret)?probe_multi$", details.read_text(), re.MULTILINE):
-        found.append(UPROBE_LINK)
-    return found
+def _is_of_uprobes(details: str) -> bool:
+    """True if the link is uprobe_multi: bpf_link_show_fdinfo(), kernel/bpf/syscall.c, Linux 6.18."""
+    return re.search(r"^link_type:\tu(ret)?probe_multi$", details, re.MULTILINE) is not None

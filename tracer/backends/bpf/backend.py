@@ -276,7 +276,7 @@ class BpfBackend:
     def _closed(self, descriptors: list[int]) -> list[Fact]:
         """Close and remove all at once; return the facts read meanwhile.
 
-        The kernel takes some 50 ms for all links together, and 80 ms for each perf event.
+        The kernel takes some 60 ms for all links together, and 80 ms for each perf event.
         """
         closing = [threading.Thread(target=os.close, args=(fd,)) for fd in descriptors]
         descriptors.clear()
