@@ -49,9 +49,8 @@ class Balance:
     # is set copies one).
     unexplained: int | None = None
     malloc_free: int | None = None  # change of resident memory that malloc keeps free: a part of unexplained
-    # Change of malloc's memory in use, less what the requests allocated and did not free: what was allocated between
-    # requests. 0 for most scripts, 600 bytes for a worker's first request, 96 to 270 bytes a request of MediaWiki (and
-    # then equal, to the byte, to what BPF counted there). A figure of another order means that calls were missed.
+    # Change of malloc's memory in use, less what was allocated and not freed, by the requests and between them. 0 if no
+    # call was missed.
     heap_check: int | None = None
     why: str | None = None  # why workers are not covered, or a figure is None; None: there is nothing to explain
 

@@ -300,7 +300,11 @@ LOOK = Look(
     why=None,
 )  # fmt: skip
 AGAIN = LOOK._replace(
-    at_ns=COMPLETE.started_ns + COMPLETE.duration_ns + 1, anon=10_624_307, malloc_in_use=4_035_808, requests=1
+    at_ns=COMPLETE.started_ns + COMPLETE.duration_ns + 1,
+    anon=10_624_307,
+    malloc_in_use=4_042_000,
+    malloc_resident=4_106_288,
+    requests=1,
 )
 
 

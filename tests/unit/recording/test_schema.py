@@ -25,11 +25,12 @@ FIRST = Request(
     memory_limit=134_217_728, vm_before=250_000_013, vm_after=250_524_301, map_bytes=2_097_169, map_calls=5,
     unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11, native_alloc_bytes=70_096,
     native_alloc_calls=67, native_free_bytes=34_304, native_free_calls=31, native_freed_earlier=1_008,
-    native_mapped_bytes=65_536, native_kept=102_336, native_released=600, minor_faults=131, major_faults=1, notes=None,
+    native_mapped_bytes=65_536, native_between_bytes=6_192, native_kept=102_336, native_released=600, minor_faults=131,
+    major_faults=1, notes=None,
 )  # fmt: skip
 # Counted since schema 3.
 NATIVE = ("native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
-          "native_mapped_bytes", "native_kept", "native_released")  # fmt: skip
+          "native_mapped_bytes", "native_between_bytes", "native_kept", "native_released")  # fmt: skip
 BARE = Request(
     **{**dict.fromkeys(Request._fields), "host": "web1", "pid": 4243, "nth": 1, "ending": "cut_off",
        "notes": "start_not_seen"}
