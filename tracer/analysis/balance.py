@@ -56,12 +56,15 @@ class Balance:
 
     @property
     def doubtful(self) -> bool:
-        """True if more is unexplained than 5 % of the change and 1 MiB, free memory that malloc keeps apart."""
+        """True if more is unexplained than 5 % of the change and 1 MiB, free memory that malloc keeps apart.
+
+        What workers gain between requests and lose within them, or the other way round, is explained.
+        """
         if self.unexplained is None or self.workers_grew is None:
             return False
-        return abs(self.unexplained - (self.malloc_free or 0)) > max(
-            _LARGE_SHARE * abs(self.workers_grew), _LARGE_BYTES
-        )
+        rest = self.unexplained - (self.malloc_free or 0)
+        least = min(abs(rest), abs(rest + (self.between_requests or 0)))
+        return least > max(_LARGE_SHARE * abs(self.workers_grew), _LARGE_BYTES)
 
 
 class Balancing:

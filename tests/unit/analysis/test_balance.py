@@ -317,6 +317,13 @@ def test_more_than_a_megabyte_and_five_percent_unexplained_is_doubtful(grew, une
     assert Balance(1, 1, 1, 1, workers_grew=grew, unexplained=unexplained).doubtful is doubtful
 
 
+@pytest.mark.parametrize(("between", "doubtful"), [(0, True), (178 << 20, False), (170 << 20, True)])
+def test_memory_that_comes_between_requests_and_goes_within_them_is_explained(between, doubtful):
+    found = Balance(1, 1, 1, 1, workers_grew=0, unexplained=-(178 << 20), between_requests=between)
+
+    assert found.doubtful is doubtful
+
+
 @pytest.mark.parametrize(("malloc_free", "doubtful"), [(18 << 20, False), (16 << 20, True), (None, True)])
 def test_free_memory_that_malloc_keeps_is_an_explanation(malloc_free, doubtful):
     found = Balance(1, 1, 1, 1, workers_grew=20 << 20, unexplained=18 << 20, malloc_free=malloc_free)
