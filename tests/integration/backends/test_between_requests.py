@@ -79,7 +79,7 @@ def test_shared_memory_grows_by_what_opcache_takes(start_fpm: Callable[..., Fpm]
     fpm.get("hello.php")
     large = fpm.folder / "large.php"
     size = 5_000_011
-    large.write_text(f"<?php\necho strlen('{'s' * size}');\n")
+    large.write_text(f"<?php\necho strlen('{'s' * size}' . $_SERVER['QUERY_STRING']);\n")
     tracer = trace(str(fpm.master))
 
     for script, answer in (("hello.php", "hello"), ("large.php", str(size)), ("hello.php", "hello")):

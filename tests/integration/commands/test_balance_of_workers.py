@@ -164,6 +164,30 @@ def test_a_balance_with_large_cookies_is_true(start_fpm: Callable[..., Fpm], tmp
     assert "warning" not in run("report", str(path)).stderr
 
 
+@pytest.mark.parametrize("options", [BPF, PTRACE])
+def test_parameters_that_a_worker_reads_between_requests_are_a_line_of_the_report(
+    start_fpm: Callable[..., Fpm], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    path = tmp_path / "r.phptrace"
+    headers = {f"HTTP_X_{number}": "h" * 60_000 for number in range(30)}
+
+    def requests() -> None:
+        for _ in range(7):
+            fpm.get("hello.php", **headers)
+
+    for _ in range(2):
+        requests()
+    recorded(fpm, path, options, requests, workers=1)
+
+    answer = run("report", str(path))
+    assert "between requests: +10.3 MiB (1 of 1 worker), in requests -12.0 MiB" in " ".join(answer.stdout.split())
+    assert "warning" not in answer.stderr
+    found = balance_of(path)["from_requests"]
+    assert found["between_requests"] == pytest.approx(6 * 30 * 60_000, rel=0.01)
+    assert found["grew"] == found["in_requests"] + found["between_requests"]
+
+
 @pytest.mark.needs_bpf
 def test_requests_that_a_filter_drops_are_missing_in_the_balance(start_fpm: Callable[..., Fpm], tmp_path: Path) -> None:
     fpm = start_fpm(www=ONE_WORKER)
