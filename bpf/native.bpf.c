@@ -33,7 +33,7 @@ struct owned_block {
 };
 
 struct owner {
-	u64 request; /* its started_ns */
+	u64 request; /* its started_ns; 0 = it was allocated between requests */
 	u64 header; /* of the block: it can be read where it is allocated, and where it is freed mostly */
 };
 
@@ -113,16 +113,23 @@ static __always_inline void note_arena(struct native_book *b, u64 header, s64 si
 		add(&b->sums.arena_bytes, sign * size);
 }
 
+static __always_inline void count_mappings(struct native_sums *sums, u64 header, s64 sign)
+{
+	s64 size = size_of(header);
+
+	if (header & IS_MMAPPED)
+		add(&sums->mapped_bytes, sign * size);
+	else if (header & NON_MAIN_ARENA)
+		add(&sums->arena_bytes, sign * size);
+}
+
 static __always_inline void count(struct native_sums *sums, u64 header, s64 sign)
 {
 	s64 size = size_of(header);
 
 	add(sign > 0 ? &sums->alloc_bytes : &sums->free_bytes, size);
 	add(sign > 0 ? &sums->alloc_calls : &sums->free_calls, 1);
-	if (header & IS_MMAPPED)
-		add(&sums->mapped_bytes, sign * size);
-	else if (header & NON_MAIN_ARENA)
-		add(&sums->arena_bytes, sign * size);
+	count_mappings(sums, header, sign);
 }
 
 /* Bytes until the next sample: -mean * ln(random), from its quantiles, and between two of them in proportion. */
@@ -241,7 +248,7 @@ static __always_inline void allocated(struct native_book *b, u64 block)
 	}
 	count(&b->sums, owner.header, 1);
 	if (!owner.request)
-		return;
+		add(&b->sums.between_bytes, size_of(owner.header));
 	native_owners.update(&key, &owner);
 	noted = owners_noted.lookup(&zero);
 	if (noted)
@@ -276,12 +283,20 @@ static __always_inline void freed(struct native_book *b, u64 block, u64 header, 
 		note_arena(b, header, -1);
 		return;
 	} else {
-		if (!header || may_be_forgotten(b))
+		/* Between requests it is the same who had it: only its size is counted. */
+		if (!header || (b->request && may_be_forgotten(b)))
 			add(&b->sums.unsure, 1);
 	}
 	size = size_of(header);
 	if (!size || size >= BLOCK_MAX)
 		return;
+	if (!b->request || (found && !owner))
+		add(&b->sums.between_bytes, -(s64)size);
+	if (found && !owner) {
+		/* The parameters of a request, mostly: what reads them allocates them before the request begins. */
+		count_mappings(&b->sums, header, -1);
+		return;
+	}
 	count(&b->sums, header, -1);
 	if (owner && owner == b->request)
 		return;

@@ -168,6 +168,7 @@ static __always_inline void send_release(struct native_book *b, u32 pid)
 static __always_inline void start_native(struct worker *w, u32 pid)
 {
 	struct native_book *book = native_books.lookup(&pid);
+	s64 between = 0, unsure = 0;
 	u32 zero = 0;
 	u64 *owners;
 
@@ -176,6 +177,12 @@ static __always_inline void start_native(struct worker *w, u32 pid)
 		w->request.flags |= REQUEST_NATIVE_NOT_COUNTED;
 		return;
 	}
+	if (w->native_link == book->link) {
+		between = w->native_before.between_bytes;
+		unsure = w->native_before.unsure;
+	}
+	if (book->request || book->sums.unsure != unsure)
+		w->request.flags |= REQUEST_NATIVE_BETWEEN_NOT_COUNTED;
 	/* The worker goes on: it has not freed that because it ends. */
 	send_release(book, pid);
 	owners = owners_noted.lookup(&zero);
@@ -185,6 +192,14 @@ static __always_inline void start_native(struct worker *w, u32 pid)
 	book->thread = bpf_get_current_pid_tgid();
 	book->resizing = 0;
 	book->aligning = 0;
+	w->native_link = book->link;
+	w->native_before = book->sums;
+	w->native_before.between_bytes = between;
+}
+
+/* What comes from here on comes between this request and the next. */
+static __always_inline void begin_between(struct worker *w, struct native_book *book)
+{
 	w->native_link = book->link;
 	w->native_before = book->sums;
 }
@@ -211,6 +226,8 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 	/* Another link: the worker was unlinked, and linked again. */
 	if (!book || book->link != w->native_link) {
 		r->flags |= REQUEST_NATIVE_NOT_COUNTED;
+		if (book)
+			begin_between(w, book);
 		return;
 	}
 	send_release(book, pid);
@@ -226,6 +243,8 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 	r->native_mapped_bytes -= book->sums.mapped_bytes - before->mapped_bytes;
 	r->native_mapped_bytes -= of_the_arena(r->native_mapped_bytes,
 					       book->sums.arena_bytes - before->arena_bytes, page);
+	r->native_between_bytes = book->sums.between_bytes - before->between_bytes;
+	begin_between(w, book);
 }
 
 int on_startup(struct pt_regs *ctx)
@@ -448,6 +467,7 @@ int on_end(struct pt_regs *ctx)
 {
 	struct worker *w = this_worker();
 	struct kernel *k = the_kernel();
+	struct native_book *book;
 	struct php_binary *php;
 	struct request *r;
 	u64 task, mm;
@@ -469,6 +489,9 @@ int on_end(struct pt_regs *ctx)
 		sample_after(r, k, task, mm);
 		w->requests = 1;
 		r->nth = 1;
+		book = native_books.lookup(&r->pid);
+		if (book)
+			begin_between(w, book);
 		submit(w);
 		return 0;
 	}

@@ -60,6 +60,8 @@ enum request_flag {
 	REQUEST_CALLS_NOT_SEEN = 1 << 17, /* its memory calls were not seen, brk among them */
 	REQUEST_USAGE_NOT_READ = 1 << 18, /* its CPU time and page faults were not read */
 	REQUEST_ENDING_UNKNOWN = 1 << 19, /* a fatal error may have ended it */
+	REQUEST_NATIVE_BETWEEN_NOT_COUNTED =
+		1 << 20, /* its native_between_bytes are not known, or not all */
 };
 
 struct request {
@@ -97,10 +99,15 @@ struct request {
 	__s64 brk_calls;
 	__s64 native_alloc_bytes; /* malloc's chunks */
 	__s64 native_alloc_calls;
-	__s64 native_free_bytes;
+	__s64 native_free_bytes; /* without blocks that were allocated between requests */
 	__s64 native_free_calls;
 	__s64 native_freed_earlier; /* of these bytes: blocks from before this request */
 	__s64 native_mapped_bytes; /* other private writable mappings: neither Zend's nor malloc's */
+	/*
+	 * Net, since the request before ended or, if that is later, since counting began: allocated and freed between
+	 * the two, less what this one freed of blocks that were allocated between requests.
+	 */
+	__s64 native_between_bytes;
 	__s64 minor_faults;
 	__s64 major_faults;
 	__s32 status; /* HTTP status; 0 where SG(sapi_headers) was never set */
@@ -123,6 +130,7 @@ struct native_sums {
 	__s64 arena_bytes; /* net: chunks of threads' arenas (NON_MAIN_ARENA), which are mappings that grow */
 	__s64 freed_earlier; /* of free_bytes: blocks that were not allocated in the request that freed them */
 	__s64 unsure; /* freed blocks whose size, or whose request, is not known */
+	__s64 between_bytes; /* net: allocated or freed between requests, and of blocks so allocated, freed in one */
 };
 
 /*
@@ -144,7 +152,7 @@ struct native_book {
 	__u64 released_resized; /* 1 = by realloc(), which moved them */
 	__u64 resized_block; /* the block that realloc() is at */
 	__u64 resized_header;
-	__u32 thread; /* runs the requests; 0 = none has begun */
+	__u32 thread; /* runs the requests; until the first one begins, the main thread */
 	__u16 resizing; /* 1 = that thread is in realloc() */
 	__u16 aligning; /* 1 = it is in the core of memalign() */
 	__s64 gap; /* bytes to allocate until the next block is sampled; 0 = none is */
@@ -214,8 +222,9 @@ struct worker {
 	__u64 major_before;
 	__u64 brk_before;
 	__u64 data_before; /* pages: mm->data_vm */
-	__u64 native_link; /* of its native_book then; 0 = it had none */
-	struct native_sums native_before;
+	__u64 native_link; /* of its native_book then, or when the request before ended; 0 = it had none */
+	struct native_sums
+		native_before; /* the same; between_bytes of when the request before ended */
 	struct request request;
 	char strings[SCRIPT_MAX + URI_MAX + 8]; /* script, then uri, without gap; a NUL; padding */
 };

@@ -35,6 +35,7 @@ class Note(enum.Enum):
     PHP_LAYOUT_UNKNOWN = "php_layout_unknown"  # this PHP's globals are unknown: no status, no fatal
     ENDING_UNKNOWN = "ending_unknown"  # it may have ended by a fatal error: what shows that was not seen
     NATIVE_NOT_COUNTED = "native_not_counted"  # malloc and free calls of this request were not counted, or not all
+    NATIVE_BETWEEN_NOT_COUNTED = "native_between_not_counted"  # nor those between it and the request before
     CALLS_NOT_HOOKED = "calls_not_hooked"  # mmap and brk calls of this worker cannot be counted
     URI_IS_SCRIPT_NAME = "uri_is_script_name"  # REQUEST_URI was not sent, or not found
     URI_UNKNOWN = "uri_unknown"
@@ -104,10 +105,13 @@ class Request(NamedTuple):
     brk_calls: int | None
     native_alloc_bytes: int | None  # chunks of malloc and its like, headers included
     native_alloc_calls: int | None
-    native_free_bytes: int | None
+    native_free_bytes: int | None  # without blocks that were allocated between requests
     native_free_calls: int | None
     native_freed_earlier: int | None  # of the bytes freed: blocks from before this request
     native_mapped_bytes: int | None  # signed: other private writable mappings, neither Zend's nor malloc's
+    # Signed: allocated less freed by malloc and its like since the request before ended, or counting began; less what
+    # this request freed of blocks from between requests. PHP allocates parameters there, which the request then frees.
+    native_between_bytes: int | None
     native_kept: int | None  # signed: allocated and mapped by this request, and not freed by its end
     native_released: int | None  # of native_kept: freed later, as far as is known when a recording is read
     minor_faults: int | None

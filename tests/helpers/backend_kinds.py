@@ -29,7 +29,7 @@ MEMORY_CALLS = frozenset({"map_bytes", "map_calls", "unmap_bytes", "unmap_calls"
 
 NATIVE = frozenset({
     "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
-    "native_mapped_bytes", "native_kept", "native_released",
+    "native_mapped_bytes", "native_between_bytes", "native_kept", "native_released",
 })  # fmt: skip
 
 # The columns of a Request that stay None.

@@ -40,14 +40,20 @@ def send(connection: socket.socket, params: Mapping[str, str | bytes]) -> None:
     connection.sendall(message(params))
 
 
-def message(params: Mapping[str, str | bytes], *, keep: bool = False) -> bytes:
-    """The records of a request without a body; `keep` asks for the connection to be kept."""
-    pairs = b"".join(_pair(name.encode(), _bytes(value)) for name, value in params.items())
+def message(params: Mapping[str, str | bytes], *, keep: bool = False, body: bytes = b"") -> bytes:
+    """The records of a request; `keep` asks for the connection to be kept."""
+    contents = [b""]
+    for name, value in params.items():
+        pair = _pair(name.encode(), _bytes(value))
+        if len(contents[-1]) + len(pair) > 0xFFFF and contents[-1]:  # php reads no pair across two records
+            contents.append(b"")
+        contents[-1] += pair
     records = [_record(_BEGIN_REQUEST, struct.pack(">HB5x", _RESPONDER, int(keep)))]
-    for at in range(0, len(pairs), 0xFFFF):
-        records.append(_record(_PARAMS, pairs[at : at + 0xFFFF]))
-    records += [_record(_PARAMS, b""), _record(_STDIN, b"")]
-    return b"".join(records)
+    for content in contents:
+        records += [_record(_PARAMS, content[at : at + 0xFFFF]) for at in range(0, len(content), 0xFFFF)]
+    records.append(_record(_PARAMS, b""))
+    records += [_record(_STDIN, body[at : at + 0xFFFF]) for at in range(0, len(body), 0xFFFF)]
+    return b"".join([*records, _record(_STDIN, b"")])
 
 
 def receive(connection: socket.socket) -> Response:

@@ -41,6 +41,7 @@ MEASURED = {
     "native_free_bytes": 34_304,
     "native_free_calls": 31,
     "native_mapped_bytes": 65_536,
+    "native_between_bytes": 6_192,
     "minor_faults": 131,
     "major_faults": 3,
     "status": 503,

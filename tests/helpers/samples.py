@@ -68,6 +68,7 @@ COMPLETE = Request(
     native_free_calls=31,
     native_freed_earlier=1_008,
     native_mapped_bytes=65_536,
+    native_between_bytes=6_192,
     native_kept=102_336,
     native_released=0,
     minor_faults=131,

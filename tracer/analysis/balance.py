@@ -49,20 +49,22 @@ class Balance:
     # is set copies one).
     unexplained: int | None = None
     malloc_free: int | None = None  # change of resident memory that malloc keeps free: a part of unexplained
-    # Change of malloc's memory in use, less what the requests allocated and did not free: what was allocated between
-    # requests. 0 for most scripts, 600 bytes for a worker's first request, 96 to 270 bytes a request of MediaWiki (and
-    # then equal, to the byte, to what BPF counted there). A figure of another order means that calls were missed.
+    # Change of malloc's memory in use, less what was allocated and not freed, by the requests and between them. 0 if no
+    # call was missed.
     heap_check: int | None = None
     why: str | None = None  # why workers are not covered, or a figure is None; None: there is nothing to explain
 
     @property
     def doubtful(self) -> bool:
-        """True if more is unexplained than 5 % of the change and 1 MiB, free memory that malloc keeps apart."""
+        """True if more is unexplained than 5 % of the change and 1 MiB, free memory that malloc keeps apart.
+
+        What workers gain between requests and lose within them, or the other way round, is explained.
+        """
         if self.unexplained is None or self.workers_grew is None:
             return False
-        return abs(self.unexplained - (self.malloc_free or 0)) > max(
-            _LARGE_SHARE * abs(self.workers_grew), _LARGE_BYTES
-        )
+        rest = self.unexplained - (self.malloc_free or 0)
+        least = min(abs(rest), abs(rest + (self.between_requests or 0)))
+        return least > max(_LARGE_SHARE * abs(self.workers_grew), _LARGE_BYTES)
 
 
 class Balancing:

@@ -9,7 +9,7 @@ from tracer.facts import Look, Request
 # Fields of Request that a Course needs.
 FIELDS = (
     "nth", "started_ns", "duration_ns", "anon_before", "anon_after", "native_alloc_bytes", "native_free_bytes",
-    "native_mapped_bytes",
+    "native_mapped_bytes", "native_between_bytes",
 )  # fmt: skip
 _VALUES = itemgetter(*map(Request._fields.index, FIELDS))
 
@@ -23,7 +23,7 @@ class Course:
 
     __slots__ = (
         "_begin", "_disturbed", "_end", "_expected", "_first_nth", "_from", "_growth", "_known", "_last_nth",
-        "_left_out", "_mapped", "_net", "_until", "counted", "lost", "seen",
+        "_left_out", "_mapped", "_net", "_outside", "_until", "counted", "lost", "seen",
     )  # fmt: skip
 
     def __init__(self, begin: Look, end: Look, *, requests_lost: bool, left_out: bool) -> None:
@@ -38,13 +38,14 @@ class Course:
         self._first_nth = self._last_nth = 0
         self._growth = self._known = 0  # anonymous memory, and of how many requests it is known
         self._net = self._mapped = 0
+        self._outside: int | None = 0  # allocated less freed outside of requests
         self.seen = 0
         self.counted = 0
         self._disturbed: str | None = None  # as disturbed, as far as the requests show it
 
     def add(self, request: Request) -> None:
         """Take a request of this pid, at whatever time."""
-        nth, started, duration, before, after, allocated, freed, mapped = _VALUES(request)
+        nth, started, duration, before, after, allocated, freed, mapped, outside = _VALUES(request)
         if started is None:
             # It ran when tracing began. In accept(), it was over at the first look; else it may have been in it.
             if not self._begin.in_accept:
@@ -67,6 +68,7 @@ class Course:
             self.counted += 1
             self._net += allocated - freed
             self._mapped += mapped
+            self._outside = None if self._outside is None or outside is None else self._outside + outside
 
     @property
     def began_ns(self) -> int:
@@ -125,11 +127,11 @@ class Course:
 
     @property
     def heap_check(self) -> int | None:
-        """Change of malloc's memory in use, less what the requests allocated and did not free."""
-        if not self.whole or self._begin.malloc_uncertain or self._end.malloc_uncertain:
+        """Change of malloc's memory in use, less what was allocated and not freed, by the requests and between them."""
+        if not self.whole or self._outside is None or self._begin.malloc_uncertain or self._end.malloc_uncertain:
             return None
         in_use = _difference(self._end.malloc_in_use, self._begin.malloc_in_use)
-        return None if in_use is None else in_use - self._net
+        return None if in_use is None else in_use - self._net - self._outside
 
 
 def _difference(now: int | None, then: int | None) -> int | None:

@@ -11,6 +11,8 @@ import click
 
 from tracer.analysis.balance import COLUMNS as BALANCE_COLUMNS
 from tracer.analysis.balance import Balance, Balancing
+from tracer.analysis.between import COLUMNS as BETWEEN_COLUMNS
+from tracer.analysis.between import Between, BetweenRequests
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
@@ -40,6 +42,7 @@ class _Report:
     heaviest: Heaviest | None  # None: without --stacks
     ranking: Ranking
     balance: Balance
+    between: Between
 
 
 def _table(report: _Report) -> None:
@@ -50,7 +53,7 @@ def _table(report: _Report) -> None:
         by=report.by,
         sort=report.sort,
         hidden=report.hidden,
-        remarks=table.remarks(report.ranking),
+        remarks=[*table.remarks(report.ranking), *balance_text.large_parts(report.between)],
     )
     if report.heaviest is not None:
         stack_text.render(report.heaviest, sys.stdout)
@@ -63,6 +66,7 @@ def _json(report: _Report) -> None:
         sys.stdout,
         report.heaviest,
         report.balance,
+        between=report.between,
         together=report.ranking.together(),
         places=report.ranking.places(),
         why_not_estimated=report.ranking.why_not_estimated(),
@@ -127,35 +131,40 @@ def report(
         heaviest = _heaviest(files, view, top)
     else:
         require_option("stacks", "metric", "retained")
-    ranking, tally, balancing = Ranking(GroupBy(group_by)), Tally(), Balancing()
+    ranking, tally, balancing, gaps = Ranking(GroupBy(group_by)), Tally(), Balancing(), BetweenRequests()
     for path in files:
-        _add_recording(path, ranking, tally, balancing)
-    balance = balancing.result()
+        _add_recording(path, ranking, tally, balancing, gaps)
+    balance, between = balancing.result(), gaps.result()
     every = ranking.groups(Sort(sort))
     shown = every[: top or None]
     hidden = len(every) - len(shown)
-    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), hidden, heaviest, ranking, balance))
-    log.info("%s", balance_text.line(balance))
+    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), hidden, heaviest, ranking, balance, between))
+    for line in (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)):
+        log.info("%s", line)
     if balance.doubtful:
         log.warning("%s", balance_text.warning(balance))
 
 
-def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balancing) -> None:
+def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balancing, gaps: BetweenRequests) -> None:
     with Reader(path) as recording:
         tally.unended += not recording.ended
         tally.not_traced += not_traced(recording.meta)
         workers = recording.workers()
         tally.add_all(workers, host=str(recording.meta.get("host")))
         looks = recording.looks()
-        ranking.begin_recording(workers, looks, filtered=_limited_by(recording.meta, _FILTERS))
+        filtered = _limited_by(recording.meta, _FILTERS)
+        ranking.begin_recording(workers, looks, filtered=filtered)
+        gaps.begin(requests_left_out=filtered)
         tally.add_all(recording.forks())  # before the requests, which name them
         losses = recording.losses()
         tally.add_all(losses)
         # After --count requests, those that come during the last looks are not recorded.
         left_out = _limited_by(recording.meta, (*_FILTERS, "count"))
         balanced = balancing.begin(looks, requests_lost=bool(losses), requests_left_out=left_out)
-        for request, freed in recording.requests_and_freed((*COLUMNS, *BALANCE_COLUMNS) if balanced else COLUMNS):
+        columns = (*COLUMNS, *BETWEEN_COLUMNS, *(BALANCE_COLUMNS if balanced else ()))
+        for request, freed in recording.requests_and_freed(columns):
             tally.add(request)
+            gaps.add(request)
             if balanced:
                 balancing.add(request)
             try:

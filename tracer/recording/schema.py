@@ -179,6 +179,7 @@ _SCHEMA_3 = {
   native_free_calls INTEGER,
   native_freed_earlier INTEGER,
   native_mapped_bytes INTEGER,
+  native_between_bytes INTEGER,
   native_kept INTEGER
 ) STRICT""",
     "released": """CREATE TABLE released (
@@ -283,6 +284,7 @@ _SCHEMA_3 = {
   native.native_free_calls,
   native.native_freed_earlier,
   native.native_mapped_bytes,
+  native.native_between_bytes,
   native.native_kept,
   CASE WHEN native.native_kept IS NULL THEN NULL ELSE coalesce(released.bytes, 0) END AS native_released,
   request_row.minor_faults,

@@ -1,8 +1,9 @@
-"""The growth of the workers, and what explains it, as a line for people."""
+"""The growth of the workers, and what explains it, as lines for people."""
 
 from __future__ import annotations
 
 from tracer.analysis.balance import Balance
+from tracer.analysis.between import Between
 from tracer.units import counted, printable, show_bytes
 
 
@@ -28,6 +29,36 @@ def warning(balance: Balance) -> str:
         f" {counted(balance.workers, 'worker')} grew by is not explained by what the requests kept"
         f"{_kept_free(balance)}. See `phptrace heap PID`."
     )
+
+
+def between_line(between: Between) -> str:
+    """The growth between requests, with what it is; or why it is not known."""
+    if between.between_requests is None:
+        return f"between requests: not known ({printable(between.why or '')})"
+    but = f"; {printable(between.why)}" if between.why else ""
+    return (
+        f"between requests: {show_bytes(between.between_requests, signed=True)}"
+        f" ({between.workers_between:,} of {counted(between.workers, 'worker')}{but}), in requests"
+        f" {show_bytes(between.in_requests, signed=True)}. PHP reads a request's parameters before the request begins:"
+        " large cookies or headers show here."
+    )
+
+
+def shared_line(between: Between) -> str:
+    """The growth of shared memory, with what it is."""
+    if between.shared_memory is None:
+        return "shared memory: not known (no worker has two samples)"
+    return (
+        f"shared memory: {show_bytes(between.shared_memory, signed=True)}"
+        f" ({between.workers_shared:,} of {counted(between.workers, 'worker')}). It is mostly OPcache's, which all"
+        " workers share: a page counts in each that has used it."
+    )
+
+
+def large_parts(between: Between) -> list[str]:
+    """The lines of those that are more than 5 % of the growth and 1 MiB."""
+    lines = [(between.much_between, between_line), (between.much_shared, shared_line)]
+    return [line(between) for much, line in lines if much]
 
 
 def _kept_free(balance: Balance) -> str:

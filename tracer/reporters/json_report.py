@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from tracer.analysis.balance import Balance
+from tracer.analysis.between import Between
 from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
@@ -26,6 +27,7 @@ def render(
     heaviest: Heaviest | None = None,
     balance: Balance | None = None,
     *,
+    between: Between | None = None,
     together: Sequence[Together] = (),
     places: Mapping[Place, str] = MappingProxyType({}),
     why_not_estimated: str | None = None,
@@ -76,6 +78,8 @@ def render(
     document["why_not_estimated"] = why_not_estimated
     if balance is not None:
         document["balance"] = {**dataclasses.asdict(balance), "why": json_text(balance.why)}
+        if between is not None:
+            document["balance"]["from_requests"] = dataclasses.asdict(between)
     if heaviest is not None:
         document["stacks"] = {
             "title": json_text(heaviest.title),

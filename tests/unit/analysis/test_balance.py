@@ -26,7 +26,8 @@ def served(nth: int, started_ns: int, **changed: Any) -> Request:
     return request(
         **{
             "nth": nth, "started_ns": started_ns, "duration_ns": 50, "anon_before": 1_000, "anon_after": 71_003,
-            "native_alloc_bytes": 40_000, "native_free_bytes": 6_000, "native_mapped_bytes": 3, "native_kept": 34_003,
+            "native_alloc_bytes": 40_000, "native_free_bytes": 6_000, "native_mapped_bytes": 3,
+            "native_between_bytes": 0, "native_kept": 34_003,
             **changed,
         }
     )  # fmt: skip
@@ -60,6 +61,21 @@ def test_the_parts_are_exact_and_add_up_to_the_growth():
         heap_check=16,
         why=None,
     )
+
+
+def test_memory_that_is_allocated_between_requests_is_no_part_of_what_they_kept_and_known_to_the_heap_check():
+    found = balance(
+        [BEGIN, END], [TWO[0]._replace(native_between_bytes=6_192), TWO[1]._replace(native_between_bytes=-6_181)]
+    )
+
+    assert (found.native_kept, found.unexplained, found.heap_check) == (68_006, 51_999, 16 - 11)
+
+
+def test_the_heap_is_not_checked_where_the_calls_between_two_requests_are_not_known():
+    found = balance([BEGIN, END], [TWO[0], TWO[1]._replace(native_between_bytes=None)])
+
+    assert (found.native_kept, found.unexplained, found.heap_check) == (68_006, 51_999, None)
+    assert found.why == "1 worker: malloc's heap is not known exactly"
 
 
 def test_requests_may_come_in_any_order():
@@ -299,6 +315,13 @@ def test_the_heap_is_not_checked_where_malloc_is_not_exact(changed):
 )
 def test_more_than_a_megabyte_and_five_percent_unexplained_is_doubtful(grew, unexplained, doubtful):
     assert Balance(1, 1, 1, 1, workers_grew=grew, unexplained=unexplained).doubtful is doubtful
+
+
+@pytest.mark.parametrize(("between", "doubtful"), [(0, True), (178 << 20, False), (170 << 20, True)])
+def test_memory_that_comes_between_requests_and_goes_within_them_is_explained(between, doubtful):
+    found = Balance(1, 1, 1, 1, workers_grew=0, unexplained=-(178 << 20), between_requests=between)
+
+    assert found.doubtful is doubtful
 
 
 @pytest.mark.parametrize(("malloc_free", "doubtful"), [(18 << 20, False), (16 << 20, True), (None, True)])

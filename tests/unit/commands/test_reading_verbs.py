@@ -300,7 +300,11 @@ LOOK = Look(
     why=None,
 )  # fmt: skip
 AGAIN = LOOK._replace(
-    at_ns=COMPLETE.started_ns + COMPLETE.duration_ns + 1, anon=10_624_307, malloc_in_use=4_035_808, requests=1
+    at_ns=COMPLETE.started_ns + COMPLETE.duration_ns + 1,
+    anon=10_624_307,
+    malloc_in_use=4_042_000,
+    malloc_resident=4_106_288,
+    requests=1,
 )
 
 
@@ -313,6 +317,10 @@ def test_the_report_as_json_has_the_balance_of_the_workers(run, tmp_path):
         "workers": 1, "looked_at": 1, "requests": 1, "counted": 1, "workers_grew": 624_288, "native_kept": 101_328,
         "zend": 0, "between_requests": 100_000, "unexplained": 422_960, "malloc_free": -35_792, "heap_check": 0,
         "why": None,
+        "from_requests": {
+            "workers": 1, "grew": 524_288, "in_requests": 524_288, "between_requests": None, "workers_between": 0,
+            "not_known": 0, "shared_memory": 12, "workers_shared": 1, "why": "no worker served two requests",
+        },
     }  # fmt: skip
     assert err == ""
 
@@ -348,8 +356,39 @@ def test_the_balance_is_printed_with_v(tmp_path):
     assert verbose.stderr == (
         "phptrace: workers grew 610 KiB: native 99.0 KiB, Zend's chunks 0 B, between requests 97.7 KiB,"
         " unexplained 413 KiB (1 of 1 worker, 1 request)\n"
+        "phptrace: between requests: not known (no worker served two requests)\n"
+        "phptrace: shared memory: +12 B (1 of 1 worker). It is mostly OPcache's, which all workers share: a page counts"
+        " in each that has used it.\n"
     )
     assert (plain.stdout, plain.stderr) == (verbose.stdout, "")
+
+
+def test_much_growth_between_requests_and_of_shared_memory_is_in_the_report(run, tmp_path):
+    later = {"nth": COMPLETE.nth + 1, "started_ns": COMPLETE.started_ns + (1 << 40)}
+    grown = COMPLETE._replace(
+        anon_before=COMPLETE.anon_after + (3 << 20), anon_after=COMPLETE.anon_after, shmem_after=(5 << 20), **later
+    )
+    file = recording(tmp_path / "r", [COMPLETE, grown])
+
+    _, out, _ = run("report", file)
+
+    lines = " ".join(out.split())
+    assert (
+        "between requests: +3.0 MiB (1 of 1 worker), in requests -2.5 MiB. PHP reads a request's parameters before the"
+        " request begins: large cookies or headers show here. shared memory: +2.1 MiB (1 of 1 worker). It is mostly"
+        " OPcache's, which all workers share: a page counts in each that has used it."
+    ) in lines
+
+
+def test_a_filter_is_the_reason_why_growth_between_requests_is_not_known(run, tmp_path):
+    later = COMPLETE._replace(nth=COMPLETE.nth + 2, started_ns=COMPLETE.started_ns + (1 << 40))
+    file = recording(tmp_path / "r", [COMPLETE, later], {"options": {"script": "*.php"}})
+
+    _, out, _ = run("report", "--format", "json", file)
+
+    found = json.loads(out)["balance"]["from_requests"]
+    assert (found["between_requests"], found["not_known"]) == (None, COMPLETE.anon_before - COMPLETE.anon_after)
+    assert found["why"] == "1 of 1 times requests in between were left out by a filter"
 
 
 @pytest.mark.parametrize("options", [[], ["-q"]])

@@ -25,14 +25,14 @@ FIRST = Request(
     memory_limit=134_217_728, vm_before=250_000_013, vm_after=250_524_301, map_bytes=2_097_169, map_calls=5,
     unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11, native_alloc_bytes=70_096,
     native_alloc_calls=67, native_free_bytes=34_304, native_free_calls=31, native_freed_earlier=1_008,
-    native_mapped_bytes=65_536, native_kept=102_336, native_released=600, minor_faults=131, major_faults=1, notes=None,
-    start_ticks=7919, master_pid=4231, container="shop", container_id="3f2a" * 16, cgroup="/docker/" + "3f2a" * 16,
-    namespaces="mnt:4026532768", root="/srv/jail",
+    native_mapped_bytes=65_536, native_between_bytes=6_192, native_kept=102_336, native_released=600, minor_faults=131,
+    major_faults=1, notes=None, start_ticks=7919, master_pid=4231, container="shop", container_id="3f2a" * 16,
+    cgroup="/docker/" + "3f2a" * 16, namespaces="mnt:4026532768", root="/srv/jail",
 )  # fmt: skip
 # Counted, or known, since schema 3.
 SINCE_3 = ("start_ticks", "master_pid", *Place._fields,
            "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
-           "native_mapped_bytes", "native_kept", "native_released")  # fmt: skip
+           "native_mapped_bytes", "native_between_bytes", "native_kept", "native_released")  # fmt: skip
 BARE = Request(
     **{**dict.fromkeys(Request._fields), "host": "web1", "pid": 4243, "nth": 1, "ending": "cut_off",
        "notes": "start_not_seen"}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tracer.analysis.balance import Balance
+from tracer.analysis.between import Between
 from tracer.reporters import balance_text
 
 KNOWN = Balance(
@@ -40,3 +43,41 @@ def test_the_warning_names_unexplained_bytes_and_bytes_that_malloc_keeps_free():
         "warning: 18.0 MiB of the 20.0 MiB that 1 worker grew by is not explained by what the requests kept"
         " (malloc keeps 5.0 MiB more of free memory). See `phptrace heap PID`."
     )
+
+
+SEEN = Between(
+    workers=3, grew=5 << 20, in_requests=-(3 << 20), between_requests=8 << 20, workers_between=2, not_known=0,
+    shared_memory=-(2 << 20), workers_shared=1,
+)  # fmt: skip
+
+
+def test_growth_between_requests_is_a_line_that_says_what_it_is():
+    assert balance_text.between_line(SEEN) == (
+        "between requests: +8.0 MiB (2 of 3 workers), in requests -3.0 MiB. PHP reads a request's parameters before the"
+        " request begins: large cookies or headers show here."
+    )
+
+
+def test_growth_between_requests_that_is_not_known_has_a_reason():
+    partly = dataclasses.replace(SEEN, why="7 of 9 times requests in between were lost")
+
+    assert "(2 of 3 workers; 7 of 9 times requests in between were lost)" in balance_text.between_line(partly)
+    assert balance_text.between_line(Between(1, why="no worker served two requests")) == (
+        "between requests: not known (no worker served two requests)"
+    )
+
+
+def test_shared_memory_is_a_line_that_says_what_it_is():
+    assert balance_text.shared_line(SEEN) == (
+        "shared memory: -2.0 MiB (1 of 3 workers). It is mostly OPcache's, which all workers share: a page counts in"
+        " each that has used it."
+    )
+    assert balance_text.shared_line(Between(1)) == "shared memory: not known (no worker has two samples)"
+
+
+def test_only_parts_that_are_large_are_shown_unasked():
+    assert balance_text.large_parts(SEEN) == [balance_text.between_line(SEEN), balance_text.shared_line(SEEN)]
+    assert balance_text.large_parts(dataclasses.replace(SEEN, between_requests=4096)) == [
+        balance_text.shared_line(SEEN)
+    ]
+    assert balance_text.large_parts(Between(1)) == []

@@ -263,7 +263,7 @@ class NativeProbes:
         self._places.take(link.pool)
         since = self._since.setdefault(pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         try:
-            self._books[pid] = _new_book(next(self._numbers), since, self._first_gap())
+            self._books[pid] = _new_book(pid, next(self._numbers), since, self._first_gap())
         except MapFullError:
             self._unlink([pid])
             self._left_out.add(pid)
@@ -341,11 +341,12 @@ class NativeProbes:
 _READ = itemgetter(*map(_BOOK_NAMES.index, _Book._fields))
 
 
-def _new_book(link: int, since_ns: int, gap: int) -> bytes:
+def _new_book(pid: int, link: int, since_ns: int, gap: int) -> bytes:
     """A book without a call, of a worker that was first linked then (CLOCK_MONOTONIC).
 
-    `gap` bytes are allocated before the first block is sampled; 0 samples none.
+    Its main thread allocates for the requests, also before the first. `gap` bytes are allocated before the first block
+    is sampled; 0 samples none.
     """
     values: dict[str, int | bytes] = {name: b"" if form.endswith("s") else 0 for name, form in NATIVE_BOOK_FIELDS}
-    values.update(link=link, since_ns=since_ns, gap=gap)
+    values.update(thread=pid, link=link, since_ns=since_ns, gap=gap)
     return NATIVE_BOOK.pack(*values.values())

@@ -46,6 +46,7 @@ ABSENT: Mapping[Flag, tuple[str, ...]] = {
     Flag.METHOD_UNKNOWN: ("method",),
     Flag.NATIVE_NOT_COUNTED: (
         "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
+        "native_between_bytes",
     ),
     Flag.MAPPINGS_NOT_READ: ("native_mapped_bytes",),
 }  # fmt: skip

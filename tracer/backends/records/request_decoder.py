@@ -80,7 +80,7 @@ class _Rule(NamedTuple):
 
 _COUNTED = (
     "native_alloc_bytes", "native_alloc_calls", "native_free_bytes", "native_free_calls", "native_freed_earlier",
-    "native_kept", "native_released",
+    "native_between_bytes", "native_kept", "native_released",
 )  # fmt: skip
 _RULES = (
     _Rule(
@@ -109,6 +109,7 @@ _RULES = (
     _Rule(Flag.EXITED, ending=Ending.EXITED),
     _Rule(Flag.FATAL, ending=Ending.FATAL),
     _Rule(Flag.NATIVE_NOT_COUNTED, _COUNTED, Note.NATIVE_NOT_COUNTED),
+    _Rule(Flag.NATIVE_BETWEEN_NOT_COUNTED, ("native_between_bytes",), Note.NATIVE_BETWEEN_NOT_COUNTED),
     _Rule(Flag.MAPPINGS_NOT_READ, ("native_mapped_bytes", "native_kept", "native_released")),
     _Rule(
         Flag.END_NOT_SEEN,
@@ -148,7 +149,13 @@ _RULES = (
 )
 # Notes that say nothing more once the end of the request was not seen.
 _SAID_BY_THE_MISSING_END = frozenset(
-    {Note.NATIVE_NOT_COUNTED, Note.SCRIPT_END_NOT_SEEN, Note.TEARDOWN_NOT_SEEN, Note.MAPPED_ELSEWHERE}
+    {
+        Note.NATIVE_NOT_COUNTED,
+        Note.NATIVE_BETWEEN_NOT_COUNTED,
+        Note.SCRIPT_END_NOT_SEEN,
+        Note.TEARDOWN_NOT_SEEN,
+        Note.MAPPED_ELSEWHERE,
+    }
 )
 _KNOWN_WITHOUT_A_START = frozenset({
     "host", "pid", "pool", "nth", "ending", "notes", "anon_after", "file_after", "shmem_after", "vm_after", *ORIGIN,

@@ -85,6 +85,7 @@ class Flag(enum.IntFlag):
     CALLS_NOT_SEEN = 1 << 17
     USAGE_NOT_READ = 1 << 18
     ENDING_UNKNOWN = 1 << 19
+    NATIVE_BETWEEN_NOT_COUNTED = 1 << 20
 
 
 # (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.
@@ -125,6 +126,7 @@ REQUEST_FIELDS = (
     ("native_free_calls", "q"),
     ("native_freed_earlier", "q"),
     ("native_mapped_bytes", "q"),
+    ("native_between_bytes", "q"),
     ("minor_faults", "q"),
     ("major_faults", "q"),
     ("status", "i"),
@@ -145,9 +147,10 @@ NATIVE_SUMS_FIELDS = (
     ("arena_bytes", "q"),
     ("freed_earlier", "q"),
     ("unsure", "q"),
+    ("between_bytes", "q"),
 )
 NATIVE_BOOK_FIELDS = (
-    ("sums", "64s"),
+    ("sums", "72s"),
     ("link", "Q"),
     ("since_ns", "Q"),
     ("request", "Q"),
@@ -209,7 +212,7 @@ WORKER_FIELDS = (
     ("brk_before", "Q"),
     ("data_before", "Q"),
     ("native_link", "Q"),
-    ("native_before", "64s"),
+    ("native_before", "72s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),

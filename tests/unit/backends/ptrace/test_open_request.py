@@ -32,7 +32,7 @@ OFFSET_NS = 1_700_000_000_000_000_003
 HEAP = HeapFigures(size=401_987, peak=2_921_293, real_size=2_359_309, real_peak=4_194_319)
 # In every request that is traced by system calls: they do not show the end of the script, nor allocations.
 UNMEASURED = {"zend_used_end", "memory_limit", "native_alloc_bytes", "native_alloc_calls", "native_free_bytes",
-              "native_free_calls", "native_freed_earlier", "native_mapped_bytes", "native_kept",
+              "native_free_calls", "native_freed_earlier", "native_mapped_bytes", "native_between_bytes", "native_kept",
               "native_released"}  # fmt: skip
 CALLS = {"map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls"}
 USAGE = {"cpu_ns", "minor_faults", "major_faults"}
@@ -102,7 +102,8 @@ def test_a_finished_request_has_every_field_that_ptrace_can_measure():
         zend_real_after=2_097_211, memory_limit=None, vm_before=250_000_013, vm_after=250_516_092,
         map_bytes=2_097_169, map_calls=5, unmap_bytes=1_572_899, unmap_calls=2, brk_bytes=-8_191, brk_calls=11,
         native_alloc_bytes=None, native_alloc_calls=None, native_free_bytes=None, native_free_calls=None,
-        native_freed_earlier=None, native_mapped_bytes=None, native_kept=None, native_released=None,
+        native_freed_earlier=None, native_mapped_bytes=None, native_between_bytes=None, native_kept=None,
+        native_released=None,
         minor_faults=131, major_faults=3,
         notes="native_not_counted,script_end_not_seen", start_ticks=ORIGIN[0], master_pid=ORIGIN[1],
         **Place._make(ORIGIN[2:])._asdict(),
