@@ -3,7 +3,7 @@
 A pair of uprobe_multi links a worker, so that nobody else pays. A worker's link comes first and its entry in the map
 `native_books` after it: what is counted is counted from the next request on, and the kernel's side marks requests
 before that as not counted. A pool whose workers allocate more than the budget allows is left alone until enough
-of their CPU time has gone by. Of a pool with many workers some are counted at a time, by turns.
+of their requests or of their CPU time has gone by. Of a pool with many workers some are counted at a time, by turns.
 
 A link ends between two requests: what a request leaves for the next one to free shows in that. So one more request
 runs after the last that counts.
@@ -243,7 +243,7 @@ class NativeProbes:
         master = worker.target.master
         key = (master.pid if master else None, worker.fact.pool)
         if key not in self._pools:
-            self._pools[key] = PoolBudget(self._options.budget, self._options.advance_s)
+            self._pools[key] = PoolBudget(self._options.budget, self._options.advance_s, self._options.later_s)
         return self._pools[key]
 
     def _link(self, pid: int, worker: TrackedWorker) -> None:

@@ -27,7 +27,7 @@ LEAK = 32 * (1040 + 32)  # bytes that native_leak.php keeps
 
 def budget_of(hits: int) -> NativeOptions:
     """A budget that no request adds to."""
-    return NativeOptions(0.0, advance_s=hits * HIT_NS / 1e9)
+    return NativeOptions(0.0, advance_s=hits * HIT_NS / 1e9, later_s=0.0)
 
 
 def counted(requests: list[Request]) -> list[bool]:
