@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable
 
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.native_estimate import Estimates, NativeEstimator
+from tracer.analysis.uncounted import Charge
 from tracer.facts import Look, Request
 
 
@@ -91,6 +92,18 @@ class Estimation:
             ):
                 keys = tuple(key for key in entry.keys if key is None or isinstance(key, str))
                 found.append(Together(keys, entry.bytes_per_round, entry.low, entry.high))
+        return found
+
+    def charges(self) -> dict[Hashable, Charge]:
+        """The estimate of each group's bytes a request; of groups that cannot be told apart, all the same."""
+        found: dict[Hashable, Charge] = {}
+        for entry in self._entries():
+            if entry.total_bytes is None or entry.low is None or entry.high is None:
+                continue
+            for key, requests in zip(entry.keys, entry.requests, strict=True):
+                alone = len(entry.keys) == 1
+                high = entry.high if alone else entry.high * min(entry.requests) / requests
+                found[key] = Charge(entry.total_bytes / sum(entry.requests), entry.low if alone else 0.0, high)
         return found
 
     def why_not(self) -> str | None:

@@ -6,13 +6,15 @@ import dataclasses
 import enum
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 from tracer.analysis.estimation import Estimation, Together
-from tracer.analysis.kept import FirstRuns, KeptSum, estimated
+from tracer.analysis.heap_windows import HeapWindows
+from tracer.analysis.kept import FirstRuns, Kept, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.quantiles import Values
+from tracer.analysis.uncounted import Charge, Mismatch, NetSum, mismatch
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import Look, Release, Request, Worker, retained
 
@@ -20,7 +22,7 @@ from tracer.facts import Look, Release, Request, Worker, retained
 COLUMNS = (
     "host", "pid", "pool", "nth", "uri", "script", "ending", "started_ns", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
-    "native_kept", "native_released", "native_freed_earlier",
+    "native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_kept", "native_released",
 )  # fmt: skip
 
 
@@ -120,6 +122,7 @@ class Ranking:
         self._workers = WorkerNames()
         self._first_runs = FirstRuns()
         self._last_counted = LastCounted()
+        self._heaps = HeapWindows()
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._key: Callable[[Request], str | WorkerKey | None] = (
             self._workers.key if by is GroupBy.WORKER else _KEYS[by]
@@ -138,12 +141,15 @@ class Ranking:
         nor the birth of the later was seen.
         """
         self._workers.begin_recording(workers)
+        looks = list(looks)
         self._estimation.begin_recording(looks, filtered=filtered)
+        self._heaps.begin_recording([] if filtered else looks)
 
     def add(self, request: Request) -> None:
         """Count a request in its group. OverflowError if a figure of it does not fit in 64 bits."""
         key = self._key(request)
         first = self._first_runs.is_first(request)
+        self._heaps.add(request, key, first=first)
         group = self._groups.get(key)
         if group is None:
             if self._max_groups is not None and len(self._groups) >= self._max_groups:
@@ -178,7 +184,30 @@ class Ranking:
 
     def together(self) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
-        return self._estimation.together()
+        found, mismatch = self._estimation.together(), self.mismatch()
+        if mismatch is None:
+            return found
+        return [entry for entry in found if not mismatch.corrections.keys() & set(entry.keys)]
+
+    def mismatch(self) -> Mismatch | None:
+        """Growth in requests that were not counted, if it is much, and does not fit the figures; groups() respects it.
+
+        None also if nobody knows.
+        """
+        found = self._mismatch()
+        return found if found is not None and found.large else None
+
+    def _mismatch(self) -> Mismatch | None:
+        windows = self._heaps.windows()
+        return mismatch(windows, self._charges()) if windows else None
+
+    def _charges(self) -> dict[Hashable, Charge]:
+        charges = self._estimation.charges()
+        for key, group in self._groups.items():
+            charge = group.charge
+            if charge is not None:
+                charges[key] = charge
+        return charges
 
     def why_not_estimated(self) -> str | None:
         """A reason why what was not counted is not estimated either, or is not sure; None if there is none."""
@@ -187,9 +216,14 @@ class Ranking:
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, then by key."""
         estimates = self._estimation.single()
+        mismatch = self._mismatch()
         names = self._workers.names(key for key in self._groups if isinstance(key, WorkerKey))
         found = [
-            accumulator.group(names[key] if isinstance(key, WorkerKey) else key, estimates.get(key))
+            accumulator.group(
+                names[key] if isinstance(key, WorkerKey) else key,
+                estimates.get(key),
+                None if mismatch is None else functools.partial(mismatch.figures, key),
+            )
             for key, accumulator in self._groups.items()
         ]
         found.sort(key=lambda group: (group.key is None, group.key or ""))
@@ -232,13 +266,14 @@ _SORT_VALUES: dict[Sort, Callable[[Group], int | None]] = {
 
 
 class _Accumulator:
-    __slots__ = ("_anon_peak", "_durations", "_growth", "_incomplete", "_kept", "_requests", "_zend_peak")
+    __slots__ = ("_anon_peak", "_durations", "_growth", "_incomplete", "_kept", "_net", "_requests", "_zend_peak")
 
     def __init__(self, window: int | None) -> None:
         self._requests = 0
         self._incomplete = 0
         self._growth = Values(window)
         self._kept = KeptSum(window)
+        self._net = NetSum()
         self._durations = Values(window)
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
@@ -254,6 +289,9 @@ class _Accumulator:
             self._incomplete += 1
         else:
             number = self._kept.add(request, first=first, is_open=True)
+            net = request.native_net
+            if net is not None and not first:
+                self._net.add(net)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -269,17 +307,26 @@ class _Accumulator:
         """True if requests were seen whole, and what they kept is not known."""
         return self._incomplete < self._requests and not self._kept.known
 
+    @property
+    def charge(self) -> Charge | None:
+        """The bytes that its requests are taken to keep, if not counted; None if too few were counted."""
+        return self._net.charge() if self._net.count and self._kept.known else None
+
     def change_kept(self, number: int, before: int, after: int, *, first: bool) -> None:
         self._kept.change(number, before, after, first=first)
 
     def close_kept(self, number: int, *, first: bool) -> None:
         self._kept.close(number, first=first)
 
-    def group(self, key: str | None, estimate: Estimate | None) -> Group:
+    def group(self, key: str | None, estimate: Estimate | None, correct: Callable[[Kept, int], Kept] | None) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
-        kept = self._kept.kept()
+        kept, complete = self._kept.kept(), self._requests - self._incomplete
         if kept.how is None and estimate is not None:
             kept = estimated(estimate)._replace(counted=kept.counted)
+            if kept.per_request is not None:
+                kept = kept._replace(total=round(kept.per_request * complete))
+        if correct is not None:
+            kept = correct(kept, complete)
         (duration_p95,) = self._durations.quantiles(0.95)
         return Group(
             key=key,

@@ -65,6 +65,7 @@ def _json(report: _Report) -> None:
         report.balance,
         together=report.ranking.together(),
         why_not_estimated=report.ranking.why_not_estimated(),
+        mismatch=report.ranking.mismatch(),
     )
 
 

@@ -12,6 +12,7 @@ from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
+from tracer.analysis.uncounted import Mismatch
 
 SCHEMA = 2
 
@@ -25,6 +26,7 @@ def render(
     *,
     together: Sequence[Together] = (),
     why_not_estimated: str | None = None,
+    mismatch: Mismatch | None = None,
 ) -> None:
     """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes."""
     document: dict[str, Any] = {
@@ -57,6 +59,11 @@ def render(
         {**dataclasses.asdict(entry), "keys": [json_text(key) for key in entry.keys]} for entry in together
     ]
     document["why_not_estimated"] = why_not_estimated
+    document["not_counted"] = (
+        None
+        if mismatch is None
+        else {"since_ns": mismatch.since_ns, "kept_bytes": mismatch.grew, "explained_bytes": mismatch.charged}
+    )
     if balance is not None:
         document["balance"] = {**dataclasses.asdict(balance), "why": json_text(balance.why)}
     if heaviest is not None:

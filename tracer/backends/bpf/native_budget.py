@@ -38,6 +38,7 @@ class PoolBudget:
         self._next_part = 0  # requests at which it comes; 0: nothing was paused yet
         self._resume_ns = 0.0
         self._chance = chance or random.Random()
+        self._spent_ns = 0  # since the last pace()
         self.paused = False  # True: none of its workers may be linked now
         self.linked = 0  # workers that are counted now
 
@@ -58,7 +59,16 @@ class PoolBudget:
 
     def spend(self, hits: int, *, slow: bool = False) -> None:
         """Take away what so many hits cost; `slow`: some are where the kernel single-steps."""
-        self._left_ns -= hits * (SLOW_HIT_NS if slow else HIT_NS)
+        cost_ns = hits * (SLOW_HIT_NS if slow else HIT_NS)
+        self._left_ns -= cost_ns
+        self._spent_ns += cost_ns
+
+    def pace(self, seconds: float) -> float:
+        """Seconds that the rest lasts, if it is spent as fast as in the last `seconds`, since the last call."""
+        spent_ns, self._spent_ns = self._spent_ns, 0
+        if self._share == math.inf or self.paused or not spent_ns:
+            return math.inf
+        return max(0.0, self._left_ns) / spent_ns * seconds
 
     def settle(self) -> None:
         """Pause if too much was spent; go on once enough is there again."""

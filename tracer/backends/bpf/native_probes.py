@@ -115,6 +115,8 @@ class NativeProbes:
         self._left_out: set[int] = set()  # workers that cannot be counted
         self._closed_soon: set[int] = set()  # workers whose links are being closed
         self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
+        self._spent_at = time.monotonic()
+        self.lasts_s = math.inf  # after so many seconds a pool has possibly spent its budget
         self._closing: queue.SimpleQueue[tuple[int, tuple[int, ...]] | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_links, daemon=True)
         self._closer.start()
@@ -170,8 +172,11 @@ class NativeProbes:
             link = self._links[pid]
             link.pool.spend(book.hits - link.hits, slow=link.slow)
             link.hits = book.hits
+        now = time.monotonic()
         for pool in self._pools.values():
             pool.settle()
+        self.lasts_s = min((pool.pace(now - self._spent_at) for pool in self._pools.values()), default=math.inf)
+        self._spent_at = now
         for pid, link in self._links.items():
             if link.pool.paused:
                 self._let_end(link, books.get(pid))

@@ -86,10 +86,25 @@ def test_no_more_is_saved_up_than_the_advance():
     assert [spent(budget, hits) for hits in (10, 1)] == [False, True]
 
 
+def test_a_budget_lasts_as_long_as_it_is_spent_at_the_last_pace():
+    budget = PoolBudget(0.02, advance_s=1000 * HIT_NS / 1e9)
+
+    assert budget.pace(0.5) == math.inf
+    budget.spend(400)
+    assert budget.pace(0.05) == pytest.approx(600 / 400 * 0.05)
+    assert budget.pace(0.05) == math.inf
+    budget.spend(601)
+    assert budget.pace(0.05) == 0
+    budget.settle()
+    budget.spend(1)
+    assert budget.pace(0.05) == math.inf
+
+
 def test_without_a_limit_a_pool_is_never_paused():
     budget = PoolBudget(math.inf, advance_s=0.0)
 
     assert not spent(budget, 10**9)
+    assert budget.pace(1.0) == math.inf
 
 
 def test_a_pool_that_goes_on_spending_while_it_is_paused_overdraws_its_budget():
