@@ -17,7 +17,7 @@ from tracer.analysis.least_squares import Fit, Row, dependences, fit, student_qu
 
 LEAST_WINDOWS = 8
 _LEAST_DEGREES = 4
-_ENOUGH_WINDOWS = 40  # more of them would be shorter: their ends, where a window may be off, would weigh more
+ENOUGH_WINDOWS = 40  # more of them would be shorter: their ends, where a window may be off, would weigh more
 _MANY_WINDOWS = 400  # as many at most, if there are so many workers that windows of several would be joined
 _COLUMNS = 32  # keys that are fitted one by one; the others share one rate
 _CONSPICUOUS = 4.0  # standard deviations by which windows with a rare key grew more, if it is to be fitted
@@ -86,7 +86,7 @@ class KeptRates:
         self._columns: dict[Hashable, int] = {key: column for column, key in enumerate(self._keys)}
         least = max(LEAST_WINDOWS, 2 * len(self._keys))
         chains = len({window.chain for window in windows})
-        wanted = max(_ENOUGH_WINDOWS, 4 * len(self._keys), min(2 * chains, _MANY_WINDOWS))
+        wanted = max(ENOUGH_WINDOWS, 4 * len(self._keys), min(2 * chains, _MANY_WINDOWS))
         self._windows = lengthened(windows, wanted)
         self._fit = self._fitted()
         while self._misses_growth() and wanted > least:
@@ -267,13 +267,12 @@ def lengthened(windows: Sequence[Window], wanted: int) -> list[Window]:
     """About as many windows as wanted, or fewer: each joined with the next ones of its worker until it is long enough.
 
     Windows get about equal lengths. Many end when memory that was kept unseen shows, and the shorter ones of these
-    would have more growth per request than the longer ones. Windows of heap walks remain as they are.
+    would have more growth per request than the longer ones.
     """
-    cut = sorted((window for window in windows if not window.walked), key=lambda window: window.chain)
-    length = sum(window.requests for window in cut) / wanted
-    joined = [window for window in windows if window.walked]
+    length = sum(window.requests for window in windows) / wanted
+    joined = []
     current: Window | None = None
-    for window in cut:
+    for window in sorted(windows, key=lambda window: window.chain):
         current = window if current is None else current.joined(window)
         if current.requests >= length:
             joined.append(current)
