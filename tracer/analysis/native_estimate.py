@@ -144,7 +144,7 @@ class NativeEstimator:
 
 
 def _alike(windows: Sequence[Window]) -> list[Window]:
-    """Those of heap walks, which are exact, if there are enough; else the others. Both cover the same requests."""
+    """Windows of heap walks, which are exact, if there are enough; else the others. Both cover the same requests."""
     walked = [window for window in windows if window.walked]
     keys = {key for window in walked if not window.young for key in window.counts}
     enough = min(max(_LEAST_WALKED, 4 * len(keys)), ENOUGH_WINDOWS)
