@@ -94,8 +94,9 @@ class Mismatch:
         if correction is None or complete <= kept.counted:
             return kept
         not_counted = complete - kept.counted
-        share = not_counted / complete
-        per_request = correction.charged if kept.per_request is None else kept.per_request
+        share, per_request = not_counted / complete, kept.per_request
+        if per_request is None:  # too few were counted
+            share, per_request = 1.0, correction.charged
         low, high = per_request + share * correction.low, per_request + share * correction.high
         if not self.large:
             if kept.how is not How.COUNTED or kept.low is None or kept.high is None:

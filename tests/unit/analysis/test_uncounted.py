@@ -131,6 +131,15 @@ def test_it_began_where_the_growth_rose_above_the_figures_for_the_last_time():
     assert (result.since_ns, result.grew, result.charged) == (19, 5_003_100, 0)
 
 
+def test_the_limits_of_a_group_of_which_few_were_counted_are_those_of_all_its_requests():
+    result = found(97 * LEAK, {}, {"leak": 97, "many": 99, "hello": 99})
+
+    figures = result.figures("leak", Kept(counted=3), 100)
+
+    assert (figures.how, figures.total, figures.low) == (How.ESTIMATED, None, 0.0)
+    assert figures.high == pytest.approx(LEAK + NOISE * 295 / 97)
+
+
 def test_an_estimate_that_does_not_give_the_growth_is_not_sure():
     wrong = {"kinds": Charge(25_736.0, 18_069.0, 34_433.0), "page": Charge(10_526.0, 5_087.0, 16_052.0)}
     sure = Kept(How.ESTIMATED, 2_573_600, 25_736.0, 18_069.0, 34_433.0)
