@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import PROPERTY
 
 from tracer.analysis.heap_windows import HeapWindow
 from tracer.analysis.kept import How, Kept
@@ -169,3 +173,38 @@ def test_a_group_without_any_figure_keeps_no_more_than_the_others_may():
 
     low = (KEPT_UNCOUNTED - NOISE * 494 - 3 * LEAK) / 491
     assert result.corrections["late"].low == pytest.approx(low - LATE["late"].mean)
+
+
+SIZES = st.integers(-(1 << 63), 1 << 63) | st.integers(-70_000, 70_000)
+KEYS = st.sampled_from(["a", "b", "c"])
+CHARGES = st.dictionaries(
+    KEYS,
+    st.lists(SIZES, min_size=1, max_size=9).map(lambda nets: charge(*nets))
+    | st.tuples(*[st.floats(0, 1e19)] * 3).map(sorted).map(lambda three: Charge(three[1], three[0], three[2])),
+)
+WINDOWS = st.lists(
+    st.builds(
+        HeapWindow,
+        st.integers(0, 1 << 62),
+        SIZES,
+        SIZES,
+        st.integers(1, 1 << 40),
+        st.integers(0, 1 << 63),
+        st.dictionaries(KEYS, st.integers(1, 1 << 40), min_size=1),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@PROPERTY
+@given(WINDOWS, CHARGES)
+def test_limits_are_finite_and_in_order_whatever_a_recording_has(windows, charges):
+    result = mismatch(windows, charges)
+
+    for key, (charged, more, low, high) in ({} if result is None else result.corrections).items():
+        assert all(math.isfinite(value) for value in (charged, low, high))
+        assert low <= high
+        assert more is None or low - 1e-6 * abs(low) <= more <= high + 1e-6 * abs(high)
+        known = result.figures(key, Kept(How.COUNTED, 1, 1.0, 0.0, 2.0, counted=3), 7)
+        assert known.low <= known.high
