@@ -26,6 +26,7 @@ _LARGE_AT_FIRST = 65_536  # in short recordings, and so much more for each reque
 _LARGE_PER_REQUEST = 256
 _NOISE_PER_REQUEST = 32  # what PHP allocates between requests, and what malloc rounds up
 _MATERIAL = 256.0  # bytes a request; the figures of groups whose limits are no farther off stay as they are
+_ESTIMATES_SHARE = 0.15  # of the growth; an estimate that is farther off says nothing
 _INTERVAL = 1.96  # standard deviations from a figure to its limits
 _SURELY = 3.0  # standard deviations from which on a difference is no chance
 
@@ -129,17 +130,18 @@ def mismatch(windows: Sequence[HeapWindow], charges: Mapping[Hashable, Charge]) 
     excess = grew - charged
     beyond = max(-excess, excess - first_runs)
     noise = _NOISE_PER_REQUEST * every
-    if beyond <= max(noise, _INTERVAL * by_chance):
+    estimates_fit = beyond <= _ESTIMATES_SHARE * abs(grew) or _counted_explain(requests, known, grew, noise, first_runs)
+    if beyond <= noise or (beyond <= _INTERVAL * by_chance and estimates_fit):
         return None
     share = _LARGE_SHARE * abs(sum(window.growth for window in windows))
     many = min(_LARGE_BYTES, _LARGE_AT_FIRST + _LARGE_PER_REQUEST * every)
-    large = beyond > max(share, many, _SURELY * by_chance)
+    large = beyond > max(share, many, _SURELY * by_chance if estimates_fit else 0.0)
     return Mismatch(
         large,
         _since(windows, known, rising=excess > 0),
         grew,
         round(charged),
-        _corrections(requests, known, grew, noise, first_runs),
+        _corrections(requests, known, grew, noise, first_runs, estimates_fit=estimates_fit),
     )
 
 
@@ -162,11 +164,28 @@ def _since(windows: Sequence[HeapWindow], charges: Mapping[Hashable, Charge], *,
     return windows[turn].began_ns
 
 
-def _corrections(
+def _counted_explain(
     requests: Mapping[Hashable, int], charges: Mapping[Hashable, Charge], grew: float, noise: float, first_runs: float
+) -> bool:
+    """True if the estimates may be right: what is missing is within the limits of the groups that were counted."""
+    limits = {
+        key: (charge.low, charge.high) if charge.counted else (charge.mean, charge.mean)
+        for key, charge in charges.items()
+    }
+    return _explains(requests, limits, grew, noise, first_runs)
+
+
+def _corrections(
+    requests: Mapping[Hashable, int],
+    charges: Mapping[Hashable, Charge],
+    grew: float,
+    noise: float,
+    first_runs: float,
+    *,
+    estimates_fit: bool,
 ) -> dict[Hashable, Correction]:
     limits = {key: (charge.low, charge.high) for key, charge in charges.items()}
-    explained = _explains(requests, limits, grew, noise, first_runs)
+    explained = estimates_fit and _explains(requests, limits, grew, noise, first_runs)
     if not explained:
         # The estimates are wrong; or requests that were not counted are of a kind that none of the counted ones is.
         for of_estimates in (True, False):

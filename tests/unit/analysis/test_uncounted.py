@@ -155,6 +155,18 @@ def test_an_estimate_that_does_not_give_the_growth_is_not_sure():
     assert figures.high == pytest.approx(68_400 + 64)
 
 
+def test_an_estimate_that_gives_far_too_little_is_not_sure_however_wide_it_is():
+    wide = {"kinds": Charge(22_484.0, 2_182.0, 36_430.0), "page": Charge(8_090.0, 0.0, 34_589.0)}
+
+    result = found(6_840_080, wide, {"kinds": 100, "page": 200})
+
+    assert result.large
+    figures = result.figures("kinds", Kept(How.ESTIMATED, 2_248_400, 22_484.0, 2_182.0, 36_430.0), 100)
+    assert (figures.total, figures.per_request, figures.low) == (None, None, 0.0)
+    assert figures.high == pytest.approx(68_400, rel=0.01)
+    assert mismatch([window(1_150 * 3_866, {"kinds": 115, "page": 230})], wide) is None
+
+
 def test_an_estimate_that_gives_the_growth_stays_as_it_is():
     right = {"leak": Charge(33_900.0, 33_000.0, 35_000.0), "page": Charge(300.0, 0.0, 900.0)}
 
