@@ -149,6 +149,13 @@ class Request(NamedTuple):
         return kept if kept is None or not self.native_released else retained(kept, self.native_released)
 
     @property
+    def native_net(self) -> int | None:
+        """Bytes by which the request made malloc's memory in use grow; None if its calls were not counted."""
+        if self.native_kept is None or self.native_alloc_bytes is None or self.native_free_bytes is None:
+            return None
+        return self.native_alloc_bytes - self.native_free_bytes
+
+    @property
     def complete(self) -> bool:
         """True if both ends were seen. A request that tracing cut off has samples of its memory then and there."""
         return self.anon_before is not None and self.anon_after is not None and self.ending != Ending.CUT_OFF.value

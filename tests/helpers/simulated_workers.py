@@ -28,6 +28,8 @@ class Script:
     keeps_share: float = 1.0  # of its requests, which keep; the others keep nothing
     frees: int = 0  # native memory that it uses and frees
     zend: int = 0  # PHP's memory
+    leaves: int = 0  # native memory that is kept until a script of the worker takes it
+    takes: bool = False  # it frees all that was left
     first_use: int = 0  # native memory that a worker's first request of it keeps for good
     weight: float = 1.0  # share of the traffic
 
@@ -39,6 +41,7 @@ class SimulatedWorker:
         self.pid = pid
         self.nth = 0
         self.used = 7 << 20
+        self.left = 0  # of that, until a script takes it
         self._chance = chance
         self._resident = self.used
         self._main_chunk = 400 << 10
@@ -62,10 +65,14 @@ class SimulatedWorker:
         if name not in self._seen:
             self._seen.add(name)
             self.used += script.first_use
+        if script.takes:
+            self.used -= self.left
+            self.left = 0
         freed = int(script.frees * self._chance.uniform(0.95, 1.0))
         kept = script.keeps if self._chance.random() < script.keeps_share else 0
-        peak = self.used + freed + kept
-        self.used += kept
+        self.left += script.leaves
+        peak = self.used + freed + kept + script.leaves
+        self.used += kept + script.leaves
         self._resident = max(self._resident, -(-peak // PAGE) * PAGE)
         chunks = max(1, -(-script.zend // CHUNK))
         if script.zend:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.native_estimate import Estimates, NativeEstimator
+from tracer.analysis.uncounted import Charge
 from tracer.facts import Look, Request
 
 
@@ -78,22 +79,35 @@ class Estimation:
         """The estimates of groups that have one of their own; empty if none is needed."""
         return {entry.keys[0]: entry for entry in self._entries() if len(entry.keys) == 1}
 
-    def together(self, names: Mapping[Hashable, str | None]) -> list[Together]:
+    def together(self, names: Mapping[Hashable, str | None], but: Collection[Hashable] = ()) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first.
 
-        `names` are those of the keys.
+        `names` are those of the keys. `but`: without those of any of these keys.
         """
         found = []
         for entry in self._entries():
             if (
                 len(entry.keys) > 1
                 and self._needed.intersection(entry.keys)
+                and not any(key in but for key in entry.keys)
                 and entry.bytes_per_round is not None
                 and entry.low
                 and entry.high is not None
             ):
                 keys = tuple(names[key] for key in entry.keys if key in names)
                 found.append(Together(keys, entry.bytes_per_round, entry.low, entry.high))
+        return found
+
+    def charges(self) -> dict[Hashable, Charge]:
+        """The estimate of each group's bytes a request; of groups that cannot be told apart, all the same."""
+        found: dict[Hashable, Charge] = {}
+        for entry in self._entries():
+            if entry.total_bytes is None or entry.low is None or entry.high is None:
+                continue
+            for key, requests in zip(entry.keys, entry.requests, strict=True):
+                alone = len(entry.keys) == 1
+                high = entry.high if alone else entry.high * min(entry.requests) / requests
+                found[key] = Charge(entry.total_bytes / sum(entry.requests), entry.low if alone else 0.0, high)
         return found
 
     def why_not(self) -> str | None:

@@ -17,7 +17,7 @@ from tracer.analysis.least_squares import Fit, Row, dependences, fit, student_qu
 
 LEAST_WINDOWS = 8
 _LEAST_DEGREES = 4
-_ENOUGH_WINDOWS = 40  # more of them would be shorter: their ends, where a window may be off, would weigh more
+ENOUGH_WINDOWS = 40  # more of them would be shorter: their ends, where a window may be off, would weigh more
 _MANY_WINDOWS = 400  # as many at most, if there are so many workers that windows of several would be joined
 _COLUMNS = 32  # keys that are fitted one by one; the others share one rate
 _CONSPICUOUS = 4.0  # standard deviations by which windows with a rare key grew more, if it is to be fitted
@@ -86,7 +86,7 @@ class KeptRates:
         self._columns: dict[Hashable, int] = {key: column for column, key in enumerate(self._keys)}
         least = max(LEAST_WINDOWS, 2 * len(self._keys))
         chains = len({window.chain for window in windows})
-        wanted = max(_ENOUGH_WINDOWS, 4 * len(self._keys), min(2 * chains, _MANY_WINDOWS))
+        wanted = max(ENOUGH_WINDOWS, 4 * len(self._keys), min(2 * chains, _MANY_WINDOWS))
         self._windows = lengthened(windows, wanted)
         self._fit = self._fitted()
         while self._misses_growth() and wanted > least:
@@ -96,11 +96,14 @@ class KeptRates:
             self._fit = self._fitted()
         if self._misses_growth():
             self._fit = self._fitted(robust=False)
+        self._fits = [self._fit]
+        fewer = max(least, len(self._windows) // 2)
+        if fewer < len(self._windows):
+            # What keys free of others cancels out in long windows. Where that matters, the interval covers both.
+            self._fits.append(self._fitted(lengthened(windows, fewer)))
         self._longest = lengthened(windows, 2 * least)
         # What even the least growing key keeps in workers that warm up may be their warm-up, in all keys alike.
         self._warming = min(self._fit.coefficients[: len(self._keys)], default=0.0) if young else 0.0
-        self._quantile = student_quantile(_INTERVAL, self._fit.degrees) * (_YOUNG if young else 1.0)
-        self._sure_quantile = student_quantile(_SURE, self._fit.degrees)
 
     @property
     def reason(self) -> str | None:
@@ -132,17 +135,18 @@ class KeptRates:
             cells[column] = cells.get(column, 0.0) + count
         return Row(tuple(cells.items()), window.growth, (ROUNDING / max(least_noise, window.noise)) ** 2)
 
-    def _fitted(self, *, robust: bool = True) -> Fit:
-        noise = self._least_noise()
-        rows = [self._row(window, noise) for window in self._windows]
+    def _fitted(self, windows: Sequence[Window] | None = None, *, robust: bool = True) -> Fit:
+        windows = self._windows if windows is None else windows
+        noise = self._least_noise(windows)
+        rows = [self._row(window, noise) for window in windows]
         return fit(rows, len(self._keys) + 1, floor=ROUNDING, robust=robust)
 
-    def _least_noise(self) -> float:
+    def _least_noise(self, windows: Sequence[Window]) -> float:
         """The noise below which all windows weigh the same, so that a few of them do not decide alone."""
-        enough = min(0.75 * len(self._windows), 2 * len(self._keys) + LEAST_WINDOWS)
+        enough = min(0.75 * len(windows), 2 * len(self._keys) + LEAST_WINDOWS)
         noise = ROUNDING
         while True:
-            weights = [(noise / max(noise, window.noise)) ** 2 for window in self._windows]
+            weights = [(noise / max(noise, window.noise)) ** 2 for window in windows]
             # As many windows of equal weight would be as exact: Kish, Survey Sampling, 1965.
             if sum(weights) ** 2 / sum(weight * weight for weight in weights) >= enough:
                 return noise
@@ -194,29 +198,40 @@ class KeptRates:
                 settled.append(group)
         return settled
 
-    def _total(self, group: _Group) -> float:
-        return sum(self._fit.coefficients[i] * n for i, n in zip(group.columns, group.requests, strict=True))
+    def _total(self, group: _Group, fit: Fit | None = None) -> float:
+        coefficients = (fit or self._fit).coefficients
+        return sum(coefficients[i] * n for i, n in zip(group.columns, group.requests, strict=True))
 
-    def _unbounded(self, group: _Group) -> float:
-        return sum(self._fit.unbounded[i] * n for i, n in zip(group.columns, group.requests, strict=True))
+    def _unbounded(self, group: _Group, fit: Fit) -> float:
+        return sum(fit.unbounded[i] * n for i, n in zip(group.columns, group.requests, strict=True))
 
-    def _covariance(self, group: _Group, other: _Group) -> float:
+    def _covariance(self, group: _Group, other: _Group, fit: Fit) -> float:
         return sum(
-            self._fit.covariance[i][j] * n * m
+            fit.covariance[i][j] * n * m
             for i, n in zip(group.columns, group.requests, strict=True)
             for j, m in zip(other.columns, other.requests, strict=True)
         )
 
-    def _deviation(self, group: _Group) -> float:
-        return math.sqrt(max(0.0, self._covariance(group, group)))
+    def _deviation(self, group: _Group, fit: Fit) -> float:
+        return math.sqrt(max(0.0, self._covariance(group, group, fit)))
 
     def _correlation(self, group: _Group, other: _Group) -> float:
-        deviations = self._deviation(group) * self._deviation(other)
-        return self._covariance(group, other) / deviations if deviations else 0.0
+        deviations = self._deviation(group, self._fit) * self._deviation(other, self._fit)
+        return self._covariance(group, other, self._fit) / deviations if deviations else 0.0
 
-    def _lower(self, group: _Group, quantile: float | None = None) -> float:
-        estimate = min(self._total(group), self._unbounded(group))
-        return estimate - (quantile or self._quantile) * self._deviation(group)
+    def _lower(self, group: _Group) -> float:
+        return min(self._limit(group, fit, -self._quantile(fit)) for fit in self._fits)
+
+    def _upper(self, group: _Group) -> float:
+        return max(self._limit(group, fit, self._quantile(fit)) for fit in self._fits)
+
+    def _limit(self, group: _Group, fit: Fit, deviations: float) -> float:
+        outermost = min if deviations < 0 else max
+        estimate = outermost(self._total(group, fit), self._unbounded(group, fit))
+        return estimate + deviations * self._deviation(group, fit)
+
+    def _quantile(self, fit: Fit) -> float:
+        return student_quantile(_INTERVAL, fit.degrees) * (_YOUNG if self._young else 1.0)
 
     def _entry(self, group: _Group) -> Estimate:
         order = sorted(range(len(group.columns)), key=lambda i: (-group.requests[i], group.columns[i]))
@@ -225,8 +240,8 @@ class KeptRates:
         total, rounds = self._total(group), group.rounds
         warming = self._warming * sum(group.requests)
         low = max(0.0, self._lower(group) - warming)
-        high = max(total, self._unbounded(group)) + self._quantile * self._deviation(group) + warming
-        surely = self._lower(group, self._sure_quantile) > _MATERIAL * rounds
+        high = self._upper(group) + warming
+        surely = self._limit(group, self._fit, -student_quantile(_SURE, self._fit.degrees)) > _MATERIAL * rounds
         return Estimate(
             keys=keys,
             requests=tuple(group.requests[i] for i in order),
@@ -234,7 +249,7 @@ class KeptRates:
             low=low / rounds,
             high=high / rounds,
             total_bytes=total,
-            sure=surely and len(keys) == 1 and windows >= LEAST_WINDOWS and not self._young,
+            sure=surely and low > 0 and len(keys) == 1 and windows >= LEAST_WINDOWS and not self._young,
             reason=None,
         )
 
@@ -267,13 +282,12 @@ def lengthened(windows: Sequence[Window], wanted: int) -> list[Window]:
     """About as many windows as wanted, or fewer: each joined with the next ones of its worker until it is long enough.
 
     Windows get about equal lengths. Many end when memory that was kept unseen shows, and the shorter ones of these
-    would have more growth per request than the longer ones. Windows of heap walks remain as they are.
+    would have more growth per request than the longer ones.
     """
-    cut = sorted((window for window in windows if not window.walked), key=lambda window: window.chain)
-    length = sum(window.requests for window in cut) / wanted
-    joined = [window for window in windows if window.walked]
+    length = sum(window.requests for window in windows) / wanted
+    joined = []
     current: Window | None = None
-    for window in cut:
+    for window in sorted(windows, key=lambda window: window.chain):
         current = window if current is None else current.joined(window)
         if current.requests >= length:
             joined.append(current)

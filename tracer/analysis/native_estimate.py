@@ -15,10 +15,11 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 
 from tracer.analysis.growth_windows import Window, add_counts
-from tracer.analysis.kept_rates import LEAST_WINDOWS, OTHERS, Estimate, KeptRates
+from tracer.analysis.kept_rates import ENOUGH_WINDOWS, LEAST_WINDOWS, OTHERS, Estimate, KeptRates
 from tracer.analysis.window_cutter import WARM_UP, WindowCutter
 from tracer.facts import Request, WorkerId
 
+_LEAST_WALKED = 2 * LEAST_WINDOWS  # windows of heap walks
 _KEYS = 4096  # keys that are known by name
 _KEYS_OF_LONG_WINDOWS = 256  # the most frequent ones, when windows are joined to bound memory
 _WORKERS = 1024  # workers that served last, which are not taken for ended
@@ -90,7 +91,7 @@ class NativeEstimator:
     def result(self) -> Estimates:
         """The estimates from all requests so far."""
         unfinished = [worker.cutter.unfinished() for worker in self._workers.values()]
-        every = self._windows + [window for window in unfinished if window is not None]
+        every = _alike(self._windows + [window for window in unfinished if window is not None])
         windows = [window for window in every if not window.young]
         young = len(windows) < LEAST_WINDOWS
         if young:
@@ -140,6 +141,16 @@ class NativeEstimator:
             named = frozenset(frequent[:_KEYS_OF_LONG_WINDOWS])
             self._windows = [_with_keys(window, named) for window in _halved(self._windows)]
             self._length *= 2
+
+
+def _alike(windows: Sequence[Window]) -> list[Window]:
+    """Windows of heap walks, which are exact, if there are enough; else the others. Both cover the same requests."""
+    walked = [window for window in windows if window.walked]
+    keys = {key for window in walked if not window.young for key in window.counts}
+    enough = min(max(_LEAST_WALKED, 4 * len(keys)), ENOUGH_WINDOWS)
+    if sum(not window.young for window in walked) >= enough:
+        return walked
+    return [window for window in windows if not window.walked]
 
 
 def _halved(windows: Sequence[Window]) -> list[Window]:

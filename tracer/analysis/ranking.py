@@ -10,11 +10,13 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from tracer.analysis.estimation import Estimation, Together
 from tracer.analysis.first_runs import FirstRuns, Run
-from tracer.analysis.kept import KeptSum, estimated
+from tracer.analysis.heap_windows import HeapWindows
+from tracer.analysis.kept import Kept, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.places import place_names
 from tracer.analysis.quantiles import Values
+from tracer.analysis.uncounted import Charge, Mismatch, NetSum, mismatch
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker, retained
 
@@ -22,7 +24,7 @@ from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker, r
 COLUMNS = (
     *WORKER_FIELDS, "nth", "uri", "script", "ending", "started_ns", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
-    "native_kept", "native_released", "native_freed_earlier",
+    "native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_kept", "native_released",
 )  # fmt: skip
 
 
@@ -137,6 +139,7 @@ class Ranking:
         self._workers = WorkerNames()
         self._first_runs = FirstRuns(by_uri=by is GroupBy.URI)
         self._last_counted = LastCounted()
+        self._heaps = HeapWindows()
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._freeing: dict[int, list[Release]] = {}  # by pid: what a request freed that has not ended
         self._name: Callable[[Request], str | WorkerKey | None] = (
@@ -156,7 +159,9 @@ class Ranking:
         nor the birth of the later was seen.
         """
         self._workers.begin_recording(workers)
+        looks = list(looks)
         self._estimation.begin_recording(looks, filtered=filtered)
+        self._heaps.begin_recording([] if filtered else looks)
 
     def add(self, request: Request, freed: Sequence[Release] = ()) -> None:
         """Count a request in its group, with what it `freed` of earlier ones' blocks, if release() did not take that.
@@ -166,6 +171,7 @@ class Ranking:
         key = request[_PLACE_AT:], self._name(request)
         run = self._first_runs.of(request)
         freed = freed or self._freeing.pop(request.pid, ())
+        self._heaps.add(request, key, first=run is Run.FIRST)
         group = self._groups.get(key)
         if group is None:
             if self._max_groups is not None and len(self._groups) >= self._max_groups:
@@ -226,7 +232,28 @@ class Ranking:
             at, name = key
             shown = name if isinstance(name, str) else None
             names[key] = shown if len(places) < 2 else f"{places[Place._make(at)]}: {shown or '(none)'}"
-        return self._estimation.together(names)
+        mismatch = self.mismatch()
+        return self._estimation.together(names, () if mismatch is None else mismatch.corrections.keys())
+
+    def mismatch(self) -> Mismatch | None:
+        """Growth in requests that were not counted, if it is much, and does not fit the figures; groups() respects it.
+
+        None also if nobody knows.
+        """
+        found = self._mismatch()
+        return found if found is not None and found.large else None
+
+    def _mismatch(self) -> Mismatch | None:
+        windows = self._heaps.windows()
+        return mismatch(windows, self._charges()) if windows else None
+
+    def _charges(self) -> dict[Hashable, Charge]:
+        charges = self._estimation.charges()
+        for key, group in self._groups.items():
+            charge = group.charge
+            if charge is not None:
+                charges[key] = charge
+        return charges
 
     def why_not_estimated(self) -> str | None:
         """A reason why what was not counted is not estimated either, or is not sure; None if there is none."""
@@ -239,6 +266,7 @@ class Ranking:
     def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, by key, then by container."""
         estimates = self._estimation.single()
+        mismatch = self._mismatch()
         names = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
@@ -249,7 +277,8 @@ class Ranking:
             shown = names[name] if isinstance(name, WorkerKey) else name
             if self.by is GroupBy.CONTAINER:
                 shown = place
-            found.append(accumulator.group(shown, place if several else None, estimates.get(key)))
+            correct = None if mismatch is None else functools.partial(mismatch.figures, key)
+            found.append(accumulator.group(shown, place if several else None, estimates.get(key), correct))
         found.sort(key=lambda group: (group.key is None, group.key or "", group.container or ""))
         if sort is not Sort.KEY:
             value = _SORT_VALUES[sort]
@@ -295,15 +324,9 @@ _SORT_VALUES: dict[Sort, Callable[[Group], tuple[int, ...]]] = {
 
 class _Accumulator:
     __slots__ = (
-        "_anon_peak",
-        "_cut_off_growth",
-        "_durations",
-        "_growth",
-        "_incomplete",
-        "_kept",
-        "_requests",
+        "_anon_peak", "_cut_off_growth", "_durations", "_growth", "_incomplete", "_kept", "_net", "_requests",
         "_zend_peak",
-    )
+    )  # fmt: skip
 
     def __init__(self, window: int | None) -> None:
         self._requests = 0
@@ -311,6 +334,7 @@ class _Accumulator:
         self._growth = Values(window)
         self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
         self._kept = KeptSum(window)
+        self._net = NetSum()
         self._durations = Values(window)
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
@@ -328,6 +352,9 @@ class _Accumulator:
             self._incomplete += 1
         else:
             number = self._kept.add(request, run, taken_over=taken_over, is_open=True)
+            net = request.native_net
+            if net is not None and run is not Run.FIRST:
+                self._net.add(net)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -343,20 +370,35 @@ class _Accumulator:
         """True if requests were seen whole, and what they kept is not known."""
         return self._incomplete < self._requests and not self._kept.known
 
+    @property
+    def charge(self) -> Charge | None:
+        """The bytes that its requests are taken to keep, if not counted; None if too few were counted."""
+        return self._net.charge() if self._net.count and self._kept.known else None
+
     def change_kept(self, number: int, before: int, after: int, run: Run) -> None:
         self._kept.change(number, before, after, run)
 
     def close_kept(self, number: int, run: Run) -> None:
         self._kept.close(number, run)
 
-    def group(self, key: str | None, container: str | None, estimate: Estimate | None) -> Group:
+    def group(
+        self,
+        key: str | None,
+        container: str | None,
+        estimate: Estimate | None,
+        correct: Callable[[Kept, int], Kept] | None,
+    ) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
         growth = None if not self._growth.count else self._growth.total
         if self._cut_off_growth is not None:
             growth = (growth or 0) + self._cut_off_growth
-        kept = self._kept.kept()
+        kept, complete = self._kept.kept(), self._requests - self._incomplete
         if kept.how is None and estimate is not None:
             kept = estimated(estimate)._replace(counted=kept.counted)
+            if kept.per_request is not None:
+                kept = kept._replace(total=round(kept.per_request * complete))
+        if correct is not None:
+            kept = correct(kept, complete)
         (duration_p95,) = self._durations.quantiles(0.95)
         return Group(
             key=key,

@@ -38,7 +38,8 @@ class NativeOptions:
     """How much the counting of native memory, malloc's and its like, may cost."""
 
     budget: float = 0.02  # share of a pool's CPU time; math.inf for no limit
-    advance_s: float = 0.2  # CPU time that a pool may spend at first, and at most save up
+    advance_s: float = 0.1  # CPU time that a pool may spend at first
+    later_s: float = 0.1  # and in parts, as requests go by; at most as much as both is saved up
     required: bool = False  # True: attach() fails where it cannot be counted
 
 

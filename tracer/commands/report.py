@@ -70,6 +70,7 @@ def _json(report: _Report) -> None:
         together=report.ranking.together(),
         places=report.ranking.places(),
         why_not_estimated=report.ranking.why_not_estimated(),
+        mismatch=report.ranking.mismatch(),
     )
 
 

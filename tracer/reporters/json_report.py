@@ -14,6 +14,7 @@ from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.ranking import Group
 from tracer.analysis.tally import Tally
+from tracer.analysis.uncounted import Mismatch
 from tracer.facts import Place
 from tracer.reporters.table import growth_per_hour
 
@@ -31,6 +32,7 @@ def render(
     together: Sequence[Together] = (),
     places: Mapping[Place, str] = MappingProxyType({}),
     why_not_estimated: str | None = None,
+    mismatch: Mismatch | None = None,
 ) -> None:
     """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes.
 
@@ -76,6 +78,11 @@ def render(
         {**dataclasses.asdict(entry), "keys": [json_text(key) for key in entry.keys]} for entry in together
     ]
     document["why_not_estimated"] = why_not_estimated
+    document["not_counted"] = (
+        None
+        if mismatch is None
+        else {"since_ns": mismatch.since_ns, "kept_bytes": mismatch.grew, "explained_bytes": mismatch.charged}
+    )
     if balance is not None:
         document["balance"] = {**dataclasses.asdict(balance), "why": json_text(balance.why)}
         if between is not None:

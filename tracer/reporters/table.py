@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
@@ -71,7 +72,19 @@ def remarks(ranking: Ranking) -> list[str]:
     why = ranking.why_not_estimated()
     if why is not None:
         found.append(f"native memory was not counted, and an estimate is not sure: {why}.")
+    mismatch = ranking.mismatch()
+    if mismatch is not None:
+        found.append(
+            f"NOT COUNTED: since {_time(mismatch.since_ns)}, requests that were not counted kept"
+            f" {show_bytes(mismatch.grew, signed=True)} by the growth of malloc's heap, where the counted ones or an"
+            f" estimate give {show_bytes(mismatch.charged, signed=True)}. ~ and ≤ allow for it. To count all requests,"
+            " use --native on with backend bpf."
+        )
     return found
+
+
+def _time(unix_ns: int) -> str:
+    return f"{datetime.datetime.fromtimestamp(unix_ns // 1_000_000_000, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def legend(sort: Sort) -> str:

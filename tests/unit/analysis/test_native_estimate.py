@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from samples import COMPLETE, PROPERTY
 from simulated_workers import Script, SimulatedWorker, traffic
 
+from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.native_estimate import Estimates, NativeEstimator
 from tracer.facts import Request
 
@@ -81,6 +82,38 @@ def test_an_innocent_is_not_joined_with_a_script_that_surely_keeps(seed):
     assert first.keys == ("leak",)
     assert first.low <= KEPT <= first.high
     assert not any("leak" in other.keys for other in others)
+
+
+HANDED_ON = {
+    "put": Script(leaves=40_064),
+    "take": Script(takes=True),
+    "hello": Script(),
+    "leak": Script(keeps=KEPT),
+}
+
+
+def handed_on(seed: int, look_every: int | None) -> list[Estimate]:
+    """Estimates of single scripts, of which one frees what another one leaves; `look_every`: requests of a worker."""
+    estimator = NativeEstimator()
+    used: dict[int, int] = {}
+    for request, worker in traffic(HANDED_ON, 1_200, seed=seed):
+        looked_at = look_every is not None and request.nth % look_every == 0
+        estimator.add(request, request.script, heap_used=used.get(request.pid) if looked_at else None)
+        used[request.pid] = worker.used
+    return [entry for entry in estimator.result().entries if len(entry.keys) == 1 and entry.low is not None]
+
+
+@pytest.mark.parametrize("look_every", [None, 20, 6])
+def test_the_truth_is_in_the_intervals_where_scripts_free_what_others_leave(look_every):
+    found = [entry for seed in range(20) for entry in handed_on(seed, look_every)]
+
+    truth = {"leak": KEPT, "put": 500, "take": 0, "hello": 0}  # put: one that was left at the end
+    missed = [entry for entry in found if not entry.low - 500 <= truth[entry.keys[0]] <= entry.high + 500]
+    named = [entry.keys[0] for entry in found if entry.sure]
+    assert len(found) > 70
+    assert len(missed) <= 0.05 * len(found)
+    assert set(named) == {"leak"}
+    assert len(named) >= 14
 
 
 def test_the_total_is_that_of_all_requests():

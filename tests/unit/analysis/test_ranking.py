@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import pytest
@@ -473,6 +473,62 @@ def test_looks_at_idle_workers_make_an_estimate_exact():
 
     assert (leak.key, leak.kept_how) == ("leak", "estimated")
     assert leak.kept_per_request == pytest.approx(34_304, rel=0.02)
+
+
+def test_the_total_of_an_estimate_is_that_of_all_complete_requests():
+    requests = not_counted(CHURN, 2_000)
+    counted = [request(script="leak", pid=1, nth=nth, native_kept=7) for nth in range(1, 5)]
+    cut_off = request(script="leak", pid=1, nth=5, anon_after=None, **NOT_COUNTED)
+
+    leak, *_ = ranked(*counted, *requests, cut_off).groups()
+
+    complete = 4 + sum(one.script == "leak" for one in requests)
+    assert (leak.key, leak.kept_how, leak.requests, leak.incomplete) == ("leak", "estimated", complete + 1, 1)
+    assert leak.kept_bytes == round(leak.kept_per_request * complete)
+
+
+def late_leak(counted: Callable[[int], bool]) -> Ranking:
+    """A ranking of 600 rounds of three scripts, of which one keeps 34,304 bytes in its last 300 requests."""
+    ranking = Ranking(GroupBy.SCRIPT)
+    requests, used = [], 4_000_016
+    for nth in range(1, 1801):
+        kept = 34_304 if nth > 900 and nth % 3 == 0 else 0
+        used += kept
+        calls = {"native_kept": kept, "native_alloc_bytes": kept + 1_008, "native_free_bytes": 1_008}
+        if not counted(nth):
+            calls = dict.fromkeys(calls)
+        script = ("late", "page", "hello")[nth % 3]
+        requests.append(request(script=script, nth=nth, started_ns=10 * nth, native_released=0, **calls))
+    looks = [look(COMPLETE.pid, 1, 4_000_016, in_accept=True), look(COMPLETE.pid, 30_000, used, in_accept=True)]
+    ranking.begin_recording([], looks)
+    for one in requests:
+        ranking.add(one)
+    return ranking
+
+
+def test_a_leak_that_begins_when_less_is_counted_is_charged_the_growth_of_the_worker():
+    ranking = late_leak(lambda nth: nth < 300 or nth % 90 < 6)
+
+    leak, *others = ranking.groups()
+    assert (leak.key, leak.kept_how, leak.kept_share) == ("late", "estimated", None)
+    assert leak.kept_bytes == pytest.approx(300 * 34_304, rel=0.001)
+    assert leak.kept_low < 300 * 34_304 / 600 < leak.kept_high < 1.02 * leak.kept_low
+    assert {(group.kept_how, group.kept_bytes) for group in others} == {("counted", 0)}
+    assert (ranking.mismatch().since_ns, ranking.mismatch().grew) == (1, 280 * 34_304)
+
+
+def test_a_leak_that_begins_when_nothing_is_counted_any_more_is_no_figure_of_zero():
+    groups = late_leak(lambda nth: nth < 300).groups()
+
+    assert {(group.kept_how, group.kept_bytes, group.kept_low) for group in groups} == {("estimated", None, 0)}
+    assert all(group.kept_high > 300 * 34_304 / 600 for group in groups)
+
+
+def test_the_growth_is_not_compared_if_every_request_was_counted():
+    ranking = late_leak(lambda nth: nth > 0)
+
+    assert ranking.mismatch() is None
+    assert {group.kept_how for group in ranking.groups()} == {"counted"}
 
 
 def test_looks_at_workers_that_may_be_in_a_request_are_not_used_for_an_estimate():

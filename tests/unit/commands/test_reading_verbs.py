@@ -343,6 +343,45 @@ def test_a_request_that_was_lost_may_be_one_between_the_looks(run, tmp_path):
     assert json.loads(out)["balance"]["why"] == "1 worker: requests were lost"
 
 
+def not_counted_growth(tmp_path: Path) -> Path:
+    """A recording of 99 requests, of which the last 89 were not counted, and kept 2 MB."""
+    started_ns = COMPLETE.started_ns
+    requests = [
+        request(
+            nth=nth, started_ns=started_ns + nth, duration_ns=1, native_kept=0, native_alloc_bytes=1_008,
+            native_free_bytes=1_008, native_freed_earlier=0,
+        )
+        for nth in range(1, 100)
+    ]  # fmt: skip
+    calls = dict.fromkeys(("native_kept", "native_alloc_bytes", "native_free_bytes", "native_freed_earlier"))
+    facts = [*requests[:10], *(one._replace(**calls) for one in requests[10:])]
+    end = AGAIN._replace(at_ns=started_ns + 1_000, malloc_in_use=6_000_016, requests=99)
+    return recording(tmp_path / "r", [LOOK, *facts, end])
+
+
+def test_growth_that_the_counted_requests_do_not_explain_is_reported(run, tmp_path):
+    _, out, _ = run("report", not_counted_growth(tmp_path))
+
+    assert (
+        "NOT COUNTED: since 2023-11-14T22:13:20Z, requests that were not counted kept +1.9 MiB by the growth of"
+        " malloc's heap, where the counted ones or an estimate give 0 B. ~ and ≤ allow for it. To count all requests,"
+        " use --native on with backend bpf."
+    ) in " ".join(out.split())
+    assert "≤ 1.9 MiB" in out
+
+
+def test_the_report_as_json_has_the_growth_that_was_not_counted(run, tmp_path):
+    _, out, _ = run("report", "--format", "json", not_counted_growth(tmp_path))
+
+    assert json.loads(out)["not_counted"] == {
+        "since_ns": LOOK.at_ns, "kept_bytes": 2_000_000, "explained_bytes": 0
+    }  # fmt: skip
+
+
+def test_the_report_as_json_has_null_where_the_counted_requests_explain_the_growth(run, path):
+    assert json.loads(run("report", "--format", "json", path)[1])["not_counted"] is None
+
+
 def test_the_balance_is_printed_with_v(tmp_path):
     file = recording(tmp_path / "r", [LOOK, COMPLETE, AGAIN])
 

@@ -146,6 +146,10 @@ class BpfBackend:
             if self._native_probes is not None and any(isinstance(fact, Worker) for fact in facts):
                 self._births_until = now + _BIRTHS_S
             self._next_look = now + (_POLL_AFTER_BIRTH_S if now < self._births_until else _POLL_S)
+            if self._native_probes is not None:
+                # The sooner, the less is spent beyond the budget.
+                lasts_until = now + max(_POLL_AFTER_BIRTH_S, self._native_probes.lasts_s)
+                self._next_look = min(self._next_look, lasts_until)
             if now >= self._housekeeping_at:
                 self._housekeeping_at = now + _HOUSEKEEPING_S
                 facts += self._housekeep()

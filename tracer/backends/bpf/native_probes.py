@@ -3,7 +3,7 @@
 A pair of uprobe_multi links a worker, so that nobody else pays. A worker's link comes first and its entry in the map
 `native_books` after it: what is counted is counted from the next request on, and the kernel's side marks requests
 before that as not counted. A pool whose workers allocate more than the budget allows is left alone until enough
-of their CPU time has gone by. Of a pool with many workers some are counted at a time, by turns.
+of their requests or of their CPU time has gone by. Of a pool with many workers some are counted at a time, by turns.
 
 A link ends between two requests: what a request leaves for the next one to free shows in that. So one more request
 runs after the last that counts.
@@ -112,6 +112,8 @@ class NativeProbes:
         self._left_out: set[int] = set()  # workers that cannot be counted
         self._closed_soon: set[int] = set()  # workers whose links are being closed
         self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
+        self._spent_at = time.monotonic()
+        self.lasts_s = math.inf  # after so many seconds a pool has possibly spent its budget
         self._closing: queue.SimpleQueue[tuple[int, tuple[int, ...]] | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_links, daemon=True)
         self._closer.start()
@@ -167,8 +169,11 @@ class NativeProbes:
             link = self._links[pid]
             link.pool.spend(book.hits - link.hits, slow=link.slow)
             link.hits = book.hits
+        now = time.monotonic()
         for pool in self._pools.values():
             pool.settle()
+        self.lasts_s = min((pool.pace(now - self._spent_at) for pool in self._pools.values()), default=math.inf)
+        self._spent_at = now
         for pid, link in self._links.items():
             if link.pool.paused:
                 self._let_end(link, books.get(pid))
@@ -243,7 +248,7 @@ class NativeProbes:
         master = worker.target.master
         key = (master.pid if master else None, worker.fact.pool)
         if key not in self._pools:
-            self._pools[key] = PoolBudget(self._options.budget, self._options.advance_s)
+            self._pools[key] = PoolBudget(self._options.budget, self._options.advance_s, self._options.later_s)
         return self._pools[key]
 
     def _link(self, pid: int, worker: TrackedWorker) -> None:

@@ -221,7 +221,7 @@ def test_a_pool_that_allocates_more_than_its_budget_is_left_alone_until_it_has_e
     start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
 ) -> None:
     fpm = warmed(start_fpm(www=ONE_WORKER))
-    tracer = trace(str(fpm.master), native=NativeOptions(0.0, advance_s=0.02))
+    tracer = trace(str(fpm.master), native=NativeOptions(0.0, advance_s=0.02, later_s=0.0))
     leaks = 0
 
     def left_alone() -> bool:

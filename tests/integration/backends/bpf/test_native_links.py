@@ -27,7 +27,7 @@ LEAK = 32 * (1040 + 32)  # bytes that native_leak.php keeps
 
 def budget_of(hits: int) -> NativeOptions:
     """A budget that no request adds to."""
-    return NativeOptions(0.0, advance_s=hits * HIT_NS / 1e9)
+    return NativeOptions(0.0, advance_s=hits * HIT_NS / 1e9, later_s=0.0)
 
 
 def counted(requests: list[Request]) -> list[bool]:
@@ -60,6 +60,22 @@ def test_a_request_in_which_the_budget_runs_out_is_counted_whole_and_one_more(
 
     assert counted([*found, last]) == [True, True, False]
     assert [one.native_alloc_calls for one in found] == [1300, 10]
+
+
+def test_counting_begins_again_as_requests_go_by(start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    fpm.get("native_phases.php", QUERY_STRING="1-0-1")
+    part_s = 1000 * HIT_NS / 1e9
+    tracer = trace(str(fpm.master), native=NativeOptions(0.0, advance_s=part_s, later_s=8 * part_s))
+    found: list[bool] = []
+
+    def counted_again() -> bool:
+        fpm.get("native_phases.php", QUERY_STRING="100-0-0")
+        found.extend(counted(tracer.next()))
+        return [of_these for of_these, _ in itertools.groupby(found)].count(True) == 3
+
+    wait_for(counted_again, "two more parts of the budget")
+    assert found[0]
 
 
 def test_a_request_that_spends_another_advance_is_cut_and_not_counted(
