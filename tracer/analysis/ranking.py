@@ -293,11 +293,14 @@ def _blocks_left(request: Request) -> int:
 
 
 def _order_by_kept(group: Group) -> tuple[int, ...]:
-    """By the bytes that the group kept, or at least kept; those that may have kept nothing after those that did."""
-    least = group.kept_low
+    """By the bytes that the group kept, or at least kept; those that may have kept nothing after those that did.
+
+    Of equal ones, those that may have kept more come first.
+    """
+    least, most = group.kept_low, round((group.kept_high or 0.0) * group.requests)
     if group.kept_bytes is None:
-        return _order(None if least is None else round(least * group.requests))
-    return 1 + (least is not None and least > 0.0), group.kept_bytes
+        return (0, 0, most) if least is None else (1, round(least * group.requests), most)
+    return 1 + (least is not None and least > 0.0), group.kept_bytes, most
 
 
 def _order(value: int | None) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -13,7 +14,7 @@ from samples import BLOG, COMPLETE, PROPERTY, SHOP, request
 from simulated_workers import Script, traffic
 
 from tracer.analysis.first_runs import FirstRuns, Run
-from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
+from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort, _order_by_kept
 from tracer.facts import Look, Place, Release, Request, Worker
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
@@ -58,6 +59,14 @@ def nearest_rank(values: list[int], percent: int) -> int:
     return min(
         v for v in values if Fraction(sum(other <= v for other in values), len(values)) >= Fraction(percent, 100)
     )
+
+
+def test_of_groups_that_may_have_kept_nothing_those_that_may_have_kept_more_come_first():
+    zero = dataclasses.replace(only(ranked(native(0))), growth_bytes=2 << 20)
+    maybe = dataclasses.replace(zero, growth_bytes=0, kept_bytes=None, kept_per_request=None, kept_high=5.0)
+    least = dataclasses.replace(maybe, kept_low=1.0)
+
+    assert sorted([zero, maybe, least], key=_order_by_kept, reverse=True) == [least, maybe, zero]
 
 
 def test_groups_that_may_have_kept_nothing_stand_below_those_that_did():
