@@ -1,4 +1,4 @@
-"""What is done with masters that were started later: the backend that watches them, its files, and what it lacks."""
+"""Masters that were started later: the backend that watches them, its files, and what it lacks."""
 
 from __future__ import annotations
 
