@@ -17,7 +17,6 @@ from tracer.targets.process_memory import HeapUnknownError, ProcessMemory, Reaso
 
 LIMIT_BYTES = 256 << 20  # of one heap
 _BYTES_PER_S = 500 << 20  # of a heap that is walked: no heap is begun that the rest of the time would not do for
-_ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
 GONE = "it has ended"
 _REASONS = {
     Reason.GONE: GONE,
@@ -81,7 +80,7 @@ def _waits(pid: int) -> bool:
     BusyError if it does something else.
     """
     number, argument = processes.call_waited_in(pid) or (None, 0)
-    if number in _ACCEPTING:
+    if number in arch.ACCEPTING:
         return True
     if number == arch.SYS_READ:
         with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tracer.errors import UnsupportedError
+from tracer.targets import processes
 from tracer.targets.btf import Btf, out_of_files
 
 # include/uapi/linux/capability.h, Linux 6.18
@@ -151,18 +152,13 @@ def missing_capabilities() -> list[str]:
 
 def may_gain(capabilities: Sequence[str]) -> bool:
     """True if sudo can give this process these capabilities: not in a container that was started without them."""
-    status = _own_status()
+    status = processes.status("self")
     bounding = int(status.get("CapBnd", "0"), 16)
     return status.get("NoNewPrivs") != "1" and all(bounding >> _CAPABILITIES[name] & 1 for name in capabilities)
 
 
 def _effective_capabilities() -> int:
-    return int(_own_status().get("CapEff", "0"), 16)
-
-
-def _own_status() -> dict[str, str]:
-    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return int(processes.status("self").get("CapEff", "0"), 16)
 
 
 def has_sysfs() -> bool:

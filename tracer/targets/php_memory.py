@@ -21,6 +21,8 @@ _MAX_CHAIN = 16  # buckets read: a client may make its headers collide
 # E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h
 _FATAL_ERRORS = 1 | 4 | 16 | 64 | 256 | 4096
 
+FATAL_STATUS = 255  # of EG(exit_status): php_error_cb(), main/main.c, PHP 8.2
+
 
 class HeapFigures(NamedTuple):
     """Fields of zend_mm_heap, in bytes; signed, since the memory may hold any value."""

@@ -78,14 +78,19 @@ def process(pid: int) -> Process | None:
     )
 
 
+def status(pid: int | str) -> dict[str, str]:
+    """The lines of /proc/PID/status by name; `self` is this process. OSError if it has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def anonymous_bytes(pid: int) -> int | None:
     """RssAnon of the process; None if it has ended."""
     try:
-        status = Path(f"/proc/{pid}/status").read_bytes()
+        anon = status(pid).get("RssAnon")
     except OSError:
         return None
-    match = re.search(rb"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
+    return int(anon.removesuffix(" kB")) * 1024 if anon is not None else None
 
 
 def processes() -> Iterator[Process]:
@@ -198,10 +203,9 @@ def php_library(pid: int) -> str | None:
 def has_seccomp_filter(pid: int) -> bool:
     """True if a filter decides which system calls that process may make; False also if it has ended."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        return status(pid).get("Seccomp") == "2"  # SECCOMP_MODE_FILTER
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return "\nSeccomp:\t2\n" in status  # SECCOMP_MODE_FILTER
 
 
 def sapi_name(pid: int, php: Php) -> str | None:

@@ -72,7 +72,6 @@ class GrowthProbes:
         self._growth_decoder = GrowthDecoder(keep_stacks=sample_blocks)
         self.blocks: BlockSampling | None = None
         self._calls: list[int] = []
-        self._heirs: dict[int, set[int]] = {}  # by a process that has ended, those that use its events yet
         self._facts_awaiting_growth: list[Fact] = []
         self._last_retained: list[Retained] = []
         # A dead worker's last facts wait for their growth for one call of with_growth(), so that its stacks may only
@@ -198,20 +197,9 @@ class GrowthProbes:
     def process_died(self, pid: int, heirs: Collection[int] = ()) -> None:
         """Stop sampling a process that has ended. Its stacks are kept until its last facts are given out.
 
-        `heirs`: processes that it has forked, and that are alive. They have inherited its events, and so do those that
-        they fork: the events stay until all have ended.
+        `heirs`: processes that it has forked, and that are alive. They are sampled on.
         """
-        for owner, inherited in list(self._heirs.items()):
-            if pid in inherited:
-                inherited.discard(pid)
-                inherited |= set(heirs)
-                if not inherited:
-                    del self._heirs[owner]
-                    self._sampling.stop(owner)
-        if heirs:
-            self._heirs[pid] = set(heirs)
-        else:
-            self._sampling.stop(pid)
+        self._sampling.ended(pid, heirs)
         self._dying_pids.append(pid)
 
     def with_growth(self, facts: list[Fact]) -> list[Fact]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tracer.backends.bpf.perf_event import PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_PAGE_FAULTS
@@ -30,6 +31,7 @@ class ThreadSampling:
             ("on_clock", PERF_COUNT_SW_CPU_CLOCK, round(_NS / hz)),
         )
         self._events: dict[int, list[int]] = {}
+        self._heirs: dict[int, set[int]] = {}  # by a process that has ended, those that use its events yet
 
     def start(self, pid: int) -> bool:
         """Start sampling every thread of `pid`; children and new threads inherit it. No-op if the process has ended.
@@ -51,6 +53,24 @@ class ThreadSampling:
         """Stop sampling that process, and what has inherited its events. No-op if it is not sampled."""
         for fd in self._events.pop(pid, ()):
             os.close(fd)
+
+    def ended(self, pid: int, heirs: Collection[int]) -> None:
+        """Stop sampling a process that has ended, once nobody uses its events any more.
+
+        `heirs`: processes that it has forked, and that are alive. They have inherited its events, or those that it had
+        inherited, and hand them on.
+        """
+        for owner, inherited in list(self._heirs.items()):
+            if pid in inherited:
+                inherited.discard(pid)
+                inherited |= set(heirs)
+                if not inherited:
+                    del self._heirs[owner]
+                    self.stop(owner)
+        if heirs and pid in self._events:
+            self._heirs[pid] = set(heirs)
+        else:
+            self.stop(pid)
 
     def close(self) -> None:
         """Stop sampling all processes. Idempotent."""

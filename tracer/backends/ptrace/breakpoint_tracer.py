@@ -5,17 +5,15 @@ Four stops per request, whatever the request does; its memory calls are not seen
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
-from tracer.backends.ptrace.open_request import OpenRequest, end_alone
+from tracer.backends.ptrace.open_request import OpenRequest, end_alone, now_ns
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.targets.php import Hooks
-from tracer.targets.php_memory import PhpMemory
+from tracer.targets.php_memory import FATAL_STATUS, PhpMemory
 
 _METHOD_MAX_BYTES = 16
-_FATAL_STATUS = 255  # of EG(exit_status): php_error_cb(), main/main.c, PHP 8.2
 
 
 class BreakpointTracer:
@@ -101,7 +99,7 @@ class BreakpointTracer:
         self._request = OpenRequest(
             pid=self.pid,
             nth=self.requests,
-            started_ns=_now(),
+            started_ns=now_ns(),
             uri=uri[0] if uri else None,
             uri_bytes=uri[1] if uri else 0,
             script=script[0] if script else None,
@@ -120,7 +118,7 @@ class BreakpointTracer:
         request = self._request
         if request is not None:
             error = self._memory.last_error()
-            ended_by_error = error is not None and error.status == _FATAL_STATUS and error.fatal
+            ended_by_error = error is not None and error.status == FATAL_STATUS and error.fatal
             request.fatal = None if error is None else ended_by_error and error.message
             self._stale_error = ended_by_error
             request.at_script_end(self._memory.heap(), self._memory.memory_limit())
@@ -131,26 +129,22 @@ class BreakpointTracer:
             request.status = self._memory.status()
             error = self._memory.last_error()
             # A shutdown function or destructor may have failed since the script's end, or called exit(255).
-            if error is not None and not self._stale_error and error.status == _FATAL_STATUS and error.fatal:
+            if error is not None and not self._stale_error and error.status == FATAL_STATUS and error.fatal:
                 request.fatal = None if self._fatal_before and not request.fatal else True
             request.at_teardown(self._memory.heap(), self._files.anon())
 
     def _at_end(self) -> None:
         request, self._request = self._request, None
         if request is not None:
-            request.end(_now(), self._files, self._memory.heap())
+            request.end(now_ns(), self._files, self._memory.heap())
             self._emit(request.record)
         elif not self.requests and not self._born:
             self.requests = 1
-            pid, now, after = self.pid, _now(), self._files.memory()
+            pid, now, after = self.pid, now_ns(), self._files.memory()
             self._emit(lambda: end_alone(pid, 1, now, after))
 
     def _cut_off_request(self, exit_code: int, *, detached: bool) -> None:
         request, self._request = self._request, None
         if request is not None:
-            request.cut_off(_now(), exit_code, detached=detached)
+            request.cut_off(now_ns(), exit_code, detached=detached)
             self._emit(request.record)
-
-
-def _now() -> int:
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)

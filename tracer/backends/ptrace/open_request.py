@@ -8,6 +8,7 @@ a field that ptrace cannot measure would pass for a measured 0.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,11 @@ ABSENT: Mapping[Flag, tuple[str, ...]] = {
     ),
     Flag.MAPPINGS_NOT_READ: ("native_mapped_bytes",),
 }  # fmt: skip
+
+
+def now_ns() -> int:
+    """CLOCK_MONOTONIC."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
 @dataclasses.dataclass(slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tracer.backends import PtraceMode
 from tracer.backends.ptrace import syscalls
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
-from tracer.targets import arch
+from tracer.targets import arch, processes
 from tracer.targets.processes import GRANTS
 from tracer.targets.resolve import Target
 
@@ -21,7 +21,7 @@ _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 def refusal(pid: int) -> PhptraceError | None:
     """Return why that process cannot be traced; None if it is gone, or if nothing visible forbids it."""
     try:
-        status = _status(pid)
+        status = processes.status(pid)
     except OSError:
         return None
     tracer = int(status.get("TracerPid", "0"))
@@ -101,7 +101,7 @@ def obstacle() -> str | None:
 
 def has_capability() -> bool:
     """True if this process has CAP_SYS_PTRACE."""
-    return bool(int(_status(os.getpid())["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
+    return bool(int(processes.status("self")["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
 
 
 def yama_scope() -> int | None:
@@ -132,11 +132,6 @@ def _missing_right(pid: int, status: dict[str, str]) -> str | None:
     if scope == 1:
         return "kernel.yama.ptrace_scope is 1, which only lets ancestors trace, and this process lacks CAP_SYS_PTRACE"
     return None
-
-
-def _status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _comm(pid: int) -> str:

@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import struct
-from pathlib import Path
 
 from tracer.backends.ptrace import syscalls
 from tracer.errors import UnsupportedError
@@ -86,7 +85,7 @@ class SigtrapHandler:
         Also return the signal that came meanwhile, to deliver when the worker is resumed, or 0. Raises UnsupportedError
         or OSError if the handler cannot be installed, Died if the worker ended meanwhile.
         """
-        if _status(pid).get("x86_Thread_features", "").find("shstk") >= 0:
+        if processes.status(pid).get("x86_Thread_features", "").find("shstk") >= 0:
             raise _unsupported(pid, "it has a shadow stack")
         before, held = self._sigaction(pid, None)
         if before == self._own_action():
@@ -188,12 +187,7 @@ def _keep_first(pid: int, held: int, more: int) -> int:
 
 def _blocked(pid: int) -> int:
     """Mask of the signals it blocks."""
-    return int(_status(pid)["SigBlk"], 16)
-
-
-def _status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return int(processes.status(pid)["SigBlk"], 16)
 
 
 def _libc_text(pid: int) -> tuple[int, bytes]:
@@ -228,5 +222,5 @@ def drain_traps(pid: int) -> int:
 
 def _is_trap_pending(pid: int) -> bool:
     bit = 1 << signal.SIGTRAP - 1
-    status = _status(pid)
+    status = processes.status(pid)
     return any(int(status[name], 16) & bit for name in ("SigPnd", "ShdPnd"))

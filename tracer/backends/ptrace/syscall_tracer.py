@@ -11,22 +11,20 @@ from __future__ import annotations
 import enum
 import os
 import re
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from tracer.backends.ptrace.fastcgi_parser import Begun, FastCgiReader, Params, Value, begins_request
-from tracer.backends.ptrace.open_request import CallCounts, OpenRequest, end_alone
+from tracer.backends.ptrace.open_request import CallCounts, OpenRequest, end_alone, now_ns
 from tracer.backends.ptrace.proc_files import WorkerFiles
 from tracer.backends.ptrace.syscalls import Entry, Exit
 from tracer.backends.records.address_space import whole_pages
 from tracer.backends.records.request_structs import SCRIPT_MAX, URI_MAX
 from tracer.backends.records.stack_structs import Call
 from tracer.targets import arch
-from tracer.targets.php_memory import PhpMemory
+from tracer.targets.php_memory import FATAL_STATUS, PhpMemory
 from tracer.targets.remote_memory import read_memory
 
-_ACCEPTING = (arch.SYS_ACCEPT, arch.SYS_ACCEPT4)
 _WRITING = (arch.SYS_WRITE, arch.SYS_SENDTO)
 _SHOWING_ERRORS = (*_WRITING, arch.SYS_SETITIMER)
 _MEMORY_CALLS = {
@@ -37,7 +35,6 @@ _MEMORY_CALLS = {
 }
 _WANTED = (b"REQUEST_URI", b"SCRIPT_FILENAME", b"REQUEST_METHOD")
 _READ_MAX_BYTES = 64 << 10  # of one call: php reads larger pieces only from request bodies, which are skipped
-_FATAL_STATUS = 255  # of EG(exit_status): php_error_cb(), main/main.c, PHP 8.2
 _NO_TIMER = bytes(32)  # struct itimerval
 _END_REQUEST_BYTES = 16
 _HEADER_BYTES = 8
@@ -141,7 +138,7 @@ class SyscallTracer:
             self._read_script(request)
         if request is not None and number in _SHOWING_ERRORS:
             self._look_at_error(request, entry)
-        if number in _ACCEPTING and self._is_listening(entry.arguments[0]):
+        if number in arch.ACCEPTING and self._is_listening(entry.arguments[0]):
             self.accepts = True
             self._end()
         elif request is None:
@@ -164,7 +161,7 @@ class SyscallTracer:
         # Not recvfrom(): fcgi_close() uses it to drain data that php ignores (main/fastcgi.c, PHP 8.2).
         if number == arch.SYS_READ:
             self._read(arguments[0], arguments[1], arguments[2], made.result)
-        elif number in _ACCEPTING and arguments[0] == self._listening:
+        elif number in arch.ACCEPTING and arguments[0] == self._listening:
             self._connections[made.result] = _Connection()
             self._not_connections.discard(made.result)
         elif number == arch.SYS_CLOSE:
@@ -183,7 +180,7 @@ class SyscallTracer:
         if self._request is not None:
             request, self._request = self._request, None
             self.phase = Phase.IDLE
-            request.cut_off(_now(), exit_code)
+            request.cut_off(now_ns(), exit_code)
             self._emit(request.record)
 
     def cut_off(self) -> None:
@@ -191,7 +188,7 @@ class SyscallTracer:
         if self._request is not None:
             request, self._request = self._request, None
             self.phase = Phase.IDLE
-            request.cut_off(_now(), 0, detached=True)
+            request.cut_off(now_ns(), 0, detached=True)
             self._emit(request.record)
 
     def close(self) -> None:
@@ -265,7 +262,7 @@ class SyscallTracer:
         self._request = OpenRequest(
             pid=self.pid,
             nth=self.requests,
-            started_ns=_now(),
+            started_ns=now_ns(),
             uri=uri.text if uri else None,
             uri_bytes=uri.length if uri else 0,
             script=script.text if script else None,
@@ -351,7 +348,7 @@ class SyscallTracer:
         error = self._memory.last_error()
         if error is None:
             return None
-        if error.status != _FATAL_STATUS:
+        if error.status != FATAL_STATUS:
             return False
         if error.fatal and not self._fatal_before:
             return True
@@ -364,12 +361,12 @@ class SyscallTracer:
         if self._request is None:
             return
         request, self._request = self._request, None
-        request.end(_now(), self._files, self._memory.heap())
+        request.end(now_ns(), self._files, self._memory.heap())
         self._emit(request.record)
 
     def _emit_end_alone(self) -> None:
         self.requests += 1
-        pid, nth, now, after = self.pid, self.requests, _now(), self._files.memory()
+        pid, nth, now, after = self.pid, self.requests, now_ns(), self._files.memory()
         self._emit(lambda: end_alone(pid, nth, now, after))
 
     # Memory calls
@@ -425,7 +422,3 @@ def _without_proxy(script: Value) -> Value:
         return script
     path, query, _ = script.text[prefix.end() :].partition(b"?")
     return Value(path, len(path) if query else script.length - prefix.end())
-
-
-def _now() -> int:
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)

@@ -22,7 +22,6 @@ _POKEUSER = 6
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
 _NT_PRSTATUS, _NT_PRFPREG = 1, 2
-_GETEVENTMSG = 0x4201
 _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 
 # Without it, a stop at a system call is an ordinary SIGTRAP, which the kernel delivers if the tracer is killed: 113 of
@@ -68,7 +67,6 @@ _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_
 _libc.ptrace.restype = ctypes.c_long
 _info = _SyscallInfo()
 _info_at, _info_size = ctypes.addressof(_info), ctypes.sizeof(_info)
-_message = ctypes.c_ulong()
 _U64 = (1 << 64) - 1
 
 
@@ -159,12 +157,6 @@ def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
 def detach(pid: int, signal: int = 0) -> None:
     """Detach from a stopped tracee, which runs on, and deliver the signal unless it is 0."""
     _call(_DETACH, pid, 0, signal)
-
-
-def event_message(pid: int) -> int:
-    """Return the child's pid at a stop with EVENT_FORK."""
-    _call(_GETEVENTMSG, pid, 0, ctypes.addressof(_message))
-    return _message.value
 
 
 def syscall_stop(pid: int) -> Entry | Exit | None:

@@ -21,7 +21,7 @@ from tracer.targets.php_memory import PhpMemory
 from tracer.targets.resolve import Target
 
 # In the format of /proc/PID/syscall.
-_ACCEPTING = (str(arch.SYS_ACCEPT), str(arch.SYS_ACCEPT4))
+_ACCEPTING = tuple(map(str, arch.ACCEPTING))
 _READ = str(arch.SYS_READ)
 # An interrupted worker stops at once; one that computes may take a tick.
 _STOP_LOOKS, _STOP_LOOK_S = 100, 0.0005

@@ -37,7 +37,7 @@ def test_a_process_without_a_known_c_library_is_refused(monkeypatch):
 
 def test_a_worker_with_a_shadow_stack_is_refused(monkeypatch):
     monkeypatch.setattr(sigtrap_handler, "_libc_text", lambda _: (0x7F00_0000_0000, CODE))
-    monkeypatch.setattr(sigtrap_handler, "_status", lambda _: {"x86_Thread_features": "shstk wrss"})
+    monkeypatch.setattr(sigtrap_handler.processes, "status", lambda _: {"x86_Thread_features": "shstk wrss"})
 
     with pytest.raises(UnsupportedError, match=f"^cannot set breakpoints in process {PID}: it has a shadow stack. "):
         SigtrapHandler(PID).install(PID)
