@@ -50,7 +50,7 @@ class Balance:
     unexplained: int | None = None
     malloc_free: int | None = None  # change of resident memory that malloc keeps free: a part of unexplained
     # Change of malloc's memory in use, less what was allocated and not freed, by the requests and between them. 0 if no
-    # call was missed.
+    # call was missed; what a worker frees after its last request is not seen.
     heap_check: int | None = None
     why: str | None = None  # why workers are not covered, or a figure is None; None: there is nothing to explain
 
