@@ -150,10 +150,10 @@ class Request(NamedTuple):
 
     @property
     def native_net(self) -> int | None:
-        """Bytes by which the request made malloc's memory in use grow; None if its calls were not counted."""
+        """Growth of malloc's memory in use by the request and before it; None if its calls were not counted."""
         if self.native_kept is None or self.native_alloc_bytes is None or self.native_free_bytes is None:
             return None
-        return self.native_alloc_bytes - self.native_free_bytes
+        return self.native_alloc_bytes - self.native_free_bytes + (self.native_between_bytes or 0)
 
     @property
     def complete(self) -> bool:

@@ -24,7 +24,8 @@ from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker, r
 COLUMNS = (
     *WORKER_FIELDS, "nth", "uri", "script", "ending", "started_ns", "duration_ns",
     "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
-    "native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_kept", "native_released",
+    "native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_between_bytes", "native_kept",
+    "native_released",
 )  # fmt: skip
 
 

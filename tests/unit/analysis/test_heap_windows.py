@@ -20,7 +20,14 @@ def served(nth: int, started_ns: int, net: int | None, *, grew: int = 0) -> Requ
     calls = {"native_kept": None, "native_alloc_bytes": None, "native_free_bytes": None}
     if net is not None:
         calls = {"native_kept": net, "native_alloc_bytes": 1_000_003 + net, "native_free_bytes": 1_000_003}
-    return request(nth=nth, started_ns=started_ns, anon_before=9_000_000, anon_after=9_000_000 + grew, **calls)
+    return request(
+        nth=nth,
+        started_ns=started_ns,
+        anon_before=9_000_000,
+        anon_after=9_000_000 + grew,
+        native_between_bytes=0,
+        **calls,
+    )
 
 
 def windows(looks: list[Look], *requests: Request, first: tuple[int, ...] = ()) -> list[HeapWindow]:
@@ -40,6 +47,14 @@ def test_a_window_has_the_growth_between_two_looks_and_what_was_counted_of_it():
     )  # fmt: skip
 
     assert found == [HeapWindow(200, 65_703, 331, 3, 77, {"key": 2})]
+
+
+def test_memory_from_between_requests_is_part_of_the_counted_growth():
+    """PHP allocates parameters between requests, and the request frees them."""
+    looks = [look(100, 5_000_000), look(200, 5_006_271)]
+    requests = [served(1, 110, 6_000)._replace(native_between_bytes=271), served(2, 120, None)]
+
+    assert windows(looks, *requests) == [HeapWindow(100, 6_271, 6_271, 2, 0, {"key": 1})]
 
 
 def test_looks_that_are_uncertain_or_possibly_within_a_request_end_no_window():

@@ -349,11 +349,13 @@ def not_counted_growth(tmp_path: Path) -> Path:
     requests = [
         request(
             nth=nth, started_ns=started_ns + nth, duration_ns=1, native_kept=0, native_alloc_bytes=1_008,
-            native_free_bytes=1_008, native_freed_earlier=0,
+            native_free_bytes=1_008, native_freed_earlier=0, native_between_bytes=0,
         )
         for nth in range(1, 100)
     ]  # fmt: skip
-    calls = dict.fromkeys(("native_kept", "native_alloc_bytes", "native_free_bytes", "native_freed_earlier"))
+    calls = dict.fromkeys(
+        ("native_between_bytes", "native_kept", "native_alloc_bytes", "native_free_bytes", "native_freed_earlier")
+    )
     facts = [*requests[:10], *(one._replace(**calls) for one in requests[10:])]
     end = AGAIN._replace(at_ns=started_ns + 1_000, malloc_in_use=6_000_016, requests=99)
     return recording(tmp_path / "r", [LOOK, *facts, end])

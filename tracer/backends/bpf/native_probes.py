@@ -67,9 +67,32 @@ class _Link:
     descriptors: tuple[int, ...]
     pool: PoolBudget
     slow: bool
+    made_at: float  # time.monotonic()
     hits: int = 0  # at the last look
     ends_after: int | None = None  # requests since the link; None: it is not to end
     ends_at: float = math.inf  # at the latest; time.monotonic()
+
+    @property
+    def hits_per_s(self) -> float:
+        return self.hits / max(0.001, time.monotonic() - self.made_at)
+
+
+class _Closing:
+    """The descriptors of one link, which are closed at the same time: the kernel waits some 30 ms for each."""
+
+    def __init__(self, link: _Link, hits_per_s: float) -> None:
+        self.link = link
+        self.hits_per_s = hits_per_s
+        self.began_at = time.monotonic()
+        self._open = len(link.descriptors)
+        self._lock = threading.Lock()
+
+    def close(self, descriptor: int) -> bool:
+        """True if it was the last one."""
+        os.close(descriptor)
+        with self._lock:
+            self._open -= 1
+            return self._open == 0
 
 
 class NativeProbes:
@@ -114,9 +137,8 @@ class NativeProbes:
         self._pools: dict[tuple[int | None, str | None], PoolBudget] = {}
         self._spent_at = time.monotonic()
         self.lasts_s = math.inf  # after so many seconds a pool has possibly spent its budget
-        self._closing: queue.SimpleQueue[tuple[int, tuple[int, ...]] | None] = queue.SimpleQueue()
-        self._closer = threading.Thread(target=self._close_links, daemon=True)
-        self._closer.start()
+        self._unpaid: queue.SimpleQueue[tuple[PoolBudget, float, float, bool]] = queue.SimpleQueue()
+        self._closers = ThreadPoolExecutor(_CLOSERS)
 
     def look(self, workers: Mapping[int, TrackedWorker], facts: Iterable[Fact] = ()) -> None:
         """Link workers that are new, within the budget; `facts` are those since the last call, which earn it.
@@ -165,6 +187,9 @@ class NativeProbes:
 
     def _spend(self, books: Mapping[int, _Book]) -> None:
         """Take what the counting has cost from the budgets, and let the links of pools end that have spent theirs."""
+        while not self._unpaid.empty():
+            pool, hits_per_s, seconds, slow = self._unpaid.get()
+            pool.spend_unlinking(hits_per_s, seconds, slow=slow)
         for pid, book in books.items():
             link = self._links[pid]
             link.pool.spend(book.hits - link.hits, slow=link.slow)
@@ -218,7 +243,7 @@ class NativeProbes:
 
     def gone(self, pid: int) -> None:
         """Forget that worker or master, which has ended."""
-        self._close_link(pid)
+        self._close_link(pid, ended=True)
         self._turns.pop(pid, None)
         self._since.pop(pid, None)
         self._left_out.discard(pid)
@@ -234,9 +259,7 @@ class NativeProbes:
         # The kernel waits some 30 ms for each, so at the same time for all.
         with ThreadPoolExecutor(_CLOSERS) as closers:
             list(closers.map(os.close, descriptors))
-        if self._closer.is_alive():
-            self._closing.put(None)
-            self._closer.join()
+        self._closers.shutdown()
 
     def close(self) -> None:
         """Take all links off, and unload the program. Idempotent."""
@@ -264,7 +287,7 @@ class NativeProbes:
         if sites is None:
             self._left_out.add(pid)
             return
-        link = self._links[pid] = _Link(descriptors, self._pool(worker), sites.slow)
+        link = self._links[pid] = _Link(descriptors, self._pool(worker), sites.slow, time.monotonic())
         self._places.take(link.pool)
         since = self._since.setdefault(pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         try:
@@ -309,13 +332,15 @@ class NativeProbes:
         if unlinked and self._blocks is not None:
             self._blocks.links_gone(unlinked)
 
-    def _close_link(self, pid: int) -> bool:
-        """True if that worker had a link."""
+    def _close_link(self, pid: int, *, ended: bool = False) -> bool:
+        """True if that worker had a link. `ended`: the worker has, so that its probes cost nothing any more."""
         link = self._forget(pid)
         if link is None:
             return False
         self._closed_soon.add(pid)
-        self._closing.put((pid, link.descriptors))
+        closing = _Closing(link, 0.0 if ended else link.hits_per_s)
+        for descriptor in link.descriptors:
+            self._closers.submit(self._close, pid, closing, descriptor)
         return True
 
     def _forget(self, pid: int) -> _Link | None:
@@ -335,11 +360,10 @@ class NativeProbes:
             self.lacking.append(text)
             log.warning("%s", text)
 
-    def _close_links(self) -> None:
-        while (closing := self._closing.get()) is not None:
-            pid, descriptors = closing
-            for descriptor in descriptors:
-                os.close(descriptor)
+    def _close(self, pid: int, closing: _Closing, descriptor: int) -> None:
+        if closing.close(descriptor):
+            link, seconds = closing.link, time.monotonic() - closing.began_at
+            self._unpaid.put((link.pool, closing.hits_per_s, seconds, link.slow))
             self._closed_soon.discard(pid)
 
 

@@ -124,6 +124,16 @@ def test_where_the_kernel_steps_through_an_instruction_a_hit_costs_more():
     assert spent(budget, 0)
 
 
+def test_hits_while_a_link_is_taken_off_cost_the_trap_alone():
+    budget = PoolBudget(0.02, advance_s=1000 * HIT_NS / 1e9)
+
+    budget.spend_unlinking(12_000, 0.1)
+
+    assert [spent(budget, hits) for hits in (3, 2)] == [False, True]
+    budget.spend_unlinking(12_000, 0.1, slow=True)
+    assert budget.overdrawn
+
+
 def test_so_many_workers_of_a_pool_have_a_place_and_so_many_in_all():
     places = Places()
     pools = [PoolBudget(0.02, advance_s=1.0) for _ in range(3)]
