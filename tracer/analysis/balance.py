@@ -26,10 +26,7 @@ class Balance:
     """Where the growth of the covered workers comes from, in bytes; None: not known, and `why` says for what reason.
 
     workers_grew = native_kept + zend + between_requests + unexplained, exactly. The first three are measured, each in a
-    way of its own, and `unexplained` is what they leave. No byte is in two parts, with two exceptions, for each of
-    which unexplained has the opposite: resident memory that Zend takes or frees between two requests (it does neither
-    today) would be in zend and in between_requests; native memory that one request allocates and that becomes resident
-    only between two others, or is freed by one and leaves RSS only then, in native_kept and in between_requests.
+    way of its own, and `unexplained` is what they leave. No byte is in two parts.
     """
 
     workers: int  # covered by the figures
@@ -41,8 +38,8 @@ class Balance:
     # never touched counts; what fills a hole that another left counts, too.
     native_kept: int | None = None
     zend: int | None = None  # change of the resident memory of Zend's chunks and huge blocks
-    # Change of anonymous memory outside of requests: before the first, between two, after the last. PHP's SAPI
-    # allocates there, and the kernel may merge or split pages.
+    # Allocated, less freed, outside of requests: before the first and between two. PHP's SAPI does so. Where that was
+    # not counted: change of anonymous memory there, which has pages that requests left, or take.
     between_requests: int | None = None
     # What anonymous memory changed by during requests, less native_kept and zend: holes and free memory that malloc
     # keeps, rounding to pages, memory of allocators that are not counted, stacks, copied pages of files (a probe that
@@ -56,15 +53,11 @@ class Balance:
 
     @property
     def doubtful(self) -> bool:
-        """True if more is unexplained than 5 % of the change and 1 MiB, free memory that malloc keeps apart.
-
-        What workers gain between requests and lose within them, or the other way round, is explained.
-        """
+        """True if more is unexplained than 5 % of the change and 1 MiB, free memory that malloc keeps apart."""
         if self.unexplained is None or self.workers_grew is None:
             return False
-        rest = self.unexplained - (self.malloc_free or 0)
-        least = min(abs(rest), abs(rest + (self.between_requests or 0)))
-        return least > max(_LARGE_SHARE * abs(self.workers_grew), _LARGE_BYTES)
+        rest = abs(self.unexplained - (self.malloc_free or 0))
+        return rest > max(_LARGE_SHARE * abs(self.workers_grew), _LARGE_BYTES)
 
 
 class Balancing:

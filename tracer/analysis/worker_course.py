@@ -114,7 +114,9 @@ class Course:
 
     @property
     def between(self) -> int | None:
-        """Change of anonymous memory outside of requests."""
+        """Bytes allocated and not freed outside of requests; of anonymous memory where that was not counted."""
+        if self.whole and self._outside is not None:
+            return self._outside
         grew = self.grew
         return None if grew is None or self.lost or self._known < self.every else grew - self._growth
 
