@@ -102,8 +102,8 @@ class Estimation:
         """The estimate of each group's bytes a request; of groups that cannot be told apart, all the same."""
         found: dict[Hashable, Charge] = {}
         for entry in self._entries():
-            if entry.total_bytes is None or entry.low is None or entry.high is None:
-                continue
+            if not entry.keys or entry.total_bytes is None or entry.low is None or entry.high is None:
+                continue  # without keys: it is of all groups that have no entry
             for key, requests in zip(entry.keys, entry.requests, strict=True):
                 alone = len(entry.keys) == 1
                 high = entry.high if alone else entry.high * min(entry.requests) / requests

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from samples import BLOG, COMPLETE, PROPERTY, SHOP, request
 from simulated_workers import Script, traffic
 
+from tracer.analysis.estimation import Estimation
 from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort, _order_by_kept
 from tracer.facts import Look, Place, Release, Request, Worker
@@ -439,6 +440,15 @@ CHURN = {
 def not_counted(scripts: dict[str, Script], count: int) -> list[Request]:
     """Requests of simulated workers, whose allocations nobody counted."""
     return [one._replace(**NOT_COUNTED) for one, _ in traffic(scripts, count, seed=3)]
+
+
+def test_scripts_that_have_no_estimate_of_their_own_are_charged_nothing():
+    scripts = {f"/{number}.php": Script(keeps=1_000, weight=1.0 / (1 + number)) for number in range(40)}
+    estimation = Estimation(possible=True)
+    for one in not_counted(scripts, 2_000):
+        estimation.add(one, one.script, needed=True)
+
+    assert 0 < len(estimation.charges()) < 40
 
 
 def test_uncounted_memory_is_estimated_and_only_the_leaking_script_is_named():
