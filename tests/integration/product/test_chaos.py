@@ -70,7 +70,7 @@ def troubled(fpm: Fpm, pool: str) -> Fpm:
         if now > restarts:
             restarts += RESTART_S
             fpm.stop()
-            fpm = Fpm(fpm.binary, fpm.site, {pool: SETTINGS})
+            fpm = Fpm(fpm.binary, fpm.folder, {pool: SETTINGS})
         time.sleep(0.05)
     return fpm
 
