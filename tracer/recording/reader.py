@@ -13,6 +13,7 @@ import os
 import sqlite3
 import stat
 import urllib.parse
+from array import array
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -134,6 +135,26 @@ class Reader:
                     releases.append(Release(request.pid, owner, size, 0, request.started_ns, bool(resized)))
                     due = next(freed, None)
                 yield request, releases
+
+    def pages(self) -> Iterator[tuple[str | None, str | None, int]]:
+        """Yield (uri, script, requests) for all requests, of which those with the same page come together.
+
+        It takes a tenth of the time of requests(). A pair of uri and script may come several times.
+        """
+        with self.reading():
+            if self._schema < 3:
+                wanted = "SELECT uri, script, count(*) FROM request GROUP BY uri, script"
+                yield from self._connection.execute(wanted)
+                return
+            (pages,) = self._connection.execute("SELECT count(*) FROM page").fetchone()
+            counts = array("Q", bytes(8 * (pages + 1)))  # by id: check_ids() has seen that there is no gap
+            for (page,) in self._connection.execute("SELECT page FROM request_row"):
+                counts[page] += 1
+            for page, uri, script in self._connection.execute(
+                "SELECT page.id, uri, script.name FROM page LEFT JOIN script ON script.id = page.script ORDER BY page.id"
+            ):
+                if counts[page]:
+                    yield uri, script, counts[page]
 
     def _selected(self, columns: Iterable[str]) -> str:
         wanted = self._columns.intersection(columns)
