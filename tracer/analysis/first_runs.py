@@ -16,7 +16,6 @@ _SCRIPTS_MAX = 4096  # of one worker; of uris, as many
 _ROUTES_MAX = 64
 
 
-
 class Run(enum.IntEnum):
     """How often a worker has run what a request asks for."""
 

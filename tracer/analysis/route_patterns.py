@@ -19,6 +19,12 @@ class _Pattern:
     parts: tuple[str | tuple[str, str], ...]  # a name, or what a value begins and ends with
     with_rest: bool  # further parts may follow
 
+    @property
+    def first(self) -> str | None:
+        """The name that a path begins with; None: it may begin with others."""
+        first = self.parts[0] if self.parts else None
+        return first if isinstance(first, str) else None
+
     def matches(self, parts: Sequence[str]) -> bool:
         if len(parts) < len(self.parts) or (len(parts) > len(self.parts) and not self.with_rest):
             return False
@@ -39,30 +45,25 @@ class RoutePatterns:
 
     def __init__(self, patterns: Sequence[_Pattern] = ()) -> None:
         """Made by parse_patterns()."""
+        self._all = tuple(patterns)
         # By the first part of a path, which most patterns name: a path is compared with few of them.
-        self._any = list(patterns)
-        named = {pattern.parts[0] for pattern in patterns if pattern.parts and isinstance(pattern.parts[0], str)}
+        self._unnamed = [pattern for pattern in patterns if pattern.first is None]
         self._by_name = {
-            name: [pattern for pattern in patterns if not pattern.parts or pattern.parts[0] in (name, *_values(pattern))]
-            for name in named
+            name: [pattern for pattern in patterns if pattern.first in (None, name)]
+            for name in {pattern.first for pattern in patterns}
         }
-        self._unnamed = [pattern for pattern in patterns if not pattern.parts or not isinstance(pattern.parts[0], str)]
 
     def __bool__(self) -> bool:
-        return bool(self._any)
+        return bool(self._all)
 
     def match(self, path: str) -> str | None:
         """The pattern that the path matches; None if there is none."""
         parts = _split(path)
-        candidates = self._by_name.get(parts[0], self._unnamed) if parts else self._any
+        candidates = self._by_name.get(parts[0], self._unnamed) if parts else self._all
         for pattern in candidates:
             if pattern.matches(parts):
                 return pattern.text
         return None
-
-
-def _values(pattern: _Pattern) -> tuple[str | tuple[str, str], ...]:
-    return () if isinstance(pattern.parts[0], str) else pattern.parts[:1]
 
 
 def _split(path: str) -> list[str]:

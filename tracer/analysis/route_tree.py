@@ -38,6 +38,7 @@ class Place:
 
     @property
     def is_directory(self) -> bool:
+        """True if much is below it, so that it is hardly a value."""
         return self.light is not None or len(self.children) >= _DIRECTORY
 
 

@@ -158,7 +158,8 @@ class Routes:
         """The route of a pattern, or of a path, whose values and those of parameters have these names."""
         if not self._query:
             return "/".join(names)  # a pattern has no names without a query
-        path, values = names, ()
+        path: Sequence[str] = names
+        values: Sequence[str] = ()
         if len(names) > len(self._query) and names[-1 - len(self._query)] == QUERY:
             path, values = names[: -1 - len(self._query)], names[-len(self._query) :]
         text = "/".join(path) if pattern is None else pattern
@@ -193,6 +194,7 @@ class LiveRoutes(Routes):
         return RouteTree(known=MANY)
 
     def of(self, uri: str) -> str:
+        """The route of the uri of a request, which is counted."""
         route = self._recent.get(uri)
         if route is not None:
             counted = self._counts[uri] + 1

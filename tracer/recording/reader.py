@@ -151,7 +151,7 @@ class Reader:
             for (page,) in self._connection.execute("SELECT page FROM request_row"):
                 counts[page] += 1
             for page, uri, script in self._connection.execute(
-                "SELECT page.id, uri, script.name FROM page LEFT JOIN script ON script.id = page.script ORDER BY page.id"
+                "SELECT page.id, uri, name FROM page LEFT JOIN script ON script.id = page.script ORDER BY page.id"
             ):
                 if counts[page]:
                     yield uri, script, counts[page]
