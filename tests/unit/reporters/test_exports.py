@@ -46,7 +46,9 @@ def test_ndjson_is_one_line_a_request_whatever_it_holds():
 
     assert out.getvalue().isascii()
     [row] = json_lines(out.getvalue())
-    assert row["uri"] == row["script"] == row["method"] == row["pool"] == row["route"] == EVIL.replace("\udcff", "\ufffd")
+    assert (
+        row["uri"] == row["script"] == row["method"] == row["pool"] == row["route"] == EVIL.replace("\udcff", "\ufffd")
+    )
 
 
 def test_csv_has_the_public_columns():
