@@ -282,14 +282,15 @@ class Ranking:
         estimates = self._estimation.single()
         mismatch = self._mismatch()
         workers = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
-        names: dict[RouteKey | WorkerKey, str] = {**workers, **RouteNames.names(name for _, name in self._groups)}
+        routes = RouteNames.names(name for _, name in self._groups)
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
         found = []
         for key, accumulator in self._groups.items():
             at, name = key
             place = places[Place._make(at)]
-            shown = names[name] if isinstance(name, RouteKey | WorkerKey) else name
+            shown = routes[name] if isinstance(name, RouteKey) else name
+            shown = workers[shown] if isinstance(shown, WorkerKey) else shown
             if self.by is GroupBy.CONTAINER:
                 shown = place
             correct = None if mismatch is None else functools.partial(mismatch.figures, key)
@@ -322,7 +323,8 @@ def _order(value: int | None) -> tuple[int, int]:
     return int(value is not None), value or 0
 
 
-_Key = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]  # the place, as a plain tuple, and the name
+# The place, as a plain tuple, and the name.
+_Key = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
 _PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
 _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,

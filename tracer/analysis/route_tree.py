@@ -25,13 +25,13 @@ _MOST_NODES = 60_000  # some 300 bytes each
 _FIXED = PLACEHOLDERS | {"", QUERY}
 
 
-class Place:
-    """A place in paths: what comes there, and how often."""
+class Spot:
+    """A place in paths: which parts come there, and how often."""
 
     __slots__ = ("children", "light", "own", "requests")
 
     def __init__(self) -> None:
-        self.children: dict[str, Place] = {}
+        self.children: dict[str, Spot] = {}
         self.requests = 0  # with this part, whatever follows
         self.own = 0  # of these: nothing follows
         self.light: dict[str, int] | None = None  # requests by part, of parts that are values; None: none are
@@ -47,7 +47,7 @@ class RouteTree:
 
     def __init__(self, *, known: int = _MOST_KNOWN) -> None:
         """`known`: so many different parts in one place are remembered; more are values at once."""
-        self._root = Place()
+        self._root = Spot()
         self._known = known
         self._nodes = 1
         self.folded = 0  # how often parts became values: names may have changed since
@@ -59,16 +59,16 @@ class RouteTree:
     def add_all(self, folder: Sequence[str], requests: Sequence[tuple[str, int]]) -> None:
         """Count requests for the paths that have these parts and then one more: [(part, requests)]."""
         total = sum([count for _, count in requests])
-        place = self._root
-        place.requests += total
+        spot = self._root
+        spot.requests += total
         for part in folder:
-            child = place.children.get(part) or self._new(place, part, total)
+            child = spot.children.get(part) or self._new(spot, part, total)
             if child is None:
                 return
-            place = child
-            place.requests += total
+            spot = child
+            spot.requests += total
         for part, count in requests:
-            child = place.children.get(part) or self._new(place, part, count)
+            child = spot.children.get(part) or self._new(spot, part, count)
             if child is not None:
                 child.requests += count
                 child.own += count
@@ -77,22 +77,22 @@ class RouteTree:
 
     def names(self, parts: Sequence[str]) -> list[str]:
         """The parts, with values as `{slug}`."""
-        return self.names_and_place(parts)[0]
+        return self.names_and_spot(parts)[0]
 
-    def names_and_place(self, parts: Sequence[str]) -> tuple[list[str], Place | None]:
+    def names_and_spot(self, parts: Sequence[str]) -> tuple[list[str], Spot | None]:
         """The same, and the place after the last of the parts; None if nothing is known of it."""
         names = []
-        place: Place | None = self._root
+        spot: Spot | None = self._root
         for part in parts:
-            name = self.name_in(place, part)
+            name = self.name_in(spot, part)
             names.append(name)
-            place = None if place is None else place.children.get(name)
-        return names, place
+            spot = None if spot is None else spot.children.get(name)
+        return names, spot
 
     @staticmethod
-    def name_in(place: Place | None, part: str) -> str:
+    def name_in(spot: Spot | None, part: str) -> str:
         """The part, or `{slug}` if it is a value in that place. Places change with add() and settle()."""
-        if place is None or place.light is None or part in place.children or part in _FIXED:
+        if spot is None or spot.light is None or part in spot.children or part in _FIXED:
             return part
         return SLUG
 
@@ -111,14 +111,14 @@ class RouteTree:
         return [names for _, names in found[:most]] if len(found) > most else None
 
     def _paths(self) -> Iterator[tuple[tuple[str, ...], int]]:
-        pending: list[tuple[tuple[str, ...], Place]] = [((), self._root)]
+        pending: list[tuple[tuple[str, ...], Spot]] = [((), self._root)]
         while pending:
             names, node = pending.pop()
             if node.own:
                 yield names, node.own
             pending.extend(((*names, name), child) for name, child in node.children.items())
 
-    def _new(self, node: Place, part: str, requests: int) -> Place | None:
+    def _new(self, node: Spot, part: str, requests: int) -> Spot | None:
         """The node of a part that was not seen there, or is a value there; None if there is no room for it."""
         if part not in _FIXED:
             if node.light is None and len(node.children) >= self._known:
@@ -137,10 +137,10 @@ class RouteTree:
         if self._nodes > _MOST_NODES + _MOST_KNOWN:
             return None
         self._nodes += 1
-        node.children[part] = child = Place()
+        node.children[part] = child = Spot()
         return child
 
-    def _fold(self, node: Place) -> None:
+    def _fold(self, node: Spot) -> None:
         """Make values of the parts that neither many requests have nor have many parts below them."""
         names = [name for name in node.children if name not in _FIXED]
         directories = {name for name in names if node.children[name].is_directory}
@@ -160,7 +160,7 @@ class RouteTree:
         if len(node.light) > _MOST_KNOWN:
             _forget_rare(node.light)
 
-    def _put(self, node: Place, name: str, child: Place) -> None:
+    def _put(self, node: Spot, name: str, child: Spot) -> None:
         """Add what was counted of a child to that of this name."""
         known = node.children.get(name)
         if known is None:

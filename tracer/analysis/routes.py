@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tracer.analysis.route_parts import MOST_PARTS, QUERY, path_part, path_parts, query_values
 from tracer.analysis.route_patterns import RoutePatterns
-from tracer.analysis.route_tree import MANY, Place, RouteTree
+from tracer.analysis.route_tree import MANY, RouteTree, Spot
 from tracer.facts import Request
 
 OTHER_ROUTES = "(other routes)"
@@ -52,7 +52,7 @@ class Routes:
         self._known: set[str] = set()
         self._recent: dict[str, str] = {}  # routes by uri
         self._older: dict[str, str] = {}
-        self._folders: dict[str, tuple[str, Place | None]] = {}  # by all but the last part: its route, and its place
+        self._folders: dict[str, tuple[str, Spot | None]] = {}  # by all but the last part: its route, and its spot
         self._learned: dict[str, dict[str, int]] = {}  # requests by folder and last part that are not in the tree yet
         self._learned_parts = 0
 
@@ -109,10 +109,10 @@ class Routes:
         if known is None:
             if len(self._folders) >= _MOST_CACHED:
                 self._folders.clear()
-            names, place = self._tree.names_and_place(_folder_parts(folder))
-            known = self._folders[folder] = "".join([name + "/" for name in names]), place
-        begin, place = known
-        return self._counted(begin + self._tree.name_in(place, path_part(last)))
+            names, spot = self._tree.names_and_spot(_folder_parts(folder))
+            known = self._folders[folder] = "".join([name + "/" for name in names]), spot
+        begin, spot = known
+        return self._counted(begin + self._tree.name_in(spot, path_part(last)))
 
     def _made(self, pattern: str | None, path: str, values: list[str]) -> str:
         tree = self._tree if pattern is None else self._of_patterns.get(pattern)
@@ -225,6 +225,7 @@ class RouteNames:
         """`routes` finds the route of a uri."""
         self._routes = routes
         self._keys: dict[str, dict[str, RouteKey]] = {}  # by script and route: to make one takes longer than all else
+        self._cached = 0
 
     def key(self, request: Request) -> RouteKey | None:
         """The route of the script that ran; None if none did, or it was not seen."""
@@ -235,8 +236,11 @@ class RouteNames:
         key = None if keys is None else keys.get(route)
         if key is None:
             key = RouteKey(route, None if route == OTHER_ROUTES else request.script)
-            if len(self._keys) < _MOST_ROUTES:
-                self._keys.setdefault(request.script, {})[route] = key
+            if self._cached >= _MOST_ROUTES:
+                self._keys.clear()
+                self._cached = 0
+            self._keys.setdefault(request.script, {})[route] = key
+            self._cached += 1
         return key
 
     @staticmethod

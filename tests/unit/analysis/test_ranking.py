@@ -596,7 +596,7 @@ def test_routes_that_always_come_together_are_estimated_together_by_their_names(
     assert set(entry.keys) == {"/page", "/user/{n}"}
 
 
-def test_what_a_route_keeps_is_estimated_as_what_a_script_keeps():
+def test_the_estimates_of_routes_are_those_of_their_scripts():
     requests = not_counted(CHURN, 2_000)
     by_script = ranked(*requests).groups()
 

@@ -137,7 +137,7 @@ def test_up_to_64_parts_in_a_place_are_names_and_more_are_values():
     assert {learned(*names, "/shop/boot").of(name) for name in names} == {"/shop/{slug}"}
 
 
-def test_what_follows_a_value_is_known_of_all_of_them_together():
+def test_the_parts_behind_a_value_are_learned_for_all_values_together():
     routes = learned(*(f"/shop/shoe-{at}x/{page}" for at in range(65) for page in ("show", "show/7", "reviews")))
 
     assert routes.of("/shop/shoe-7x/show") == "/shop/{slug}/show"
@@ -196,7 +196,7 @@ def test_the_users_patterns_win_and_may_have_parameters():
     assert (routes.of("/error/404"), routes.of("/error/403")) == ("/error/404", "/error/{n}")
 
 
-def test_the_routes_with_the_most_requests_are_told_apart_and_the_rest_is_one():
+def test_the_routes_with_the_most_requests_are_kept_apart_and_the_rest_is_one():
     uris = [f"/{a}x/{b}x/{c}x" for a in range(60) for b in range(20) for c in range(5)]
     routes = learned(*uris, *uris[::2])
 
