@@ -24,6 +24,7 @@ _VERBS = {
     "report": "Rank routes or scripts by how much memory their requests kept.",
     "flame": "Draw a flame graph of the PHP functions that made the workers grow.",
     "export": "Convert recordings to NDJSON, CSV or TSV, one row per request.",
+    "info": "Show how a recording was made, and what it holds and lacks.",
     "heap": "Show the memory that a PHP process holds, by kind and chunk size.",
     "doctor": "Check this host; show how to fix what is missing.",
 }
