@@ -19,11 +19,12 @@ _INTERRUPTED = 130
 # A verb is imported when it is called: `report` needs neither bcc nor pyelftools, and --help takes a third of the time.
 # Hence each text here is also the first sentence of the verb's docstring (tests/unit/test_cli.py compares them).
 _VERBS = {
-    "attach": "Show live which scripts make the workers grow.",
+    "attach": "Show live which routes make the workers grow.",
     "record": "Record every request to a file, to read later.",
-    "report": "Rank scripts by how much memory their requests kept.",
+    "report": "Rank routes or scripts by how much memory their requests kept.",
     "flame": "Draw a flame graph of the PHP functions that made the workers grow.",
     "export": "Convert recordings to NDJSON, CSV or TSV, one row per request.",
+    "info": "Show how a recording was made, and what it holds and lacks.",
     "heap": "Show the memory that a PHP process holds, by kind and chunk size.",
     "doctor": "Check this host; show how to fix what is missing.",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from phps import executable, php_elf
 from records import record
 
 from tracer.analysis.ranking import GroupBy, Ranking
-from tracer.analysis.routes import route_of
+from tracer.analysis.routes import LiveRoutes
 from tracer.analysis.tally import Tally
 from tracer.backends.records.event_decoder import EventDecoder
 from tracer.backends.records.request_decoder import RequestDecoder
@@ -96,8 +95,9 @@ def test_workers_that_end_leave_nothing_behind_in_the_tally(decoded):
 def test_a_live_ranking_has_a_size_that_it_does_not_exceed(decoded, monkeypatch, by):
     for name in ("first_runs._WORKERS_MAX", "open_requests._WORKERS_MAX", "ranking._HELD_MAX"):
         monkeypatch.setattr(f"tracer.analysis.{name}", 100)
-    monkeypatch.setattr("tracer.analysis.first_runs._route_of", functools.lru_cache(maxsize=100)(route_of))
-    ranking = Ranking(by, window=64, max_groups=50)
+    for name in ("routes._MOST_CACHED", "routes._MOST_ROUTES", "route_tree._MOST_KNOWN"):
+        monkeypatch.setattr(f"tracer.analysis.{name}", 100)
+    ranking = Ranking(by, routes=LiveRoutes(), window=64, max_groups=50)
 
     def serve(pid: int) -> None:
         for fact in decoded(pid):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-import functools
 from collections import OrderedDict
+from collections.abc import Hashable
 
-from tracer.analysis.routes import route_of
+from tracer.analysis.routes import Routes
 from tracer.facts import Request, WorkerId
 
 _WORKERS_MAX = 8192
@@ -15,13 +15,11 @@ _SCRIPTS_MAX = 4096  # of one worker; of uris, as many
 # Of one script in one worker. Beyond that a new route is a page like others: a site may have one for each article.
 _ROUTES_MAX = 64
 
-_route_of = functools.lru_cache(maxsize=16_384)(route_of)
-
 
 class Run(enum.IntEnum):
     """How often a worker has run what a request asks for."""
 
-    FIRST = 0  # of the script; where requests are grouped by uri, of the uri
+    FIRST = 0  # of the script; where requests are grouped by uri or by route, of that
     FIRST_OF_ROUTE = 1  # it has run the script for other routes
     LATER = 2
 
@@ -32,7 +30,7 @@ class _Worker:
     def __init__(self) -> None:
         self.nth = 0  # of its last request
         self.runs = 0  # kinds that are known
-        self.routes: dict[str | None, set[str | None]] = {}  # by script
+        self.routes: dict[str | None, set[Hashable]] = {}  # by script
 
 
 class FirstRuns:
@@ -41,24 +39,25 @@ class FirstRuns:
     When it knows too much, it forgets the workers that served no request for the longest time: they have ended.
     """
 
-    def __init__(self, *, by_uri: bool = False) -> None:
-        """`by_uri`: requests are of one kind if their uris are equal; False: if their scripts and routes are."""
-        self._by_uri = by_uri
+    def __init__(self, routes: Routes | None = None, *, by_key: bool = False) -> None:
+        """`by_key`: requests are of one kind if their groups are equal; False: if their scripts and routes are."""
+        self._routes = routes or Routes()
+        self._by_key = by_key
         self._workers: OrderedDict[WorkerId, _Worker] = OrderedDict()
         self._runs = 0
 
-    def of(self, request: Request) -> Run:
-        """Call it once a request, in order."""
-        key = request.worker
-        worker = self._workers.get(key)
+    def of(self, request: Request, key: Hashable = None) -> Run:
+        """Call it once a request, in order. `key` is that of its group."""
+        process = request.worker
+        worker = self._workers.get(process)
         # The count of a worker's requests begins anew where another worker got the pid.
         if worker is None or request.nth <= worker.nth:
             self._runs -= worker.runs if worker is not None else 0
-            worker = self._workers[key] = _Worker()
-        self._workers.move_to_end(key)
+            worker = self._workers[process] = _Worker()
+        self._workers.move_to_end(process)
         worker.nth = request.nth
         before = worker.runs
-        run = self._by_uri_of(worker, request) if self._by_uri else self._by_route_of(worker, request)
+        run = self._by_key_of(worker, key) if self._by_key else self._by_route_of(worker, request)
         if worker.runs > before:
             self._runs += 1
             while len(self._workers) > _WORKERS_MAX or self._runs > _RUNS_MAX:
@@ -67,18 +66,17 @@ class FirstRuns:
         return run
 
     @staticmethod
-    def _by_uri_of(worker: _Worker, request: Request) -> Run:
+    def _by_key_of(worker: _Worker, key: Hashable) -> Run:
         known = worker.routes.setdefault(None, set())
-        if request.uri in known:
+        if key in known:
             return Run.LATER
         if worker.runs < _SCRIPTS_MAX:
-            known.add(request.uri)
+            known.add(key)
             worker.runs += 1
         return Run.FIRST
 
-    @staticmethod
-    def _by_route_of(worker: _Worker, request: Request) -> Run:
-        route = None if request.uri is None else _route_of(request.uri)
+    def _by_route_of(self, worker: _Worker, request: Request) -> Run:
+        route = None if request.uri is None else self._routes.of(request.uri)
         known = worker.routes.get(request.script)
         if known is None:
             if len(worker.routes) < _SCRIPTS_MAX:

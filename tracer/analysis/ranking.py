@@ -1,4 +1,4 @@
-"""Groups requests by script, uri, worker, pool or container, and sorts the groups by what they did to memory."""
+"""Groups requests by route, script, uri, worker, pool or container, and sorts the groups by what they did to memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.places import place_names
 from tracer.analysis.quantiles import Values
+from tracer.analysis.routes import RouteKey, RouteNames, Routes
 from tracer.analysis.uncounted import Charge, Mismatch, NetSum, mismatch
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker, retained
@@ -32,6 +33,7 @@ COLUMNS = (
 class GroupBy(enum.Enum):
     """The value that all requests of one group share. In every ranking, they also share the place where they ran."""
 
+    ROUTE = "route"
     SCRIPT = "script"
     URI = "uri"
     WORKER = "worker"
@@ -128,24 +130,34 @@ class Ranking:
     """
 
     def __init__(
-        self, by: GroupBy, *, window: int | None = None, max_groups: int | None = None, estimate: bool = True
+        self,
+        by: GroupBy,
+        *,
+        routes: Routes | None = None,
+        window: int | None = None,
+        max_groups: int | None = None,
+        estimate: bool = True,
     ) -> None:
-        """`estimate`: estimate what scripts or URIs keep, as long as of one of them too few requests were counted.
+        """`routes` finds the route of a uri. None: by its form alone.
 
+        `estimate`: estimate what routes, scripts or URIs keep, as long as of one of them too few requests were counted.
         It takes every request of the workers: it has to be False where some are filtered out.
         """
         self.by = by
-        self._estimation = Estimation(possible=estimate and by in (GroupBy.SCRIPT, GroupBy.URI))
+        self._estimation = Estimation(possible=estimate and by in (GroupBy.ROUTE, GroupBy.SCRIPT, GroupBy.URI))
         self.overflow = 0
         self._workers = WorkerNames()
-        self._first_runs = FirstRuns(by_uri=by is GroupBy.URI)
+        routes = routes or Routes()
+        self._first_runs = FirstRuns(routes, by_key=by in (GroupBy.ROUTE, GroupBy.URI))
         self._last_counted = LastCounted()
         self._heaps = HeapWindows()
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._freeing: dict[int, list[Release]] = {}  # by pid: what a request freed that has not ended
-        self._name: Callable[[Request], str | WorkerKey | None] = (
-            self._workers.key if by is GroupBy.WORKER else _NAMES[by]
-        )
+        self._name: Callable[[Request], str | RouteKey | WorkerKey | None] = {
+            **_NAMES,
+            GroupBy.WORKER: self._workers.key,
+            GroupBy.ROUTE: RouteNames(routes).key,
+        }[by]
         self._window = window
         self._max_groups = max_groups
         self._groups: dict[_Key, _Accumulator] = {}
@@ -169,8 +181,9 @@ class Ranking:
 
         OverflowError if a figure of it does not fit in 64 bits.
         """
-        key = request[_PLACE_AT:], self._name(request)
-        run = self._first_runs.of(request)
+        name = self._name(request)
+        key = request[_PLACE_AT:], name
+        run = self._first_runs.of(request, name)
         freed = freed or self._freeing.pop(request.pid, ())
         self._heaps.add(request, key, first=run is Run.FIRST)
         group = self._groups.get(key)
@@ -228,10 +241,11 @@ class Ranking:
     def together(self) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
         places = self.places()
+        routes = RouteNames.names(name for _, name in self._groups)
         names: dict[Hashable, str | None] = {}
         for key in self._groups:
             at, name = key
-            shown = name if isinstance(name, str) else None
+            shown = routes[name] if isinstance(name, RouteKey) else name if isinstance(name, str) else None
             names[key] = shown if len(places) < 2 else f"{places[Place._make(at)]}: {shown or '(none)'}"
         mismatch = self.mismatch()
         return self._estimation.together(names, () if mismatch is None else mismatch.corrections.keys())
@@ -268,14 +282,16 @@ class Ranking:
         """The groups in order, all (None) or the first `top`. Ties are sorted by growth, by key, then by container."""
         estimates = self._estimation.single()
         mismatch = self._mismatch()
-        names = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
+        workers = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
+        routes = RouteNames.names(name for _, name in self._groups)
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
         found = []
         for key, accumulator in self._groups.items():
             at, name = key
             place = places[Place._make(at)]
-            shown = names[name] if isinstance(name, WorkerKey) else name
+            shown = routes[name] if isinstance(name, RouteKey) else name
+            shown = workers[shown] if isinstance(shown, WorkerKey) else shown
             if self.by is GroupBy.CONTAINER:
                 shown = place
             correct = None if mismatch is None else functools.partial(mismatch.figures, key)
@@ -308,7 +324,8 @@ def _order(value: int | None) -> tuple[int, int]:
     return int(value is not None), value or 0
 
 
-_Key = tuple[tuple[str | int | None, ...], str | WorkerKey | None]  # the place, as a plain tuple, and the name
+# The place, as a plain tuple, and the name.
+_Key = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
 _PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
 _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,

@@ -13,7 +13,9 @@ from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
 from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
 from tracer.commands.messages import notice
-from tracer.commands.options import attach_options, ranking_options
+from tracer.commands.options import attach_options, ranking_options, route_options
+from tracer.commands.routing import RouteOptions
+from tracer.errors import UsageError
 from tracer.facts import Fact, Release, Request
 from tracer.looks import looks_at
 from tracer.recording.writer import Writer, check_output
@@ -101,12 +103,21 @@ class _LinesOutput:
 
 @click.command()
 @attach_options
-@ranking_options
+@ranking_options("route")
+@route_options
 @click.option(
     "-o", "--output", metavar="FILE", help="Also record the requests to this file, as `phptrace record` does."
 )
-def attach(output: str | None, group_by: str, sort: str, top: int, **options: Any) -> None:
-    """Show live which scripts make the workers grow.
+def attach(
+    output: str | None,
+    group_by: str | None,
+    sort: str,
+    top: int,
+    routes: str | None,
+    route_query: str | None,
+    **options: Any,
+) -> None:
+    """Show live which routes make the workers grow.
 
     TARGET is php-fpm (every master on this host), php-fpm:POOL, container:NAME or container:ID (the masters in that
     container), cgroup:PATH, or a PID. The PID of a master selects all its workers.
@@ -115,10 +126,14 @@ def attach(output: str | None, group_by: str, sort: str, top: int, **options: An
     ignores --group-by, --sort and --top. Stop it with Ctrl-C.
     """
     plan = Plan.of(**options)
+    found = RouteOptions.of(routes, route_query)
+    if found.query and not plan.keep_query:
+        raise UsageError("cannot use --route-query: it requires --query keep. Add --query keep.")
     if output is not None:
         check_output(output, force=plan.force)
     tally = Tally()
-    ranking = Ranking(GroupBy(group_by), window=_WINDOW, max_groups=_MAX_GROUPS, estimate=not plan.keep)
+    by = GroupBy.ROUTE if group_by is None else GroupBy(group_by)
+    ranking = Ranking(by, routes=found.live(), window=_WINDOW, max_groups=_MAX_GROUPS, estimate=not plan.keep)
     live = sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop().on_signals())

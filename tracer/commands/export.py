@@ -11,7 +11,8 @@ import click
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.messages import not_traced
-from tracer.commands.options import DURATION, SIZE
+from tracer.commands.options import DURATION, SIZE, route_options
+from tracer.commands.routing import RouteOptions
 from tracer.facts import Request
 from tracer.output_file import opened, refuse_own_input
 from tracer.recording.reader import Reader
@@ -31,6 +32,7 @@ _RENDER = {"ndjson": render_ndjson, "csv": render_requests_csv, "tsv": render_re
 )
 @click.option("-o", "--output", metavar="FILE", default="-", help="Write to this file; - is stdout, the default.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists.")
+@route_options
 @click.option("--uri", metavar="GLOB", help="Export only requests whose URI matches this shell pattern.")
 @click.option("--script", metavar="GLOB", help="Export only requests whose script matches this shell pattern.")
 @click.option("--slow", type=DURATION, help="Export only requests that took at least this long, such as 3s or 500ms.")
@@ -45,6 +47,8 @@ def export(
     form: str | None,
     output: str,
     force: bool,
+    routes: str | None,
+    route_query: str | None,
     uri: str | None,
     script: str | None,
     slow: float | None,
@@ -53,8 +57,9 @@ def export(
     """Convert recordings to NDJSON, CSV or TSV, one row per request.
 
     FILE is a recording of `phptrace record`. The formats are NDJSON (one JSON object per line), CSV for spreadsheets
-    and TSV for awk and sort.
+    and TSV for awk and sort. The column route is the URI with placeholders for its variable parts.
     """
+    options = RouteOptions.of(routes, route_query)
     keep = Filter(uri, script, None if slow is None else round(slow * 1e9), min_growth)
     by_name = os.path.splitext(output)[1].lstrip(".")
     render = _RENDER[form or (by_name if by_name in _RENDER else "ndjson")]
@@ -62,8 +67,9 @@ def export(
     with contextlib.ExitStack() as stack:
         recordings = [stack.enter_context(Reader(path)) for path in files]
         refuse_own_input(output, files)
+        found = options.learned(recordings)
         out = stack.enter_context(opened(output, force=force))
-        render(_requests(recordings, keep, tally), out)
+        render(_requests(recordings, keep, tally), out, found.of)
     click.echo(f"phptrace: {summary(tally)}", err=True)
 
 

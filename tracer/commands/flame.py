@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from tracer.commands.flame_input import (
     folded_routes_note,
     title_and_notes,
 )
-from tracer.commands.options import stack_metric_options
+from tracer.commands.options import route_options, stack_metric_options
+from tracer.commands.routing import RouteOptions
 from tracer.errors import UsageError
 from tracer.facts import Metric
 from tracer.output_file import opened, refuse_own_input
+from tracer.recording.reader import Reader
 from tracer.reporters.flame import folded, speedscope, svg
 from tracer.reporters.table import summary
 from tracer.units import counted, printable
@@ -31,6 +34,7 @@ _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "spe
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @stack_metric_options()
+@route_options
 @click.option(
     "--format",
     "form",
@@ -44,7 +48,15 @@ _SUFFIXES = {".svg": "svg", ".folded": "folded", ".txt": "folded", ".json": "spe
 @click.option("-o", "--output", metavar="FILE", default="-", help="Write to this file; - is stdout, the default.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file if it exists.")
 def flame(
-    files: Sequence[str], metric: str | None, retained: bool, form: str | None, diff: bool, output: str, force: bool
+    files: Sequence[str],
+    metric: str | None,
+    retained: bool,
+    routes: str | None,
+    route_query: str | None,
+    form: str | None,
+    diff: bool,
+    output: str,
+    force: bool,
 ) -> None:
     """Draw a flame graph of the PHP functions that made the workers grow.
 
@@ -52,9 +64,9 @@ def flame(
       phptrace flame s.phptrace -o growth.svg
       phptrace flame --diff before.phptrace after.phptrace -o diff.svg
 
-    From the top, frames are the route (a URI without its numbers), the script, and the PHP functions that the script
-    called. The wider a frame, the more bytes. Record FILE with `phptrace record --stacks`. The requests of several
-    recordings are added up.
+    From the top, frames are the route (a URI with placeholders for its variable parts), the script, and the PHP
+    functions that the script called. The wider a frame, the more bytes. Record FILE with `phptrace record --stacks`.
+    The requests of several recordings are added up.
     """
     form = form or _SUFFIXES.get(os.path.splitext(output)[1], "svg")
     if diff and len(files) != 2:
@@ -65,12 +77,15 @@ def flame(
     if output == "-" and form == "svg" and sys.stdout.isatty():
         raise UsageError("cannot write SVG to a terminal: it is a picture. Use -o FILE.svg or --format folded.")
     refuse_own_input(output, files)
-    view = chosen_view(files, None if metric is None else Metric(metric), retained=retained)
-    builder, tally, about = flame_builder(view, difference=diff)
-    if diff:
-        add_recording(files[0], builder, tally, about, before=True)
-    for path in files[1:] if diff else files:
-        add_recording(path, builder, tally, about)
+    options = RouteOptions.of(routes, route_query)
+    with contextlib.ExitStack() as stack:
+        recordings = [stack.enter_context(Reader(path)) for path in files]
+        view = chosen_view(recordings, None if metric is None else Metric(metric), retained=retained)
+        builder, tally, about = flame_builder(view, options.learned(recordings), difference=diff)
+        if diff:
+            add_recording(recordings[0], builder, tally, about, before=True)
+        for recording in recordings[1:] if diff else recordings:
+            add_recording(recording, builder, tally, about)
     root = builder.finish()
     title, notes = title_and_notes(builder, about, tally, view, diff=diff)
     notes += folded_routes_note(builder) + summary(tally).splitlines()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tracer.analysis.flame.builder import COLUMNS, FlameBuilder
+from tracer.analysis.routes import Routes
 from tracer.analysis.tally import Tally
 from tracer.commands.messages import is_internal, not_traced
 from tracer.errors import UsageError
@@ -64,7 +65,7 @@ def _extend(known: list[str], found: Any) -> None:
             known.append(text)
 
 
-def chosen_view(files: Sequence[str], metric: Metric | None, *, retained: bool) -> View:
+def chosen_view(recordings: Sequence[Reader], metric: Metric | None, *, retained: bool) -> View:
     """The view that was asked for; with None, the one that tells most about leaks of those that all recordings have.
 
     The first of: blocks that outlived their request, page faults outside Zend's heap, all page faults. UsageError if
@@ -77,7 +78,7 @@ def chosen_view(files: Sequence[str], metric: Metric | None, *, retained: bool) 
         )
     if metric is not None:
         return View(metric, retained or metric is Metric.RETAINED)
-    found = [_Contents.of(path) for path in files]
+    found = [_Contents.of(recording) for recording in recordings]
     if any(one.retained for one in found) and all(one.retained or one.counted for one in found):
         return View(Metric.RETAINED, True)
     if all(one.native for one in found):
@@ -94,37 +95,36 @@ class _Contents:
     counted: bool
 
     @classmethod
-    def of(cls, path: str) -> _Contents:
-        with Reader(path) as recording:
-            return cls(
-                recording.has_growth(Metric.RETAINED), recording.has_growth(Metric.NATIVE), recording.counts_native
-            )
+    def of(cls, recording: Reader) -> _Contents:
+        return cls(recording.has_growth(Metric.RETAINED), recording.has_growth(Metric.NATIVE), recording.counts_native)
 
 
-def flame_builder(view: View, *, difference: bool = False) -> tuple[FlameBuilder, Tally, RecordingNotes]:
+def flame_builder(
+    view: View, routes: Routes, *, difference: bool = False
+) -> tuple[FlameBuilder, Tally, RecordingNotes]:
     """Return the objects that add_recording() fills."""
-    return FlameBuilder(view.metric, retained=view.retained, difference=difference), Tally(), RecordingNotes()
+    builder = FlameBuilder(view.metric, routes=routes, retained=view.retained, difference=difference)
+    return builder, Tally(), RecordingNotes()
 
 
 def add_recording(
-    path: str, builder: FlameBuilder, tally: Tally, about: RecordingNotes, *, before: bool = False
+    recording: Reader, builder: FlameBuilder, tally: Tally, about: RecordingNotes, *, before: bool = False
 ) -> None:
     """Add a recording, with `before` as the one to compare with. UsageError if it has no call stacks."""
-    with Reader(path) as recording:
-        if not recording.has_stacks:
-            raise UsageError(
-                f"cannot show call stacks of {path}: it has none. Record again with `phptrace record --stacks`."
-            )
-        tally.unended += not recording.ended
-        tally.add_all(recording.workers(), host=str(recording.meta.get("host")))
-        tally.add_all(recording.losses())
-        about.add(recording.meta)
-        for request, grown in recording.grown(builder.metric, COLUMNS):
-            tally.add(request)
-            if before:
-                builder.add_before(request, grown)
-            else:
-                builder.add(request, grown)
+    if not recording.has_stacks:
+        raise UsageError(
+            f"cannot show call stacks of {recording.path}: it has none. Record again with `phptrace record --stacks`."
+        )
+    tally.unended += not recording.ended
+    tally.add_all(recording.workers(), host=str(recording.meta.get("host")))
+    tally.add_all(recording.losses())
+    about.add(recording.meta)
+    for request, grown in recording.grown(builder.metric, COLUMNS):
+        tally.add(request)
+        if before:
+            builder.add_before(request, grown)
+        else:
+            builder.add(request, grown)
 
 
 def title_and_notes(
@@ -151,7 +151,7 @@ def folded_routes_note(builder: FlameBuilder) -> list[str]:
     size = show_bytes(builder.others_bytes)
     return [
         f"({builder.others:,} other routes): each has less than 2 % of the total, all of them {size}."
-        " `phptrace report --group-by uri` lists them."
+        " `phptrace report --group-by route` lists them."
     ]
 
 

@@ -278,16 +278,36 @@ def stack_metric_options(note: str = "") -> Callable[[Command], Command]:
     )
 
 
-def ranking_options(command: Command) -> Command:
-    """Add the options of every verb that shows a ranking."""
+def route_options(command: Command) -> Command:
+    """Add the options of every verb that shows routes."""
+    return _all_of(
+        click.option(
+            "--routes",
+            metavar="FILE",
+            help="Take routes from this file, where they match: one pattern per line, such as /shop/{category}/*, where"
+            " {category} is one part of a path and * is all further parts.",
+        ),
+        click.option(
+            "--route-query",
+            metavar="NAMES",
+            help="Make these query parameters part of the route, such as action,page. Requires URIs that were recorded"
+            " with --query keep.",
+        ),
+    )(command)
+
+
+def ranking_options(default: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds the options of every verb that shows a ranking.
+
+    `default` tells by what requests are grouped without --group-by.
+    """
     return _all_of(
         click.option(
             "--group-by",
             type=click.Choice([by.value for by in GroupBy]),
-            default=GroupBy.SCRIPT.value,
-            show_default=True,
-            help="Show one row per script, URI, worker, pool or container. A script, URI or pool that two containers"
-            " have is two rows.",
+            help="Show one row per route (a URI with placeholders for its variable parts), script, URI, worker, pool or"
+            " container. A route, script, URI or pool that two containers have is two rows."
+            f" Default: {default}.",
         ),
         click.option(
             "--sort",
@@ -307,4 +327,4 @@ def ranking_options(command: Command) -> Command:
             show_default=True,
             help="Show at most this many rows; 0 shows all.",
         ),
-    )(command)
+    )

@@ -1,7 +1,8 @@
-"""phptrace report: rank the scripts of one recording, or of several together."""
+"""phptrace report: rank the routes or scripts of one recording, or of several together."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -15,11 +16,13 @@ from tracer.analysis.between import COLUMNS as BETWEEN_COLUMNS
 from tracer.analysis.between import Between, BetweenRequests
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
+from tracer.analysis.routes import Routes
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
 from tracer.commands.messages import not_traced
-from tracer.commands.options import ranking_options, require_option, stack_metric_options
+from tracer.commands.options import ranking_options, require_option, route_options, stack_metric_options
+from tracer.commands.routing import RouteOptions, default_group
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
@@ -71,6 +74,7 @@ def _json(report: _Report) -> None:
         places=report.ranking.places(),
         why_not_estimated=report.ranking.why_not_estimated(),
         mismatch=report.ranking.mismatch(),
+        group_by=report.by.value,
     )
 
 
@@ -94,7 +98,8 @@ _WITH_STACKS = ("table", "json")
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@ranking_options
+@ranking_options("route if a script serves several routes, else script")
+@route_options
 @click.option(
     "--stacks", is_flag=True, help="Also show the call stacks that grew the workers most, at most as many as -n says."
 )
@@ -109,71 +114,80 @@ _WITH_STACKS = ("table", "json")
 )
 def report(
     files: Sequence[str],
-    group_by: str,
+    group_by: str | None,
     sort: str,
     top: int,
+    routes: str | None,
+    route_query: str | None,
     form: str,
     stacks: bool,
     metric: str | None,
     retained: bool,
 ) -> None:
-    """Rank scripts by how much memory their requests kept.
+    """Rank routes or scripts by how much memory their requests kept.
 
     FILE is a recording of `phptrace record`. The requests of several recordings are ranked together.
     """
-    heaviest = None
+    options = RouteOptions.of(routes, route_query)
     if stacks:
         if form not in _WITH_STACKS:
             raise UsageError(
                 f"cannot use --stacks with --format {form}: it has no place for call stacks. Use --format"
                 f" {' or '.join(_WITH_STACKS)}, or `phptrace flame --format folded`."
             )
-        view = chosen_view(files, None if metric is None else Metric(metric), retained=retained)
-        heaviest = _heaviest(files, view, top)
     else:
         require_option("stacks", "metric", "retained")
-    ranking, tally, balancing, gaps = Ranking(GroupBy(group_by)), Tally(), Balancing(), BetweenRequests()
-    for path in files:
-        _add_recording(path, ranking, tally, balancing, gaps)
+    heaviest = None
+    with contextlib.ExitStack() as stack:
+        recordings = [stack.enter_context(Reader(path)) for path in files]
+        found = options.learned(recordings)
+        by = default_group(recordings, found) if group_by is None else GroupBy(group_by)
+        if stacks:
+            view = chosen_view(recordings, None if metric is None else Metric(metric), retained=retained)
+            heaviest = _heaviest(recordings, view, found, top)
+        ranking, tally, balancing, gaps = Ranking(by, routes=found), Tally(), Balancing(), BetweenRequests()
+        for recording in recordings:
+            _add_recording(recording, ranking, tally, balancing, gaps)
     balance, between = balancing.result(), gaps.result()
     every = ranking.groups(Sort(sort))
     shown = every[: top or None]
     hidden = len(every) - len(shown)
-    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), hidden, heaviest, ranking, balance, between))
+    _RENDER[form](_Report(shown, tally, by, Sort(sort), hidden, heaviest, ranking, balance, between))
     for line in (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)):
         log.info("%s", line)
     if balance.doubtful:
         log.warning("%s", balance_text.warning(balance))
 
 
-def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balancing, gaps: BetweenRequests) -> None:
-    with Reader(path) as recording:
-        tally.unended += not recording.ended
-        tally.not_traced += not_traced(recording.meta)
-        workers = recording.workers()
-        tally.add_all(workers, host=str(recording.meta.get("host")))
-        looks = recording.looks()
-        filtered = _limited_by(recording.meta, _FILTERS)
-        ranking.begin_recording(workers, looks, filtered=filtered)
-        gaps.begin(requests_left_out=filtered)
-        tally.add_all(recording.forks())  # before the requests, which name them
-        losses = recording.losses()
-        tally.add_all(losses)
-        # After --count requests, those that come during the last looks are not recorded.
-        left_out = _limited_by(recording.meta, (*_FILTERS, "count"))
-        balanced = balancing.begin(looks, requests_lost=bool(losses), requests_left_out=left_out)
-        columns = (*COLUMNS, *BETWEEN_COLUMNS, *(BALANCE_COLUMNS if balanced else ()))
-        for request, freed in recording.requests_and_freed(columns):
-            tally.add(request)
-            gaps.add(request)
-            if balanced:
-                balancing.add(request)
-            try:
-                ranking.add(request, freed)
-            except OverflowError as exc:
-                raise RecordingError(
-                    f"cannot read {path}: it is corrupt, with memory figures of more than 64 bits. Record again."
-                ) from exc
+def _add_recording(
+    recording: Reader, ranking: Ranking, tally: Tally, balancing: Balancing, gaps: BetweenRequests
+) -> None:
+    tally.unended += not recording.ended
+    tally.not_traced += not_traced(recording.meta)
+    workers = recording.workers()
+    tally.add_all(workers, host=str(recording.meta.get("host")))
+    looks = recording.looks()
+    filtered = _limited_by(recording.meta, _FILTERS)
+    ranking.begin_recording(workers, looks, filtered=filtered)
+    gaps.begin(requests_left_out=filtered)
+    tally.add_all(recording.forks())  # before the requests, which name them
+    losses = recording.losses()
+    tally.add_all(losses)
+    # After --count requests, those that come during the last looks are not recorded.
+    left_out = _limited_by(recording.meta, (*_FILTERS, "count"))
+    balanced = balancing.begin(looks, requests_lost=bool(losses), requests_left_out=left_out)
+    columns = (*COLUMNS, *BETWEEN_COLUMNS, *(BALANCE_COLUMNS if balanced else ()))
+    for request, freed in recording.requests_and_freed(columns):
+        tally.add(request)
+        gaps.add(request)
+        if balanced:
+            balancing.add(request)
+        try:
+            ranking.add(request, freed)
+        except OverflowError as exc:
+            raise RecordingError(
+                f"cannot read {recording.path}: it is corrupt, with memory figures of more than 64 bits. Record again."
+            ) from exc
 
 
 def _limited_by(meta: Mapping[str, object], names: Iterable[str]) -> bool:
@@ -182,10 +196,10 @@ def _limited_by(meta: Mapping[str, object], names: Iterable[str]) -> bool:
     return isinstance(options, dict) and any(options.get(name) is not None for name in names)
 
 
-def _heaviest(files: Sequence[str], view: View, top: int) -> Heaviest:
-    builder, tally, about = flame_builder(view)
-    for path in files:
-        add_recording(path, builder, tally, about)
+def _heaviest(recordings: Sequence[Reader], view: View, routes: Routes, top: int) -> Heaviest:
+    builder, tally, about = flame_builder(view, routes)
+    for recording in recordings:
+        add_recording(recording, builder, tally, about)
     builder.finish()
     title, notes = title_and_notes(builder, about, tally, view, diff=False)
     return heaviest_stacks(builder.growth, title, notes, top)

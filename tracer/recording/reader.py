@@ -13,12 +13,13 @@ import os
 import sqlite3
 import stat
 import urllib.parse
+from array import array
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
 from tracer.errors import RecordingError
-from tracer.facts import Fork, Look, Loss, Metric, Release, Request, Stack, Worker
+from tracer.facts import Ending, Fork, Look, Loss, Metric, Release, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
@@ -34,6 +35,7 @@ class Totals:
 
     requests: int
     incomplete: int  # requests whose start or end was not seen
+    counted: int  # requests whose native memory was counted
     lost: int  # facts that could not be delivered
     workers: int
     workers_died: int  # killed by a signal
@@ -135,6 +137,26 @@ class Reader:
                     due = next(freed, None)
                 yield request, releases
 
+    def pages(self) -> Iterator[tuple[str | None, str | None, int]]:
+        """Yield (uri, script, requests) for all requests, of which those with the same page come together.
+
+        It takes a tenth of the time of requests(). A pair of uri and script may come several times.
+        """
+        with self.reading():
+            if self._schema < 3:
+                wanted = "SELECT uri, script, count(*) FROM request GROUP BY uri, script"
+                yield from self._connection.execute(wanted)
+                return
+            (pages,) = self._connection.execute("SELECT count(*) FROM page").fetchone()
+            counts = array("Q", bytes(8 * (pages + 1)))  # by id: check_ids() has seen that there is no gap
+            for (page,) in self._connection.execute("SELECT page FROM request_row"):
+                counts[page] += 1
+            for page, uri, script in self._connection.execute(
+                "SELECT page.id, uri, name FROM page LEFT JOIN script ON script.id = page.script ORDER BY page.id"
+            ):
+                if counts[page]:
+                    yield uri, script, counts[page]
+
     def _selected(self, columns: Iterable[str]) -> str:
         wanted = self._columns.intersection(columns)
         return ", ".join(name if name in wanted else "NULL" for name in Request._fields)
@@ -201,16 +223,38 @@ class Reader:
         with self.reading():
             return [Loss._make(row) for row in self._connection.execute("SELECT at_ns, lost, why FROM loss")]
 
+    @property
+    def schema(self) -> int:
+        """The version of its tables."""
+        return self._schema
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, with the journal that a recording has until it is closed."""
+        return sum(os.path.getsize(path) for path in (self.path, self.path + "-wal") if os.path.exists(path))
+
+    def span(self) -> tuple[int, int] | None:
+        """When the first request began and the last one ended, in Unix time; None if that is not known."""
+        with self.reading():
+            first, last = self._connection.execute(
+                "SELECT min(started_ns), max(started_ns + coalesce(duration_ns, 0)) FROM request"
+            ).fetchone()
+            # What exceeds 64 bits is a float.
+            return None if first is None else (first, min(int(last), (1 << 63) - 1))
+
     def totals(self) -> Totals:
         """Count what the recording holds and lacks."""
         with self.reading():
             one = self._connection.execute
-            requests, incomplete = one(
-                "SELECT count(*), count(*) FILTER (WHERE anon_before IS NULL OR anon_after IS NULL) FROM request"
+            counted = "native_kept IS NOT NULL" if "native_kept" in self._columns else "FALSE"
+            requests, incomplete, native = one(
+                "SELECT count(*), count(*) FILTER (WHERE anon_before IS NULL OR anon_after IS NULL OR ending = ?),"
+                f" count(*) FILTER (WHERE {counted}) FROM request",
+                (Ending.CUT_OFF.value,),
             ).fetchone()
             (lost,) = one("SELECT coalesce(sum(lost), 0) FROM loss").fetchone()
             workers, died = one("SELECT count(*), count(*) FILTER (WHERE exit LIKE 'killed:%') FROM worker").fetchone()
-            return Totals(requests, incomplete, lost, workers, died)
+            return Totals(requests, incomplete, native, lost, workers, died)
 
     @property
     def ended(self) -> bool:

@@ -33,6 +33,7 @@ def render(
     places: Mapping[Place, str] = MappingProxyType({}),
     why_not_estimated: str | None = None,
     mismatch: Mismatch | None = None,
+    group_by: str | None = None,
 ) -> None:
     """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes.
 
@@ -40,6 +41,7 @@ def render(
     """
     document: dict[str, Any] = {
         "schema": SCHEMA,
+        "group_by": group_by,
         "requests": tally.requests,
         "lost": tally.lost,
         "incomplete": tally.incomplete,

@@ -6,6 +6,7 @@ from samples import request
 
 from tracer.analysis import first_runs
 from tracer.analysis.first_runs import FirstRuns, Run
+from tracer.analysis.routes import Routes
 from tracer.facts import Request
 
 FIRST, OF_ROUTE, LATER = Run
@@ -43,11 +44,22 @@ def test_a_script_with_more_routes_than_anybody_writes_has_pages_instead(monkeyp
     assert found == [FIRST, OF_ROUTE, OF_ROUTE, LATER, LATER, LATER]
 
 
-def test_by_uri_the_first_run_is_that_of_a_uri():
-    runs = FirstRuns(by_uri=True)
+def test_the_first_run_of_a_route_goes_by_what_was_learned():
+    routes = Routes()
+    for number in range(65):
+        routes.learn(f"/shoe-{number}x")
+    routes.settle()
+    runs = FirstRuns(routes)
 
-    uris = ["/item/1", "/item/2", "/item/1", None, None, "/item/2"]
-    assert [runs.of(one(nth, uri=uri)) for nth, uri in enumerate(uris, 1)] == [
+    uris = ["/shoe-1x", "/shoe-2x", "/cart/"]
+    assert [runs.of(one(nth, uri=uri)) for nth, uri in enumerate(uris, 1)] == [FIRST, LATER, OF_ROUTE]
+
+
+def test_by_key_the_first_run_is_that_of_a_group():
+    runs = FirstRuns(by_key=True)
+
+    keys = ["/item/1", "/item/2", "/item/1", None, None, "/item/2"]
+    assert [runs.of(one(nth), key) for nth, key in enumerate(keys, 1)] == [
         FIRST, FIRST, LATER, FIRST, LATER, LATER
     ]  # fmt: skip
 
@@ -81,10 +93,10 @@ def test_of_workers_with_many_scripts_fewer_are_known(monkeypatch):
     assert runs.of(one(2, "a", pid=3)) is LATER
 
 
-def test_a_worker_with_very_many_uris_or_scripts_is_bounded(monkeypatch):
+def test_a_worker_with_very_many_groups_or_scripts_is_bounded(monkeypatch):
     monkeypatch.setattr(first_runs, "_SCRIPTS_MAX", 2)
 
-    by_uri, by_script = FirstRuns(by_uri=True), FirstRuns()
+    by_key, by_script = FirstRuns(by_key=True), FirstRuns()
 
-    assert [by_uri.of(one(nth, uri=uri)) for nth, uri in enumerate("abcca", 1)] == [FIRST] * 4 + [LATER]
+    assert [by_key.of(one(nth), key) for nth, key in enumerate("abcca", 1)] == [FIRST] * 4 + [LATER]
     assert [by_script.of(one(nth, script)) for nth, script in enumerate("abcca", 1)] == [FIRST] * 4 + [LATER]

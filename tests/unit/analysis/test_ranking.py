@@ -87,6 +87,7 @@ def test_groups_that_may_have_kept_nothing_stand_below_those_that_did():
     [
         (GroupBy.SCRIPT, ["/a.php", "/b.php"]),
         (GroupBy.URI, ["/x", "/y"]),
+        (GroupBy.ROUTE, ["/x (a.php)", "/x (b.php)", "/y"]),
         (GroupBy.WORKER, ["5", "shop/2", "www/2", "www/3"]),
         (GroupBy.POOL, ["shop", "www", None]),
     ],
@@ -101,6 +102,22 @@ def test_requests_are_grouped_by_the_chosen_key(by, keys):
     )
 
     assert [group.key for group in ranking.groups(Sort.KEY)] == keys
+
+
+def test_the_first_request_of_each_route_in_a_worker_is_warm_up():
+    uris = ["/user/1", "/user/2", "/user/3", "/cart", "/cart", "/cart"]
+    kept = [100_003, 7, 7, 200_017, 11, 11]
+    requests = [
+        grown(0, "/index.php", uri=uri, nth=nth, pid=pid, native_kept=size, started_ns=1_000 * nth + pid)
+        for pid in range(2, 22)
+        for nth, (uri, size) in enumerate(zip(uris, kept, strict=True), 1)
+    ]
+
+    ranking = ranked(*requests, *[after(6)._replace(pid=pid) for pid in range(2, 22)], by=GroupBy.ROUTE)
+
+    found = {group.key: (group.requests, group.kept_bytes, group.warmup_bytes) for group in ranking.groups()}
+    assert found["/user/{n}"] == (60, 60 * 7, 20 * (100_003 - 7))
+    assert found["/cart"] == (60, 60 * 11, 20 * (200_017 - 11))
 
 
 # Two workers of pid 77: the first was there before tracing began and died at 100, the second was born at 200.
@@ -578,6 +595,25 @@ def test_groups_that_always_come_together_are_estimated_together():
     [entry] = ranking.together()
     assert set(entry.keys) == {"page", "leak"}
     assert entry.low <= 34_304 <= entry.high
+
+
+def test_routes_that_always_come_together_are_estimated_together_by_their_names():
+    one_worker = not_counted({"x": Script(keeps=17_152)}, 900)
+
+    ranking = ranked(*(one._replace(uri=("/page", "/user/7")[one.nth % 2]) for one in one_worker), by=GroupBy.ROUTE)
+
+    [entry] = ranking.together()
+    assert set(entry.keys) == {"/page", "/user/{n}"}
+
+
+def test_the_estimates_of_routes_are_those_of_their_scripts():
+    requests = not_counted(CHURN, 2_000)
+    by_script = ranked(*requests).groups()
+
+    by_route = ranked(*(one._replace(uri=f"/{one.script}/{one.nth}") for one in requests), by=GroupBy.ROUTE).groups()
+
+    assert [group.key for group in by_route] == [f"/{group.key}/{{n}}" for group in by_script]
+    assert [(g.kept_bytes, g.kept_low) for g in by_route] == [(g.kept_bytes, g.kept_low) for g in by_script]
 
 
 def test_nothing_is_estimated_where_requests_were_left_out():

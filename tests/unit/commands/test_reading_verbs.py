@@ -10,7 +10,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -191,14 +191,14 @@ def test_an_export_of_a_recording_that_proves_damaged_leaves_no_partial_file(run
         before = "precious"
         output.write_text(before)
 
-    def cut_after_ten(requests: Iterable[Request], out: TextIO) -> None:
+    def cut_after_ten(requests: Iterable[Request], out: TextIO, route: Callable[[str], str]) -> None:
         def cut() -> Iterator[Request]:
             for number, one in enumerate(requests):
                 if number == 10:
                     os.truncate(path, 16_384)
                 yield one
 
-        render_requests_csv(cut(), out)
+        render_requests_csv(cut(), out, route)
 
     monkeypatch.setitem(export._RENDER, "csv", cut_after_ten)
     code, out, err = run("export", *force, "-o", output, path)

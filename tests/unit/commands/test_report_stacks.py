@@ -34,7 +34,7 @@ def test_the_report_shows_as_many_stacks_as_groups_are_asked_for(run, path):
 
     assert "#0 Repo::find" in out
     assert "7 B" not in out[out.index("\nMemory taken") :]
-    assert out.count("… and 1 more: -n 0 shows all") == 1
+    assert out.count("… and 1 more: -n 0 shows all") == 2
 
 
 def test_the_report_as_json_has_the_stacks_as_weighed(run, path):

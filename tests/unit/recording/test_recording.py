@@ -209,13 +209,13 @@ def test_a_later_fact_of_a_worker_replaces_the_earlier(path):
 
 
 def test_the_totals_say_how_much_there_is_and_how_much_is_missing(path):
-    cut = [request(anon_after=None), request(anon_before=None), NOTHING_MEASURED]
+    cut = [request(anon_after=None), request(anon_before=None), request(ending="cut_off"), NOTHING_MEASURED]
     workers = [WORKER, WORKER._replace(pid=2, exit="killed:KILL"), WORKER._replace(pid=3, exit="exited:1")]
 
     recording(path, [COMPLETE, COMPLETE, *cut, *workers, Loss(1, 3, "x"), Loss(2, 4, "y")])
 
     with Reader(str(path)) as file:
-        assert file.totals() == Totals(requests=5, incomplete=3, lost=7, workers=3, workers_died=1)
+        assert file.totals() == Totals(requests=6, incomplete=4, counted=5, lost=7, workers=3, workers_died=1)
 
 
 def test_the_meta_data_comes_back_with_the_schema(path):

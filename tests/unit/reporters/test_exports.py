@@ -34,8 +34,9 @@ def test_ndjson_has_the_public_columns_and_those_derived_from_them():
     assert first == {
         **COMPLETE._asdict(),
         "growth_bytes": COMPLETE.growth,
+        "route": "/index.php",
     }
-    assert (second["uri"], second["pid"]) == (None, 4241)
+    assert (second["uri"], second["route"], second["pid"]) == (None, None, 4241)
 
 
 def test_ndjson_is_one_line_a_request_whatever_it_holds():
@@ -45,7 +46,9 @@ def test_ndjson_is_one_line_a_request_whatever_it_holds():
 
     assert out.getvalue().isascii()
     [row] = json_lines(out.getvalue())
-    assert row["uri"] == row["script"] == row["method"] == row["pool"] == EVIL.replace("\udcff", "\ufffd")
+    assert (
+        row["uri"] == row["script"] == row["method"] == row["pool"] == row["route"] == EVIL.replace("\udcff", "\ufffd")
+    )
 
 
 def test_csv_has_the_public_columns():
@@ -54,9 +57,9 @@ def test_csv_has_the_public_columns():
     render_requests_csv([COMPLETE], out)
 
     header, row = csv.reader(io.StringIO(out.getvalue(), newline=""))
-    assert header == [*Request._fields, "growth_bytes"] == list(COLUMNS)
+    assert header == [*Request._fields, "growth_bytes", "route"] == list(COLUMNS)
     assert row[:4] == ["web1", "4241", "www", "3"]
-    assert row[-1:] == [str(COMPLETE.growth)]
+    assert row[-2:] == [str(COMPLETE.growth), "/index.php"]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0", "|x", "%x", '="a",b'])

@@ -8,6 +8,7 @@ from tracer.analysis.flame.file_matching import FileMapping
 from tracer.analysis.flame.growth_table import GrowthByStack, GrowthTable, is_small
 from tracer.analysis.flame.node import Kind, Node
 from tracer.analysis.flame.tree import FileMatchingTree, Tree
+from tracer.analysis.routes import Routes
 from tracer.facts import STACK_LOST, UNREADABLE, Frame, FrameKind, Metric, Place, Request, Stack
 
 # Fields of Request that a FlameBuilder needs.
@@ -29,8 +30,12 @@ class FlameBuilder:
     what they have in common.
     """
 
-    def __init__(self, metric: Metric, *, retained: bool = False, difference: bool = False) -> None:
-        """With `retained`, growth is scaled to what was kept natively: kept_bytes().
+    def __init__(
+        self, metric: Metric, *, routes: Routes | None = None, retained: bool = False, difference: bool = False
+    ) -> None:
+        """`routes` finds the route of a uri. None: by its form alone.
+
+        With `retained`, growth is scaled to what was kept natively: kept_bytes().
 
         The retained blocks and the page faults outside Zend's heap are scaled for each route and script, since most
         requests that keep something have few samples; other metrics for each request.
@@ -40,8 +45,9 @@ class FlameBuilder:
         self.metric = metric
         self._retained = retained
         self._scaled_by_route = retained and metric in (Metric.RETAINED, Metric.NATIVE)
-        self.growth = GrowthTable()
-        self._growth_before = GrowthTable()
+        routes = routes or Routes()
+        self.growth = GrowthTable(routes)
+        self._growth_before = GrowthTable(routes)
         self.requests = 0
         self.requests_kept = 0  # requests that kept something; 0 without `retained`
         self.requests_counted = 0  # requests whose native allocations were counted

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tracer.analysis.places import place_names
-from tracer.analysis.routes import route_of
+from tracer.analysis.routes import UNKNOWN_URI, Routes
 from tracer.facts import Place, Request, Stack
 
 GrowthByStack = Sequence[tuple[Stack, int, int]]  # of one request: (stack, bytes, samples)
@@ -38,7 +38,9 @@ class GrowthRow(NamedTuple):
 class GrowthTable:
     """Sums up the growth of requests. If there are too many rows, the smallest routes so far are merged into None."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Routes) -> None:
+        """`routes` finds the route of a uri."""
+        self._routes = routes
         self.stacks: list[Stack] = []
         self.given_back = 0  # bytes that stacks freed beyond what they added in the same request
         self.merged_routes: set[int] = set()  # hashes of the routes merged into None: enough to count them
@@ -64,11 +66,11 @@ class GrowthTable:
                 both[0] += size
                 both[1] += samples
         if net:
-            self._add_net(_route_and_script(request), net)
+            self._add_net(self._route_and_script(request), net)
 
     def add_kept(self, request: Request, kept: int) -> None:
         """Add bytes that a request kept, negative if it freed what others kept, for scale_to_kept()."""
-        key = _route_and_script(request)
+        key = self._route_and_script(request)
         if key not in self._kept:
             self._kept[key] = 0
             self._row_count += 1
@@ -127,6 +129,10 @@ class GrowthTable:
         """The paths of all scripts and of all functions' files."""
         frames = {frame for stack in self.stacks for frame in stack}
         return {script.name for _, script in self._growth} | {frame.file for frame in frames if frame.file is not None}
+
+    def _route_and_script(self, request: Request) -> tuple[str, Script]:
+        route = UNKNOWN_URI if request.uri is None else self._routes.of(request.uri)
+        return route, Script("(no script)" if request.script is None else request.script, request.place)
 
     def _number(self, stack: Stack) -> int:
         number = self._numbers.get(stack)
@@ -200,8 +206,3 @@ def _scaled(growth: Mapping[int, Sequence[int]], kept: int) -> dict[int, list[in
         shared_out += share
         found[number] = [share, samples]
     return found
-
-
-def _route_and_script(request: Request) -> tuple[str, Script]:
-    route = "(unknown uri)" if request.uri is None else route_of(request.uri)
-    return route, Script("(no script)" if request.script is None else request.script, request.place)
