@@ -1,4 +1,4 @@
-"""The verbs as a user meets them: on a terminal, in a pipe, without rights, with things gone wrong."""
+"""The verbs as a user meets them: on a terminal, in a pipe, without rights, with files and processes gone."""
 
 from __future__ import annotations
 
