@@ -77,7 +77,9 @@ def test_a_master_that_is_not_started_again_is_reported_at_the_end(php_fpm: str,
         fpm.stop()
 
     assert code == 8, err
-    assert re.search(rf"1 gap in tracing: master {fpm.master} of php-fpm:{POOL} ended at \S+Z, and no new master was", err)
+    assert re.search(
+        rf"1 gap in tracing: master {fpm.master} of php-fpm:{POOL} ended at \S+Z, and no new master was", err
+    )
 
 
 @pytest.mark.needs_bpf

@@ -139,6 +139,7 @@ def test_masters_that_are_started_later_are_attached_to_without_a_gap(monkeypatc
 
     assert [host.poll(1.0) for _ in range(6)] == [[]] * 6
     assert (host.asked, host.watch.masters) == ([{6}], {5, 6})
+    assert host.reports == ["now tracing master 6 of php-fpm"]
 
 
 def test_a_master_that_daemonizes_itself_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
