@@ -14,14 +14,14 @@
 #include "common.h"
 #include "read.h"
 
-/* Those of request.bpf.c: the loader puts its maps in the place of these. */
+/* The maps of request.bpf.c: the loader puts them in the place of these. */
 BPF_HASH(native_books, u32, struct native_book, WORKERS_MAX);
 BPF_ARRAY(owners_noted, u64, 1);
 BPF_ARRAY(lost, u64, LOST_KINDS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
 BPF_ARRAY(kernel_layout, struct kernel, 1);
-/* Those of growth.bpf.c, where blocks are sampled. */
+/* The maps of growth.bpf.c, where blocks are sampled. */
 BPF_ARRAY(lost_stacks, u64, LOST_STACK_KINDS);
 BPF_ARRAY(block_config, struct block_config, 1);
 BPF_HASH(allocating, u64, u64, ALLOCATING_MAX);
@@ -328,7 +328,10 @@ int on_native(struct pt_regs *ctx)
 		freed(b, one, header_of(one), 0);
 		return 0;
 	}
-	/* A request has one thread to note what is between entry and return: others' realloc() is taken to succeed. */
+	/*
+	 * Only the request's own thread remembers a realloc() until it returns. In other threads it is
+	 * assumed to succeed.
+	 */
 	if (site == NATIVE_REALLOC && one && two && !runs_requests(b)) {
 		forget(b, one);
 		freed(b, one, header_of(one), 1);

@@ -111,7 +111,7 @@ static __always_inline u64 identity(struct stack_layout *layout, u64 function)
 }
 
 /*
- * A hash of the stack from the call at `at`, at one read a frame. Functions and oplines are told apart
+ * A hash of the stack from the call at `at`, at one read a frame. Functions and oplines are known
  * by their addresses, which hold for a request. Calls whose function may be freed within the request
  * (`volatile_calls`) also add an identity. `top` is of the innermost frame; it is kept in map memory so
  * that the verifier does not track its value (Linux 6.18): in registers, only half the depth loads.

@@ -16,8 +16,9 @@
  *   on_teardown     entry of zend_mm_shutdown()       anon_end, zend_*peak, zend_real_end, status
  *   on_end          end of php_request_shutdown()     *_after, brk_bytes, ended_ns, cpu_ns, faults; submits
  *
- * Workers: on_fork enters a child and sends EVENT_BORN, of a worker's child with its first request; its first on_startup sends EVENT_TITLED;
- * on_exit sends EVENT_DIED, after the request that was cut off; on_exec sends EVENT_EXECED for a master.
+ * Workers: on_fork enters every child. It sends EVENT_BORN for a master's child. For a worker's child,
+ * on_startup sends it. A worker's first on_startup sends EVENT_TITLED; on_exit sends EVENT_DIED, after
+ * the request that was cut off; on_exec sends EVENT_EXECED for a master.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"

@@ -166,7 +166,7 @@ struct release_event {
 	__u64 freed_by_started_ns; /* the request that freed them; 0 = none ran */
 	__s64 bytes;
 	__s64 blocks;
-	__u32 idle; /* 1 = freed while no request ran: perhaps the worker is about to end */
+	__u32 idle; /* 1 = freed while no request ran: maybe the worker is about to end */
 	__u32 resized; /* 1 = by realloc(): the blocks live on, in others of the request that freed them */
 };
 

@@ -248,7 +248,7 @@ class Worker(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """A process that a worker forked, and that served no request: it worked for one, and may still do."""
+    """A process that a worker forked: it served no request of its own, but may work for its parent's."""
 
     pid: int
     parent_pid: int  # the worker
@@ -285,7 +285,7 @@ class Look(NamedTuple):
     malloc_resident: int | None  # resident memory of that heap, and blocks mapped apart
     zend_resident: int | None  # resident memory of Zend's chunks and huge blocks
     settled: bool  # True: the worker waited for a request, and nothing changed during the look
-    in_accept: bool  # it waited in accept(): surely in no request. False: perhaps on a connection that it keeps
+    in_accept: bool  # it waited in accept(): surely in no request. False: maybe it reads a connection that it keeps
     requests: int | None  # of this worker since the look before, those not recorded included; None: it is the first
     why: str | None  # why something is None, or not settled
 

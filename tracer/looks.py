@@ -1,7 +1,7 @@
 """Looks at the memory of traced workers: when a recording begins, now and then while it goes on, and when it ends.
 
 In a thread of its own, while the capture goes on: workers are neither stopped nor slowed, and no request waits. A
-worker in the middle of a request gives no figures that can be compared: it is tried again until the time is over.
+worker in the middle of a request gives no figures that can be compared: it is tried again until the time limit.
 Looks in between come the more seldom the longer the recording is, and take at most 1 % of a CPU.
 """
 
@@ -38,7 +38,7 @@ _RECENT = 256  # requests that may have been counted before a look at an earlier
 
 BUSY = "it was in a request"
 TOO_MANY = f"more than {WORKERS_MAX} workers"
-NO_TIME = "the time for looks was over"
+NO_TIME = "the time limit for looks was reached"
 
 
 @dataclasses.dataclass(slots=True)
@@ -252,7 +252,7 @@ class Looks:
             self._thread = None
 
     def _look_at_all(self, waiting: list[Subject], until: float, retry_until: float) -> None:
-        """In the thread: look at each worker once it waits for a request, or when the time is over."""
+        """In the thread: look at each worker once it waits for a request, or at the time limit."""
         try:
             self._look_at_each(waiting, until, retry_until)
         finally:
@@ -279,7 +279,7 @@ class Looks:
         return self._stop.is_set() or time.monotonic() >= until
 
     def _look(self, worker: Subject, until: float) -> Look | None:
-        """A look at a worker; None if it is to be tried again, since it is in a request."""
+        """Return a look at a worker; None if it must be tried again, since it is in a request."""
         began = self._now()
         try:
             found = worker_look.look(worker, until)

@@ -65,7 +65,7 @@ def opened(path: str, *, force: bool) -> Iterator[TextIO]:
     """Open a text file for writing, mode 0600; `-` is stdout. The file appears under its name on a clean exit only.
 
     It is written under a temporary name in the same folder. If the block raises, or SIGINT, SIGTERM or
-    SIGHUP ends the process, it is removed, and a file that was to be overwritten is unchanged.
+    SIGHUP ends the process, it is removed, and a file that it would have replaced is unchanged.
 
     UsageError if the name is taken and `force` is not given, or the file cannot be written.
     IncompleteError if the disk is full.

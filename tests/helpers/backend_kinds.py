@@ -44,7 +44,7 @@ NOTES: dict[str, frozenset[str]] = {
     SYSCALLS: frozenset({Note.NATIVE_NOT_COUNTED.value, Note.SCRIPT_END_NOT_SEEN.value}),
     BREAKPOINTS: frozenset({Note.NATIVE_NOT_COUNTED.value, Note.CALLS_NOT_HOOKED.value}),
 }
-# True if exit() in a script is told apart from a plain end.
+# True if exit() in a script is distinguished from a plain end.
 SEES_EXIT = {BPF: True, SYSCALLS: False, BREAKPOINTS: False}
 
 PROGRAMS = ProgramCache()

@@ -55,7 +55,7 @@ class WebServer:
 
 
 def nginx(folder: Path, site: Path, fpm: Path) -> WebServer:
-    """nginx with `try_files`: what is no file goes to front.php."""
+    """nginx with `try_files`: a path that is not a file goes to front.php."""
     port = _free_port()
     params = Path("/etc/nginx/fastcgi_params")
     config = folder / "nginx.conf"
@@ -128,7 +128,7 @@ def lighttpd(folder: Path, site: Path, fpm: Path) -> WebServer:
 
 
 def caddy(folder: Path, site: Path, fpm: Path) -> WebServer:
-    """Caddy with php_fastcgi: what is no file goes to front.php."""
+    """Caddy with php_fastcgi: a path that is not a file goes to front.php."""
     port = _free_port()
     config = folder / "Caddyfile"
     config.write_text(

@@ -1,6 +1,6 @@
 <?php
-// Every way to get somewhere in PHP. Each probe maps a number of pages of its own, so that its stack is told
-// from the others; the answer is what debug_backtrace() says of each, as JSON: {name: [pages, frames]}.
+// Every way to get somewhere in PHP. Each probe maps a number of pages of its own, so that its stack is known
+// among the others; the answer is what debug_backtrace() says of each, as JSON: {name: [pages, frames]}.
 $libc = FFI::cdef('void *mmap(void *a, size_t n, int prot, int flags, int fd, long offset);');
 $seen = [];
 

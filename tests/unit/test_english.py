@@ -166,7 +166,9 @@ def test_an_error_without_a_reason_or_a_fix_is_found(source, right):
     assert bool(ERROR_FORM.fullmatch(text)) is right
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"])
+@pytest.mark.parametrize(
+    "name", sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+)
 def test_a_document_is_plain_english(name):
     lines = (ROOT / name).read_text().splitlines()
 

@@ -147,7 +147,7 @@ def test_looks_end_when_their_time_has_elapsed(tmp_path, monkeypatch):
     with waiting_process(tmp_path) as pid:
         (found,) = first_looks(subject(pid))
 
-    assert (found.anon, found.why) == (None, "the time for looks was over")
+    assert (found.anon, found.why) == (None, "the time limit for looks was reached")
 
 
 def test_a_heap_that_is_too_large_leaves_the_rest_known(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_heap_beyond_the_deadline_leaves_the_rest_known(tmp_path):
 
         assert found is not None
         assert (found.anon, found.malloc_in_use) == (rollup_bytes(pid, "Anonymous"), None)
-        assert "malloc: the time for looking at it was over" in str(found.why)
+        assert "malloc: the time limit for looks was reached" in str(found.why)
 
 
 def test_only_workers_with_figures_are_looked_at_again(tmp_path):

@@ -30,7 +30,7 @@ class Estimation:
     """Takes requests one by one, and estimates at any time. Keys are those of the groups."""
 
     def __init__(self, *, possible: bool) -> None:
-        """`possible`: False if nothing is to be estimated."""
+        """`possible`: False to estimate nothing."""
         self._possible = possible
         self._needed: set[Hashable] = set()  # keys of groups of which too few requests were counted
         self._estimator: NativeEstimator | None = None
@@ -99,7 +99,7 @@ class Estimation:
         return found
 
     def charges(self) -> dict[Hashable, Charge]:
-        """The estimate of each group's bytes a request; of groups that cannot be told apart, all the same."""
+        """The estimate of each group's bytes a request; the same one for groups that cannot be separated."""
         found: dict[Hashable, Charge] = {}
         for entry in self._entries():
             if not entry.keys or entry.total_bytes is None or entry.low is None or entry.high is None:

@@ -1,6 +1,6 @@
 """The growth of malloc's heap between two looks at a worker, less what its counted requests kept of it.
 
-What is left was kept by the requests that were not counted: exact, whoever of them it was. Looks that were not taken in
+The rest was kept by the requests that were not counted: exact, whichever of them kept it. Looks that were not taken in
 accept(), or are uncertain, are left out, and so are windows in which a request is missing.
 """
 

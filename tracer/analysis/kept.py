@@ -3,7 +3,7 @@
 A worker's first request for a script, or for a route of it, fills caches that the later ones find filled. What it keeps
 beyond what the others keep is warm-up: it comes once a worker, so it is a figure of its own and no part of a leak. Some
 caches are emptied now and then, and filled again by whichever request comes next. So what one request of each worker
-kept, and nearly nothing was kept besides, is warm-up too.
+kept, where the others kept nearly nothing, is warm-up too.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class KeptSum:
 
     def _steady_and_firsts(self) -> tuple[OpenSum, OpenSum]:
         first, of_route, later = self._runs
-        # Where hardly a route comes twice, nobody can say what the first of each filled.
+        # Where hardly a route comes twice, it is unknown what the first request of each filled.
         if later.count < max(_LEAST_COUNTED, of_route.count // 10):
             return OpenSum(of_route, later), OpenSum(first)
         return OpenSum(later), OpenSum(first, of_route)
@@ -145,7 +145,7 @@ class KeptSum:
         )
 
     def _of_first_runs(self, firsts: OpenSum) -> Kept:
-        """Where each request was its worker's first: what is a leak and what is warm-up cannot be told apart."""
+        """Where each request was its worker's first: a leak cannot be distinguished from warm-up."""
         count, total, _, kept_any = firsts.believed
         p50, p95 = firsts.quantiles(0.5, 0.95)
         mean = total / count

@@ -57,7 +57,7 @@ class Sort(enum.Enum):
 class Group:
     """Figures of the requests with one key, in bytes and nanoseconds. None: measured on none of them.
 
-    `growth_*` is what the workers' anonymous memory grew by, Zend's chunk cache included: memory that one request
+    `growth_*` is the growth of the workers' anonymous memory, Zend's chunk cache included: memory that one request
     takes, another may free. Its quantiles are of the requests that were seen whole. `kept_*` is the native memory that
     the requests allocated and did not free, see analysis.kept.Kept; `kept_how` is a How's value. Quantiles are by
     nearest rank: values that occurred. `container` names the place where the requests ran; None if all requests of the
@@ -121,7 +121,7 @@ class Ranking:
     """Takes requests one by one; groups() may be called at any time.
 
     A list that each request makes longer, in a block that it moves, is held by those who made it longer: so a request
-    that frees blocks of its own group, or moves those of any, is counted with what they grew by, and the requests
+    that frees blocks of its own group, or moves those of any, is counted with the growth of these, and the requests
     that had them before keep theirs.
 
     To run for hours in bounded memory, give `window`, so that quantiles cover only that many last

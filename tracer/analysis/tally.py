@@ -41,7 +41,7 @@ class Tally:
         self.lost = 0
         self.unended = 0  # recordings that were not closed: how much is missing is unknown
         self.losses: dict[str, int] = {}
-        self.in_flight: list[Request] = []  # those that grew most of the requests that tracing cut off, and grew so far
+        self.in_flight: list[Request] = []  # of the requests that tracing cut off, those whose worker grew most
         self.several_places = False  # requests ran in more than one
         self._place: tuple[object, ...] | None = None  # of the first one
         self.not_traced: list[str] = []  # sentences on processes that were meant and not traced

@@ -110,7 +110,7 @@ def _ptrace(options: BackendOptions) -> Backend:
     return PtraceBackend(keep_query=options.keep_query, stacks=options.stacks, mode=options.ptrace_mode)
 
 
-# By name, the preferred first. The last is the fallback: it is slow, so `auto` takes it only where no other can be had.
+# By name, the preferred first. The last is the fallback: it is slow, so `auto` takes it if no other is available.
 BACKENDS = {
     "bpf": BackendFactory("", _bpf_unmet, _bpf_refusal, _bpf),
     "ptrace": BackendFactory(", which slows requests down", _ptrace_unmet, _ptrace_refusal, _ptrace),

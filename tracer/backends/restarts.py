@@ -65,10 +65,13 @@ class _Gap:
                 f" since is not traced ({self.refused})"
             )
         if now is None:
-            return f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and none was started"
+            return (
+                f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and no new master was"
+                " started"
+            )
         return (
-            f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and its successor is traced"
-            f" since {shown[1]}"
+            f"gaps in tracing: master {self.master} of {self.named} ended at {shown[0]}, and its successor has been"
+            f" traced since {shown[1]}"
         )
 
 
@@ -182,8 +185,9 @@ class Restarts(Several):
             assert target.master is not None
             self._left_alone.pop(target.master.pid, None)
             self._named[target.master.pid] = target.named
-            self._report(f"tracing master {target.master.pid} of {target.named}, which was started since")
             gap = next((gap for gap in self._gaps if gap.named == target.named), None)
+            after = "" if gap is None else f", started after master {gap.master} ended"
+            self._report(f"now tracing master {target.master.pid} of {target.named}{after}")
             if gap is not None:
                 self._gaps.remove(gap)
                 facts.append(self._loss(gap, time.time()))

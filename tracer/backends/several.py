@@ -1,4 +1,4 @@
-"""The part common to what is made of several backends: they are polled in turn."""
+"""Base class of Together and Restarts: polls several backends in turn."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class Session:
 def session(plan: Plan) -> Iterator[Session]:
     """Find the targets and attach to them. Print which backend is used, what it cannot measure, and who is left out.
 
-    With `--backend auto`, go on to the next backend if one cannot be had on this host. Raises a PhptraceError if it
+    With `--backend auto`, go on to the next backend if one is not available on this host. Raises a PhptraceError if it
     only lacks something that can be fixed here, or if the last fails, too.
     """
     choice, found = _attached(plan)

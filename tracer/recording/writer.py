@@ -174,7 +174,7 @@ class Writer:
             self._stacks.write(connection, up_to=self._requests.write(connection, _STEP))
 
     def _saturate(self) -> None:
-        """Make every figure that is to be written fit in 64 bits."""
+        """Make every figure that waits to be written fit in 64 bits."""
         self._others = [type(fact)._make(saturated(fact)) for fact in self._others]
         self._freed = [saturated(row) for row in self._freed]
         self._requests.saturate()

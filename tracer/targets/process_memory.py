@@ -46,7 +46,7 @@ class Reason(enum.Enum):
     NOT_USED = "not used"  # PHP uses malloc instead of Zend's allocator
     INTERRUPTED = "interrupted"  # memory of others lies in the middle of it
     TOO_LARGE = "too large"
-    TOO_LONG = "too long"  # the time for it was over
+    TOO_LONG = "too long"  # the time limit for the look was reached
     SWAPPED = "swapped"  # reading it would bring it back into memory
     MALFORMED = "malformed"  # corrupt, not what it seems, or changed too fast
 
@@ -118,9 +118,9 @@ class ProcessMemory:
             raise self._gone()
 
     def check_time(self) -> None:
-        """HeapUnknownError if the time for it is over: for loops that read nothing for a while."""
+        """HeapUnknownError if the time limit is reached: for loops that read nothing for a while."""
         if self._until is not None and time.monotonic() >= self._until:
-            raise HeapUnknownError(Reason.TOO_LONG, "the time for looking at it was over")
+            raise HeapUnknownError(Reason.TOO_LONG, "the time limit for looks was reached")
 
     def read_into(self, view: memoryview, address: int) -> int:
         """Fill the view with memory from that address, up to the first page that is not resident.

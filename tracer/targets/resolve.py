@@ -141,7 +141,7 @@ def find(names: Sequence[str], *, symbols: bool = False, only: Collection[int] |
 
 
 def targets(names: Sequence[str], *, symbols: bool = True) -> list[Target]:
-    """The targets that find() finds; the caller closes each. Of processes that are refused beside them, use find()."""
+    """The targets that find() finds; the caller closes each. Use find() to learn which processes are refused."""
     return find(names, symbols=symbols).targets
 
 

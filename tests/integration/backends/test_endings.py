@@ -1,4 +1,4 @@
-"""How a request ends is told apart, and a request that never ended is not dropped."""
+"""Each way to end a request is recorded as such, and a request that never ended is not dropped."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ BLOCK = 1_003_520  # bytes that Zend's heap takes for 1,000,000: 245 pages
 
 
 class Stream:
-    """A request of in_flight.php, which holds as many blocks as it is told to."""
+    """A request of in_flight.php, which holds as many blocks as hold() asks for."""
 
     def __init__(self, fpm: Fpm, blocks: int) -> None:
         self._file = fpm.folder / "ticks"

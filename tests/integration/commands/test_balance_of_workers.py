@@ -1,4 +1,4 @@
-"""Looks at real workers, and the balance of what they grew by."""
+"""Looks at real workers, and the balance of their growth."""
 
 from __future__ import annotations
 

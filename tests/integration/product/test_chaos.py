@@ -139,7 +139,7 @@ def test_each_request_is_recorded_or_in_a_gap_that_is_reported(
 
 def times(why: str) -> tuple[float, float] | None:
     """The beginning and the end of a gap, in Unix time; None if the reason is another."""
-    found = re.search(r"ended at (\S+)Z, and its successor is traced since (\S+)Z", why)
+    found = re.search(r"ended at (\S+)Z, and its successor has been traced since (\S+)Z", why)
     if found is None:
         return None
     begin, end = (datetime.datetime.fromisoformat(f"{at}+00:00").timestamp() for at in found.groups())

@@ -118,7 +118,7 @@ def ranked(fpm: Fpm, pages: list[str]) -> list[list[Group]]:
 
 
 def accused(groups: Iterable[Group]) -> list[Group]:
-    """The scripts that are said to keep at least 1 KiB a request."""
+    """The scripts that a report accuses of at least 1 KiB a request."""
     return [group for group in groups if (group.kept_per_request or 0) >= 1024 and (group.kept_low or 0) > 0]
 
 

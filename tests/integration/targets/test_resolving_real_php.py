@@ -1,4 +1,4 @@
-"""Targets as a user writes them, on real masters: found, refused, told apart."""
+"""Targets as a user writes them, on real masters: found, refused, distinguished."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ IDLE = "php-fpm: pool www"
 NO_BCC = UnsupportedError("cannot import bcc: none. Install it.", fixable=True)
 NOT_ROOT = NotPermittedError("cannot trace with BPF: not root. Run with sudo.", fixable=True)
 OLD_KERNEL = UnsupportedError("cannot trace with BPF: this kernel is old. Boot another.")
-COST = "each system call of a worker stops it twice, so a request of 10 ms takes about twice as long"
+COST = "each system call of a worker stops it twice, so a 10 ms request takes some 13 ms with 30 calls, 30 ms with 140"
 
 
 @dataclasses.dataclass

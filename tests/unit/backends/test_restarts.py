@@ -17,7 +17,7 @@ from tracer.facts import Fact, Loss
 
 
 class Scripted:
-    """A backend that watches what it is told to."""
+    """A backend that watches the masters it is given."""
 
     def __init__(self, name: str, *masters: int) -> None:
         self.name = name
@@ -109,13 +109,13 @@ def test_a_master_that_was_started_anew_is_attached_to_and_the_gap_is_lost(monke
 
     assert gap.lost == 1
     assert gap.why == (
-        "gaps in tracing: master 5 of php-fpm ended at 2027-01-15T08:01:40.5Z, and its successor is traced since"
-        " 2027-01-15T08:01:40.7Z"
+        "gaps in tracing: master 5 of php-fpm ended at 2027-01-15T08:01:40.5Z, and its successor has been traced"
+        " since 2027-01-15T08:01:40.7Z"
     )
     assert host.watch.masters == {6}
     assert host.reports == [
         "master 5 of php-fpm has ended; waiting for php-fpm to be started again",
-        "tracing master 6 of php-fpm, which was started since",
+        "now tracing master 6 of php-fpm, started after master 5 ended",
     ]
     assert host.watch.close() == []
     assert host.later[0].closed
@@ -129,7 +129,7 @@ def test_a_master_that_is_not_started_again_is_lost_until_the_end(monkeypatch: p
     (gap,) = host.watch.close()
 
     assert isinstance(gap, Loss)
-    assert gap.why.endswith("ended at 2027-01-15T08:01:40.2Z, and none was started")
+    assert gap.why.endswith("ended at 2027-01-15T08:01:40.2Z, and no new master was started")
 
 
 def test_masters_that_are_started_later_are_attached_to_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +139,7 @@ def test_masters_that_are_started_later_are_attached_to_without_a_gap(monkeypatc
 
     assert [host.poll(1.0) for _ in range(6)] == [[]] * 6
     assert (host.asked, host.watch.masters) == ([{6}], {5, 6})
+    assert host.reports == ["now tracing master 6 of php-fpm"]
 
 
 def test_a_master_that_daemonizes_itself_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +268,7 @@ def test_masters_that_the_first_backend_can_watch_need_no_other(monkeypatch: pyt
     (gap,) = host.poll()
     host.first.masters = frozenset({6})
 
-    assert "its successor is traced" in gap.why
+    assert "its successor has been traced" in gap.why
     assert host.poll(10.0) == []
     assert host.watch.masters == {6}
 

@@ -1,4 +1,4 @@
-"""flame --diff: two recordings, and what is said about either."""
+"""flame --diff: two recordings, and the remarks on each."""
 
 from __future__ import annotations
 

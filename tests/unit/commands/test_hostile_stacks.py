@@ -84,8 +84,8 @@ def test_a_reader_of_folded_stacks_gets_one_line_a_stack_whatever_its_names(run,
 )
 def test_figures_that_no_writer_wrote_are_shown(run, tmp_path, verb):
     """More than 64 bits together, a line and samples below zero."""
-    forged = [growth((1 << 63) - 1, FIND._replace(line=line), samples=-3) for line in (-5, 2, 3)]
-    path = recording(tmp_path / "forged", [COMPLETE, *forged], WITH_STACKS)
+    crafted = [growth((1 << 63) - 1, FIND._replace(line=line), samples=-3) for line in (-5, 2, 3)]
+    path = recording(tmp_path / "crafted", [COMPLETE, *crafted], WITH_STACKS)
 
     code, out, _ = run(*verb, path)
 

@@ -281,7 +281,7 @@ def test_a_look_ends_at_its_deadline_wherever_it_has_come_to(heap, monkeypatch):
         monkeypatch.setattr(process_memory, "time", Clock())
         with pytest.raises(HeapUnknownError) as refused:
             heap.look(until=moment)
-        assert (refused.value.reason, str(refused.value)) == (Reason.TOO_LONG, "the time for looking at it was over")
+        assert (refused.value.reason, str(refused.value)) == (Reason.TOO_LONG, "the time limit for looks was reached")
 
 
 def test_a_list_that_goes_round_in_memory_that_was_read_looks_at_the_clock(heap, monkeypatch):

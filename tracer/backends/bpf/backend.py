@@ -33,7 +33,7 @@ _POLL_S = 0.05
 _BATCH = 8192
 _NICE = -10
 _HOUSEKEEPING_S = 1.0
-# So often for a while after a worker was born: it is to be counted from its first requests on.
+# So often for a while after a worker was born: it must be counted from its first requests on.
 _POLL_AFTER_BIRTH_S = 0.005
 _BIRTHS_S = 0.2
 

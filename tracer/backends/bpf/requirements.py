@@ -14,7 +14,7 @@ from tracer.targets.resolve import Target
 def unmet_requirements() -> list[PhptraceError]:
     """Return what keeps this backend from working here, each with its fix, the gravest first; [] if nothing does.
 
-    Those that the user can fix on this host are `fixable`. What only another kernel or container changes is not.
+    An error that the user can fix on this host is `fixable`. One that only another kernel or container changes is not.
     """
     found: list[PhptraceError] = []
     missing = kernel.missing_capabilities()

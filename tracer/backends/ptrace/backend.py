@@ -43,7 +43,8 @@ _LOSS_REASONS = {
     Channel.LOST: "records: the recorder did not keep up with the tracer",
     Channel.MALFORMED: "possibly requests: malformed FastCGI data skipped on a connection",
 }
-COST = "each system call of a worker stops it twice, so a request of 10 ms takes about twice as long"
+# Measured: docs/cost.md.
+COST = "each system call of a worker stops it twice, so a 10 ms request takes some 13 ms with 30 calls, 30 ms with 140"
 _SLOWLOG = (
     "php-fpm's slowlog (request_slowlog_timeout) stays empty while workers are traced with ptrace: its master would"
     " have to trace them itself, and logs that it cannot"

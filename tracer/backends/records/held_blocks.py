@@ -49,7 +49,7 @@ class HeldBlocks:
     def look(
         self, blocks: Iterable[HeldBlock], stack_of: Callable[[int, int, int], Stack | None]
     ) -> tuple[list[Retained], list[HeldBlock]]:
-        """Return what is retained, added up by request and stack, and its blocks, which are to be forgotten.
+        """Return what is retained, added up by request and stack, and its blocks, which the caller forgets.
 
         `blocks` are all that are held now. `stack_of` returns the stack of a pid, nth and hash; None: not known yet, or
         lost if the request has ended.

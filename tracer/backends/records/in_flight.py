@@ -131,7 +131,7 @@ class InFlight:
         self._biases.pop(master, None)
 
     def still_running(self, workers: Mapping[int, TrackedWorker], but: Collection[int] = ()) -> list[Request]:
-        """Return the requests that ran when tracing began and run yet. Call it once, when tracing ends.
+        """Return the requests that ran when tracing began and are still running. Call it once, when tracing ends.
 
         `but`: workers whose requests are known otherwise, since their start was seen.
         """
