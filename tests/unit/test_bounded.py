@@ -26,7 +26,7 @@ from tracer.targets.processes import Process
 from tracer.targets.resolve import Target
 
 MASTER = Process(4001, 1, 7, "php-fpm: master process (x)", (3, 5))
-WORKERS = 1500
+WORKERS = 3000  # the windows of every kind of run are full after half of them
 
 
 @pytest.fixture
