@@ -23,8 +23,9 @@ from tracer.commands.options import ranking_options, require_option, stack_metri
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import balance_text, json_report, stack_text, table
+from tracer.reporters import balance_text, findings, json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
+from tracer.reporters.verdict_text import Source
 
 log = logging.getLogger(__name__)
 _FILTERS = tuple(field.name for field in dataclasses.fields(Filter))  # options that leave requests out
@@ -43,9 +44,12 @@ class _Report:
     ranking: Ranking
     balance: Balance
     between: Between
+    every: Sequence[Group]
+    source: Source
 
 
 def _table(report: _Report) -> None:
+    findings.render(report.every, sys.stdout, by=report.by, source=report.source)
     table.render(
         report.groups,
         report.tally,
@@ -71,6 +75,7 @@ def _json(report: _Report) -> None:
         places=report.ranking.places(),
         why_not_estimated=report.ranking.why_not_estimated(),
         mismatch=report.ranking.mismatch(),
+        source=report.source,
     )
 
 
@@ -85,7 +90,13 @@ def _tsv(report: _Report) -> None:
 
 
 def _cells(report: _Report) -> list[tuple[object, ...]]:
-    return [tuple(getattr(group, name) for name in Group.__slots__) for group in report.groups]
+    return [
+        tuple(
+            group.verdict and group.verdict.kind.value if name == "verdict" else getattr(group, name)
+            for name in Group.__slots__
+        )
+        for group in report.groups
+    ]
 
 
 _RENDER: dict[str, Callable[[_Report], None]] = {"table": _table, "json": _json, "csv": _csv, "tsv": _tsv}
@@ -133,20 +144,34 @@ def report(
     else:
         require_option("stacks", "metric", "retained")
     ranking, tally, balancing, gaps = Ranking(GroupBy(group_by)), Tally(), Balancing(), BetweenRequests()
+    source = Source(tuple(files))
     for path in files:
-        _add_recording(path, ranking, tally, balancing, gaps)
+        source = _with(source, _add_recording(path, ranking, tally, balancing, gaps))
     balance, between = balancing.result(), gaps.result()
-    every = ranking.groups(Sort(sort))
+    every = ranking.groups(Sort(sort), lost=tally.lost)
     shown = every[: top or None]
     hidden = len(every) - len(shown)
-    _RENDER[form](_Report(shown, tally, GroupBy(group_by), Sort(sort), hidden, heaviest, ranking, balance, between))
+    _RENDER[form](
+        _Report(shown, tally, GroupBy(group_by), Sort(sort), hidden, heaviest, ranking, balance, between, every, source)
+    )
     for line in (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)):
         log.info("%s", line)
     if balance.doubtful:
         log.warning("%s", balance_text.warning(balance))
 
 
-def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balancing, gaps: BetweenRequests) -> None:
+def _with(source: Source, meta: Mapping[str, object]) -> Source:
+    """The source, and a recording more."""
+    named = meta.get("targets")
+    targets = tuple(str(name) for name in named) if isinstance(named, list) else ()
+    new = tuple(name for name in targets if name not in source.targets)
+    return dataclasses.replace(source, targets=source.targets + new, stacks=source.stacks or "stacks" in meta)
+
+
+def _add_recording(
+    path: str, ranking: Ranking, tally: Tally, balancing: Balancing, gaps: BetweenRequests
+) -> Mapping[str, object]:
+    """Add the recording and return its meta data."""
     with Reader(path) as recording:
         tally.unended += not recording.ended
         tally.not_traced += not_traced(recording.meta)
@@ -174,6 +199,7 @@ def _add_recording(path: str, ranking: Ranking, tally: Tally, balancing: Balanci
                 raise RecordingError(
                     f"cannot read {path}: it is corrupt, with memory figures of more than 64 bits. Record again."
                 ) from exc
+        return recording.meta
 
 
 def _limited_by(meta: Mapping[str, object], names: Iterable[str]) -> bool:
