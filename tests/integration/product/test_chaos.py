@@ -90,10 +90,7 @@ def troubled(fpm: Fpm, pool: str) -> tuple[Fpm, int]:
         if now > restarts:
             restarts += RESTART_S
             fpm.stop()
-<<<<<<< HEAD
             restarted += 1
-=======
->>>>>>> links
             fpm = Fpm(fpm.binary, fpm.folder, {pool: SETTINGS})
         time.sleep(0.05)
     return fpm, restarted
