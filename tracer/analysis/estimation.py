@@ -98,6 +98,10 @@ class Estimation:
                 found.append(Together(keys, entry.bytes_per_round, entry.low, entry.high))
         return found
 
+    def keys_together(self) -> set[Hashable]:
+        """The keys of groups that an estimate cannot tell from others."""
+        return {key for entry in self._entries() if len(entry.keys) > 1 for key in entry.keys}
+
     def charges(self) -> dict[Hashable, Charge]:
         """The estimate of each group's bytes a request; the same one for groups that cannot be separated."""
         found: dict[Hashable, Charge] = {}

@@ -107,6 +107,13 @@ class KeptSum:
             return OpenSum(of_route, later), OpenSum(first)
         return OpenSum(later), OpenSum(first, of_route)
 
+    def lives(self) -> list[list[int]]:
+        """The bytes that each worker's requests kept, in order, without open ones and those that fill caches first."""
+        found: dict[int, list[int]] = {}
+        for kept, worker in self._steady_and_firsts()[0].closed():
+            found.setdefault(worker, []).append(kept)
+        return list(found.values())
+
     def kept(self) -> Kept:
         """The figures of the requests so far."""
         counted = self._counted

@@ -134,10 +134,17 @@ class OpenValues:
         return self._values.last
 
     def closed(self) -> list[tuple[int, int]]:
-        """For each of the last `window` requests that is not open: the bytes it kept, and its worker."""
+        """For each of the last `window` requests that is not open, in order: the bytes it kept, and its worker."""
         size = self._window or len(self._workers)
         is_open = {number % size for number in self._open}
-        return [pair for at, pair in enumerate(zip(self._values.last, self._workers, strict=True)) if at not in is_open]
+        pairs = [
+            pair for at, pair in enumerate(zip(self._values.last, self._workers, strict=True)) if at not in is_open
+        ]
+        if self.count <= size:
+            return pairs
+        oldest = self.count % size
+        newer = oldest - sum(at < oldest for at in is_open)
+        return pairs[newer:] + pairs[:newer]
 
 
 class OpenSum:

@@ -11,20 +11,25 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from tracer.analysis.estimation import Estimation, Together
 from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.heap_windows import HeapWindows
-from tracer.analysis.kept import Kept, KeptSum, estimated
+from tracer.analysis.kept import How, Kept, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
 from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.places import place_names
 from tracer.analysis.quantiles import Values
 from tracer.analysis.routes import RouteKey, RouteNames, Routes
 from tracer.analysis.uncounted import Charge, Mismatch, NetSum, mismatch
+from tracer.analysis.verdict.judge import Evidence, Verdict, judge
+from tracer.analysis.verdict.memory import Memory
+from tracer.analysis.verdict.recorded_time import RecordedTime
+from tracer.analysis.verdict.worker_levels import WorkerLevels
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker, retained
 
 # Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
 COLUMNS = (
     *WORKER_FIELDS, "nth", "uri", "script", "ending", "started_ns", "duration_ns",
-    "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_peak",
+    "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_real_after", "zend_peak",
+    "file_before", "file_after", "shmem_before", "shmem_after",
     "native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_between_bytes", "native_kept",
     "native_released",
 )  # fmt: skip
@@ -84,6 +89,7 @@ class Group:
     zend_peak_max: int | None
     duration_p95_ns: int | None
     container: str | None = None
+    verdict: Verdict | None = None  # None: groups of this kind are not judged
 
 
 # Requests that left blocks behind, of which a ranking remembers for a while how much that was.
@@ -144,7 +150,11 @@ class Ranking:
         It takes every request of the workers: it has to be False where some are filtered out.
         """
         self.by = by
-        self._estimation = Estimation(possible=estimate and by in (GroupBy.ROUTE, GroupBy.SCRIPT, GroupBy.URI))
+        by_name = by in (GroupBy.ROUTE, GroupBy.SCRIPT, GroupBy.URI)
+        self._estimation = Estimation(possible=estimate and by_name)
+        self._judged = by_name
+        self._levels = WorkerLevels()
+        self._time = RecordedTime()
         self.overflow = 0
         self._workers = WorkerNames()
         routes = routes or Routes()
@@ -172,6 +182,7 @@ class Ranking:
         nor the birth of the later was seen.
         """
         self._workers.begin_recording(workers)
+        self._time.begin_recording()
         looks = list(looks)
         self._estimation.begin_recording(looks, filtered=filtered)
         self._heaps.begin_recording([] if filtered else looks)
@@ -184,6 +195,9 @@ class Ranking:
         name = self._name(request)
         key = request[_PLACE_AT:], name
         run = self._first_runs.of(request, name)
+        level, raised = self._levels.add(request)
+        if request.started_ns is not None:
+            self._time.add(request.started_ns, request.started_ns + (request.duration_ns or 0))
         freed = freed or self._freeing.pop(request.pid, ())
         self._heaps.add(request, key, first=run is Run.FIRST)
         group = self._groups.get(key)
@@ -195,6 +209,7 @@ class Ranking:
             group = self._groups[key] = _Accumulator(self._window)
         taken_over = self._take_over(request, group, freed) if freed else 0
         number = group.add(request, run, taken_over)
+        group.memory.add(request, level, raised)
         self._last_counted.add(request, None if number is None else functools.partial(group.close_kept, number, run))
         self._estimation.add(request, key, needed=group.needs_estimate)
         kept = request.native_kept
@@ -278,8 +293,11 @@ class Ranking:
         """The places where the requests ran, with a name for each, all different."""
         return place_names(Place._make(at) for at, _ in self._groups)
 
-    def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None) -> list[Group]:
-        """The groups in order, all (None) or the first `top`. Ties are sorted by growth, by key, then by container."""
+    def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None, *, lost: int = 0) -> list[Group]:
+        """The groups in order, all (None) or the first `top`. Ties are sorted by growth, by key, then by container.
+
+        `lost`: facts that were lost, which a verdict respects.
+        """
         estimates = self._estimation.single()
         mismatch = self._mismatch()
         workers = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
@@ -287,6 +305,7 @@ class Ranking:
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
         found = []
+        key_of: dict[int, _Key] = {}  # by the identity of a group
         for key, accumulator in self._groups.items():
             at, name = key
             place = places[Place._make(at)]
@@ -296,11 +315,27 @@ class Ranking:
                 shown = place
             correct = None if mismatch is None else functools.partial(mismatch.figures, key)
             found.append(accumulator.group(shown, place if several else None, estimates.get(key), correct))
+            key_of[id(found[-1])] = key
         found.sort(key=lambda group: (group.key is None, group.key or "", group.container or ""))
         if sort is not Sort.KEY:
             value = _SORT_VALUES[sort]
             found.sort(key=lambda group: (value(group), _order(group.growth_bytes)), reverse=True)
-        return found[:top]
+        return self._with_verdicts([(key_of[id(group)], group) for group in found[:top]], lost)
+
+    def _with_verdicts(self, groups: Sequence[tuple[_Key, Group]], lost: int) -> list[Group]:
+        if not self._judged:
+            return [group for _, group in groups]
+        share = lost / (lost + self.overflow + sum(one.requests for one in self._groups.values())) if lost else 0.0
+        together = self._estimation.keys_together()
+        return [
+            dataclasses.replace(
+                group,
+                verdict=judge(
+                    self._groups[key].evidence(group, self._time.seconds, lost_share=share, together=key in together)
+                ),
+            )
+            for key, group in groups
+        ]
 
 
 def _blocks_left(request: Request) -> int:
@@ -345,13 +380,14 @@ _SORT_VALUES: dict[Sort, Callable[[Group], tuple[int, ...]]] = {
 
 class _Accumulator:
     __slots__ = (
-        "_anon_peak", "_cut_off_growth", "_durations", "_growth", "_incomplete", "_kept", "_net", "_requests",
-        "_zend_peak",
+        "_anon_peak", "_cut_off_growth", "_durations", "_growth", "_incomplete", "_kept", "_net", "_zend_peak",
+        "memory", "requests",
     )  # fmt: skip
 
     def __init__(self, window: int | None) -> None:
-        self._requests = 0
+        self.requests = 0
         self._incomplete = 0
+        self.memory = Memory()
         self._growth = Values(window)
         self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
         self._kept = KeptSum(window)
@@ -362,7 +398,7 @@ class _Accumulator:
 
     def add(self, request: Request, run: Run, taken_over: int) -> int | None:
         """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
-        self._requests += 1
+        self.requests += 1
         number = None
         growth = request.growth
         if growth is not None and request.complete:
@@ -389,7 +425,7 @@ class _Accumulator:
     @property
     def needs_estimate(self) -> bool:
         """True if requests were seen whole, and what they kept is not known."""
-        return self._incomplete < self._requests and not self._kept.known
+        return self._incomplete < self.requests and not self._kept.known
 
     @property
     def charge(self) -> Charge | None:
@@ -402,6 +438,24 @@ class _Accumulator:
     def close_kept(self, number: int, run: Run) -> None:
         self._kept.close(number, run)
 
+    def evidence(self, group: Group, seconds: float | None, *, lost_share: float, together: bool) -> Evidence:
+        """All that a verdict on its group is made of. `group` has its figures."""
+        kept = Kept(
+            How(group.kept_how) if group.kept_how else None,
+            group.kept_bytes,
+            group.kept_per_request,
+            group.kept_low,
+            group.kept_high,
+            group.kept_share,
+            group.kept_p50,
+            group.kept_p95,
+            group.warmup_bytes,
+            group.counted,
+        )
+        return Evidence(
+            group.requests, kept, self._kept.lives, self.memory, group.zend_peak_max, seconds, lost_share, together
+        )
+
     def group(
         self,
         key: str | None,
@@ -413,7 +467,7 @@ class _Accumulator:
         growth = None if not self._growth.count else self._growth.total
         if self._cut_off_growth is not None:
             growth = (growth or 0) + self._cut_off_growth
-        kept, complete = self._kept.kept(), self._requests - self._incomplete
+        kept, complete = self._kept.kept(), self.requests - self._incomplete
         if kept.how is None and estimate is not None:
             kept = estimated(estimate)._replace(counted=kept.counted)
             if kept.per_request is not None:
@@ -423,7 +477,7 @@ class _Accumulator:
         (duration_p95,) = self._durations.quantiles(0.95)
         return Group(
             key=key,
-            requests=self._requests,
+            requests=self.requests,
             incomplete=self._incomplete,
             growth_bytes=growth,
             growth_p50=growth_p50,

@@ -26,8 +26,9 @@ from tracer.commands.routing import RouteOptions, default_group
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import balance_text, json_report, stack_text, table
+from tracer.reporters import balance_text, findings, json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
+from tracer.reporters.verdict_text import Source
 
 log = logging.getLogger(__name__)
 _FILTERS = tuple(field.name for field in dataclasses.fields(Filter))  # options that leave requests out
@@ -46,9 +47,12 @@ class _Report:
     ranking: Ranking
     balance: Balance
     between: Between
+    every: Sequence[Group]
+    source: Source
 
 
 def _table(report: _Report) -> None:
+    findings.render(report.every, sys.stdout, by=report.by, source=report.source)
     table.render(
         report.groups,
         report.tally,
@@ -75,6 +79,7 @@ def _json(report: _Report) -> None:
         why_not_estimated=report.ranking.why_not_estimated(),
         mismatch=report.ranking.mismatch(),
         group_by=report.by.value,
+        source=report.source,
     )
 
 
@@ -89,7 +94,13 @@ def _tsv(report: _Report) -> None:
 
 
 def _cells(report: _Report) -> list[tuple[object, ...]]:
-    return [tuple(getattr(group, name) for name in Group.__slots__) for group in report.groups]
+    return [
+        tuple(
+            group.verdict and group.verdict.kind.value if name == "verdict" else getattr(group, name)
+            for name in Group.__slots__
+        )
+        for group in report.groups
+    ]
 
 
 _RENDER: dict[str, Callable[[_Report], None]] = {"table": _table, "json": _json, "csv": _csv, "tsv": _tsv}
@@ -146,17 +157,27 @@ def report(
             view = chosen_view(recordings, None if metric is None else Metric(metric), retained=retained)
             heaviest = _heaviest(recordings, view, found, top)
         ranking, tally, balancing, gaps = Ranking(by, routes=found), Tally(), Balancing(), BetweenRequests()
+        source = Source(tuple(files))
         for recording in recordings:
             _add_recording(recording, ranking, tally, balancing, gaps)
+            source = _with(source, recording.meta)
     balance, between = balancing.result(), gaps.result()
-    every = ranking.groups(Sort(sort))
+    every = ranking.groups(Sort(sort), lost=tally.lost)
     shown = every[: top or None]
     hidden = len(every) - len(shown)
-    _RENDER[form](_Report(shown, tally, by, Sort(sort), hidden, heaviest, ranking, balance, between))
+    _RENDER[form](_Report(shown, tally, by, Sort(sort), hidden, heaviest, ranking, balance, between, every, source))
     for line in (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)):
         log.info("%s", line)
     if balance.doubtful:
         log.warning("%s", balance_text.warning(balance))
+
+
+def _with(source: Source, meta: Mapping[str, object]) -> Source:
+    """The source, and a recording more."""
+    named = meta.get("targets")
+    targets = tuple(str(name) for name in named) if isinstance(named, list) else ()
+    new = tuple(name for name in targets if name not in source.targets)
+    return dataclasses.replace(source, targets=source.targets + new, stacks=source.stacks or "stacks" in meta)
 
 
 def _add_recording(

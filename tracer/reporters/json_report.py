@@ -17,6 +17,7 @@ from tracer.analysis.tally import Tally
 from tracer.analysis.uncounted import Mismatch
 from tracer.facts import Place
 from tracer.reporters.table import growth_per_hour
+from tracer.reporters.verdict_text import Source, evidence, next_step
 
 SCHEMA = 2
 
@@ -34,6 +35,7 @@ def render(
     why_not_estimated: str | None = None,
     mismatch: Mismatch | None = None,
     group_by: str | None = None,
+    source: Source | None = None,
 ) -> None:
     """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes.
 
@@ -67,10 +69,7 @@ def render(
             for one in tally.in_flight
         ],
         "not_traced": [json_text(sentence) for sentence in tally.not_traced],
-        "groups": [
-            {**dataclasses.asdict(group), "key": json_text(group.key), "container": json_text(group.container)}
-            for group in groups
-        ],
+        "groups": [_group(group, source or Source()) for group in groups],
         "containers": [
             {"name": json_text(name), **{field: json_text(value) for field, value in place._asdict().items()}}
             for place, name in places.items()
@@ -108,6 +107,19 @@ def render(
         }
     json.dump(document, out, indent=2)
     out.write("\n")
+
+
+def _group(group: Group, source: Source) -> dict[str, Any]:
+    verdict = group.verdict
+    return {
+        **dataclasses.asdict(dataclasses.replace(group, verdict=None)),
+        "key": json_text(group.key),
+        "container": json_text(group.container),
+        "verdict": verdict.kind.value if verdict is not None else None,
+        "verdict_why": verdict.why.value if verdict is not None and verdict.why is not None else None,
+        "evidence": evidence(verdict) if verdict is not None else None,
+        "next": json_text(next_step(verdict, source)) if verdict is not None else None,
+    }
 
 
 def json_text(text: str | None) -> str | None:

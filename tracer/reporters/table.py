@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -16,9 +16,10 @@ from tracer.analysis.places import place_name
 from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Forked, Tally
 from tracer.facts import Request
+from tracer.reporters.verdict_text import label
 from tracer.units import counted, counted_loss, printable, show_bytes, show_duration
 
-_MIN_KEY = 20
+_MIN_KEY = 19
 _MOST_TOGETHER = 3
 _MOST_KEYS = 4
 _MOST_FORKERS = 3
@@ -38,8 +39,8 @@ def _columns(sort: Sort) -> list[tuple[str, int, Sort | None, Callable[[Group], 
         ("native kept", 12, Sort.NATIVE, lambda g: _kept(g, g.kept_bytes, g.requests)),
         ("per request", 11, None, lambda g: _kept(g, g.kept_per_request, 1)),
         ("keep", 4, None, lambda g: "-" if g.kept_share is None else f"{g.kept_share:.0%}"),
-        ("anon peak", 10, Sort.PEAK, lambda g: show_bytes(g.anon_peak_max)),
-        ("zend peak", 10, Sort.ZEND, lambda g: show_bytes(g.zend_peak_max)),
+        ("anon peak", 9, Sort.PEAK, lambda g: show_bytes(g.anon_peak_max)),
+        ("zend peak", 9, Sort.ZEND, lambda g: show_bytes(g.zend_peak_max)),
         ("p95", 8, Sort.DURATION, lambda g: show_duration(g.duration_p95_ns)),
     ]
     if sort is Sort.GROWTH:
@@ -132,6 +133,9 @@ def console_for(out: TextIO) -> Console:
 def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: int) -> RenderableType:
     """The table alone. Long keys lose their beginning, which tends to be alike; a narrow terminal has fewer columns."""
     columns = _columns(sort)
+    if any(group.verdict is not None for group in groups):
+        columns.insert(0, ("verdict", 10, None, lambda g: "-" if g.verdict is None else label(g.verdict)))
+    columns = [(name, max(least, len(name) + (of is sort)), of, cell) for name, least, of, cell in columns]
     containers = [None if group.container is None else shorten(printable(group.container), _MOST_CONTAINER)
                   for group in groups]  # fmt: skip
     wide = max((cell_len(name) + 1 for name in containers if name is not None), default=0)
@@ -147,7 +151,8 @@ def ranking_table(groups: Sequence[Group], *, by: GroupBy, sort: Sort, width: in
     if wide:
         table.add_column(_CONTAINER, no_wrap=True, min_width=wide - 1)
     for name, least, of, _ in columns:
-        table.add_column(name + ("↓" if of is sort else ""), justify="right", no_wrap=True, min_width=least)
+        side: Literal["left", "right"] = "left" if name == "verdict" else "right"
+        table.add_column(name + ("↓" if of is sort else ""), justify=side, no_wrap=True, min_width=least)
     for key, container, group in zip(keys, containers, groups, strict=True):
         cells = [Text(container or "")] if wide else []
         table.add_row(Text(key), *cells, *(cell(group) for _, _, _, cell in columns))

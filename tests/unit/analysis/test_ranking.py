@@ -16,6 +16,7 @@ from simulated_workers import Script, traffic
 from tracer.analysis.estimation import Estimation
 from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort, _order_by_kept
+from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.facts import Look, Place, Release, Request, Worker
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
@@ -411,6 +412,7 @@ def test_a_figure_that_no_request_has_is_none():
         kept_bytes=None, kept_per_request=None, kept_low=None, kept_high=None, kept_how=None, kept_share=None,
         kept_p50=None, kept_p95=None, warmup_bytes=None, counted=0,
         anon_peak_max=None, zend_peak_max=None, duration_p95_ns=None,
+        verdict=Verdict(Kind.UNCLEAR, Why.NOT_SEEN, requests=1),
     )  # fmt: skip
 
 

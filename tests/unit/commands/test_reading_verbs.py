@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from planted import traffic
 from samples import COMPLETE, altered, json_lines, recording, request
 
 from tracer.facts import Look, Loss, Request, Worker
@@ -41,8 +42,43 @@ def test_the_report_ranks_the_leak_first(run, path):
     code, out, err = run("report", path)
 
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["/leak.php", "/srv/www/index.php"]
+    rows = out[out.index("native kept↓") :].splitlines()[1:3]
+    assert [row.split()[0] for row in rows] == ["/leak.php", "/srv/www/index.php"]
     assert "7 requests · 0 workers · 0 incomplete · 0 lost" in out
+
+
+def test_the_report_opens_with_the_verdicts(run, tmp_path):
+    file = recording(tmp_path / "planted", traffic("leak in a page of 6 MB"), {"targets": ["php-fpm:shop"]})
+
+    _, out, _ = run("report", file)
+    _, by_worker, _ = run("report", "--group-by", "worker", file)
+
+    assert [line.rstrip() for line in out.splitlines()[:3]] == [
+        "LEAK        /leak.php keeps 33.5 KiB a request (4 of 4 workers): 1.4 GiB an hour.",
+        "            Next: phptrace record --stacks -d 60s php-fpm:shop",
+        "",
+    ]
+    assert "verdict" not in by_worker
+
+
+def test_json_has_a_verdict_its_evidence_and_the_next_step_for_each_group(run, tmp_path):
+    file = recording(tmp_path / "planted", traffic("leak in a page of 6 MB"))
+
+    _, out, _ = run("report", "--format", "json", file)
+    _, csv_text, _ = run("report", "--format", "csv", file)
+
+    leak, *others = json.loads(out)["groups"]
+    assert {name: leak[name] for name in ("key", "verdict", "verdict_why", "evidence", "next")} == {
+        "key": "/leak.php",
+        "verdict": "leak",
+        "verdict_why": None,
+        "evidence": "keeps 33.5 KiB a request (4 of 4 workers): 1.4 GiB an hour",
+        "next": "phptrace record --stacks -d 60s php-fpm",
+    }
+    assert {group["key"]: group["verdict"] for group in others} == {"/hello.php": "steady", "/page.php": "steady"}
+    assert {row["key"]: row["verdict"] for row in csv.DictReader(io.StringIO(csv_text))} == {
+        "/leak.php": "leak", "/hello.php": "steady", "/page.php": "steady",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_by_what_a_report_is_grouped_can_be_chosen(run, tmp_path):
 
     for by in ("script", "route"):
         assert groups(run("report", "--format", "json", "--group-by", by, path)[1])[0] == by
-    assert run("report", path)[1].startswith("route ")
+    assert "\nroute " in run("report", path)[1]
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "tsv"])
@@ -97,7 +97,9 @@ def test_the_users_routes_win_in_every_verb(run, tmp_path):
     _, export, _ = run("export", "--format", "csv", "--routes", tmp_path / "routes", path)
     _, stacks, _ = run("report", "--stacks", "--routes", tmp_path / "routes", path)
 
-    assert report.splitlines()[1].split()[:2] == ["/shop/{category}/*", "3"]
+    [row] = [line for line in report.splitlines() if line.startswith("/shop/")]
+    assert row.split()[0] == "/shop/{category}/*"
+    assert "3" in row.split()
     assert flame == "/shop/{category}/*;/srv/www/index.php;<main> /srv/www/index.php:3 21\n"
     assert [row["route"] for row in csv.DictReader(io.StringIO(export, newline=""))] == ["/shop/{category}/*"] * 3
     assert "    for /shop/{category}/*\n" in stacks

@@ -213,7 +213,8 @@ def test_the_json_report_has_the_fields_of_the_design():
     numbers = {name: document[name] for name in ("schema", "requests", "lost", "incomplete", "workers")}
     assert numbers == {"schema": 2, "requests": 2, "lost": 13, "incomplete": 1, "workers": 1}
     assert [group.keys() >= GROUP_FIELDS for group in document["groups"]] == [True, True]
-    assert document["groups"][0] == {name: getattr(SMALL, name) for name in Group.__slots__}
+    of_verdict = {"verdict": None, "verdict_why": None, "evidence": None, "next": None}
+    assert document["groups"][0] == {name: getattr(SMALL, name) for name in Group.__slots__} | of_verdict
     assert document["groups"][1]["key"] is None
 
 

@@ -1,0 +1,1 @@
+"""Verdicts on groups of requests: leak, warm-up, high-water, churn, cache, steady, or unclear and why."""
