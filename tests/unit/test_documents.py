@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tracer.facts import Request
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 _COLUMNS = 128
@@ -67,3 +69,13 @@ def test_no_line_but_a_row_of_a_table_is_wider_than_a_screen(name):
     lines = (ROOT / name).read_text().splitlines()
 
     assert [f"{name}:{at}" for at, line in enumerate(lines, 1) if len(line) > _COLUMNS and line[:1] != "|"] == []
+
+
+def test_the_page_on_recordings_names_every_column_of_a_request_in_their_order():
+    page = (ROOT / "docs/recording.md").read_text()
+    named = re.search(r"one row a request: `([^`]*)`", page)
+    # `file_*` stands for file_before and file_after.
+    short = dict.fromkeys(re.sub(r"^(file|shmem)_.*", r"\1_*", name) for name in Request._fields)
+
+    assert named is not None
+    assert named[1].split() == list(short)
