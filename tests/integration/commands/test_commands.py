@@ -76,14 +76,33 @@ def test_json_has_the_agreed_fields_and_exact_figures(recording: Path) -> None:
     assert {"growth_bytes", "growth_p95", "anon_peak_max", "zend_peak_max", "duration_p95_ns"} <= set(leaker)
 
 
+def test_the_info_names_what_was_traced_and_how(recording: Path) -> None:
+    answer = run("info", "--format", "json", str(recording))
+
+    document = json.loads(answer.stdout)
+    with Reader(str(recording)) as file:
+        (worker,) = file.workers()
+    assert answer.returncode == 0
+    assert (document["requests"], document["incomplete"], document["lost"], document["workers"]) == (25, 0, 0, 1)
+    assert (document["php"], document["pools"]) == ([worker.php_version], [worker.pool])
+    assert (document["host"], document["closed"]) == (os.uname().nodename, True)
+    assert 0 < document["elapsed_s"] < 300
+    assert document["options"]["query"] == "strip"
+
+
 def _pool_and_pid(request: Request) -> str:
     return f"{request.pool}/{request.pid}"
 
 
 @pytest.mark.parametrize(
     ("by", "key", "groups"),
-    [("uri", lambda request: request.uri, 3), ("worker", _pool_and_pid, 1), ("pool", lambda request: request.pool, 1)],
-    ids=["uri", "worker", "pool"],
+    [
+        ("uri", lambda request: request.uri, 3),
+        ("route", lambda request: request.uri, 3),
+        ("worker", _pool_and_pid, 1),
+        ("pool", lambda request: request.pool, 1),
+    ],
+    ids=["uri", "route", "worker", "pool"],
 )
 def test_report_groups_by_what_it_is_asked_for(
     recording: Path, by: str, key: Callable[[Request], str], groups: int

@@ -19,6 +19,7 @@ from tracing import Tracer
 from waiting import wait_for
 
 from tracer.analysis.flame.node import Node
+from tracer.analysis.routes import Routes
 from tracer.backends import NativeOptions, StackOptions
 from tracer.backends.bpf import growth_probes, native_budget, uprobe_multi
 from tracer.backends.bpf.programs import ProgramKind
@@ -146,14 +147,12 @@ def test_a_leak_below_six_megabytes_of_rows_is_on_the_leaking_line(
 def assert_flame_shows_the_leaking_line(folder: Path, tracer: Tracer) -> None:
     """Assert that the default flame shows it, and that its total is the bytes that the requests kept."""
     path = recorded(folder / "r.phptrace", tracer.facts)
-    view = chosen_view([path], None, retained=False)
-    builder, tally, about = flame_builder(view)
-    add_recording(path, builder, tally, about)
-
-    root = builder.finish()
-
     kept = Counter[str]()
     with Reader(path) as recording:
+        view = chosen_view([recording], None, retained=False)
+        builder, tally, about = flame_builder(view, Routes())
+        add_recording(recording, builder, tally, about)
+        root = builder.finish()
         for request in recording.requests():
             kept[request.script or ""] += request.native_retained or 0
     assert view == View(Metric.RETAINED, True)
