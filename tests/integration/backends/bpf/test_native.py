@@ -295,7 +295,7 @@ def test_no_fact_is_lost_where_counting_is_required_and_a_new_worker_cannot_be_c
     books.remove(first[0])  # which makes no room when it ends
     with contextlib.suppress(MapFullError):
         for pid in itertools.count(1 << 23):  # above any pid
-            books[pid] = _new_book(1, 0, 0)
+            books[pid] = _new_book(pid, 1, 0, 0)
     for number in range(3):
         fpm.get("hello.php", REQUEST_URI=f"/{number}")
     wait_for(lambda: fpm.workers() not in (first, []), "the next worker")
