@@ -247,7 +247,8 @@ def test_in_a_pipe_attach_writes_a_line_a_request(fpm: Fpm) -> None:
     header, *lines = out.splitlines()
     assert process.returncode == 0, said
     assert header.split("\t")[:3] == ["time", "pid", "pool"]
-    assert [line.split("\t")[-2] for line in lines] == [rf"/{number}\tx\n" for number in range(3)]
+    uri = header.split("\t").index("uri")
+    assert [line.split("\t")[uri] for line in lines] == [rf"/{number}\tx\n" for number in range(3)]
     assert "3 requests · 1 worker · 0 incomplete · 0 lost" in said
 
 
