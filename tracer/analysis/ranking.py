@@ -387,7 +387,7 @@ class _Accumulator:
     def __init__(self, window: int | None) -> None:
         self.requests = 0
         self._incomplete = 0
-        self.memory = Memory()
+        self.memory = Memory(live=window is not None)
         self._growth = Values(window)
         self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
         self._kept = KeptSum(window)

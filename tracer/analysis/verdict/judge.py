@@ -171,7 +171,7 @@ def _of_estimated(found: Evidence) -> Verdict:
         if _workers_stayed(found):
             return _of_memory(found, otherwise=None)
         small = most < max(_LEAST_BYTES, _SMALL_ESTIMATE * found.requests)
-        rose = found.memory.raised >= _LEAST_BYTES * len(found.memory.served)
+        rose = found.memory.raised >= _LEAST_BYTES * found.memory.workers
         return _of_memory(found, otherwise=None if small and not rose else Why.NOT_SURE, possibly=most)
     if (kept.low or 0.0) * found.requests < _LEAST_BYTES:
         return _of_memory(found, otherwise=None)
@@ -212,11 +212,11 @@ def _of_memory(found: Evidence, *, otherwise: Why | None, warm: int = 0, possibl
     if otherwise is not None:
         return _unclear(found, otherwise)
     needs = max(found.memory.rise_max, found.zend_peak or 0)
-    shared, workers = found.memory.shared, max(1, len(found.memory.served))
-    if warm >= _LEAST_BYTES * workers and warm >= shared:
-        return dataclasses.replace(_figures(found, Kind.WARM_UP), kept=warm)
-    if shared >= _LEAST_SHARED * workers and shared >= _SHARED_OF_CHURN * needs:
+    shared, workers = found.memory.shared, max(1, found.memory.workers)
+    if shared >= _LEAST_SHARED * workers and shared >= max(warm, _SHARED_OF_CHURN * needs):
         return _figures(found, Kind.CACHE)
+    if warm >= _LEAST_BYTES * workers:
+        return dataclasses.replace(_figures(found, Kind.WARM_UP), kept=warm)
     return _figures(found, Kind.CHURN if needs >= _LEAST_CHURN else Kind.STEADY)
 
 
@@ -241,7 +241,7 @@ def _figures(found: Evidence, kind: Kind) -> Verdict:
         estimated=kept.how is How.ESTIMATED,
         share=kept.share,
         per_hour=total * 3600 / seconds if known and total is not None and seconds is not None else None,
-        workers=len(memory.served),
+        workers=memory.workers,
         needs=max(memory.rise_max, found.zend_peak or 0),
         shared=memory.shared,
         lost_share=found.lost_share,

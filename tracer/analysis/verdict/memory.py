@@ -9,7 +9,8 @@ from typing import NamedTuple
 from tracer.analysis.verdict.worker_levels import Level
 from tracer.facts import Request
 
-_WORKERS_MAX = 512
+_WORKERS_MAX = 4096
+_WORKERS_MAX_LIVE = 64
 _STEPS = 3  # of one worker
 _CONCENTRATED = 0.8
 _STEP = 1 << 20
@@ -41,12 +42,14 @@ class _Raised:
 
 
 class Memory:
-    """Takes the requests of a group one by one. Keeps a few figures a worker."""
+    """Takes the requests of a group one by one. Keeps a few figures of each of the workers that came last."""
 
-    __slots__ = ("_raised", "complete", "rise_max", "served", "shared")
+    __slots__ = ("_raised", "_workers_max", "complete", "rise_max", "served", "shared", "workers")
 
-    def __init__(self) -> None:
-        """No request has been added."""
+    def __init__(self, *, live: bool = False) -> None:
+        """`live`: it runs for a long time, so that few workers have to do."""
+        self._workers_max = _WORKERS_MAX_LIVE if live else _WORKERS_MAX
+        self.workers = 0  # that served any
         self.complete = 0
         self.rise_max = 0  # the most that one of them needed beyond what its worker had
         self.shared = 0  # growth of file and shmem
@@ -59,8 +62,13 @@ class Memory:
         served = self.served
         if level in served:
             served[level] += 1
-        elif len(served) < _WORKERS_MAX:
+        else:
             served[level] = 1
+            self.workers += 1
+            if len(served) > self._workers_max:
+                oldest = next(iter(served))
+                del served[oldest]
+                self._raised.pop(oldest, None)
         if before is None or after is None:
             return
         self.complete += 1
@@ -70,7 +78,7 @@ class Memory:
             self.shared += file_after - file_before
         if shmem_after is not None and shmem_before is not None:
             self.shared += shmem_after - shmem_before
-        if raised and level in served:
+        if raised:
             found = self._raised.get(level)
             if found is None:
                 found = self._raised[level] = _Raised()

@@ -47,6 +47,8 @@ class WorkerLevels:
             level = self._levels[key] = Level()
             if len(self._levels) > _WORKERS_MAX:
                 self._levels.popitem(last=False)
+        else:
+            self._levels.move_to_end(key)
         level.nth = nth
         level.served += 1
         if after is None or before is None:

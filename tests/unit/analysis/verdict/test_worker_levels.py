@@ -90,3 +90,13 @@ def test_the_growth_of_the_workers_is_that_after_their_first_requests():
 
     assert memory.workers_grew == 7 * MIB
     assert memory.raised == 10 * MIB
+
+
+def test_a_live_group_keeps_the_figures_of_the_64_workers_that_came_last():
+    levels, memory = WorkerLevels(), Memory(live=True)
+    for pid in range(1, 101):
+        one = between(10 * MIB, 29 * MIB, pid=pid)
+        memory.add(one, *levels.add(one))
+
+    assert (memory.workers, len(memory.served)) == (100, 64)
+    assert memory.high_water() == HighWater(64, 19 * MIB, 10 * MIB, 29 * MIB, 64 * 19 * MIB)
