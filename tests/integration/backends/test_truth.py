@@ -33,7 +33,8 @@ def test_columns_are_none_where_a_backend_cannot_see_them(fpm: Fpm, traced: Trac
     fpm.get("leak.php", QUERY_STRING="1000003")
     (request,) = traced.next()
 
-    unseen = {name for name, value in request._asdict().items() if value is None}
+    # In a container or not: that is the host's.
+    unseen = {name for name, value in request._asdict().items() if value is None} - set(Place._fields)
     assert unseen == CANNOT_SEE[backend] | (set() if NOTES[backend] else {"notes"})
     assert notes(request) == NOTES[backend]
 
