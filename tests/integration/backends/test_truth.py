@@ -12,6 +12,7 @@ from fpm import Fpm
 from proc_status import cpu_time_ns, rollup_bytes, status_bytes
 from tracing import Tracer
 
+from tracer.facts import Place
 from tracer.targets.kernel import RssKind, kernel_layout
 
 KIB = 1024
