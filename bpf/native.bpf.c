@@ -301,6 +301,8 @@ static __always_inline void freed(struct native_book *b, u64 block, u64 header, 
 	if (owner && owner == b->request)
 		return;
 	add(&b->sums.freed_earlier, size);
+	if (header & NON_MAIN_ARENA)
+		add(&b->sums.arena_freed_earlier, size);
 	if (owner < b->since_ns) {
 		if (!resized)
 			return;

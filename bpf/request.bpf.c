@@ -43,6 +43,9 @@ BPF_ARRAY(owners_noted, u64, 1);
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
 
+/* Threads of a request that have an arena each: with more, the rounding of the others counts as mapped. */
+#define ARENAS_ROUNDED 8
+
 /* E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h */
 #define E_FATAL_ERRORS (1 | 4 | 16 | 64 | 256 | 4096)
 
@@ -205,13 +208,18 @@ static __always_inline void begin_between(struct worker *w, struct native_book *
 	w->native_before = book->sums;
 }
 
-/* The part of `mapped` bytes that an arena took for blocks of so many bytes, or gave back: it does so by pages. */
-static __always_inline s64 of_the_arena(s64 mapped, s64 blocks, s64 page)
+/*
+ * The part of `mapped` bytes that threads' arenas took for blocks of so many bytes, or gave back: each does so by
+ * pages. How many arenas did is not known.
+ */
+static __always_inline s64 of_the_arenas(s64 mapped, s64 blocks, s64 page)
 {
+	s64 rounding = ARENAS_ROUNDED * page;
+
 	if (mapped > 0 && blocks > 0)
-		return mapped < blocks + page ? mapped : blocks;
+		return mapped < blocks + rounding ? mapped : blocks;
 	if (mapped < 0 && blocks < 0)
-		return mapped > blocks - page ? mapped : blocks;
+		return mapped > blocks - rounding ? mapped : blocks;
 	return 0;
 }
 
@@ -221,6 +229,7 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 	struct native_book *book = native_books.lookup(&pid);
 	struct native_sums *before = &w->native_before;
 	struct request *r = &w->request;
+	s64 arena;
 
 	r->native_mapped_bytes =
 		data_bytes - r->brk_bytes - (r->zend_real_after - r->zend_real_before);
@@ -242,8 +251,11 @@ static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes
 	r->native_free_calls = book->sums.free_calls - before->free_calls;
 	r->native_freed_earlier = book->sums.freed_earlier - before->freed_earlier;
 	r->native_mapped_bytes -= book->sums.mapped_bytes - before->mapped_bytes;
-	r->native_mapped_bytes -= of_the_arena(r->native_mapped_bytes,
-					       book->sums.arena_bytes - before->arena_bytes, page);
+	arena = book->sums.arena_bytes - before->arena_bytes;
+	/* It grew by the request's own blocks: what the request freed of others had room there before. */
+	if (r->native_mapped_bytes > 0)
+		arena += book->sums.arena_freed_earlier - before->arena_freed_earlier;
+	r->native_mapped_bytes -= of_the_arenas(r->native_mapped_bytes, arena, page);
 	r->native_between_bytes = book->sums.between_bytes - before->between_bytes;
 	begin_between(w, book);
 }

@@ -130,6 +130,7 @@ struct native_sums {
 	__s64 arena_bytes; /* net: chunks of threads' arenas (NON_MAIN_ARENA), which are mappings that grow */
 	__s64 freed_earlier; /* of free_bytes: blocks that were not allocated in the request that freed them */
 	__s64 unsure; /* freed blocks whose size, or whose request, is not known */
+	__s64 arena_freed_earlier; /* of freed_earlier: chunks of threads' arenas */
 	__s64 between_bytes; /* net: allocated or freed between requests, and of blocks so allocated, freed in one */
 };
 

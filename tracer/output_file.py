@@ -144,7 +144,7 @@ def _removed_in_the_end(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it was never made, or has its name
             os.unlink(path)
         for number in ending:
             signal.signal(number, signal.SIG_DFL)

@@ -369,3 +369,13 @@ def test_a_run_that_lost_something_is_exit_code_8_and_states_the_losses():
         finish(Why.DURATION, Progress(), tally, plan())
 
     assert ended.value.exit_code == 8
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 8), ("2>&-", 0), ("<&-", 0)])
+def test_a_standard_stream_that_is_closed_is_no_traceback(closed, code):
+    command = f"exec {sys.executable} -m tracer --help {closed}"
+
+    ended = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+
+    assert ended.returncode == code
+    assert "Traceback" not in ended.stderr

@@ -6,7 +6,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from tracer.facts import Ending, Fact, Fork, Loss, Place, Request, Worker
+from tracer.facts import Ending, Fact, Fork, Loss, Note, Place, Request, Worker
 
 
 @dataclasses.dataclass(slots=True)
@@ -22,6 +22,7 @@ class Forked:
 _PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
 # Requests in flight that are named.
 _IN_FLIGHT_MAX = 5
+_IN_FLIGHT_LEAST_NS = 1_000_000_000
 # Different names of requests that fork: those that come later are counted together.
 _FORKERS_MAX = 10_000
 # Requests that forked, whose names are kept for processes that end later.
@@ -89,7 +90,7 @@ class Tally:
             self.counted += fact.native_kept is not None
             if not fact.complete:
                 self.incomplete += 1
-                if fact.growth is not None:
+                if fact.growth is not None and _runs_on(fact):
                     self._add_in_flight(fact)
             elif fact.uri is None:
                 self.uri_unknown += 1
@@ -140,6 +141,11 @@ class Tally:
                 _sum(unnamed, forked)
         named = [forked for by, forked in self._forked.items() if by is not None]
         return sorted([*named, *([unnamed] if unnamed.processes else [])], key=lambda forked: -forked.processes)
+
+
+def _runs_on(request: Request) -> bool:
+    """True if tracing cut it off after a second or more. One that ran when tracing began may have ended long ago."""
+    return Note.END_NOT_SEEN.value in (request.notes or "") and (request.duration_ns or 0) >= _IN_FLIGHT_LEAST_NS
 
 
 def _sum(total: Forked, more: Forked) -> None:

@@ -269,6 +269,7 @@ def _by_title(
             )
             names = ascii(", ".join(sorted(every_pool)))[1:-1]
             advice = f"Choose from: {names}." if names else "No pool was found: name the PID of a master."
+            advice += " If it starts workers on demand, send it a request first."
             raise NoTargetError(f"cannot trace pool {pool!a}: {where}. {advice}")
         undo.pop_all()
     return [*found, *refused]

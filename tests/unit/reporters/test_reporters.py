@@ -365,9 +365,17 @@ def test_a_request_in_flight_whose_growth_is_not_known_has_its_age():
 
 def test_a_request_in_flight_without_a_uri_is_named_by_its_script_and_escaped():
     tally = Tally()
-    tally.add(in_flight(-8 << 20, None, 19)._replace(duration_ns=500_000_000))
+    tally.add(in_flight(-8 << 20, None, 19)._replace(duration_ns=1_500_000_000))
 
-    assert table.summary(tally).splitlines()[1] == r"IN FLIGHT: /srv/\x1b[2J.php in worker 19: -8.0 MiB in 0.5 s"
+    assert table.summary(tally).splitlines()[1] == r"IN FLIGHT: /srv/\x1b[2J.php in worker 19: -8.0 MiB in 1.5 s"
+
+
+def test_a_request_that_ended_or_was_cut_off_at_once_is_not_in_flight():
+    tally = Tally()
+    tally.add(in_flight(8 << 20, "/ended", 19)._replace(notes="start_not_seen"))
+    tally.add(in_flight(8 << 20, "/short", 19)._replace(duration_ns=999_999_999))
+
+    assert (tally.in_flight, tally.incomplete) == ([], 2)
 
 
 def test_a_table_of_several_containers_has_a_column_for_them(terminal):

@@ -147,10 +147,11 @@ NATIVE_SUMS_FIELDS = (
     ("arena_bytes", "q"),
     ("freed_earlier", "q"),
     ("unsure", "q"),
+    ("arena_freed_earlier", "q"),
     ("between_bytes", "q"),
 )
 NATIVE_BOOK_FIELDS = (
-    ("sums", "72s"),
+    ("sums", "80s"),
     ("link", "Q"),
     ("since_ns", "Q"),
     ("request", "Q"),
@@ -212,7 +213,7 @@ WORKER_FIELDS = (
     ("brk_before", "Q"),
     ("data_before", "Q"),
     ("native_link", "Q"),
-    ("native_before", "72s"),
+    ("native_before", "80s"),
 )  # then struct request, then the strings
 PHP_BINARY_FIELDS = (
     ("startup_site", "Q"),

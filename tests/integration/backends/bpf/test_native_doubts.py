@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from c_programs import compiled
 from fpm import ONE_WORKER, Fpm
 from machine import lacking
 from tracing import Tracer
@@ -139,3 +140,47 @@ def test_a_thread_that_a_request_starts_and_waits_for_allocates_for_it(fpm: Fpm,
     found = tracer.next(3)
     # glibc gives the thread an arena of its own, and each thread a stack and a table, which are used again.
     assert [abs((one.native_kept or 0) - BLOCK) < 1024 for one in found[1:]] == [True, True]
+
+
+THREADS = """
+#include <pthread.h>
+#include <stdlib.h>
+static void *work(void *taken)
+{
+	for (int i = 0; i < 300; i++) {
+		void *block = malloc(1000 + i * 10);
+		block = realloc(block, 200000 + i);
+		block = realloc(block, 50);
+		free(block);
+	}
+	free(taken);
+	return malloc(5000);
+}
+void run(void)
+{
+	pthread_t threads[4];
+	void *kept;
+	for (int i = 0; i < 4; i++)
+		pthread_create(&threads[i], 0, work, malloc(70000));
+	for (int i = 0; i < 4; i++)
+		pthread_join(threads[i], &kept);
+}
+"""
+
+
+def test_blocks_of_several_threads_are_counted_once_though_their_arenas_grow(
+    start_fpm: Callable[..., Fpm], trace: Callable[..., Tracer]
+) -> None:
+    fpm = start_fpm(www=ONE_WORKER)
+    library = compiled(THREADS, fpm.folder / "threads.so", "-shared", "-fPIC", "-pthread")
+    for _ in range(5):  # so that each thread's arena and stack are there
+        fpm.get("native_threads.php", QUERY_STRING=str(library))
+    tracer = trace(str(fpm.master))
+
+    for _ in range(100):
+        fpm.get("native_threads.php", QUERY_STRING=str(library))
+
+    kept = [one.native_kept or 0 for one in tracer.next(100)]
+    # A thread that begins while another one ends may get a new stack, which is kept for the next.
+    assert sorted(kept)[75] == pytest.approx(4 * 5008, abs=512)
+    assert sorted(kept)[25] == pytest.approx(4 * 5008, abs=512)
