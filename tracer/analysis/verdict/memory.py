@@ -6,7 +6,7 @@ import heapq
 from operator import itemgetter
 from typing import NamedTuple
 
-from tracer.analysis.verdict.worker_levels import Level
+from tracer.analysis.verdict.worker_levels import SETTLED, Level
 from tracer.facts import Request
 
 _WORKERS_MAX = 4096
@@ -52,7 +52,7 @@ class Memory:
         self.workers = 0  # that served any
         self.complete = 0
         self.rise_max = 0  # the most that one of them needed beyond what its worker had
-        self.shared = 0  # growth of file and shmem
+        self.shared = 0  # growth of file, once a worker has started, and of shmem
         self.served: dict[Level, int] = {}  # requests, by worker
         self._raised: dict[Level, _Raised] = {}
 
@@ -74,7 +74,8 @@ class Memory:
         self.complete += 1
         if peak is not None and peak - before > self.rise_max:
             self.rise_max = peak - before
-        if file_after is not None and file_before is not None:
+        # A worker's first requests touch the code of PHP and its libraries: some MiB, of whichever script comes first.
+        if file_after is not None and file_before is not None and level.served > SETTLED:
             self.shared += file_after - file_before
         if shmem_after is not None and shmem_before is not None:
             self.shared += shmem_after - shmem_before

@@ -12,7 +12,7 @@ from tracer.facts import Request, WorkerId
 
 _WORKERS_MAX = 8192
 _FIRST_CHUNK = 2 << 20  # which Zend never gives back
-_SETTLED = 3  # requests after which a worker's start is over
+SETTLED = 3  # requests after which a worker's start is over
 _VALUES = itemgetter(*map(Request._fields.index, ("nth", "anon_before", "anon_after", "zend_real_after")))
 
 
@@ -60,6 +60,6 @@ class WorkerLevels:
         raised = now - level.top
         if raised > 0:
             level.top = now
-        if level.served == _SETTLED:
+        if level.served == SETTLED:
             level.settled = level.top
         return level, max(0, raised)

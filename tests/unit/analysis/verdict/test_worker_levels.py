@@ -76,13 +76,15 @@ def test_a_worker_that_is_raised_by_small_steps_is_not_among_those_that_were_rai
     )
 
 
-def test_shared_memory_and_files_are_added_up_and_the_largest_rise_is_kept():
+def test_shared_memory_and_files_of_started_workers_are_added_up_and_the_largest_rise_is_kept():
     memory = of(
-        between(10, 20, 1, anon_peak=70, file_before=3, file_after=5, shmem_before=7, shmem_after=18),
-        between(20, 20, 2, anon_peak=50, file_before=5, file_after=4, shmem_before=7, shmem_after=7),
+        between(10, 20, 1, anon_peak=70, file_before=3, file_after=9_000_003, shmem_before=7, shmem_after=18),
+        between(20, 20, 2, file_before=9_000_003, file_after=9_000_003, shmem_before=7, shmem_after=7),
+        between(20, 20, 3, anon_peak=50, file_before=9_000_003, file_after=9_000_003, shmem_before=7, shmem_after=7),
+        between(20, 20, 4, file_before=9_000_003, file_after=9_000_005, shmem_before=7, shmem_after=6),
     )  # fmt: skip
 
-    assert (memory.shared, memory.rise_max, memory.complete) == (2 + 11 - 1, 60, 2)
+    assert (memory.shared, memory.rise_max, memory.complete) == (11 + 2 - 1, 60, 4)
 
 
 def test_the_growth_of_the_workers_is_that_after_their_first_requests():
