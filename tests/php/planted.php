@@ -32,7 +32,7 @@ function raise(int $bytes): void
         $blocks[] = $block = $libc->malloc(100_000);
         $libc->memset($block, 1, 100_000);
     }
-    $libc->malloc(1_000);
+    $libc->malloc(120_000); // larger than a hole below
     foreach ($blocks as $block) {
         $libc->free($block);
     }
