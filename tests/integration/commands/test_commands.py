@@ -123,7 +123,8 @@ def test_nothing_hostile_reaches_a_terminal_or_a_spreadsheet_raw(recording: Path
         out = run(*arguments, str(recording)).stdout
         assert "\x1b" not in out
         assert "secret" not in out
-        assert r"/=1+1\x1b[2J\n\xff" in out.replace('""', '"')
+        # A table shows the end of a long key.
+        assert (r"\x1b[2J\n\xff" if arguments[0] == "report" else r"/=1+1\x1b[2J\n\xff") in out.replace('""', '"')
 
 
 def test_export_gives_every_column_of_every_request(recording: Path) -> None:

@@ -42,6 +42,12 @@ def recorded(path: Path, backend: str, *names: str, of: tuple[Container, Contain
         process.kill()
 
 
+def table_of(first: str, report: str) -> list[list[str]]:
+    """The words of each line from the table's header on, whose first column has that name."""
+    lines = [line.split() for line in report.splitlines()]
+    return lines[next(at for at, line in enumerate(lines) if line[:1] in ([first], [first + "↓"])) :]
+
+
 @pytest.mark.parametrize("backend", OPTIONS)
 def test_every_output_shows_two_containers_apart(
     two: tuple[Container, Container], tmp_path: Path, backend: str
@@ -57,11 +63,12 @@ def test_every_output_shows_two_containers_apart(
     assert {(one["name"], one["container_id"], one["cgroup"]) for one in document["containers"]} == {
         (one.name, one.id, one.cgroup) for one in two
     }
-    table = run("report", str(path)).stdout.splitlines()
-    assert table[0].split()[:3] == ["script", "container", "requests"]
-    assert {tuple(line.split()[1:3]) for line in table[1:3]} == {("shop", "3"), ("blog", "5")}
-    by_container = run("report", "--group-by", "container", "--sort", "key", str(path)).stdout.splitlines()
-    assert [line.split()[:2] for line in by_container[1:3]] == [["blog", "5"], ["shop", "3"]]
+    header, *rows = table_of("script", run("report", str(path)).stdout)
+    assert {"container", "requests"} < set(header)
+    at, count = header.index("container"), header.index("requests")
+    assert {(row[at], row[count]) for row in rows[:2]} == {("shop", "3"), ("blog", "5")}
+    _, *rows = table_of("container", run("report", "--group-by", "container", "--sort", "key", str(path)).stdout)
+    assert [row[:2] for row in rows[:2]] == [["blog", "5"], ["shop", "3"]]
     exported = [json.loads(line) for line in run("export", str(path)).stdout.splitlines()]
     assert sorted(row["container"] for row in exported) == ["blog"] * 5 + ["shop"] * 3
 

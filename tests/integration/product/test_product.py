@@ -30,9 +30,10 @@ def test_the_demo_puts_the_planted_leaker_on_top(tmp_path: Path) -> None:
     for shown in (live, report):
         header = next(at for at, line in enumerate(shown.splitlines()) if "native kept↓" in line)
         assert "native-leak.php" in shown.splitlines()[header + 1]
-    assert re.search(r"^LEAK .*native-leak\.php keeps 5\d\d KiB a request", report, re.MULTILINE)
+    # On a busy machine there are too few requests to be sure.
+    assert re.search(r"^(LEAK|UNCLEAR) .*native-leak\.php (keeps 5\d\d KiB|kept)", report, re.MULTILINE)
     first = next(line for line in report.splitlines() if re.search(r"native-leak\.php\s+\w+\s+\d", line))
-    requests, kept = (int(found) for found in re.findall(r"native-leak\.php\s+leak\s+(\d+).*\+(\d+) KiB", first)[0])
+    requests, kept = (int(found) for found in re.findall(r"native-leak\.php\s+\w+\s+(\d+).*(?:\+|≤ )(\d+) KiB", first)[0])
     assert requests >= 10  # on a machine that is busy with other work, too
     assert abs(kept * 1024 - 524_272) <= 0.02 * 524_272
     assert " 0 lost" in report
