@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -62,7 +63,22 @@ class Fpm:
     @property
     def master(self) -> int:
         """The master's pid, which a reload changes if it is daemonized."""
-        return int(self._pid_file.read_text()) if self._daemonized else self.process.pid
+        if not self._daemonized:
+            return self.process.pid
+        found = ""
+
+        def is_there() -> bool:
+            nonlocal found
+            found = self._written_pid()
+            return bool(found)
+
+        wait_for(is_there, "the master's PID")  # the file is empty for a moment while a reload writes it anew
+        return int(found)
+
+    def _written_pid(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return self._pid_file.read_text().strip()
+        return ""
 
     def socket(self, pool: str | None = None) -> Path:
         return self.folder / f"{pool or self.pools[0]}.sock"
