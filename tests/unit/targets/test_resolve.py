@@ -178,7 +178,7 @@ def test_an_unknown_pool_is_refused_with_the_names_of_the_pools(master):
     with (
         pytest.raises(
             NoTargetError,
-            match=rf"^cannot trace pool 'nobody': .* Choose from: (.*, )?{POOL}, {POOL}-2, {POOL}-idle(, .*)?\.$",
+            match=rf"^cannot trace pool 'nobody': .* Choose from: (.*, )?{POOL}, {POOL}-2, {POOL}-idle(, .*)?\. If it",
         ),
         found(["php-fpm:nobody"]),
     ):
