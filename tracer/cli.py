@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -128,10 +128,17 @@ def main(arguments: list[str] | None = None) -> Any:
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         incomplete = f"cannot write all of the output: {exc.strerror}. It is incomplete. Write it to another disk."
+        if full and _was_closed(sys.stdout):
+            incomplete = "cannot write the output: stdout is closed. Open it, or write to a file with -o."
         click.echo(f"phptrace: {incomplete if full else exc}", err=True)
         code = IncompleteError.exit_code if full else 1
         _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _was_closed(stream: TextIO) -> bool:
+    """True if the caller has closed the stream, and __main__.py opened one by its number in its place."""
+    return isinstance(stream.name, int)
 
 
 def _drop_stdout() -> None:

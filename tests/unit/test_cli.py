@@ -379,3 +379,4 @@ def test_a_standard_stream_that_is_closed_is_no_traceback(closed, code):
 
     assert ended.returncode == code
     assert "Traceback" not in ended.stderr
+    assert ("stdout is closed" in ended.stderr) is (closed == ">&-")
