@@ -98,7 +98,17 @@ class KeptSum:
         counted = self._counted
         if counted - self._runs[Run.FIRST].count >= _LEAST_COUNTED:
             return True
-        return counted > 0 and counted >= self._complete
+        return (counted > 0 and counted >= self._complete) or self._mostly_first_runs
+
+    @property
+    def _mostly_first_runs(self) -> bool:
+        """True if enough were counted, but of those that are not their worker's first too few for a mean of their own.
+
+        That is so where workers are replaced after few requests.
+        """
+        counted = self._counted
+        enough = _LEAST_COUNTED <= counted < self._complete <= 2 * counted
+        return enough and counted - self._runs[Run.FIRST].count < _LEAST_COUNTED
 
     def _steady_and_firsts(self) -> tuple[OpenSum, OpenSum]:
         first, of_route, later = self._runs
@@ -119,6 +129,8 @@ class KeptSum:
         counted = self._counted
         if not self.known:
             return Kept(counted=counted)
+        if self._mostly_first_runs:
+            return self._of_first_runs(OpenSum(*self._runs))
         steady, firsts = self._steady_and_firsts()
         if not steady.believed.requests:
             return self._of_first_runs(firsts)
@@ -127,8 +139,8 @@ class KeptSum:
         low = high = mean
         uncounted = self._complete - count - firsts.believed.requests
         if counted < self._complete:
-            spread = math.sqrt(max(0.0, squares / count - mean * mean) / max(1, count - 1))
-            low, high = low - _CONFIDENCE * spread, high + _CONFIDENCE * spread
+            error = _error(count, mean, squares)
+            low, high = low - error, high + error
         once = 0.0
         if total > 0:
             again = share_kept_again(steady.closed())
@@ -152,19 +164,25 @@ class KeptSum:
         )
 
     def _of_first_runs(self, firsts: OpenSum) -> Kept:
-        """Where each request was its worker's first: a leak cannot be distinguished from warm-up."""
-        count, total, _, kept_any = firsts.believed
+        """Where most requests were their worker's first: a leak cannot be distinguished from warm-up."""
+        count, total, squares, kept_any = firsts.believed
         p50, p95 = firsts.quantiles(0.5, 0.95)
         mean = total / count
+        error = 0.0 if firsts.count >= self._complete else _error(count, mean, squares)
         return Kept(
             How.COUNTED,
-            round(mean * firsts.count),
+            round(mean * self._complete),
             mean,
-            min(0.0, mean),
-            max(0.0, mean),
+            min(0.0, mean - error),
+            max(0.0, mean + error),
             kept_any / count,
             p50,
             p95,
             None,
             firsts.count,
         )
+
+
+def _error(count: int, mean: float, squares: float) -> float:
+    """How far the mean of so many values may be off, with 95 %. `squares`: the sum of their squares."""
+    return _CONFIDENCE * math.sqrt(max(0.0, squares / count - mean * mean) / max(1, count - 1))

@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
+from tracer.analysis.accumulator import Accumulator
 from tracer.analysis.estimation import Estimation, Together
 from tracer.analysis.first_runs import FirstRuns, Run
+from tracer.analysis.group import Group
 from tracer.analysis.heap_windows import HeapWindows
-from tracer.analysis.kept import How, Kept, KeptSum, estimated
-from tracer.analysis.kept_rates import Estimate
+from tracer.analysis.held import HeldBlocks
 from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.places import place_names
-from tracer.analysis.quantiles import Values
 from tracer.analysis.routes import RouteKey, RouteNames, Routes
-from tracer.analysis.uncounted import Charge, Mismatch, NetSum, mismatch
-from tracer.analysis.verdict.judge import Evidence, Verdict, judge
-from tracer.analysis.verdict.memory import Memory
+from tracer.analysis.uncounted import Charge, Mismatch, mismatch
+from tracer.analysis.verdict.judge import judge
 from tracer.analysis.verdict.recorded_time import RecordedTime
 from tracer.analysis.verdict.worker_levels import WorkerLevels
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker, retained
+from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker
 
 # Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
 COLUMNS = (
@@ -58,77 +56,8 @@ class Sort(enum.Enum):
     KEY = "key"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Group:
-    """Figures of the requests with one key, in bytes and nanoseconds. None: measured on none of them.
-
-    `growth_*` is the growth of the workers' anonymous memory, Zend's chunk cache included: memory that one request
-    takes, another may free. Its quantiles are of the requests that were seen whole. `kept_*` is the native memory that
-    the requests allocated and did not free, see analysis.kept.Kept; `kept_how` is a How's value. Quantiles are by
-    nearest rank: values that occurred. `container` names the place where the requests ran; None if all requests of the
-    ranking ran in one, or the key is its name.
-    """
-
-    key: str | None
-    requests: int
-    incomplete: int
-    growth_bytes: int | None
-    growth_p50: int | None
-    growth_p95: int | None
-    kept_bytes: int | None
-    kept_per_request: float | None
-    kept_low: float | None
-    kept_high: float | None
-    kept_how: str | None
-    kept_share: float | None
-    kept_p50: int | None
-    kept_p95: int | None
-    warmup_bytes: int | None
-    counted: int
-    anon_peak_max: int | None
-    zend_peak_max: int | None
-    duration_p95_ns: int | None
-    container: str | None = None
-    verdict: Verdict | None = None  # None: groups of this kind are not judged
-
-
-# Requests that left blocks behind, of which a ranking remembers for a while how much that was.
-_HELD_MAX = 65_536
-
-
-class _Held:
-    """The bytes that a request kept, and those that were freed since. `blocks` are those that may be freed yet."""
-
-    __slots__ = ("_kept", "_number", "_released", "_run", "blocks", "group")
-
-    def __init__(self, kept: int, released: int, blocks: int, group: _Accumulator, number: int, run: Run) -> None:
-        self._kept = kept
-        self._released = released
-        self.blocks = blocks
-        self.group = group
-        self._number = number
-        self._run = run
-
-    def release(self, freed: int) -> None:
-        self.blocks -= freed
-        self._change(freed)
-
-    def hand_on(self, freed: int) -> None:
-        """Count what it had released as freed of the request that freed it."""
-        self._change(-freed)
-
-    def _change(self, freed: int) -> None:
-        before = retained(self._kept, self._released)
-        self._released += freed
-        self.group.change_kept(self._number, before, retained(self._kept, self._released), self._run)
-
-
 class Ranking:
     """Takes requests one by one; groups() may be called at any time.
-
-    A list that each request makes longer, in a block that it moves, is held by those who made it longer: so a request
-    that frees blocks of its own group, or moves those of any, is counted with the growth of these, and the requests
-    that had them before keep theirs.
 
     To run for hours in bounded memory, give `window`, so that quantiles cover only that many last
     requests of a group, and `max_groups`, so that requests of further keys are not ranked but
@@ -161,7 +90,7 @@ class Ranking:
         self._first_runs = FirstRuns(routes, by_key=by in (GroupBy.ROUTE, GroupBy.URI))
         self._last_counted = LastCounted()
         self._heaps = HeapWindows()
-        self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
+        self._held = HeldBlocks()
         self._freeing: dict[int, list[Release]] = {}  # by pid: what a request freed that has not ended
         self._name: Callable[[Request], str | RouteKey | WorkerKey | None] = {
             **_NAMES,
@@ -170,7 +99,7 @@ class Ranking:
         }[by]
         self._window = window
         self._max_groups = max_groups
-        self._groups: dict[_Key, _Accumulator] = {}
+        self._groups: dict[_Key, Accumulator] = {}
 
     def begin_recording(self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False) -> None:
         """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
@@ -206,52 +135,23 @@ class Ranking:
                 self.overflow += 1
                 self._estimation.add(request, key, needed=False)
                 return
-            group = self._groups[key] = _Accumulator(self._window)
-        taken_over = self._take_over(request, group, freed) if freed else 0
+            group = self._groups[key] = Accumulator(self._window)
+        taken_over = self._held.take_over(request, group, freed) if freed else 0
         number = group.add(request, run, taken_over)
         group.memory.add(request, level, raised)
         self._last_counted.add(request, None if number is None else functools.partial(group.close_kept, number, run))
         self._estimation.add(request, key, needed=group.needs_estimate)
-        kept = request.native_kept
-        if number is not None and kept is not None and request.started_ns is not None:
-            blocks = _blocks_left(request)
-            if blocks > 0:
-                released = (request.native_released or 0) + taken_over
-                self._held[request.pid, request.started_ns] = _Held(kept, released, blocks, group, number, run)
-                if len(self._held) > _HELD_MAX:
-                    self._held.popitem(last=False)
-
-    def _take_over(self, request: Request, group: _Accumulator, freed: Sequence[Release]) -> int:
-        """Return the bytes that the request freed and that count as freed of itself."""
-        taken_over = 0
-        for fact in freed:
-            if fact.freed_by_ns != request.started_ns:
-                continue
-            known = request.native_kept is not None and request.complete
-            held = self._held.get((fact.pid, fact.started_ns))
-            if held is None:
-                # What a request makes longer that was not counted, it made longer by the difference.
-                taken_over += fact.bytes if known and not fact.started_ns else 0
-                continue
-            if known and (fact.resized or held.group is group):
-                held.hand_on(fact.bytes)
-                taken_over += fact.bytes
-            if held.blocks <= 0:
-                self._held.pop((fact.pid, fact.started_ns))
-        return taken_over
+        if number is not None:
+            self._held.add(request, group, number, run, taken_over)
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
 
         A recording's requests come with what was freed of them.
         """
-        held = self._held.get((fact.pid, fact.started_ns))
-        if held is not None:
-            held.release(fact.bytes)
+        self._held.release(fact)
         if fact.freed_by_ns is not None:
             self._freeing.setdefault(fact.pid, []).append(fact)
-        elif held is not None and held.blocks <= 0:
-            del self._held[fact.pid, fact.started_ns]
 
     def together(self) -> list[Together]:
         """Estimates of several groups together, where nothing tells them apart, the largest lower bound first."""
@@ -338,12 +238,6 @@ class Ranking:
         ]
 
 
-def _blocks_left(request: Request) -> int:
-    """Bytes of the blocks that it allocated and did not free. What it kept are these and its mappings."""
-    allocated, freed, earlier = request.native_alloc_bytes, request.native_free_bytes, request.native_freed_earlier
-    return (allocated or 0) - (freed or 0) + (earlier or 0)
-
-
 def _order_by_kept(group: Group) -> tuple[int, ...]:
     """By the bytes that the group kept, or at least kept; those that may have kept nothing after those that did.
 
@@ -376,124 +270,3 @@ _SORT_VALUES: dict[Sort, Callable[[Group], tuple[int, ...]]] = {
     Sort.REQUESTS: lambda group: _order(group.requests),
     Sort.DURATION: lambda group: _order(group.duration_p95_ns),
 }
-
-
-class _Accumulator:
-    __slots__ = (
-        "_anon_peak", "_cut_off_growth", "_durations", "_growth", "_incomplete", "_kept", "_net", "_zend_peak",
-        "memory", "requests",
-    )  # fmt: skip
-
-    def __init__(self, window: int | None) -> None:
-        self.requests = 0
-        self._incomplete = 0
-        self.memory = Memory(live=window is not None)
-        self._growth = Values(window)
-        self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
-        self._kept = KeptSum(window)
-        self._net = NetSum()
-        self._durations = Values(window)
-        self._anon_peak: int | None = None
-        self._zend_peak: int | None = None
-
-    def add(self, request: Request, run: Run, taken_over: int) -> int | None:
-        """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
-        self.requests += 1
-        number = None
-        growth = request.growth
-        if growth is not None and request.complete:
-            self._growth.add(growth)
-        elif growth is not None:
-            self._cut_off_growth = (self._cut_off_growth or 0) + growth
-        if not request.complete:
-            self._incomplete += 1
-        else:
-            number = self._kept.add(request, run, taken_over=taken_over, is_open=True)
-            net = request.native_net
-            if net is not None and run is not Run.FIRST:
-                self._net.add(net)
-            if request.duration_ns is not None:
-                self._durations.add(request.duration_ns)
-        peak = request.anon_peak
-        if peak is not None and (self._anon_peak is None or peak > self._anon_peak):
-            self._anon_peak = peak
-        peak = request.zend_peak
-        if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
-            self._zend_peak = peak
-        return number
-
-    @property
-    def needs_estimate(self) -> bool:
-        """True if requests were seen whole, and what they kept is not known."""
-        return self._incomplete < self.requests and not self._kept.known
-
-    @property
-    def charge(self) -> Charge | None:
-        """The bytes that its requests are taken to keep, if not counted; None if too few were counted."""
-        return self._net.charge() if self._net.count and self._kept.known else None
-
-    def change_kept(self, number: int, before: int, after: int, run: Run) -> None:
-        self._kept.change(number, before, after, run)
-
-    def close_kept(self, number: int, run: Run) -> None:
-        self._kept.close(number, run)
-
-    def evidence(self, group: Group, seconds: float | None, *, lost_share: float, together: bool) -> Evidence:
-        """All that a verdict on its group is made of. `group` has its figures."""
-        kept = Kept(
-            How(group.kept_how) if group.kept_how else None,
-            group.kept_bytes,
-            group.kept_per_request,
-            group.kept_low,
-            group.kept_high,
-            group.kept_share,
-            group.kept_p50,
-            group.kept_p95,
-            group.warmup_bytes,
-            group.counted,
-        )
-        return Evidence(
-            group.requests, kept, self._kept.lives, self.memory, group.zend_peak_max, seconds, lost_share, together
-        )
-
-    def group(
-        self,
-        key: str | None,
-        container: str | None,
-        estimate: Estimate | None,
-        correct: Callable[[Kept, int], Kept] | None,
-    ) -> Group:
-        growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
-        growth = None if not self._growth.count else self._growth.total
-        if self._cut_off_growth is not None:
-            growth = (growth or 0) + self._cut_off_growth
-        kept, complete = self._kept.kept(), self.requests - self._incomplete
-        if kept.how is None and estimate is not None:
-            kept = estimated(estimate)._replace(counted=kept.counted)
-            if kept.per_request is not None:
-                kept = kept._replace(total=round(kept.per_request * complete))
-        if correct is not None:
-            kept = correct(kept, complete)
-        (duration_p95,) = self._durations.quantiles(0.95)
-        return Group(
-            key=key,
-            requests=self.requests,
-            incomplete=self._incomplete,
-            growth_bytes=growth,
-            growth_p50=growth_p50,
-            growth_p95=growth_p95,
-            kept_bytes=kept.total,
-            kept_per_request=kept.per_request,
-            kept_low=kept.low,
-            kept_high=kept.high,
-            kept_how=kept.how.value if kept.how else None,
-            kept_share=kept.share,
-            kept_p50=kept.p50,
-            kept_p95=kept.p95,
-            warmup_bytes=kept.warmup,
-            counted=kept.counted,
-            anon_peak_max=self._anon_peak,
-            zend_peak_max=self._zend_peak,
-            duration_p95_ns=duration_p95,
-            container=container,
-        )

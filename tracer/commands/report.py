@@ -15,7 +15,8 @@ from tracer.analysis.balance import Balance, Balancing
 from tracer.analysis.between import COLUMNS as BETWEEN_COLUMNS
 from tracer.analysis.between import Between, BetweenRequests
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
-from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking, Sort
 from tracer.analysis.routes import Routes
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter

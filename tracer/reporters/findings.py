@@ -7,7 +7,8 @@ from typing import TextIO
 
 from rich.text import Text
 
-from tracer.analysis.ranking import Group, GroupBy
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import GroupBy
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.reporters.table import console_for, shorten, show_key
 from tracer.reporters.verdict_text import Source, evidence, label, next_step

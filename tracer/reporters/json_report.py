@@ -12,7 +12,7 @@ from tracer.analysis.balance import Balance
 from tracer.analysis.between import Between
 from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
-from tracer.analysis.ranking import Group
+from tracer.analysis.group import Group
 from tracer.analysis.tally import Tally
 from tracer.analysis.uncounted import Mismatch
 from tracer.facts import Place

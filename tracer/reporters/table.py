@@ -11,9 +11,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracer.analysis.group import Group
 from tracer.analysis.kept import How
 from tracer.analysis.places import place_name
-from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
+from tracer.analysis.ranking import GroupBy, Ranking, Sort
 from tracer.analysis.tally import Forked, Tally
 from tracer.facts import Request
 from tracer.reporters.verdict_text import label

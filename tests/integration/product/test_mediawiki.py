@@ -20,7 +20,8 @@ from proc_status import waits_for_a_request
 from tracing import Tracer
 from waiting import wait_for
 
-from tracer.analysis.ranking import Group, GroupBy, Ranking
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.facts import Release, Request
 from tracer.targets import malloc_heap
 

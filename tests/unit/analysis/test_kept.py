@@ -90,6 +90,13 @@ def test_the_interval_reaches_to_zero_where_every_request_was_its_workers_first(
     assert (found.total, found.per_request, found.low, found.high, found.warmup) == (1600, 800.0, 0.0, 800.0, None)
 
 
+def test_where_workers_are_replaced_soon_the_counted_first_requests_give_a_figure_that_accuses_nobody():
+    found = kept_of(*[(3088, Run.FIRST)] * 4, *steady(3088, 3088, None, None, None, None), workers=2)
+
+    assert (found.total, found.per_request, found.counted) == (30_880, 3088.0, 6)
+    assert (found.low, found.high, found.warmup) == (0.0, 3088.0, None)
+
+
 def test_the_mean_of_requests_that_were_counted_in_part_stands_for_all_with_an_interval():
     found = kept_of(*steady(*[1000, 1200] * 8, *[None] * 84))
 
@@ -101,6 +108,7 @@ def test_the_mean_of_requests_that_were_counted_in_part_stands_for_all_with_an_i
 def test_a_few_counted_requests_among_uncounted_ones_say_nothing():
     assert kept_of(*steady(1000, 1000, 1000, 1000, None)) == Kept(counted=4)
     assert kept_of((1000, Run.FIRST), *steady(None)) == Kept(counted=1)
+    assert kept_of(*[(1000, Run.FIRST)] * 6, *steady(*[None] * 7)) == Kept(counted=6)
 
 
 def test_nothing_is_known_where_nothing_was_counted():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from samples import request
 
+from tracer.analysis.group import Group
 from tracer.analysis.open_requests import OpenValues
-from tracer.analysis.ranking import Group, GroupBy, Ranking
+from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.facts import Request
 
 MESSAGE = 146_000  # bytes that /load.php leaves for the next request to free

@@ -15,7 +15,8 @@ from simulated_workers import Script, traffic
 
 from tracer.analysis.estimation import Estimation
 from tracer.analysis.first_runs import FirstRuns, Run
-from tracer.analysis.ranking import COLUMNS, Group, GroupBy, Ranking, Sort, _order_by_kept
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking, Sort, _order_by_kept
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.facts import Look, Place, Release, Request, Worker
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 from samples import request
 
-from tracer.analysis.ranking import Group, GroupBy, Ranking
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.facts import Release, Request
 
 

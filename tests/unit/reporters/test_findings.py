@@ -8,7 +8,8 @@ import io
 import pytest
 from rich.cells import cell_len
 
-from tracer.analysis.ranking import Group, GroupBy, Sort
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import GroupBy, Sort
 from tracer.analysis.tally import Tally
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.analysis.verdict.memory import HighWater

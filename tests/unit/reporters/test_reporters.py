@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from samples import BLOG, COMPLETE, PROPERTY, SHOP, request
 
-from tracer.analysis.ranking import Group, GroupBy, Ranking, Sort
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.doctor import ALL, BPF, PTRACE, Check
 from tracer.facts import Fork, Loss, Request, Worker

@@ -14,6 +14,7 @@ from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.facts import Release, Request
 
 TIMES = 10
+BATCH = 5  # requests; between them the tracer finds the workers that are new
 # Bytes of the block that malloc makes of so many. From 128 KiB on, it maps pages: malloc/malloc.c, glibc 2.36.
 BLOCKS = {0: 0, 3072: 3088, 65_536: 65_552, 524_288: 528_384}
 PAGES = [f"{kind}-{size}" for kind in ("light", "heavy", "rows") for size in BLOCKS] + ["dies-0"]
@@ -58,8 +59,8 @@ def test_each_leaker_is_found_to_2_percent_and_nobody_else(pools: dict[str, Fpm]
     random.Random(11).shuffle(visits)
 
     requests: list[Request] = []
-    for at in range(0, len(visits), 20):
-        batch = visits[at : at + 20]
+    for at in range(0, len(visits), BATCH):
+        batch = visits[at : at + BATCH]
         for page in batch:
             fpm.get("native_leaker.php", QUERY_STRING=page, REQUEST_URI=f"/{page}")
         requests += traced.next(len(batch))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from planted import CASES, HELLO, traffic
 from samples import PROPERTY
 
-from tracer.analysis.ranking import Group, GroupBy, Ranking
+from tracer.analysis.group import Group
+from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.facts import Request
 

@@ -1,0 +1,145 @@
+"""Adds up the requests of one group, one by one, to its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tracer.analysis.first_runs import Run
+from tracer.analysis.group import Group
+from tracer.analysis.kept import How, Kept, KeptSum, estimated
+from tracer.analysis.kept_rates import Estimate
+from tracer.analysis.quantiles import Values
+from tracer.analysis.uncounted import Charge, NetSum
+from tracer.analysis.verdict.judge import Evidence
+from tracer.analysis.verdict.memory import Memory
+from tracer.facts import Request
+
+
+class Accumulator:
+    """The sums of a group. It is made with its first request."""
+
+    __slots__ = (
+        "_anon_peak", "_cut_off_growth", "_durations", "_growth", "_incomplete", "_kept", "_net", "_zend_peak",
+        "memory", "requests",
+    )  # fmt: skip
+
+    def __init__(self, window: int | None) -> None:
+        """`window`: how many last requests the quantiles cover; None for all."""
+        self.requests = 0
+        self._incomplete = 0
+        self.memory = Memory(live=window is not None)
+        self._growth = Values(window)
+        self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
+        self._kept = KeptSum(window)
+        self._net = NetSum()
+        self._durations = Values(window)
+        self._anon_peak: int | None = None
+        self._zend_peak: int | None = None
+
+    def add(self, request: Request, run: Run, taken_over: int) -> int | None:
+        """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
+        self.requests += 1
+        number = None
+        growth = request.growth
+        if growth is not None and request.complete:
+            self._growth.add(growth)
+        elif growth is not None:
+            self._cut_off_growth = (self._cut_off_growth or 0) + growth
+        if not request.complete:
+            self._incomplete += 1
+        else:
+            number = self._kept.add(request, run, taken_over=taken_over, is_open=True)
+            net = request.native_net
+            if net is not None and run is not Run.FIRST:
+                self._net.add(net)
+            if request.duration_ns is not None:
+                self._durations.add(request.duration_ns)
+        peak = request.anon_peak
+        if peak is not None and (self._anon_peak is None or peak > self._anon_peak):
+            self._anon_peak = peak
+        peak = request.zend_peak
+        if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
+            self._zend_peak = peak
+        return number
+
+    @property
+    def needs_estimate(self) -> bool:
+        """True if requests were seen whole, and what they kept is not known."""
+        return self._incomplete < self.requests and not self._kept.known
+
+    @property
+    def charge(self) -> Charge | None:
+        """The bytes that its requests are taken to keep, if not counted; None if too few were counted."""
+        return self._net.charge() if self._net.count and self._kept.known else None
+
+    def change_kept(self, number: int, before: int, after: int, run: Run) -> None:
+        """Take note that the request of that number had kept `before`, and that `after` is left of it."""
+        self._kept.change(number, before, after, run)
+
+    def close_kept(self, number: int, run: Run) -> None:
+        """Take note that the request after the one of that number was counted."""
+        self._kept.close(number, run)
+
+    def evidence(self, group: Group, seconds: float | None, *, lost_share: float, together: bool) -> Evidence:
+        """All that a verdict on its group is made of. `group` has its figures."""
+        kept = Kept(
+            How(group.kept_how) if group.kept_how else None,
+            group.kept_bytes,
+            group.kept_per_request,
+            group.kept_low,
+            group.kept_high,
+            group.kept_share,
+            group.kept_p50,
+            group.kept_p95,
+            group.warmup_bytes,
+            group.counted,
+        )
+        return Evidence(
+            group.requests, kept, self._kept.lives, self.memory, group.zend_peak_max, seconds, lost_share, together
+        )
+
+    def group(
+        self,
+        key: str | None,
+        container: str | None,
+        estimate: Estimate | None,
+        correct: Callable[[Kept, int], Kept] | None,
+    ) -> Group:
+        """The figures so far, without a verdict. `correct`: what growth in uncounted requests leaves of the kept ones.
+
+        An `estimate` counts where too few requests were counted.
+        """
+        growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
+        growth = None if not self._growth.count else self._growth.total
+        if self._cut_off_growth is not None:
+            growth = (growth or 0) + self._cut_off_growth
+        kept, complete = self._kept.kept(), self.requests - self._incomplete
+        if kept.how is None and estimate is not None:
+            kept = estimated(estimate)._replace(counted=kept.counted)
+            if kept.per_request is not None:
+                kept = kept._replace(total=round(kept.per_request * complete))
+        if correct is not None:
+            kept = correct(kept, complete)
+        (duration_p95,) = self._durations.quantiles(0.95)
+        return Group(
+            key=key,
+            requests=self.requests,
+            incomplete=self._incomplete,
+            growth_bytes=growth,
+            growth_p50=growth_p50,
+            growth_p95=growth_p95,
+            kept_bytes=kept.total,
+            kept_per_request=kept.per_request,
+            kept_low=kept.low,
+            kept_high=kept.high,
+            kept_how=kept.how.value if kept.how else None,
+            kept_share=kept.share,
+            kept_p50=kept.p50,
+            kept_p95=kept.p95,
+            warmup_bytes=kept.warmup,
+            counted=kept.counted,
+            anon_peak_max=self._anon_peak,
+            zend_peak_max=self._zend_peak,
+            duration_p95_ns=duration_p95,
+            container=container,
+        )
