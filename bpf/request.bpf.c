@@ -18,7 +18,7 @@
  *
  * Workers: on_fork enters every child. It sends EVENT_BORN for a master's child. For a worker's child,
  * on_startup sends it. A worker's first on_startup sends EVENT_TITLED; on_exit sends EVENT_DIED, after
- * the request that was cut off; on_exec sends EVENT_EXECED for a master.
+ * the request that was cut off, and on_oom_victim has it send EVENT_OOM_DIED; on_exec sends EVENT_EXECED for a master.
  */
 #include <uapi/linux/ptrace.h>
 #include "request_events.h"
@@ -644,6 +644,27 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * On oom:mark_victim: the OOM killer has sent SIGKILL to this process.
+ * TP_PROTO(int pid), Linux < 6.9; TP_PROTO(struct task_struct *task, uid_t uid) since: include/trace/events/oom.h.
+ * The highest bit of a kernel address is set, that of a pid is not.
+ */
+int on_oom_victim(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct kernel *k = the_kernel();
+	u64 victim = ctx->args[0];
+	struct worker *w;
+	u32 pid;
+
+	if (!k)
+		return 0;
+	pid = (s64)victim < 0 ? kernel_u32(victim + k->task_tgid) : victim;
+	w = workers.lookup(&pid);
+	if (w)
+		w->oom_victim = 1;
+	return 0;
+}
+
 int on_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct process_event event = {.kind = EVENT_DIED};
@@ -674,6 +695,10 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	task = bpf_get_current_task();
 	event.exit_code = kernel_u32(task + k->task_exit_code);
 	event.at_ns = bpf_ktime_get_ns();
+	if (w->oom_victim) {
+		event.kind = EVENT_OOM_DIED;
+		w->request.flags |= REQUEST_OOM_VICTIM;
+	}
 	if (w->in_request) {
 		/* Since 6.16 the memory is still there; before, there is nothing left to sample. */
 		sample_anon(w);

@@ -32,6 +32,8 @@ enum event_kind {
 	EVENT_EXECED = 5, /* a master replaced itself: graceful reload, or upgrade */
 	EVENT_RELEASED = 6, /* blocks that an earlier request had allocated were freed */
 	EVENT_FORKED = 7, /* a process that a worker forked, and that served nothing, ended */
+	EVENT_OOM_DIED =
+		8, /* as EVENT_DIED, of a process that the kernel's OOM killer had chosen */
 };
 
 /* struct request.flags: what could not be measured, and how the request ended. */
@@ -62,6 +64,7 @@ enum request_flag {
 	REQUEST_ENDING_UNKNOWN = 1 << 19, /* a fatal error may have ended it */
 	REQUEST_NATIVE_BETWEEN_NOT_COUNTED =
 		1 << 20, /* its native_between_bytes are not known, or not all */
+	REQUEST_OOM_VICTIM = 1 << 21, /* the kernel's OOM killer had chosen its worker */
 };
 
 struct request {
@@ -215,6 +218,8 @@ struct worker {
 	__u32 calls; /* enum calls */
 	__u32 forked_by; /* the worker that forked it, until it begins a request of its own; 0 = none did */
 	__u32 stale_error; /* 1 = a fatal error of an earlier request showed when the script ended, or called exit() then */
+	__u32 oom_victim; /* 1 = the kernel's OOM killer has chosen it */
+	__u32 pad;
 	__u64 heap; /* address of the zend_mm_heap; 0 if unknown */
 	__u64 bias; /* load address minus link address of the PHP binary */
 	/* at the start of the running request, to be subtracted at its end */

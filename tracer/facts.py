@@ -46,6 +46,8 @@ class Note(enum.Enum):
     METHOD_FROM_SAPI = "method_from_sapi"
     METHOD_UNKNOWN = "method_unknown"
     MAPPED_ELSEWHERE = "mapped_elsewhere"  # address space changed by other means than the counted calls
+    OOM = "oom"  # of a worker or request that ended by SIGKILL: the kernel's OOM killer sent it
+    OOM_UNKNOWN = "oom_unknown"  # of such a worker: whether the OOM killer did is not known
 
 
 class Place(NamedTuple):
@@ -245,6 +247,7 @@ class Worker(NamedTuple):
     born_ns: int | None  # Unix time; None: it was there before tracing began
     died_ns: int | None  # Unix time; None: it is alive
     exit: str | None  # `exited:0`, `killed:TERM`, `replaced` (exec); None: it is alive
+    notes: str | None = None  # OOM or OOM_UNKNOWN of Note
 
 
 class Fork(NamedTuple):

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import RecordingError
-from tracer.facts import Ending, Fork, Look, Loss, Metric, Release, Request, Stack, Worker
+from tracer.facts import Ending, Fork, Look, Loss, Metric, Note, Release, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
@@ -196,10 +196,13 @@ class Reader:
 
     def workers(self) -> list[Worker]:
         """The last known state of every worker."""
+        columns = ", ".join(Worker._fields[: None if self._schema >= 3 else -1])
         with self.reading():
-            return [
-                Worker._make(row) for row in self._connection.execute(f"SELECT {', '.join(Worker._fields)} FROM worker")
-            ]
+            found = [Worker(*row) for row in self._connection.execute(f"SELECT {columns} FROM worker")]
+        if self._schema < 3:
+            killed = f"{Ending.KILLED.value}:KILL"
+            found = [one._replace(notes=Note.OOM_UNKNOWN.value) if one.exit == killed else one for one in found]
+        return found
 
     def forks(self) -> list[Fork]:
         """Every process that a worker forked and that served nothing; none before schema 3."""

@@ -101,7 +101,17 @@ _SCHEMA_2 = {
 }
 # Requests by parts that many of them share: 70 bytes a request instead of 179, and 19 values bound instead of 38.
 _SCHEMA_3 = {
-    "worker": _SCHEMA_1["worker"],
+    "worker": """CREATE TABLE worker (
+  pid INTEGER NOT NULL,
+  start_ticks INTEGER,
+  pool TEXT,
+  php_version TEXT,
+  born_ns INTEGER,
+  died_ns INTEGER,
+  exit TEXT,
+  notes TEXT,
+  UNIQUE (pid, start_ticks)
+) STRICT""",
     "loss": _SCHEMA_1["loss"],
     "meta": _SCHEMA_1["meta"],
     "frame": _SCHEMA_2["frame"],

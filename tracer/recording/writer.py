@@ -29,8 +29,8 @@ _STEP = 1000
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 # Text arrives as bytes: what is not UTF-8 must not fail, and must come back as it was.
 _INSERT_WORKER = (
-    "INSERT OR REPLACE INTO worker (pid, start_ticks, pool, php_version, born_ns, died_ns, exit)"
-    " VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?, ?)"
+    "INSERT OR REPLACE INTO worker (pid, start_ticks, pool, php_version, born_ns, died_ns, exit, notes)"
+    " VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?)"
 )
 
 # A sum of more than 64 bits is a REAL, which the cast makes the nearest INTEGER.

@@ -140,7 +140,7 @@ def test_a_field_of_a_request_is_a_column_of_todays_schema_and_in_one_table_only
     assert sorted([*stored, "native_released"]) == sorted(Request._fields)
 
 
-@pytest.mark.parametrize(("table", "fact"), [("look", Look), ("forked", Fork)])
+@pytest.mark.parametrize(("table", "fact"), [("worker", Worker), ("look", Look), ("forked", Fork)])
 def test_todays_table_of_a_fact_has_its_fields_in_their_order(table, fact):
     connection = sqlite3.connect(":memory:")
     connection.execute(SCHEMAS[SCHEMA][table])

@@ -96,7 +96,16 @@ class Attachment:
         self._enter_masters(targets)
         for tracepoint, function in _RAW_TRACEPOINTS:
             self._programs.on_raw_tracepoint(tracepoint, function, self._tracepoints)
+        self._watch_oom_killer()
         self._watch(targets)
+
+    def _watch_oom_killer(self) -> None:
+        try:
+            self._programs.on_raw_tracepoint("mark_victim", "on_oom_victim", self._tracepoints)
+        except UnsupportedError as exc:
+            self._lacking.append(f"not known: which workers the kernel's OOM killer ends ({exc})")
+        else:
+            self._table.sees_oom = True
 
     def add(self, targets: Sequence[Target]) -> None:
         """Watch further targets, too. Raises as attach() does; then none of them is watched."""

@@ -138,7 +138,7 @@ class EventDecoder:
             return self._fork(record)
         if kind == EventKind.BORN:
             return self._born(record)
-        if kind == EventKind.DIED:
+        if kind in (EventKind.DIED, EventKind.OOM_DIED):
             self._idle_releases.pop(pid, None)
             self._in_flight.gone(pid)
             self._died(pid)

@@ -67,6 +67,7 @@ class _Found(enum.IntFlag):
     MAPPED_ELSEWHERE = 1 << 35
     URI_CUT = 1 << 36
     SCRIPT_CUT = 1 << 37
+    OOM_KILLED = 1 << 38
 
 
 class _Rule(NamedTuple):
@@ -128,6 +129,7 @@ _RULES = (
         Ending.CUT_OFF,
     ),
     _Rule(_Found.KILLED, ending=Ending.KILLED),
+    _Rule(_Found.OOM_KILLED, (), Note.OOM),
     _Rule(Flag.DETACHED, ("cpu_ns", "minor_faults", "major_faults")),
     _Rule(Flag.USAGE_NOT_READ, ("cpu_ns", "minor_faults", "major_faults")),
     _Rule(Flag.CALLS_NOT_SEEN, ("map_bytes", "map_calls", "unmap_bytes", "unmap_calls", "brk_bytes", "brk_calls")),
@@ -254,6 +256,7 @@ class RequestDecoder:
             found |= _Found.MAPPED_ELSEWHERE
         for holds, condition in (
             (killed_by, _Found.KILLED),
+            (killed_by == signal.SIGKILL and flags & Flag.OOM_VICTIM, _Found.OOM_KILLED),
             (uri_cut, _Found.URI_CUT),
             (script_cut, _Found.SCRIPT_CUT),
         ):

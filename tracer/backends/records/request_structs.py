@@ -27,6 +27,7 @@ class EventKind(enum.IntEnum):
     EXECED = 5
     RELEASED = 6
     FORKED = 7
+    OOM_DIED = 8
 
 
 class Role(enum.IntFlag):
@@ -86,6 +87,7 @@ class Flag(enum.IntFlag):
     USAGE_NOT_READ = 1 << 18
     ENDING_UNKNOWN = 1 << 19
     NATIVE_BETWEEN_NOT_COUNTED = 1 << 20
+    OOM_VICTIM = 1 << 21
 
 
 # (field, struct format), in the order of the header. A field of the same name in facts.Request is copied from it.
@@ -205,6 +207,8 @@ WORKER_FIELDS = (
     ("calls", "I"),
     ("forked_by", "I"),
     ("stale_error", "I"),
+    ("oom_victim", "I"),
+    ("pad", "I"),
     ("heap", "Q"),
     ("bias", "Q"),
     ("cpu_before_ns", "Q"),

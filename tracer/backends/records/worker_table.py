@@ -7,11 +7,12 @@ import os
 
 from tracer.backends.records.request_decoder import NO_ORIGIN, Origin, exit_text
 from tracer.backends.records.request_structs import PROCESS_EVENT, EventKind
-from tracer.facts import Place, Worker
+from tracer.facts import Ending, Note, Place, Worker
 from tracer.targets import containers
 from tracer.targets.processes import MASTER_TITLE, Process, pool_of, process
 from tracer.targets.resolve import Target
 
+_KILLED = f"{Ending.KILLED.value}:KILL"
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -36,6 +37,7 @@ class WorkerTable:
         self._offset = clock_offset_ns
         self.workers: dict[int, TrackedWorker] = {}
         self.masters: dict[int, Target] = {}
+        self.sees_oom = False  # a death by the OOM killer comes as OOM_DIED
         self._gone: set[int] = set()
         # By the pid and the start of a master, or of a worker without one; and the roots of their pools.
         self._places: dict[tuple[int, int], Place] = {}
@@ -142,11 +144,14 @@ class WorkerTable:
         self.masters.pop(pid, None)
         self._forget_places(pid)
         tracked = self.workers.pop(pid, None)
-        if tracked is None or not tracked.wanted or kind != EventKind.DIED:
+        if tracked is None or not tracked.wanted or kind not in (EventKind.DIED, EventKind.OOM_DIED):
             return None
         if tracked.fact.pool is None and tracked.target.pools is not None:
             return None  # it died before it was known to be of a pool that is wanted
-        return tracked.fact._replace(died_ns=at + self._offset, exit=exit_text(exit_code))
+        ended, notes = exit_text(exit_code), None
+        if ended == _KILLED and (kind == EventKind.OOM_DIED or not self.sees_oom):
+            notes = (Note.OOM if kind == EventKind.OOM_DIED else Note.OOM_UNKNOWN).value
+        return tracked.fact._replace(died_ns=at + self._offset, exit=ended, notes=notes)
 
     def pool(self, pid: int) -> str | None:
         """Return the worker's pool; None if it is not known."""

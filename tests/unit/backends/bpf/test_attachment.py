@@ -17,7 +17,7 @@ from phps import executable, php_elf, running
 from tracer.backends.bpf.attachment import UPROBES_ON_PHP, Attachment
 from tracer.backends.records.request_decoder import RequestDecoder
 from tracer.backends.records.worker_table import WorkerTable
-from tracer.errors import PhptraceError, TargetGoneError
+from tracer.errors import PhptraceError, TargetGoneError, UnsupportedError
 from tracer.facts import Fact, Loss, Worker
 from tracer.targets import php as php_binary
 from tracer.targets.elf import Image, open_image
@@ -45,12 +45,16 @@ class Kernel:
         self.maps: dict[str, Entries] = defaultdict(Entries)
         self.uprobes: list[str] = []
         self.refused: int | None = None  # the number of probes after which none can be set
+        self.tracepoints: list[str] = []
+        self.without: str | None = None  # a tracepoint that this kernel lacks
 
     def map(self, name: str) -> Entries:
         return self.maps[name]
 
     def on_raw_tracepoint(self, tracepoint: str, function: str, until: contextlib.ExitStack) -> None:
-        pass
+        if tracepoint == self.without:
+            raise UnsupportedError(f"cannot attach to the tracepoint {tracepoint}: it is absent. Use --backend ptrace.")
+        self.tracepoints.append(tracepoint)
 
     def on_uprobe(self, function: str, image: Image, offset: int, *, at_return: bool = False) -> int:
         if len(self.uprobes) == self.refused:
@@ -65,7 +69,9 @@ def nothing() -> list[Fact]:
     return []
 
 
-def attachment(kernel: Kernel, table: WorkerTable, read: Callable[[], list[Fact]] = nothing) -> Attachment:
+def attachment(
+    kernel: Kernel, table: WorkerTable, read: Callable[[], list[Fact]] = nothing, lacking: list[str] | None = None
+) -> Attachment:
     return Attachment(
         kernel,
         contextlib.ExitStack(),
@@ -73,7 +79,7 @@ def attachment(kernel: Kernel, table: WorkerTable, read: Callable[[], list[Fact]
         RequestDecoder("host", 0, keep_query=False, calls=True),
         None,
         read=read,
-        lacking=[],
+        lacking=[] if lacking is None else lacking,
         calls_by_tracepoint=False,
     )
 
@@ -139,6 +145,32 @@ def test_master_and_workers_are_entered(kernel, table, target, master):
 
     assert set(kernel.maps["workers"]) == {master.pid, *(worker.pid for worker in children(master))}
     assert [fact.pool for fact in made.take_pending()] == ["www"]
+
+
+def test_the_oom_killer_is_watched(kernel, table, target):
+    lacking: list[str] = []
+
+    made = attachment(kernel, table, lacking=lacking)
+    made.attach([target])
+    made.close()
+
+    assert ("mark_victim" in kernel.tracepoints, table.sees_oom) == (True, True)
+    assert not [text for text in lacking if "OOM" in text]
+
+
+def test_a_kernel_that_does_not_show_its_oom_killer_is_no_obstacle_and_is_reported(kernel, table, target):
+    kernel.without = "mark_victim"
+    lacking: list[str] = []
+
+    made = attachment(kernel, table, lacking=lacking)
+    made.attach([target])
+    made.close()
+
+    assert not table.sees_oom
+    assert [text for text in lacking if "OOM" in text] == [
+        "not known: which workers the kernel's OOM killer ends (cannot attach to the tracepoint mark_victim: it is"
+        " absent. Use --backend ptrace.)"
+    ]
 
 
 def test_workers_of_a_master_that_replaces_itself_while_tracing_begins_are_kept(kernel, table, target, master):

@@ -101,5 +101,5 @@ def test_a_flag_and_the_note_it_becomes_are_spelled_alike():
 
     assert {note.name: note.value for note in Note} == {note.name: note.name.lower() for note in Note}
     assert {flag.name for flag in Flag} - both == {
-        "EXITED", "FATAL", "DETACHED", "MAPPINGS_NOT_READ", "CALLS_NOT_SEEN", "USAGE_NOT_READ",
+        "EXITED", "FATAL", "DETACHED", "MAPPINGS_NOT_READ", "CALLS_NOT_SEEN", "USAGE_NOT_READ", "OOM_VICTIM",
     }  # fmt: skip

@@ -140,6 +140,8 @@ def test_a_request_cut_by_its_workers_death_keeps_the_figures_measured_before():
         (Flag.PHP_LAYOUT_UNKNOWN, 0, "unknown", "php_layout_unknown"),
         (Flag.PHP_LAYOUT_UNKNOWN | Flag.EXITED, 0, "exited", "php_layout_unknown"),
         (Flag.END_NOT_SEEN, 9, "killed:KILL", "end_not_seen"),
+        (Flag.END_NOT_SEEN | Flag.OOM_VICTIM, 9, "killed:KILL", "end_not_seen,oom"),
+        (Flag.END_NOT_SEEN | Flag.OOM_VICTIM, 11, "killed:SEGV", "end_not_seen"),
         (Flag.END_NOT_SEEN, 11 | 0x80, "killed:SEGV", "end_not_seen"),  # 0x80: it dumped core
         (Flag.END_NOT_SEEN, 63, "killed:63", "end_not_seen"),
         (Flag.END_NOT_SEEN | Flag.EXITED, 15, "killed:TERM", "end_not_seen"),

@@ -123,6 +123,24 @@ def test_the_last_fact_of_a_worker_says_how_it_ended(table):
     assert table.pool(4003) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "sees_oom", "exit_code", "ended", "notes"),
+    [
+        (EventKind.OOM_DIED, True, 9, "killed:KILL", "oom"),
+        (EventKind.DIED, True, 9, "killed:KILL", None),
+        (EventKind.DIED, False, 9, "killed:KILL", "oom_unknown"),
+        (EventKind.DIED, False, 11, "killed:SEGV", None),
+        (EventKind.OOM_DIED, True, 0, "exited:0", None),  # it was about to end when it was chosen
+    ],
+)
+def test_the_last_fact_of_a_worker_tells_the_oom_killer_from_others(table, kind, sees_oom, exit_code, ended, notes):
+    table.sees_oom = sees_oom
+
+    fact = table.died(event(kind, pid=4003, exit_code=exit_code))
+
+    assert (fact.exit, fact.notes) == (ended, notes)
+
+
 def test_a_worker_dies_once(table):
     table.died(event(EventKind.DIED, pid=4003))
 
