@@ -30,6 +30,7 @@ from tracer.errors import (
     UsageError,
 )
 from tracer.targets import containers
+from tracer.targets.fpm_config import fpm_timeouts
 from tracer.targets.php import Php
 from tracer.targets.resolve import Found, Target, find, is_pid, master_pids
 from tracer.units import counted, counted_loss
@@ -142,6 +143,17 @@ class Session:
         """A sentence on each process that was meant, and is not traced."""
         return [str(refused) for refused in self.choice.left_out]
 
+    @property
+    def _timeouts(self) -> list[dict[str, Any]]:
+        """The timeouts of the pools that are traced, as far as the configuration of their masters can be read."""
+        return [
+            {"master_pid": target.master.pid, "pool": pool, **timeouts._asdict()}
+            for target in self.targets
+            if target.master is not None
+            for pool, timeouts in sorted(fpm_timeouts(target.master).items())
+            if target.wants(pool)
+        ]
+
     def meta(self, plan: Plan) -> dict[str, Any]:
         """The entries of a recording's `meta` table: how and where it was made."""
         stacks = {} if plan.stacks is None else {"stacks": dataclasses.asdict(plan.stacks)}
@@ -159,6 +171,7 @@ class Session:
             "php": sorted({target.php.shown_version for target in self.targets}),
             "lacking": self.lacking,
             "not_traced": self.not_traced,
+            "timeouts": self._timeouts,
             "options": {
                 "duration_s": plan.duration_s,
                 "count": plan.count,

@@ -18,6 +18,8 @@ from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.group import Group
 from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking, Sort
 from tracer.analysis.routes import Routes
+from tracer.analysis.supplements import COLUMNS as SUPPLEMENT_COLUMNS
+from tracer.analysis.supplements import Supplements
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
@@ -27,7 +29,7 @@ from tracer.commands.routing import RouteOptions, default_group
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import balance_text, findings, json_report, stack_text, table
+from tracer.reporters import balance_text, findings, json_report, stack_text, supplements, table
 from tracer.reporters.delimited import render_csv, render_tsv
 from tracer.reporters.verdict_text import Source
 
@@ -50,6 +52,8 @@ class _Report:
     between: Between
     every: Sequence[Group]
     source: Source
+    supplements: Supplements
+    top: int  # how many rows to show; 0: all
 
 
 def _table(report: _Report) -> None:
@@ -63,6 +67,7 @@ def _table(report: _Report) -> None:
         hidden=report.hidden,
         remarks=[*table.remarks(report.ranking), *balance_text.large_parts(report.between)],
     )
+    supplements.render(report.supplements, sys.stdout, top=report.top or None, places=report.ranking.places())
     if report.heaviest is not None:
         stack_text.render(report.heaviest, sys.stdout)
 
@@ -81,6 +86,7 @@ def _json(report: _Report) -> None:
         mismatch=report.ranking.mismatch(),
         group_by=report.by.value,
         source=report.source,
+        more=supplements.document(report.supplements, report.ranking.places()),
     )
 
 
@@ -158,15 +164,17 @@ def report(
             view = chosen_view(recordings, None if metric is None else Metric(metric), retained=retained)
             heaviest = _heaviest(recordings, view, found, top)
         ranking, tally, balancing, gaps = Ranking(by, routes=found), Tally(), Balancing(), BetweenRequests()
-        source = Source(tuple(files))
+        source, beside = Source(tuple(files)), Supplements(by, found)
         for recording in recordings:
-            _add_recording(recording, ranking, tally, balancing, gaps)
+            _add_recording(recording, ranking, tally, balancing, gaps, beside)
             source = _with(source, recording.meta)
     balance, between = balancing.result(), gaps.result()
     every = ranking.groups(Sort(sort), lost=tally.lost)
     shown = every[: top or None]
     hidden = len(every) - len(shown)
-    _RENDER[form](_Report(shown, tally, by, Sort(sort), hidden, heaviest, ranking, balance, between, every, source))
+    _RENDER[form](
+        _Report(shown, tally, by, Sort(sort), hidden, heaviest, ranking, balance, between, every, source, beside, top)
+    )
     for line in (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)):
         log.info("%s", line)
     if balance.doubtful:
@@ -182,7 +190,12 @@ def _with(source: Source, meta: Mapping[str, object]) -> Source:
 
 
 def _add_recording(
-    recording: Reader, ranking: Ranking, tally: Tally, balancing: Balancing, gaps: BetweenRequests
+    recording: Reader,
+    ranking: Ranking,
+    tally: Tally,
+    balancing: Balancing,
+    gaps: BetweenRequests,
+    beside: Supplements,
 ) -> None:
     tally.unended += not recording.ended
     tally.not_traced += not_traced(recording.meta)
@@ -192,16 +205,18 @@ def _add_recording(
     filtered = _limited_by(recording.meta, _FILTERS)
     ranking.begin_recording(workers, looks, filtered=filtered)
     gaps.begin(requests_left_out=filtered)
+    beside.begin_recording(workers, recording.meta, requests_left_out=filtered)
     tally.add_all(recording.forks())  # before the requests, which name them
     losses = recording.losses()
     tally.add_all(losses)
     # After --count requests, those that come during the last looks are not recorded.
     left_out = _limited_by(recording.meta, (*_FILTERS, "count"))
     balanced = balancing.begin(looks, requests_lost=bool(losses), requests_left_out=left_out)
-    columns = (*COLUMNS, *BETWEEN_COLUMNS, *(BALANCE_COLUMNS if balanced else ()))
+    columns = (*COLUMNS, *BETWEEN_COLUMNS, *SUPPLEMENT_COLUMNS, *(BALANCE_COLUMNS if balanced else ()))
     for request, freed in recording.requests_and_freed(columns):
         tally.add(request)
         gaps.add(request)
+        beside.add(request)
         if balanced:
             balancing.add(request)
         try:

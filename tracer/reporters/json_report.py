@@ -36,10 +36,11 @@ def render(
     mismatch: Mismatch | None = None,
     group_by: str | None = None,
     source: Source | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write the document. Texts are not escaped; bytes that are not UTF-8 become U+FFFD, since JSON has no bytes.
 
-    `places`: where requests ran, with the names that groups have as `container`.
+    `places`: where requests ran, with the names that groups have as `container`. `more`: further members.
     """
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -105,7 +106,7 @@ def render(
                 for stack in heaviest.stacks
             ],
         }
-    json.dump(document, out, indent=2)
+    json.dump({**document, **more}, out, indent=2)
     out.write("\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,61 @@ def test_workers_of_equal_pid_and_start_on_two_hosts_are_two_in_an_export(run, t
     _, _, err = run("export", *paths)
 
     assert "2 requests · 2 workers ·" in err
+
+
+MIB = 1 << 20
+
+
+def raised(tmp_path: Path) -> Path:
+    """A recording of a worker that /export raised from 29 to 93 MiB."""
+    sizes = [29, 29, 93, 93]
+    return recording(tmp_path / "r", [WORKER, *(
+        request(
+            pid=77, start_ticks=7919, nth=nth, uri=uri, started_ns=1_700_000_000_000_000_000 + nth * 10**9,
+            anon_before=sizes[nth - 1] * MIB, anon_after=sizes[nth] * MIB, anon_peak=sizes[nth] * MIB,
+        )
+        for nth, uri in enumerate(("/a", "/export", "/a"), 1)
+    )], {"host": "web1"})  # fmt: skip
+
+
+def test_the_report_by_worker_shows_the_request_that_raised_each(run, tmp_path):
+    _, out, _ = run("report", "--group-by", "worker", raised(tmp_path))
+
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "www/77 93.0 MiB 93.0 MiB 29.0 MiB 93.0 MiB 22:13:22 /export" in lines
+    assert "www: 1 worker has 93.0 MiB; about 29.0 MiB without /export, which raised 1 of them" in lines
+
+
+def test_the_report_by_worker_as_json_has_the_steps(run, tmp_path):
+    _, out, _ = run("report", "--group-by", "worker", "--format", "json", raised(tmp_path))
+
+    assert json.loads(out)["high_water"] == {
+        "workers": [{
+            "worker": "www/77", "container": None, "now": 93 * MIB, "peak": 93 * MIB, "alive": True,
+            "steps": [{
+                "uri": "/export", "script": "/srv/www/index.php", "route": "/export",
+                "started_ns": 1_700_000_002_000_000_000, "before": 29 * MIB, "after": 93 * MIB, "starts": False,
+            }],
+            "other_steps": 0, "other_bytes": 0,
+        }],
+        "workers_forgotten": 0,
+        "pools": [{
+            "host": None, "pool": "www", "container": None, "workers": 1, "weight": 93 * MIB,
+            "without": [{"route": "/export", "workers": 1, "weight": 29 * MIB}],
+        }],
+    }  # fmt: skip
+
+
+def test_the_report_by_script_has_no_steps(run, tmp_path):
+    path = raised(tmp_path)
+
+    assert "raised by" not in run("report", path)[1]
+    assert json.loads(run("report", "--format", "json", path)[1])["high_water"] is None
+
+
+def test_the_report_by_worker_shows_as_many_workers_as_asked_for(run, tmp_path):
+    path = recording(tmp_path / "r", [request(pid=pid) for pid in (11, 13, 17)])
+
+    _, out, _ = run("report", "--group-by", "worker", "-n", "1", path)
+
+    assert "… and 2 more workers: -n 0 shows all" in out

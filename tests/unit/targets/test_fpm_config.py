@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from samples import within
 
-from tracer.targets.fpm_config import fpm_pools
+from tracer.targets.fpm_config import Timeouts, fpm_pools, fpm_timeouts
 from tracer.targets.processes import Process, process
 
 
@@ -109,3 +109,70 @@ def test_a_fifo_in_place_of_the_configuration_does_not_hold_up_the_tracer(tmp_pa
 
     with within(0.5):
         assert fpm_pools(master_of(tmp_path / "php-fpm.conf")) == set()
+
+
+def timeouts_of(tmp_path: Path, text: str) -> dict[str, Timeouts]:
+    path = tmp_path / "php-fpm.conf"
+    path.write_text(text)
+    return fpm_timeouts(master_of(path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "seconds"),
+    [
+        ("", 0.0),
+        ("request_terminate_timeout = 0", 0.0),
+        ("request_terminate_timeout = 30", 30.0),
+        ("request_terminate_timeout=30s", 30.0),
+        ('  request_terminate_timeout = "2m" ; at most', 120.0),
+        ("request_terminate_timeout = 3h", 10_800.0),
+        ("request_terminate_timeout = 1d", 86_400.0),
+        ("request_terminate_timeout = 7\nrequest_terminate_timeout = 11", 11.0),
+        ("; request_terminate_timeout = 30", 0.0),
+        ("request_terminate_timeout = ${LIMIT}", None),
+        ("request_terminate_timeout = -1", None),
+        ("request_terminate_timeout =", None),
+        ("request_terminate_timeout = " + "9" * 400, None),
+    ],
+)
+def test_the_time_after_which_php_fpm_ends_a_request_is_read(tmp_path, setting, seconds):
+    assert timeouts_of(tmp_path, f"[www]\n{setting}\n") == {"www": Timeouts(seconds, None)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "seconds"),
+    [
+        ("php_value[max_execution_time] = 60", 60.0),
+        ("php_admin_value[max_execution_time] = 30\nphp_value[max_execution_time] = 60", 30.0),
+        ("php_admin_value[max_execution_time] = 0", 0.0),
+        ("php_admin_value[max_execution_time] = none", None),
+        ("php_admin_value[memory_limit] = 64M", None),
+    ],
+)
+def test_the_time_after_which_php_ends_a_request_is_read_if_the_pool_sets_it(tmp_path, setting, seconds):
+    assert timeouts_of(tmp_path, f"[www]\n{setting}\n") == {"www": Timeouts(0.0, seconds)}
+
+
+def test_each_pool_of_each_file_has_its_own_timeouts(tmp_path):
+    (tmp_path / "a.inc").write_text("[a]\nrequest_terminate_timeout = 7\n[b]\nuser = www-data\n")
+
+    found = timeouts_of(tmp_path, f"[global]\ninclude={tmp_path}/*.inc\n[www]\nrequest_terminate_timeout = 11\n")
+
+    assert found == {"www": Timeouts(11.0, None), "a": Timeouts(7.0, None), "b": Timeouts(0.0, None)}
+
+
+def test_no_timeout_is_sure_where_a_file_has_a_part_of_a_pool(tmp_path):
+    (tmp_path / "a.inc").write_text("request_terminate_timeout = 7\n")
+
+    assert timeouts_of(tmp_path, f"[www]\ninclude={tmp_path}/*.inc\n") == {}
+
+
+def test_a_configuration_that_cannot_be_read_has_no_timeouts(tmp_path):
+    assert fpm_timeouts(master_of(tmp_path / "none.conf")) == {}
+
+
+def test_a_configuration_of_a_megabyte_of_settings_is_read_in_a_moment(tmp_path):
+    with within(2.0):
+        found = timeouts_of(tmp_path, "[www]\n" + " request_terminate_timeout \t= \n" * 32_000)
+
+    assert found == {"www": Timeouts(None, None)}

@@ -1,0 +1,45 @@
+"""The parts of a report beside its ranking: workers that died, limits, and who raised the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tracer.analysis import high_water, last_words, limits
+from tracer.analysis.high_water import HighWaterMarks
+from tracer.analysis.last_words import LastRequests
+from tracer.analysis.limits import Limits
+from tracer.analysis.ranking import GroupBy
+from tracer.analysis.routes import Routes
+from tracer.facts import Request, Worker
+
+COLUMNS = (*high_water.COLUMNS, *limits.COLUMNS, *last_words.COLUMNS)
+
+
+class Supplements:
+    """Takes the requests of recordings one by one."""
+
+    def __init__(self, by: GroupBy, routes: Routes) -> None:
+        """`by`: how the ranking groups requests. Steps are only found for one by worker."""
+        self.high_water = HighWaterMarks(routes) if by is GroupBy.WORKER else None
+        self.limits = Limits(routes)
+        self.last_requests = LastRequests()
+
+    def begin_recording(
+        self, workers: Sequence[Worker], meta: Mapping[str, object], *, requests_left_out: bool
+    ) -> None:
+        """Take the workers and the meta data of the recording whose requests are added next.
+
+        `requests_left_out`: it was made with a filter.
+        """
+        host = str(meta.get("host"))
+        if self.high_water is not None:
+            self.high_water.begin_recording(workers, host)
+        self.last_requests.begin_recording(workers, host, requests_left_out=requests_left_out)
+        self.limits.begin_recording(meta)
+
+    def add(self, request: Request) -> None:
+        """Take one request, in the order of their ends."""
+        self.limits.add(request)
+        self.last_requests.add(request)
+        if self.high_water is not None:
+            self.high_water.add(request)
