@@ -26,6 +26,8 @@ COLUMNS = (
 _WORKERS_MAX = 8192
 _STEPS = 3  # of one worker
 _LEAST_STEP = 64 << 10
+_LEAST_SHARE = 1 / 20  # of all that a worker was raised by
+_MOST_OF_IT = 1 / 2
 _ROUTES_MAX = 64  # of one worker
 _ROUTES_SHOWN = 10  # of one pool
 
@@ -55,6 +57,7 @@ class WorkerMarks:
     steps: tuple[Step, ...]  # the largest, in order of time
     other_steps: int
     other_bytes: int  # by which these raised it
+    other_route: str | None  # the route that made half of it or more; None: there is none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class _Marks:
         self.ended = False
         self.now: int | None = None
         self.peak: int | None = None
-        self.largest: list[tuple[int, int, Step]] = []  # a heap: bytes, number of the step
+        self.largest: list[tuple[int, int, Step, RouteKey | None]] = []  # a heap: bytes, number of the step
         self.other_steps = 0
         self.other_bytes = 0
         self.by_route: dict[RouteKey, int] = {}
@@ -100,11 +103,25 @@ class _Marks:
                 del self.by_route[min(self.by_route, key=self.by_route.__getitem__)]
         if size >= _LEAST_STEP:
             if len(self.largest) < _STEPS:
-                heapq.heappush(self.largest, (size, number, step))
+                heapq.heappush(self.largest, (size, number, step, route))
                 return
-            size = heapq.heappushpop(self.largest, (size, number, step))[0]
+            size = heapq.heappushpop(self.largest, (size, number, step, route))[0]
         self.other_steps += 1
         self.other_bytes += size
+
+    def split(self) -> tuple[tuple[Step, ...], int, int, str | None]:
+        """The steps that matter, in order of time; and of all others, their number, their bytes, and their route."""
+        least = _LEAST_SHARE * (self.other_bytes + sum(size for size, _, _, _ in self.largest))
+        shown = sorted((entry for entry in self.largest if entry[0] >= least), key=lambda entry: entry[1])
+        left = dict(self.by_route)
+        for size, _, step, route in shown:
+            if route in left and not step.starts:
+                left[route] -= size
+        more = [size for size, _, _, _ in self.largest if size < least]
+        size = self.other_bytes + sum(more)
+        main = max(left, key=left.__getitem__, default=None)
+        name = main.route if main is not None and size and left[main] >= _MOST_OF_IT * size else None
+        return tuple(step for _, _, step, _ in shown), self.other_steps + len(more), size, name
 
     def without(self, route: RouteKey) -> int:
         """How much smaller it would be now if that route had not raised it."""
@@ -180,9 +197,7 @@ class HighWaterMarks:
                 marks.now,
                 marks.peak,
                 not marks.ended,
-                tuple(step for _, _, step in sorted(marks.largest, key=lambda entry: entry[1])),
-                marks.other_steps,
-                marks.other_bytes,
+                *marks.split(),
             )
             for key, marks in self._marks.items()
         ]

@@ -60,7 +60,8 @@ def _at(worst: Worst) -> str:
 def _fatal(row: RouteLimits) -> str:
     text = f"{_name(row)}: {counted(row.fatal, 'fatal error')}"
     if row.fatal_near_memory_limit:
-        text += f", {row.fatal_near_memory_limit:,} of them with {_NEAR} of memory_limit or more in use"
+        some = "" if row.fatal_near_memory_limit == row.fatal else f"{row.fatal_near_memory_limit:,} of them "
+        text += f", {some}with {_NEAR} of memory_limit or more in use"
     if row.fatal_at_ns is not None:
         last = "" if row.fatal_uri is None else f" by {shorten(printable(row.fatal_uri), _NAME_WIDTH)}"
         text += f"; the last at {moment(row.fatal_at_ns)}{last}"

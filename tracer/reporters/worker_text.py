@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -29,15 +30,15 @@ def render(workers: Sequence[WorkerMarks], pools: Sequence[PoolWeight], out: Tex
     console = console_for(out)
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("worker", no_wrap=True, max_width=_WORKER_WIDTH)
+    with_date = _several_days(workers)
+    rows = [row for worker in workers for row in _rows(worker, with_date=with_date)]
+    table.add_column("worker", no_wrap=True, min_width=max(cell_len(row[0]) for row in rows))
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True, min_width=8)
-    table.add_column("at (UTC)", no_wrap=True)
-    table.add_column("raised by", no_wrap=True, overflow="crop")
-    with_date = _several_days(workers)
-    for worker in workers:
-        for row in _rows(worker, with_date=with_date):
-            table.add_row(*map(Text, row))
+    table.add_column("at (UTC)", no_wrap=True, min_width=max(cell_len(row[-2]) for row in rows))
+    table.add_column("raised by", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print(table)
     if hidden:
         console.print(Text(f"… and {counted(hidden, 'more worker')}: -n 0 shows all"))
@@ -56,9 +57,14 @@ def _rows(worker: WorkerMarks, *, with_date: bool) -> list[tuple[str, ...]]:
         found.append((*begin, *sizes, _time(step, with_date=with_date), _request(step)))
         begin = ["", "", ""]
     if worker.other_steps:
-        more = f"{counted(worker.other_steps, 'smaller step')}: {show_bytes(worker.other_bytes, signed=True)}"
-        found.append((*begin, "", "", "", more))
+        found.append((*begin, "", "", "", _others(worker)))
     return found or [(*begin, "", "", "", "none raised it")]
+
+
+def _others(worker: WorkerMarks) -> str:
+    steps = f"{worker.other_steps:,} smaller" if worker.steps else counted(worker.other_steps, "step")
+    by = "" if worker.other_route is None else f", mostly {shorten(printable(worker.other_route), _REQUEST_WIDTH)}"
+    return f"{steps}: {show_bytes(worker.other_bytes, signed=True)}{by}"
 
 
 def _request(step: Step) -> str:

@@ -59,6 +59,27 @@ def test_only_the_largest_steps_have_their_request_in_order_of_time_and_the_othe
     assert (one.other_steps, one.other_bytes) == (2, 3 * MIB)
 
 
+def test_a_step_that_is_small_beside_the_others_is_none_of_the_largest():
+    (one,) = marks_of(served(1, "/a", 10, 12), served(2, "/b", 12, 15), served(3, "/c", 15, 70)).workers()
+
+    assert [step.uri for step in one.steps] == ["/b", "/c"]
+    assert (one.other_steps, one.other_bytes, one.other_route) == (1, 2 * MIB, "/a")
+
+
+def test_a_leak_raises_its_worker_in_small_steps_and_its_route_is_named():
+    requests = [served(nth, f"/invoice/{nth}" if nth % 3 else "/a", nth, nth + 1) for nth in range(10, 51)]
+
+    (one,) = marks_of(*requests).workers()
+
+    assert (one.steps, one.other_steps, one.other_bytes, one.other_route) == ((), 41, 41 * MIB, "/invoice/{n}")
+
+
+def test_small_steps_that_no_route_made_most_of_have_no_route():
+    requests = [served(nth, f"/{'abc'[nth % 3]}", nth, nth + 1) for nth in range(9, 51)]
+
+    assert marks_of(*requests).workers()[0].other_route is None
+
+
 def test_a_step_of_few_pages_is_none_of_the_largest():
     small = served(2, "/b", 29, 29, anon_after=29 * MIB + (64 << 10) - 1)
     least = served(3, "/c", 29, 29, anon_after=29 * MIB + (128 << 10) - 1)

@@ -117,7 +117,7 @@ def test_the_report_by_worker_as_json_has_the_steps(run, tmp_path):
                 "uri": "/export", "script": "/srv/www/index.php", "route": "/export",
                 "started_ns": 1_700_000_002_000_000_000, "before": 29 * MIB, "after": 93 * MIB, "starts": False,
             }],
-            "other_steps": 0, "other_bytes": 0,
+            "other_steps": 0, "other_bytes": 0, "other_route": None,
         }],
         "workers_forgotten": 0,
         "pools": [{

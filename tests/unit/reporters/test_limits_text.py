@@ -45,6 +45,10 @@ def test_a_near_miss_of_memory_limit_is_a_line():
             "FATAL /cart (/srv/www/index.php) in shop: 1,009 fatal errors, 7 of them with 80 % of memory_limit or more"
             " in use; the last at 2023-11-14 22:13:20 by /cart?a",
         ),
+        (
+            RouteLimits("/cart", "/srv/cart", fatal=2, fatal_near_memory_limit=2),
+            "FATAL /cart: 2 fatal errors, with 80 % of memory_limit or more in use",
+        ),
         (RouteLimits(fatal=2, fatal_at_ns=AT), "FATAL (none): 2 fatal errors; the last at 2023-11-14 22:13:20"),
     ],
 )

@@ -12,7 +12,7 @@ MIB = 1 << 20
 AT = 1_700_000_000_123_456_789  # 2023-11-14 22:13:20
 DAY = 86_400_000_000_000
 STEP = Step("/export", "/srv/www/index.php", "/export", AT, 29 * MIB, 93 * MIB, starts=False)
-WORKER = WorkerMarks("www/4241", None, 93 * MIB, 121 * MIB, True, (STEP,), 0, 0)
+WORKER = WorkerMarks("www/4241", None, 93 * MIB, 121 * MIB, True, (STEP,), 0, 0, None)
 
 
 def shown(*workers: WorkerMarks, pools: tuple[PoolWeight, ...] = (), hidden: int = 0) -> list[str]:
@@ -23,15 +23,21 @@ def shown(*workers: WorkerMarks, pools: tuple[PoolWeight, ...] = (), hidden: int
 
 def test_a_worker_has_its_sizes_and_a_line_for_each_step():
     start = dataclasses.replace(STEP, uri="/a", started_ns=AT - 61 * 10**9, before=8 * MIB, after=29 * MIB, starts=True)
-    worker = dataclasses.replace(WORKER, steps=(start, STEP), other_steps=2, other_bytes=69_632)
+    worker = dataclasses.replace(WORKER, steps=(start, STEP), other_steps=2, other_bytes=69_632, other_route="/a/{n}")
 
     assert shown(worker) == [
         "",
         "worker        now     peak     from       to at (UTC) raised by",
         "www/4241 93.0 MiB  121 MiB  8.0 MiB 29.0 MiB 22:12:19 /a (its first)",
         "                           29.0 MiB 93.0 MiB 22:13:20 /export",
-        "                                                      2 smaller steps: +68.0 KiB",
+        "                                                      2 smaller: +68.0 KiB, mostly /a/{n}",
     ]
+
+
+def test_a_worker_that_many_small_steps_raised_has_one_line():
+    worker = dataclasses.replace(WORKER, steps=(), other_steps=132, other_bytes=3_700_000)
+
+    assert shown(worker)[-1].endswith(" 132 steps: +3.5 MiB")
 
 
 def test_a_worker_that_no_request_raised_has_a_line_all_the_same():
