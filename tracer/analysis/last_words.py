@@ -76,6 +76,11 @@ class LastRequests:
             self._deaths.append(death)
             self._of_recording.setdefault(worker.pid, []).append((worker.start_ticks, death))
 
+    @property
+    def waits(self) -> bool:
+        """True if add() is of use: a worker of this recording did not end in order."""
+        return bool(self._of_recording)
+
     def add(self, request: Request) -> None:
         """Take one request, in the order of their ends."""
         deaths = self._of_recording.get(request.pid)

@@ -26,9 +26,8 @@ _TIMEOUTS_MAX = 1000
 _TERMINATED = "killed:TERM"  # by the master: fpm_request_check_timed_out(), sapi/fpm/fpm/fpm_request.c, PHP 7.4 to 8.5
 _TERMINATED_EARLY_NS = 100_000_000  # php-fpm's clock starts before ours
 _FATAL = Ending.FATAL.value
-_VALUES = itemgetter(
-    *map(Request._fields.index, ("ending", "zend_peak", "memory_limit", "duration_ns", "cpu_ns", "master_pid", "pool"))
-)
+_MEMORY = itemgetter(*map(Request._fields.index, ("ending", "zend_peak", "memory_limit")))
+_TIMES = itemgetter(*map(Request._fields.index, ("master_pid", "pool", "ending", "duration_ns", "cpu_ns")))
 
 
 class Timeouts(NamedTuple):
@@ -97,32 +96,39 @@ class Limits:
         self._timeouts = {
             (one.master_pid, one.pool): (_ns(one.request_terminate_timeout_s), _ns(one.max_execution_time_s))
             for one in known
+            if one.request_terminate_timeout_s or one.max_execution_time_s
         }
+
+    @property
+    def compares_times(self) -> bool:
+        """True if a pool of this recording has a timeout that is known."""
+        return bool(self._timeouts)
 
     def add(self, request: Request) -> None:
         """Take one request."""
-        ending, peak, limit, duration, cpu, master, pool = _VALUES(request)
-        near = limit is not None and peak is not None and limit > 0 and peak >= NEAR * limit
+        ending, peak, limit = _MEMORY(request)
+        near = is_near(peak, limit)
         if ending == _FATAL:
-            self._add_fatal(request, near=near)
+            row = self._row(request)
+            row.fatal += 1
+            row.fatal_near_memory_limit += near
+            row.fatal_uri, row.fatal_at_ns = request.uri, request.started_ns
         elif near:
             row = self._row(request)
             row.memory_limit = _worst(row.memory_limit, request, peak, limit)
         if self._timeouts:
-            terminate, execution = self._timeouts.get((master, pool), (0, 0))
-            if terminate and duration is not None and duration >= NEAR * terminate:
-                row = self._row(request)
-                row.request_terminate_timeout = _worst(row.request_terminate_timeout, request, duration, terminate)
-                row.terminated += ending == _TERMINATED and duration >= terminate - _TERMINATED_EARLY_NS
-            if execution and cpu is not None and cpu >= NEAR * execution:
-                row = self._row(request)
-                row.max_execution_time = _worst(row.max_execution_time, request, cpu, execution)
+            self._add_times(request)
 
-    def _add_fatal(self, request: Request, *, near: bool) -> None:
-        row = self._row(request)
-        row.fatal += 1
-        row.fatal_near_memory_limit += near
-        row.fatal_uri, row.fatal_at_ns = request.uri, request.started_ns
+    def _add_times(self, request: Request) -> None:
+        master, pool, ending, duration, cpu = _TIMES(request)
+        terminate, execution = self._timeouts.get((master, pool), (0, 0))
+        if terminate and duration is not None and duration >= NEAR * terminate:
+            row = self._row(request)
+            row.request_terminate_timeout = _worst(row.request_terminate_timeout, request, duration, terminate)
+            row.terminated += ending == _TERMINATED and duration >= terminate - _TERMINATED_EARLY_NS
+        if execution and cpu is not None and cpu >= NEAR * execution:
+            row = self._row(request)
+            row.max_execution_time = _worst(row.max_execution_time, request, cpu, execution)
 
     def _row(self, request: Request) -> RouteLimits:
         key = request.place, self._route_of(request)
@@ -145,6 +151,11 @@ class Limits:
             for (place, key), row in self._found.items()
         ]
         return sorted(found, key=lambda row: (row.route or "", row.script or "", row.container or ""))
+
+
+def is_near(used: int | None, limit: int | None) -> bool:
+    """True if so much of a limit is near it. A limit of 0 or less is none."""
+    return used is not None and limit is not None and used >= NEAR * limit and limit > 0
 
 
 def _worst(worst: Worst | None, request: Request, used: int, limit: int) -> Worst:

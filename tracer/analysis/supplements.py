@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from tracer.analysis import high_water, last_words, limits
 from tracer.analysis.high_water import HighWaterMarks
 from tracer.analysis.last_words import LastRequests
-from tracer.analysis.limits import Limits
+from tracer.analysis.limits import Limits, is_near
 from tracer.analysis.ranking import GroupBy
 from tracer.analysis.routes import Routes
-from tracer.facts import Request, Worker
+from tracer.facts import Ending, Request, Worker
 
 COLUMNS = (*high_water.COLUMNS, *limits.COLUMNS, *last_words.COLUMNS)
+_FINISHED = Ending.FINISHED.value
 
 
 class Supplements:
@@ -23,6 +24,7 @@ class Supplements:
         self.high_water = HighWaterMarks(routes) if by is GroupBy.WORKER else None
         self.limits = Limits(routes)
         self.last_requests = LastRequests()
+        self._every = True  # each request of this recording matters
 
     def begin_recording(
         self, workers: Sequence[Worker], meta: Mapping[str, object], *, requests_left_out: bool
@@ -36,9 +38,13 @@ class Supplements:
             self.high_water.begin_recording(workers, host)
         self.last_requests.begin_recording(workers, host, requests_left_out=requests_left_out)
         self.limits.begin_recording(meta)
+        self._every = self.high_water is not None or self.last_requests.waits or self.limits.compares_times
 
     def add(self, request: Request) -> None:
         """Take one request, in the order of their ends."""
+        # Most requests end here: a recording may have a million.
+        if not self._every and request.ending == _FINISHED and not is_near(request.zend_peak, request.memory_limit):
+            return
         self.limits.add(request)
         self.last_requests.add(request)
         if self.high_water is not None:
