@@ -185,7 +185,7 @@ def test_a_master_that_is_left_out_is_named_beside_one_that_is_traced(bpf_lacks,
     ]
 
 
-def test_what_two_masters_have_in_common_is_printed_once(bpf_lacks, run, tmp_path):
+def test_a_check_with_the_same_outcome_for_two_masters_is_printed_once(bpf_lacks, run, tmp_path):
     pool, title = "php-fpm: pool phptrace-doctor-test", "php-fpm: master process (x)"
     path = executable(tmp_path / "fpm", php_elf())
 
