@@ -18,7 +18,6 @@ from phps import executable, php_data, php_elf, running, static_php
 
 from tracer.backends.choose import BACKENDS
 from tracer.backends.ptrace import syscalls
-from tracer.cli import main
 from tracer.doctor import Check, checks, verdict
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 from tracer.targets import kernel
@@ -36,7 +35,6 @@ PROGRAMS = {
     "nameless": php_elf(data={name: data for name, data in php_data().items() if name != "texts"}),
     "not php": elf(),
 }
-Run = Callable[..., tuple[int, str, str]]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="these codes are those that root gets")
 
 
@@ -46,19 +44,6 @@ def bpf_lacks(monkeypatch: pytest.MonkeyPatch) -> list[PhptraceError]:
     lacks: list[PhptraceError] = []
     monkeypatch.setitem(BACKENDS, "bpf", dataclasses.replace(BACKENDS["bpf"], unmet=lambda: lacks))
     return lacks
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture
@@ -183,6 +168,20 @@ def test_a_master_that_is_left_out_is_named_beside_one_that_is_traced(bpf_lacks,
     assert [(check["name"], check["ok"], check["needed"]) for check in named] == [
         ("php-fpm:phptrace-doctor-test", False, False)
     ]
+
+
+def test_a_check_with_the_same_outcome_for_two_masters_is_printed_once(bpf_lacks, run, tmp_path):
+    pool, title = "php-fpm: pool phptrace-doctor-test", "php-fpm: master process (x)"
+    path = executable(tmp_path / "fpm", php_elf())
+
+    with running(path, title, (pool,)) as one, running(path, title, (pool,)) as other:
+        code, out, _ = run("doctor", "--json", "php-fpm:phptrace-doctor-test")
+
+    checks = json.loads(out)["checks"]
+    masters = [check["found"] for check in checks if check["name"] == "php-fpm:phptrace-doctor-test"]
+    assert code == 0
+    assert [str(process.pid) in found for process, found in zip((one, other), masters, strict=True)] == [True, True]
+    assert [check["name"] for check in checks].count("request hooks") == 1
 
 
 def test_every_check_names_backends_that_there_are():

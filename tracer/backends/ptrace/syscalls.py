@@ -156,7 +156,7 @@ def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
 
 
 def event_message(pid: int) -> int:
-    """What the event is about at which the process stopped: at a fork, the pid of the child."""
+    """The message of the event at which the process stopped: at a fork, the pid of the child."""
     message = ctypes.c_ulong()
     _call(_GETEVENTMSG, pid, 0, ctypes.addressof(message))
     return message.value

@@ -1,4 +1,4 @@
-"""Who forked a process, and in which request, whichever of the two the kernel reports first."""
+"""A forked process has the request that forked it, whichever of the two the kernel reports first."""
 
 from __future__ import annotations
 
