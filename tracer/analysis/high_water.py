@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from tracer.analysis.places import place_names
 from tracer.analysis.routes import RouteKey, RouteNames, Routes
-from tracer.analysis.verdict.worker_levels import Level, WorkerLevels
+from tracer.analysis.verdict.worker_levels import Level
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import WORKER_FIELDS, Place, Request, Worker
 
@@ -84,10 +84,11 @@ class PoolWeight:
 class _Marks:
     """The figures of one worker."""
 
-    __slots__ = ("by_route", "ended", "largest", "level", "now", "other_bytes", "other_steps", "peak")
+    __slots__ = ("by_route", "ended", "largest", "level", "now", "nth", "other_bytes", "other_steps", "peak")
 
-    def __init__(self, level: Level) -> None:
-        self.level = level
+    def __init__(self) -> None:
+        self.level = Level()
+        self.nth = 0  # of its latest request
         self.ended = False
         self.now: int | None = None
         self.peak: int | None = None
@@ -136,7 +137,6 @@ class HighWaterMarks:
 
     def __init__(self, routes: Routes | None = None) -> None:
         """`routes` finds the route of a uri. None: by its form alone."""
-        self._levels = WorkerLevels()
         self._workers = WorkerNames()
         self._route_of = RouteNames(routes or Routes()).key
         self._marks: OrderedDict[WorkerKey, _Marks] = OrderedDict()
@@ -157,17 +157,20 @@ class HighWaterMarks:
     def add(self, request: Request) -> None:
         """Take one request, in the order of their ends."""
         key = self._workers.key(request)
-        level, raised = self._levels.add(request)
         marks = self._marks.get(key)
         if marks is None:
-            marks = self._marks[key] = _Marks(level)
+            marks = self._marks[key] = _Marks()
             marks.ended = (key.pid, key.start_ticks) in self._ended
             if len(self._marks) > _WORKERS_MAX:
                 self._marks.popitem(last=False)
                 self.forgotten += 1
         else:
             self._marks.move_to_end(key)
-            marks.level = level
+            # The count of a worker's requests begins anew in a second recording.
+            if request.nth <= marks.nth:
+                marks.level = Level()
+        level, marks.nth = marks.level, request.nth
+        raised = level.add(request.anon_before, request.anon_after, request.zend_real_after)
         if request.anon_after is not None:
             marks.now = request.anon_after
         if request.anon_peak is not None and request.anon_peak > (marks.peak or 0):
