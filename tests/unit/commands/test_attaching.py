@@ -13,6 +13,7 @@ from phps import executable, php_elf, running
 
 from tracer.backends.choose import BACKENDS, Choice
 from tracer.commands.attaching import Plan, Session, _added
+from tracer.targets.processes import process
 from tracer.targets.resolve import Target
 
 POOL = "phptrace-attaching-test"
@@ -80,3 +81,23 @@ def test_a_recording_says_what_masters_lack_that_were_started_later() -> None:
     meta = Session(choice, watch, "php-fpm").meta(PLAN)  # type: ignore[arg-type]
 
     assert meta["lacking"] == ["not measured: bpf", "not measured: later"]
+
+
+def test_a_recording_has_the_timeouts_of_the_pools_that_are_traced(tmp_path: Path) -> None:
+    configuration = tmp_path / "php-fpm.conf"
+    configuration.write_text("[www]\nrequest_terminate_timeout = 7\n[shop]\nrequest_terminate_timeout = 11s\n")
+    master = dataclasses.replace(process(os.getpid()), title=f"php-fpm: master process ({configuration})")
+    target = Target("php-fpm:shop", None, "fpm-fcgi", master, (), frozenset({"shop"}))
+    alone = dataclasses.replace(target, master=None)
+    backend = Scripted("bpf")
+
+    session = Session(Choice(backend, "asked for", (target, alone), (), ()), backend, "php-fpm")
+
+    assert session._timeouts == [
+        {
+            "master_pid": os.getpid(),
+            "pool": "shop",
+            "request_terminate_timeout_s": 11.0,
+            "max_execution_time_s": None,
+        }
+    ]

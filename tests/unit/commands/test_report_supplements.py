@@ -92,6 +92,16 @@ def test_fatal_errors_and_near_misses_are_lines(run, tmp_path):
     assert "TIME /slow (/srv/www/index.php) ran for up to 28.00 s of 30.00 s (request_terminate_timeout) at" in text
 
 
+def test_fatal_errors_and_near_misses_are_found_without_timeouts(run, tmp_path):
+    requests = [request(ending="fatal"), request(uri="/export", zend_peak=122 * MIB, nth=4)]
+
+    out = run("report", recording(tmp_path / "r", requests))[1]
+
+    assert [line.split()[:2] for line in out.splitlines() if line[:1] in "FM" and line[1:2].isupper()] == [
+        ["FATAL", "/index.php:"], ["MEMORY", "/export"],
+    ]  # fmt: skip
+
+
 def test_the_limits_are_always_in_the_report_as_json(run, tmp_path):
     near = request(uri="/export", zend_peak=122 * MIB, nth=4)
 
