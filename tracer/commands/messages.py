@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
+from tracer.stderr import say
 from tracer.units import printable_message
 
 log = logging.getLogger(__name__)
@@ -22,16 +21,6 @@ _MOST_NOT_TRACED = 10
 def is_internal(lack: str) -> bool:
     """True if this remark of Backend.lacking is of no use to an operator: it is shown with -v only."""
     return lack.startswith(_INTERNAL)
-
-
-def say(text: str) -> None:
-    """Print lines to stderr. Where that fails, as on a full disk, the result on stdout is whole all the same."""
-    try:
-        click.echo(f"phptrace: {text}", err=True)
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(nowhere, sys.stderr.fileno())
-        os.close(nowhere)
 
 
 def notice(text: str) -> None:

@@ -21,7 +21,7 @@ from tracer.analysis.routes import Routes
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
-from tracer.commands.messages import not_traced, say
+from tracer.commands.messages import not_traced
 from tracer.commands.options import ranking_options, require_option, route_options, stack_metric_options
 from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions, default_group
@@ -31,6 +31,7 @@ from tracer.recording.reader import Reader
 from tracer.reporters import balance_text, findings, json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
 from tracer.reporters.verdict_text import Source
+from tracer.stderr import say
 
 log = logging.getLogger(__name__)
 _FILTERS = tuple(field.name for field in dataclasses.fields(Filter))  # options that leave requests out
