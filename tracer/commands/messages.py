@@ -30,6 +30,12 @@ def notice(text: str) -> None:
         say(printable_message(text))
 
 
+def is_verbose() -> bool:
+    """True if the user gave -v."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("verbose"))
+
+
 def not_traced(meta: Mapping[str, Any]) -> list[str]:
     """Sentences on the processes that were meant and not traced, from a recording's `meta` table; only a few."""
     found = meta.get("not_traced")
