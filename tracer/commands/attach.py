@@ -170,6 +170,8 @@ def attach(
             looks=None if file is None else looks_at(running.targets),
         )
         shown.end(progress)
+        if file is not None:
+            file.note("memory_ended", running.memory())
     if not live:
         notice(summary(tally))
     finish(why, progress, tally, plan)

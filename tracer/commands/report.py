@@ -27,7 +27,7 @@ from tracer.commands.routing import RouteOptions, default_group
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import balance_text, findings, json_report, stack_text, table
+from tracer.reporters import balance_text, findings, host_text, json_report, stack_text, table
 from tracer.reporters.delimited import render_csv, render_tsv
 from tracer.reporters.verdict_text import Source
 
@@ -159,6 +159,7 @@ def report(
             heaviest = _heaviest(recordings, view, found, top)
         ranking, tally, balancing, gaps = Ranking(by, routes=found), Tally(), Balancing(), BetweenRequests()
         source = Source(tuple(files))
+        memory = [line for recording in recordings for line in host_text.recorded_lines(recording.meta)]
         for recording in recordings:
             _add_recording(recording, ranking, tally, balancing, gaps)
             source = _with(source, recording.meta)
@@ -167,7 +168,8 @@ def report(
     shown = every[: top or None]
     hidden = len(every) - len(shown)
     _RENDER[form](_Report(shown, tally, by, Sort(sort), hidden, heaviest, ranking, balance, between, every, source))
-    for line in (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)):
+    parts = (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between))
+    for line in (*parts, *memory):
         log.info("%s", line)
     if balance.doubtful:
         log.warning("%s", balance_text.warning(balance))
