@@ -1,4 +1,4 @@
-"""The facts of a recording: Request, Growth, Retained, Release, Worker, Fork, Look, Footprint, Loss. Imports nothing of ours.
+"""The facts of a recording, such as Request, Growth, Worker, Look and Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.

@@ -62,9 +62,12 @@ class _Mount(NamedTuple):
 
 
 def host() -> dict[str, int]:
-    """The lines HOST of /proc/meminfo, in bytes, as far as this kernel has them."""
-    with open("/proc/meminfo", "rb") as file:
-        found = kilobytes(file.read(_BYTES))
+    """The lines HOST of /proc/meminfo, in bytes, as far as this kernel has them; {} if it cannot be read."""
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            found = kilobytes(file.read(_BYTES))
+    except OSError:
+        return {}
     return {name: found[name] for name in HOST if name in found}
 
 

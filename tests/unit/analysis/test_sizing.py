@@ -36,7 +36,8 @@ BUDGET = Budget(BudgetFrom.GIVEN, 400 * MIB)  # 380 MiB of it are usable
 
 def served(rise: int = 4 * MIB, **changed: Any) -> Request:
     fields = {"anon_before": 10 * MIB, "anon_after": 10 * MIB, "anon_peak": 10 * MIB + rise, "duration_ns": SECOND,
-              "cpu_ns": SECOND // 4, "ending": "finished", "zend_real_peak": 4 * MIB, "memory_limit": 128 * MIB}  # fmt: skip
+              "cpu_ns": SECOND // 4, "ending": "finished", "zend_real_peak": 4 * MIB,
+              "memory_limit": 128 * MIB}  # fmt: skip
     return COMPLETE._replace(**{**fields, **changed})
 
 
@@ -66,7 +67,9 @@ def memory(*found: Footprint) -> PoolMemory:
     return pool
 
 
-def sized(budget: Budget | None = BUDGET, grows: Growth = NO_GROWTH, *, of: Load | None = None, **options: Any) -> Sizing:
+def sized(
+    budget: Budget | None = BUDGET, grows: Growth = NO_GROWTH, *, of: Load | None = None, **options: Any
+) -> Sizing:
     return size(of or steady(), options.pop("memory", None) or memory(), grows, budget, **options)
 
 
@@ -74,7 +77,12 @@ def test_the_children_are_those_that_fit_into_the_budget():
     found = sized()
 
     once = 30 * MIB + 17 * MIB + 2 * MIB
-    assert (found.idle, found.rise_median, found.children.once, found.children.each) == (10 * MIB, 4 * MIB, once, 14 * MIB)
+    assert (found.idle, found.rise_median, found.children.once, found.children.each) == (
+        10 * MIB,
+        4 * MIB,
+        once,
+        14 * MIB,
+    )
     assert found.children.most == (380 * MIB - once) // (14 * MIB) == 23
     assert (found.children.together, found.children.needed) == (0, once + 23 * 14 * MIB)
     assert found.children.needed_for_one_more == once + 24 * 14 * MIB

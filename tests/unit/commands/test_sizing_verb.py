@@ -17,7 +17,7 @@ BEGAN = 1_700_000_000_000_000_000
 MEMORY = {
     "host": {"MemTotal": 8192 * MIB, "MemFree": 1024 * MIB, "MemAvailable": 6144 * MIB},
     "cpus": 2,
-    "cgroups": [{"path": "/fpm.service", "version": 2, "limit": 512 * MIB, "usage": 150 * MIB, "pids": [4001],
+    "cgroups": [{"path": "/fpm.service", "version": 2, "limit": 512 * MIB, "usage": 145 * MIB, "pids": [4001],
                  "stat": {"anon": 60 * MIB, "file": 80 * MIB, "shmem": 30 * MIB, "kernel": 5 * MIB}}],
 }  # fmt: skip
 META = {"host": "web1", "memory": MEMORY, "options": {"uri": None, "count": 500}}
@@ -44,7 +44,11 @@ def served(number: int, **changed: Any) -> Fact:
 
 
 def facts(count: int = 200, *, samples: tuple[Footprint, ...] = (IDLE, MASTER), **changed: Any) -> list[Fact]:
-    return [Worker(4241, 7, "shop", "8.2.36", None, None, None), *samples, *(served(n, **changed) for n in range(count))]
+    return [
+        Worker(4241, 7, "shop", "8.2.36", None, None, None),
+        *samples,
+        *(served(n, **changed) for n in range(count)),
+    ]
 
 
 @pytest.fixture
@@ -70,7 +74,9 @@ def test_the_arithmetic_is_shown_line_by_line(run, path):
 
     found = sections(out)
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].endswith("shop.phptrace · web1 · pool shop · 200 requests in 399 s · 1 sample of 1 worker")
+    assert out.splitlines()[0].endswith(
+        "shop.phptrace · web1 · pool shop · 200 requests in 399 s · 1 sample of 1 worker"
+    )
     assert found["budget"] == [
         "given with --budget, for this pool alone 400 MiB",
         "- reserve of 5% for what was not measured 20.0 MiB",
@@ -141,7 +147,9 @@ def test_json_has_the_same_figures_in_bytes(run, path):
     assert found["children"]["most"] == 23
     assert found["children"]["needed"] == 48 * MIB + 23 * 14 * MIB
     assert (found["replacement"]["requests"], found["limit"]["bytes"]) == (0, 32 * MIB)
-    assert found["www_conf"].endswith("[shop]\npm.max_children = 23\npm.max_requests = 0\nphp_value[memory_limit] = 32M\n")
+    assert found["www_conf"].endswith(
+        "[shop]\npm.max_children = 23\npm.max_requests = 0\nphp_value[memory_limit] = 32M\n"
+    )
 
 
 def test_a_setting_that_is_not_known_is_a_comment_with_exit_code_8(run, tmp_path):
@@ -151,7 +159,9 @@ def test_a_setting_that_is_not_known_is_a_comment_with_exit_code_8(run, tmp_path
     assert code == 8
     assert "; pm.max_children: not known\n" in out
     assert "php_value[memory_limit] = 32M\n" in out
-    assert sections(out)["pm.max_children"][0].startswith("not known: the recording has no sample of its workers' memory")
+    assert sections(out)["pm.max_children"][0].startswith(
+        "not known: the recording has no sample of its workers' memory"
+    )
     assert err.startswith("phptrace: cannot recommend pm.max_children: the recording has no sample of its workers'")
 
 
@@ -170,7 +180,10 @@ def test_a_recording_that_does_not_carry_it_is_refused_with_the_reason(run, tmp_
 
 
 def test_several_pools_need_a_choice(run, tmp_path):
-    other = [Worker(5003, 9, "blog\x1b", "8.2.36", None, None, None), served(0, pid=5003, start_ticks=9, pool="blog\x1b")]
+    other = [
+        Worker(5003, 9, "blog\x1b", "8.2.36", None, None, None),
+        served(0, pid=5003, start_ticks=9, pool="blog\x1b"),
+    ]
     path = recording(tmp_path / "r.phptrace", [*facts(), *other], META)
 
     code, _, err = run("sizing", path)

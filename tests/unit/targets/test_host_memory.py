@@ -64,7 +64,7 @@ class Tree:
         (self.proc / "7").mkdir()
         kind = "cgroup2 cgroup2 rw,nsdelegate" if version == 2 else "cgroup cgroup rw,memory"
         (self.proc / "self/mountinfo").write_text(
-            f"30 23 0:26 / /sys rw - sysfs sysfs rw\n31 30 0:27 {root} {folder}/a\\040b rw,nosuid shared:9 - {kind}\nshort\n"
+            f"30 23 0:26 / /sys rw - sysfs sysfs rw\n31 30 0:27 {root} {folder}/a\\040b rw shared:9 - {kind}\nshort\n"
         )
 
     def process(self, path: str) -> None:
@@ -75,7 +75,12 @@ class Tree:
         folder = self.top / path.strip("/")
         folder.mkdir(parents=True, exist_ok=True)
         if self.version == 2:
-            files = {"memory.max": limit, "memory.high": high, "memory.current": "24576000", "memory.stat": stat or STAT_2}
+            files = {
+                "memory.max": limit,
+                "memory.high": high,
+                "memory.current": "24576000",
+                "memory.stat": stat or STAT_2,
+            }
         else:
             files = {"memory.limit_in_bytes": limit, "memory.usage_in_bytes": "24576000",
                      "memory.kmem.usage_in_bytes": "2134016", "memory.stat": stat or STAT_1}  # fmt: skip

@@ -36,13 +36,14 @@ def test_a_process_that_has_ended_is_an_error():
 
 
 def test_only_lines_in_kb_are_values():
-    text = b"5581 ---p 00000 00:00 0 [rollup]\nRss:  12 kB\nPss:   x kB\nLocked: 5\nAnonymous: 99999999999999999 kB\n\xff: 1 kB"
+    text = b"5581 ---p 00000 00:00 0 [rollup]\nRss:  12 kB\nPss:   x kB\nLocked: 5\n"
+    text += b"Anonymous: 99999999999999999 kB\n\xff: 1 kB"
 
     assert kilobytes(text) == {"Rss": 12_288, "\ufffd": 1024}
 
 
 def test_a_kernel_without_a_figure_that_is_needed_is_named(monkeypatch):
-    monkeypatch.setattr(module, "_read", lambda path: b"Rss: 12 kB\nPss: 7 kB\n")
+    monkeypatch.setattr(module, "_read", lambda _: b"Rss: 12 kB\nPss: 7 kB\n")
 
     with pytest.raises(UnsupportedError, match="smaps_rollup has no line 'Private_Clean'"):
         rollup(os.getpid())
