@@ -51,8 +51,28 @@ class Rises:
         self.largest = max(self.largest, rounded_up(rise))
         self._ns_of[rounded_up(rise)] += duration_ns
 
-    def median(self) -> int:
-        """Bytes that a busy worker needs at most, half of the time. 0 without any request."""
+    def mean(self) -> int:
+        """Bytes that a busy worker needs on average over the time, rounded up. 0 without any request."""
+        total = sum(rise * spent for rise, spent in self._ns_of.items())
+        return -(-total // max(1, self.busy_ns))
+
+    def together(self) -> Iterator[int]:
+        """Yield the bytes that 1, 2, 3 … busy workers need together, in all but HOURS of the hours."""
+        step, first, shares = self._steps()
+        base = self._median() + first * step  # of the first share
+        starts = _HOUR_NS * self.requests / max(1, self.busy_ns)  # of one busy worker in an hour
+        most = 0
+        for workers, (below, sums) in enumerate(_sums(shares), 1):
+            bound = max(_LEAST, min(HOURS, HOURS / max(1.0, starts * workers)))
+            beyond = 0.0
+            at = len(sums) - 1
+            while at > 0 and beyond + sums[at] <= bound:
+                beyond += sums[at]
+                at -= 1
+            most = max(most, workers * base + (below + at) * step)
+            yield min(most, workers * self.largest)
+
+    def _median(self) -> int:
         left = self.busy_ns / 2
         for rise in sorted(self._ns_of):
             left -= self._ns_of[rise]
@@ -60,33 +80,22 @@ class Rises:
                 return rise
         return self.largest
 
-    def together(self) -> Iterator[int]:
-        """Yield the bytes above their medians that 1, 2, 3 … busy workers need together, but in HOURS of the hours."""
-        base = self.median()
-        step = max(1, -(-(self.largest - base) // _BINS))
-        starts = _HOUR_NS * self.requests / max(1, self.busy_ns)  # of one busy worker in an hour
-        sums = _sums(self._excess(base, step))
-        for workers, (first, shares) in enumerate(sums, 1):
-            bound = max(_LEAST, min(HOURS, HOURS / max(1.0, starts * workers)))
-            beyond = 0.0
-            at = len(shares) - 1
-            while at > 0 and beyond + shares[at] <= bound:
-                beyond += shares[at]
-                at -= 1
-            yield min((first + at) * step, workers * (self.largest - base))
+    def _steps(self) -> tuple[int, int, list[float]]:
+        """Bytes of a step, the first step, and the share of the time that a worker is at this and each later step.
 
-    def _excess(self, base: int, step: int) -> list[float]:
-        """The share of the time in which a worker needs 0, 1, 2 … steps above the base.
-
-        What is between two steps is divided among both so that the mean stays the same, and the spread grows.
+        Steps count from the median, so that what most requests need is exact. What is between two steps is divided
+        among both so that the mean stays the same, and the spread grows.
         """
-        shares = [0.0] * (_BINS + 2)
+        median, least = self._median(), min(self._ns_of, default=0)
+        step = max(1, -(-(self.largest - least) // _BINS))
+        first = (least - median) // step
+        shares = [0.0] * (_BINS + 3)
         for rise, spent in self._ns_of.items():
-            steps, rest = divmod(max(0, rise - base), step)
+            steps, rest = divmod(rise - median, step)
             share = spent / self.busy_ns
-            shares[steps] += share * (1 - rest / step)
-            shares[steps + 1] += share * (rest / step)
-        return shares
+            shares[steps - first] += share * (1 - rest / step)
+            shares[steps - first + 1] += share * (rest / step)
+        return step, first, shares
 
 
 def _sums(one: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
@@ -96,8 +105,8 @@ def _sums(one: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
     while True:
         longer = [0.0] * (len(shares) + (parts[-1][0] if parts else 0))
         for steps, share in parts:
-            for at, other in enumerate(shares, steps):
-                longer[at] += share * other
+            end = steps + len(shares)
+            longer[steps:end] = [sum_ + share * other for sum_, other in zip(longer[steps:end], shares, strict=True)]
         below = sum(1 for _ in itertools.takewhile(lambda value: value < _NOTHING, longer))
         above = sum(1 for _ in itertools.takewhile(lambda value: value < _NOTHING, reversed(longer)))
         first, shares = first + below, longer[below : len(longer) - above] or [1.0]

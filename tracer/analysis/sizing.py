@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from tracer.analysis.busy_workers import Rises
 from tracer.analysis.group import Group
-from tracer.analysis.host_memory import Limited, Snapshot, Split
+from tracer.analysis.memory_split import Limited, Snapshot, Split
 from tracer.analysis.pool_memory import PoolMemory
 from tracer.analysis.quantiles import nearest_rank
 from tracer.analysis.verdict.judge import Kind
@@ -25,6 +25,7 @@ MOST_REQUESTS = 100_000
 RESERVE = 0.05  # of the budget
 _GROWTH_SHARE = 4  # a worker may grow by this part of its size before it is replaced,
 _GROWTH_REQUESTS = 500  # or by what so many requests keep, if that does not double it
+_LEAST_GROWTH = 0.01  # bytes a request: less is none
 _IDLE_SHARE = 0.95
 _LIMIT_SPARE = 1.25
 _LIMIT_STEP = 8 << 20
@@ -62,7 +63,7 @@ class Budget:
 
     @property
     def usable(self) -> int:
-        """What is left for the pool."""
+        """Bytes that are left for the pool."""
         return max(0, self.total - self.others - self.reserve)
 
 
@@ -93,8 +94,8 @@ class Children:
     most: int | None  # None: not known
     why: str | None = None
     once: int = 0  # shared memory, the master, files
-    each: int = 0  # of one worker: idle, grown, and with the median rise
-    together: int = 0  # what `most` workers need above `each` at their peaks
+    each: int = 0  # of one worker at rest, when it has grown
+    together: int = 0  # what `most` workers need above that, all of them in requests, several at their peaks
     needed: int = 0
     needed_for_one_more: int = 0
     worst: int = 0  # with all of them at the largest rise
@@ -133,7 +134,7 @@ class Sizing:
     shared: int
     files: int
     master: int
-    rise_median: int
+    rise_mean: int  # weighted by time
     rise_max: int
     growth: Growth
     children: Children
@@ -241,9 +242,8 @@ def size(load: Load, memory: PoolMemory, growth: Growth, budget: Budget | None, 
     if growth.per_request is None and not memory.only_busy and load.rises.requests >= LEAST_REQUESTS and memory.samples:
         growth = Growth(memory.grown / load.rises.requests, growth.leak, growth.why, sampled=True)
     replacement = _replacement(growth, idle or 0)
-    median = load.rises.median()
     once = memory.shared + memory.files + memory.master
-    each = (idle or 0) + replacement.grows + median
+    each = (idle or 0) + replacement.grows
     why = _why_not(load, memory, budget, whole)
     if why is None and replacement.requests is None:
         why = "pm.max_requests is not known, so neither is the size that workers grow to"
@@ -261,7 +261,7 @@ def size(load: Load, memory: PoolMemory, growth: Growth, budget: Budget | None, 
         shared=memory.shared,
         files=memory.files,
         master=memory.master,
-        rise_median=median,
+        rise_mean=load.rises.mean(),
         rise_max=load.rises.largest,
         growth=growth,
         children=children,
@@ -291,7 +291,7 @@ def _why_not(load: Load, memory: PoolMemory, budget: Budget | None, whole: bool)
 
 def _children(rises: Rises, once: int, each: int, usable: int) -> Children:
     """Return the most children that fit, all of them busy."""
-    largest = each - rises.median() + rises.largest
+    largest = each + rises.largest
     before = (0, 0, once)
     for count, above in enumerate(itertools.islice(rises.together(), MOST_CHILDREN + 1), 1):
         needed = once + count * each + above
@@ -311,7 +311,7 @@ def _replacement(growth: Growth, idle: int) -> Replacement:
     rate = growth.per_request
     if rate is None:
         return Replacement(None, growth.why)
-    if rate <= 0 or not idle:
+    if rate < _LEAST_GROWTH or not idle:
         return Replacement(0)
     allowed = max(idle / _GROWTH_SHARE, min(float(idle), _GROWTH_REQUESTS * rate))
     requests = _two_digits(min(MOST_REQUESTS, int(allowed / rate)))
@@ -322,7 +322,7 @@ def _replacement(growth: Growth, idle: int) -> Replacement:
 
 def _two_digits(number: int) -> int:
     """The number rounded down to two digits that are not 0."""
-    step = 10 ** max(0, len(str(number)) - 2)
+    step = int("1" + "0" * (len(str(number)) - 2))
     return number // step * step
 
 

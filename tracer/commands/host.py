@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from tracer.analysis.host_memory import Limited, snapshot
+from tracer.analysis.memory_split import Limited, snapshot
 from tracer.analysis.pool_memory import own_bytes, shared_bytes
 from tracer.commands.options import WholeNumber
 from tracer.errors import NoTargetError, UnsupportedError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from tracer.analysis.host_memory import recorded
+from tracer.analysis.memory_split import recorded
 from tracer.analysis.pool_memory import PoolMemory
 from tracer.analysis.ranking import COLUMNS as RANKING_COLUMNS
 from tracer.analysis.ranking import GroupBy, Ranking
@@ -110,7 +110,7 @@ def _sized(
 def _served(
     recording: Reader, workers: Sequence[Worker], pool: str | None, routes: Routes, filtered: bool
 ) -> tuple[Load, Growth, set[int]]:
-    """What the requests of the pool needed, what they kept, and its masters."""
+    """Return the needs of the pool's requests, the growth that they leave, and its masters."""
     ranking, load = Ranking(GroupBy.ROUTE, routes=routes), Load()
     known = {(worker.pid, worker.start_ticks) for worker in workers}
     looks = [look for look in recording.looks() if (look.pid, look.start_ticks) in known]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from tracer.analysis.host_memory import Limited, Snapshot, Split, recorded
+from tracer.analysis.memory_split import Limited, Snapshot, Split, recorded
 from tracer.reporters.json_report import json_text
 from tracer.units import counted, printable, show_bytes
 

@@ -126,8 +126,7 @@ def _each(found: Sizing) -> Iterator[str]:
         yield _row(f"+ growth until it is replaced: {requests:,} requests x {rate:,.0f} B", found.replacement.grows)
     else:
         yield _row("+ growth until it is replaced", found.replacement.grows)
-    yield _row("+ rise in a request, half of the time no more than", found.rise_median)
-    yield _row("= each", found.children.each)
+    yield _row("= each, at rest", found.children.each)
 
 
 def _children(found: Sizing) -> Iterator[str]:
@@ -139,7 +138,8 @@ def _children(found: Sizing) -> Iterator[str]:
         return
     once, each = show_bytes(children.once), show_bytes(children.each)
     yield _row(f"{once} once + {children.most:,} x {each}", children.once + children.most * children.each)
-    yield _row("+ several at their peaks at the same time (p99)", children.together)
+    mean = show_bytes(found.rise_mean)
+    yield _row(f"+ in requests, several at their peaks (p99; {mean} each on average)", children.together)
     yield _row(f"= {counted(children.most, 'worker')}, all of them busy", children.needed)
     if children.most < MOST_CHILDREN:
         yield _row(f"  {children.most + 1:,} would need", children.needed_for_one_more)

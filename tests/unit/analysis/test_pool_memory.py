@@ -1,4 +1,4 @@
-"""What a worker has to itself, and what it has with others, by the figures of smaps_rollup."""
+"""The memory that a worker has to itself, and with others, by the figures of smaps_rollup."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_live_worker_without_a_sample_counts_as_the_mean_of_the_others():
 
 
 def test_many_workers_one_after_the_other_are_counted_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr(pool_memory, "_MOST_FOOTPRINTS", 5)
+    monkeypatch.setattr(pool_memory, "_MOST_WORKERS", 5)
     memory = PoolMemory({(pid, 7) for pid in range(100)}, set())
     for pid in range(100):
         memory.add(FOOTPRINT._replace(pid=pid, private_dirty=8_178_432))

@@ -55,7 +55,7 @@ def rows(out: str) -> dict[str, str]:
     return found
 
 
-def test_what_is_eaten_and_what_is_borrowed_is_told_apart(run, machine):
+def test_eaten_memory_is_distinguished_from_borrowed(run, machine):
     code, out, err = run("host")
 
     found = rows(out)

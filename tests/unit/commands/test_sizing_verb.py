@@ -91,12 +91,11 @@ def test_the_arithmetic_is_shown_line_by_line(run, path):
     assert found["each worker"] == [
         "its own, between requests: the largest of 1 worker 10.0 MiB",
         "+ growth until it is replaced 0 B",
-        "+ rise in a request, half of the time no more than 4.0 MiB",
-        "= each 14.0 MiB",
+        "= each, at rest 10.0 MiB",
     ]
     assert found["pm.max_children"][:4] == [
-        "48.0 MiB once + 23 x 14.0 MiB 370 MiB",
-        "+ several at their peaks at the same time (p99) 0 B",
+        "48.0 MiB once + 23 x 10.0 MiB 278 MiB",
+        "+ in requests, several at their peaks (p99; 4.0 MiB each on average) 92.0 MiB",
         "= 23 workers, all of them busy 370 MiB",
         "24 would need 384 MiB",
     ]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import PROPERTY
 
-from tracer.analysis.host_memory import Snapshot, Split, recorded, snapshot
+from tracer.analysis.memory_split import Snapshot, Split, recorded, snapshot
 
 # In kB, of a host that had copied large files.
 HOST = {name: value * 1024 for name, value in {
@@ -79,7 +79,7 @@ def test_the_processes_that_were_asked_for_are_known_by_their_pids():
         {"cgroups": [7, {}, {**CGROUP, "path": 7}, {**CGROUP, "usage": 1 << 63}, {**CGROUP, "stat": []}], "cpus": "2"},
     ],
 )  # fmt: skip
-def test_what_is_malformed_is_left_out(entry):
+def test_malformed_figures_are_left_out(entry):
     assert snapshot(entry) == Snapshot(None, None, ())
 
 

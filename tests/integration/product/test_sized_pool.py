@@ -18,7 +18,7 @@ from memory_cgroups import memory_cgroup
 from proc_status import rollup_bytes, waits_for_a_request
 from waiting import wait_for
 
-from tracer.analysis.host_memory import snapshot
+from tracer.analysis.memory_split import snapshot
 from tracer.recording.reader import Reader
 from tracer.targets import host_memory
 
@@ -31,9 +31,9 @@ PTRACE = pytest.param("ptrace", marks=pytest.mark.needs_ptrace)
 
 
 def visits(count: int, seed: int) -> list[str]:
-    """Query strings of peak_for.php: nine of ten requests need 6 MiB, and one needs 8, for 100 ms each."""
+    """Query strings of peak_for.php: one of twenty requests needs 8 MiB, the others 7, for 100 ms each."""
     chance = random.Random(seed)
-    return [f"{8 if chance.random() < 0.1 else 6},100" for _ in range(count)]
+    return [f"{8 if chance.random() < 0.05 else 7},100" for _ in range(count)]
 
 
 def visit_all(fpm: Fpm, wanted: list[str], clients: int) -> None:
