@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo(f"phptrace: {exc}", err=True)
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
+        click.echo("phptrace: stopped by Ctrl-C or a signal. What it was writing is incomplete.", err=True)
         code = _INTERRUPTED
     except (_ReaderGoneError, BrokenPipeError):
         code = 0  # as when `head` has seen enough
