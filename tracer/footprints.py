@@ -23,7 +23,7 @@ from tracer.targets.rollup import rollup
 from tracer.worker_look import BusyError
 
 EVERY_S = 1.0  # between two samples of one process, at least
-_EVERY_SHARE = 1 / 64  # and this part of the time that has passed: 340 in an hour
+_EVERY_SHARE = 1 / 64  # and this part of the time that has passed: 320 in an hour
 CPU_SHARE = 0.005  # of one CPU
 MOST = 512  # processes that are sampled: further ones are not
 _BUSY_TURNS = 10  # so often a worker is found in a request before it is sampled in one

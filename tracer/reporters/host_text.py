@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -13,6 +14,7 @@ from tracer.units import counted, printable, show_bytes
 
 SCHEMA = 1
 _LABEL = 26
+_WIDTH = 98
 _SCARCE = 0.9  # of the memory is eaten: it is the workers, not the cache
 _LEAST_GAIN = 64 << 20
 _PARTS = (
@@ -42,12 +44,12 @@ def render(found: Snapshot, pools: Sequence[Pool], out: TextIO, *, name: str) ->
     if found.host is not None:
         out.write(f"{printable(name)}: {show_bytes(found.host.total)}\n")
         out.writelines(f"{line}\n" for line in _lines(found.host, "MemAvailable"))
-        out.write(f"  {_dropping(found.host)}\n")
+        out.write(_paragraph(_dropping(found.host)))
     for one in found.cgroups:
         limit = "no limit" if one.split.total is None else show_bytes(one.split.total)
         out.write(f"\ncgroup {printable(one.path)} (version {one.version}): {limit}\n")
         out.writelines(f"{line}\n" for line in _lines(one.split, "all that is not eaten"))
-        out.write(f"  {_of_limit(one)}\n")
+        out.write(_paragraph(_of_limit(one)))
     for pool in pools:
         out.write(f"\n{_pool(pool)}\n")
 
@@ -124,8 +126,12 @@ def _lines(split: Split, available: str) -> Iterator[str]:
         yield _row("available", split.available, split, f"for new processes, without swap: {available}")
 
 
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="  ") + "\n"
+
+
 def _row(label: str, size: int, split: Split, note: str) -> str:
-    share = f"{size / split.total:>5.0%}" if split.total else f"{'':>5}"
+    share = f"{100 * size / split.total:>4.0f} %" if split.total else f"{'':>6}"
     return f"  {label:<{_LABEL}} {show_bytes(size):>10} {share}  {note}".rstrip()
 
 
@@ -136,7 +142,7 @@ def _dropping(split: Split) -> str:
         return f"Dropping caches would free at most {gain}."
     hidden = max(0, split.droppable - max(0, split.available - split.free))
     if (split.eaten_share or 0.0) >= _SCARCE:
-        return f"Dropping caches would not help: {split.eaten_share:.0%} is eaten, and at most {gain} is cache."
+        return f"Dropping caches would not help: {100 * (split.eaten_share or 0.0):.0f} % is eaten, and at most {gain} is cache."
     if hidden >= max(_LEAST_GAIN, split.droppable // 2):
         return f"Dropping caches would free at most {gain}, of which {show_bytes(hidden)} is not counted as available."
     return (
@@ -152,8 +158,8 @@ def _of_limit(one: Limited) -> str:
         return "Nothing limits it but the host."
     slab = " Version 1 does not tell reclaimable slab from the rest of the kernel." if one.version == 1 else ""
     if share >= _SCARCE:
-        return f"Near an OOM kill: {share:.0%} of the limit is eaten.{slab}"
-    return f"The kernel takes back the page cache before it kills: {share:.0%} of the limit counts.{slab}"
+        return f"Near an OOM kill: {100 * share:.0f} % of the limit is eaten.{slab}"
+    return f"The kernel takes back the page cache before it kills: {100 * share:.0f} % of the limit counts.{slab}"
 
 
 def _pool(pool: Pool) -> str:

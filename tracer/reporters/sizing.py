@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -13,8 +14,9 @@ from tracer.reporters.json_report import json_text
 from tracer.units import counted, printable, show_bytes
 
 SCHEMA = 1
-_LABEL = 74
-_ROUTE = 40
+_WIDTH = 96
+_LABEL = 82
+_ROUTE = 32
 _PATH = 40
 _MUCH_RISE = 1 << 20  # routes that raise a worker by less are not listed
 
@@ -47,7 +49,7 @@ def render(found: Sizing, about: About, out: TextIO) -> None:
         ("routes that raise a worker most", _routes(found)),
         ("to know", _notes(found, about)),
     ):
-        written = list(lines)
+        written = [part for line in lines for part in (textwrap.wrap(line, _WIDTH) if len(line) > _WIDTH else [line])]
         if written:
             out.write(f"\n{title}\n" + "".join(f"  {line}\n" for line in written))
     out.write("\n" + www_conf(found, about))
@@ -102,7 +104,7 @@ def _budget(budget: Budget | None) -> Iterator[str]:
         what = "the host" if budget.source is BudgetFrom.HOST else f"cgroup {_cut(budget.cgroup or '')}"
         yield _row(f"memory of {what}" if budget.source is BudgetFrom.HOST else f"limit of {what}", budget.total)
         yield _row("- eaten there by others than this pool, page cache not counted", budget.others)
-    yield _row(f"- reserve of {RESERVE:.0%} for what was not measured", budget.reserve)
+    yield _row(f"- reserve of {_percent(RESERVE)} for what was not measured", budget.reserve)
     yield _row("= for this pool", budget.usable)
 
 
@@ -123,7 +125,7 @@ def _each(found: Sizing) -> Iterator[str]:
     yield _row(f"its own, {when}: {which} of {counted(found.workers, 'worker')}", found.idle)
     rate, requests = found.growth.per_request, found.replacement.requests
     if rate is not None and requests:
-        yield _row(f"+ growth until it is replaced: {requests:,} requests x {rate:,.0f} B", found.replacement.grows)
+        yield _row(f"+ growth until it is replaced: {requests:,} requests x {show_bytes(rate)}", found.replacement.grows)
     else:
         yield _row("+ growth until it is replaced", found.replacement.grows)
     yield _row("= each, at rest", found.children.each)
@@ -144,9 +146,9 @@ def _children(found: Sizing) -> Iterator[str]:
     if children.most < MOST_CHILDREN:
         yield _row(f"  {children.most + 1:,} would need", children.needed_for_one_more)
     yield (
-        f"p99: in {1 - HOURS:.0%} of all hours at full load they never need more. Each worker is in one of the recorded"
+        f"p99: in {_percent(1 - HOURS)} of all hours at full load they never need more. Each worker is in one of the recorded"
+        " requests, the longer ones more likely; the sum of what they need is worked out from that."
     )
-    yield "requests, the longer ones more likely; the sum of the rises of all workers is worked out from that."
     worst = f"Worst case, all in the heaviest request at once: {show_bytes(children.worst)}"
     fewer = "fits" if children.most_at_worst == children.most else f"is too much: {children.most_at_worst:,} would fit"
     yield f"{worst}, which {fewer}."
@@ -164,7 +166,7 @@ def _replacement(found: Sizing) -> Iterator[str]:
             if growth.sampled
             else "what leaks, and at most what is unclear"
         )
-        yield f"a request keeps up to {growth.per_request:,.0f} B ({how}):"
+        yield f"a request keeps up to {show_bytes(growth.per_request)} ({how}):"
         yield f"after {replacement.requests:,} requests a worker has grown by {show_bytes(replacement.grows)}"
 
 
@@ -194,7 +196,7 @@ def _route(route: RouteLoad, found: Sizing) -> str:
     name = _cut(route.name, _ROUTE)
     return (
         f"{name:<{_ROUTE}} up to {show_bytes(route.rise_max, signed=True):>10},"
-        f" {route.requests / found.requests:>5.1%} of requests, {share:>5.1%} of the time"
+        f" {100 * route.requests / found.requests:>5.1f} % of requests, {100 * share:>5.1f} % of the time"
     )
 
 
@@ -213,7 +215,7 @@ def _notes(found: Sizing, about: About) -> Iterator[str]:
     if found.cpu_share and about.cpus:
         enough = max(1, round(about.cpus / found.cpu_share))
         yield (
-            f"A busy worker computes {found.cpu_share:.0%} of the time: {counted(enough, 'worker')} keep the"
+            f"A busy worker computes {_percent(found.cpu_share)} of the time: {counted(enough, 'worker')} keep the"
             f" {counted(about.cpus, 'CPU')} busy. More only wait."
         )
     if found.growth.leak:
@@ -222,6 +224,10 @@ def _notes(found: Sizing, about: About) -> Iterator[str]:
             " record again for their size without that."
         )
     yield "With pm = dynamic, pm.max_spare_servers must not be more than pm.max_children."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _cut(text: str, width: int = _PATH) -> str:

@@ -76,7 +76,7 @@ def test_dropping_caches_changes_nothing_where_they_are_available(run, machine):
     ("changed", "sentence"),
     [
         ({"AnonPages": 7000 * MIB, "Cached": 60 * MIB, "Buffers": 0, "MemAvailable": 520 * MIB},
-         "Dropping caches would not help: 91% is eaten, and at most 220 MiB is cache."),
+         "Dropping caches would not help: 91 % is eaten, and at most 220 MiB is cache."),
         ({"MemAvailable": 600 * MIB},
          "Dropping caches would free at most 5.0 GiB, of which 4.9 GiB is not counted as available."),
     ],
@@ -91,14 +91,14 @@ def test_a_cgroup_with_its_limit_is_shown(run, machine):
     _, out, _ = run("host")
 
     assert "\ncgroup /fpm.service\\x1b (version 2): 512 MiB\n" in out
-    assert "The kernel takes back the page cache before it kills: 69% of the limit counts." in out
+    assert "The kernel takes back the page cache before it kills: 69 % of the limit counts." in out
 
 
 def test_a_cgroup_that_is_full_of_what_is_eaten_is_near_an_oom_kill(run, machine, monkeypatch):
     full = CGROUP._replace(stat={**CGROUP.stat, "anon": 430 * MIB, "file": 40 * MIB})
     monkeypatch.setattr(host_memory, "cgroup", {4001: full}.get)
 
-    assert "Near an OOM kill: 96% of the limit is eaten." in run("host")[1]
+    assert "Near an OOM kill: 96 % of the limit is eaten." in run("host")[1]
 
 
 def test_pools_are_shown_with_what_can_be_read(run, machine):

@@ -79,7 +79,7 @@ def test_the_arithmetic_is_shown_line_by_line(run, path):
     )
     assert found["budget"] == [
         "given with --budget, for this pool alone 400 MiB",
-        "- reserve of 5% for what was not measured 20.0 MiB",
+        "- reserve of 5 % for what was not measured 20.0 MiB",
         "= for this pool 380 MiB",
     ]
     assert found["once, however many workers"] == [
@@ -106,11 +106,11 @@ def test_the_arithmetic_is_shown_line_by_line(run, path):
         "x 1.25, and up to the next 8 MiB, 32 MiB at least (it was 128 MiB) 32.0 MiB",
         "With all 23 workers at it at once: 1.0 GiB, which does not fit.",
     ]
-    assert found["routes that raise a worker most"] == ["/cart up to +4.0 MiB, 100.0% of requests, 100.0% of the time"]
+    assert found["routes that raise a worker most"] == ["/cart up to +4.0 MiB, 100.0 % of requests, 100.0 % of the time"]
     assert found["to know"] == [
         "A request heavier than all of these 200 may still come, once in 66 requests (95 %).",
         "On average, 0.5 of 1 worker were busy.",
-        "A busy worker computes 25% of the time: 8 workers keep the 2 CPUs busy. More only wait.",
+        "A busy worker computes 25 % of the time: 8 workers keep the 2 CPUs busy. More only wait.",
         "With pm = dynamic, pm.max_spare_servers must not be more than pm.max_children.",
     ]
 
@@ -130,7 +130,7 @@ def test_the_default_budget_is_that_of_the_recordings_cgroup(run, path):
     assert sections(out)["budget"] == [
         "limit of cgroup /fpm.service 512 MiB",
         "- eaten there by others than this pool, page cache not counted 53.0 MiB",
-        "- reserve of 5% for what was not measured 25.6 MiB",
+        "- reserve of 5 % for what was not measured 25.6 MiB",
         "= for this pool 433 MiB",
     ]
     assert "pm.max_children = 27\n" in out
