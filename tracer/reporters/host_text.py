@@ -141,8 +141,9 @@ def _dropping(split: Split) -> str:
     if split.available is None or split.free is None:
         return f"Dropping caches would free at most {gain}."
     hidden = max(0, split.droppable - max(0, split.available - split.free))
-    if (split.eaten_share or 0.0) >= _SCARCE:
-        return f"Dropping caches would not help: {100 * (split.eaten_share or 0.0):.0f} % is eaten, and at most {gain} is cache."
+    share = split.eaten_share or 0.0
+    if share >= _SCARCE:
+        return f"Dropping caches would not help: {100 * share:.0f} % is eaten, and at most {gain} is cache."
     if hidden >= max(_LEAST_GAIN, split.droppable // 2):
         return f"Dropping caches would free at most {gain}, of which {show_bytes(hidden)} is not counted as available."
     return (

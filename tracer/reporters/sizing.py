@@ -125,7 +125,8 @@ def _each(found: Sizing) -> Iterator[str]:
     yield _row(f"its own, {when}: {which} of {counted(found.workers, 'worker')}", found.idle)
     rate, requests = found.growth.per_request, found.replacement.requests
     if rate is not None and requests:
-        yield _row(f"+ growth until it is replaced: {requests:,} requests x {show_bytes(rate)}", found.replacement.grows)
+        times = f"{requests:,} requests x {show_bytes(rate)}"
+        yield _row(f"+ growth until it is replaced: {times}", found.replacement.grows)
     else:
         yield _row("+ growth until it is replaced", found.replacement.grows)
     yield _row("= each, at rest", found.children.each)
@@ -146,8 +147,8 @@ def _children(found: Sizing) -> Iterator[str]:
     if children.most < MOST_CHILDREN:
         yield _row(f"  {children.most + 1:,} would need", children.needed_for_one_more)
     yield (
-        f"p99: in {_percent(1 - HOURS)} of all hours at full load they never need more. Each worker is in one of the recorded"
-        " requests, the longer ones more likely; the sum of what they need is worked out from that."
+        f"p99: in {_percent(1 - HOURS)} of all hours at full load they never need more. Each worker is in one of the"
+        " recorded requests, the longer ones more likely; the sum of what they need is worked out from that."
     )
     worst = f"Worst case, all in the heaviest request at once: {show_bytes(children.worst)}"
     fewer = "fits" if children.most_at_worst == children.most else f"is too much: {children.most_at_worst:,} would fit"
