@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,6 @@ from tracer.backends import StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.backends.choose import Choice
 from tracer.capture import Filter, Progress, Why
-from tracer.cli import main
 from tracer.commands.attaching import Plan, Session, finish
 from tracer.commands.messages import note_limits
 from tracer.errors import IncompleteError, PhptraceError, TargetGoneError, UnsupportedError, UsageError
@@ -29,20 +30,6 @@ from tracer.targets.resolve import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = ("attach", "record", "report", "flame", "export", "sizing", "info", "heap", "host", "doctor")
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture
@@ -54,6 +41,47 @@ def plan(**changed: object) -> Plan:
     options = {"names": ("php-fpm",), "duration_s": None, "count": None, "backend": "auto", "keep": Filter(),
                "keep_query": False, "force": False}  # fmt: skip
     return Plan(**{**options, **changed})
+
+
+EVIL = "a\x1b]0;owned\x07\u202eb"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("report", EVIL), ("export", EVIL), ("flame", EVIL), ("info", EVIL), ("report", f"--{EVIL}"), (EVIL,),
+     ("record", "-o", f"/nope{EVIL}/x", "php-fpm"), ("attach", f"php-fpm:{EVIL}"), ("heap", EVIL)],
+)  # fmt: skip
+def test_no_message_has_what_a_terminal_would_act_on(run, arguments):
+    code, out, err = run(*arguments)
+
+    assert code != 0
+    assert not [char for char in out + err if not (char.isprintable() or char == "\n")]
+
+
+def test_what_sqlite_says_of_a_crafted_recording_is_escaped(run, path):
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA writable_schema = on")
+        file.execute("INSERT INTO sqlite_schema VALUES ('table', ?, 'x', 3, 'CREATE TABLE x(')", (EVIL,))
+        file.commit()
+
+    code, _, err = run("report", path)
+
+    assert code == 7
+    assert "malformed database schema" in err
+    assert not [char for char in err if not (char.isprintable() or char == "\n")]
+
+
+def test_a_folder_that_was_removed_is_named(tmp_path, path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"cd {gone}; rmdir {gone}; exec {sys.executable} -m tracer report {path}"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    assert ended.returncode == 2
+    assert "cannot use the current directory: No such file or directory." in ended.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)

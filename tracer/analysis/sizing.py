@@ -6,14 +6,13 @@ Each setting comes with the figures it was worked out from, or with the reason w
 from __future__ import annotations
 
 import dataclasses
-import enum
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from tracer.analysis.budget import Budget
 from tracer.analysis.busy_workers import Rises
 from tracer.analysis.group import Group
-from tracer.analysis.memory_split import Limited, Snapshot, Split
 from tracer.analysis.pool_memory import PoolMemory
 from tracer.analysis.quantiles import nearest_rank
 from tracer.analysis.verdict.judge import Kind
@@ -22,7 +21,6 @@ from tracer.facts import Ending, Request
 LEAST_REQUESTS = 100
 MOST_CHILDREN = 1000
 MOST_REQUESTS = 100_000
-RESERVE = 0.05  # of the budget
 _GROWTH_SHARE = 4  # a worker may grow by this part of its size before it is replaced,
 _GROWTH_REQUESTS = 500  # or by what so many requests keep, if that does not double it
 _LEAST_GROWTH = 0.01  # bytes a request: less is none
@@ -37,34 +35,6 @@ _MOST_LIMITS = 16
 # Fields of a Request that are needed.
 COLUMNS = ("anon_before", "anon_after", "anon_peak", "duration_ns", "cpu_ns", "zend_real_peak", "memory_limit",
            "ending", "uri", "script")  # fmt: skip
-
-
-class BudgetFrom(enum.Enum):
-    """Where a budget comes from."""
-
-    GIVEN = "given"
-    CGROUP = "cgroup"
-    HOST = "host"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Budget:
-    """Memory for one pool, in bytes."""
-
-    source: BudgetFrom
-    total: int
-    others: int = 0  # of the total: what others have eaten
-    cgroup: str | None = None  # untrusted
-
-    @property
-    def reserve(self) -> int:
-        """For what was not measured: the kernel's own memory for processes and sockets, page cache, errors."""
-        return int(self.total * RESERVE)
-
-    @property
-    def usable(self) -> int:
-        """Bytes that are left for the pool."""
-        return max(0, self.total - self.others - self.reserve)
 
 
 @dataclasses.dataclass(slots=True)
@@ -205,35 +175,6 @@ def growth(groups: Iterable[Group]) -> Growth:
         share = 100 * known // total
         return Growth(None, leak, f"native memory is known for {share} % of the requests only")
     return Growth(kept / known, leak)
-
-
-def budget_of(pool_now: int, masters: Sequence[int], began: Snapshot, ended: Snapshot) -> Budget | None:
-    """Return the default budget: of the cgroup's limit and the host's memory, the one that leaves less; None: unknown.
-
-    `pool_now`: bytes that the pool has itself.
-    """
-    found = []
-    for snapshot in (ended, began):
-        limited = next((one for one in snapshot.cgroups if set(one.pids) & set(masters)), None)
-        if limited is None and len(snapshot.cgroups) == 1:
-            limited = snapshot.cgroups[0]
-        if limited is not None and limited.split.total is not None:
-            found.append(_limited(limited, limited.split.total, pool_now))
-        if snapshot.host is not None and snapshot.host.total is not None:
-            found.append(_of_host(snapshot.host, snapshot.host.total, pool_now))
-        if found:
-            return min(found, key=lambda one: one.usable)
-    return None
-
-
-def _limited(limited: Limited, total: int, pool_now: int) -> Budget:
-    others = max(0, limited.split.eaten - pool_now)
-    return Budget(BudgetFrom.CGROUP, total, others, limited.path)
-
-
-def _of_host(host: Split, total: int, pool_now: int) -> Budget:
-    used = host.eaten if host.available is None else total - host.available
-    return Budget(BudgetFrom.HOST, total, max(0, used - pool_now))
 
 
 def size(load: Load, memory: PoolMemory, growth: Growth, budget: Budget | None, *, whole: bool = True) -> Sizing:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import click
 
+from tracer.analysis.budget import Budget, BudgetFrom, budget_of
 from tracer.analysis.memory_split import recorded
 from tracer.analysis.pool_memory import PoolMemory
 from tracer.analysis.ranking import COLUMNS as RANKING_COLUMNS
 from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.analysis.routes import UNKNOWN_URI, Routes
-from tracer.analysis.sizing import COLUMNS, Budget, BudgetFrom, Growth, Load, Sizing, budget_of, growth, size
+from tracer.analysis.sizing import COLUMNS, Growth, Load, Sizing, growth, size
 from tracer.capture import Filter
 from tracer.commands.options import SIZE, route_options
 from tracer.commands.routing import RouteOptions

@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from tracer.analysis.budget import RESERVE, Budget, BudgetFrom
 from tracer.analysis.busy_workers import HOURS
-from tracer.analysis.sizing import LEAST_REQUESTS, MOST_CHILDREN, RESERVE, Budget, BudgetFrom, RouteLoad, Sizing
+from tracer.analysis.sizing import LEAST_REQUESTS, MOST_CHILDREN, RouteLoad, Sizing
 from tracer.reporters.json_report import json_text
 from tracer.units import counted, printable, show_bytes
 
