@@ -58,7 +58,7 @@ def test_no_message_has_what_a_terminal_would_act_on(run, arguments):
     assert not [char for char in out + err if not (char.isprintable() or char == "\n")]
 
 
-def test_what_sqlite_says_of_a_crafted_recording_is_escaped(run, path):
+def test_a_message_of_sqlite_on_a_crafted_recording_is_escaped(run, path):
     with contextlib.closing(sqlite3.connect(path)) as file:
         file.execute("PRAGMA writable_schema = on")
         file.execute("INSERT INTO sqlite_schema VALUES ('table', ?, 'x', 3, 'CREATE TABLE x(')", (EVIL,))
