@@ -71,6 +71,19 @@ def test_a_message_of_sqlite_on_a_crafted_recording_is_escaped(run, path):
     assert not [char for char in err if not (char.isprintable() or char == "\n")]
 
 
+@pytest.mark.parametrize(
+    "arguments", [("export",), ("report",), ("report", "--format", "csv"), ("flame", "--format", "folded"), ("info",)]
+)
+def test_what_cannot_be_written_to_stderr_fails_nothing(path, arguments):
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tracer", *arguments, str(path)], stdout=subprocess.PIPE, stderr=full, cwd=ROOT
+        )
+
+    assert ended.returncode == 0 or (arguments[0] == "flame" and ended.returncode == 1)
+    assert ended.stdout or arguments[0] == "flame"
+
+
 def test_a_folder_that_was_removed_is_named(tmp_path, path):
     gone = tmp_path / "gone"
     gone.mkdir()

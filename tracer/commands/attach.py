@@ -15,6 +15,7 @@ from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
 from tracer.commands.messages import notice
 from tracer.commands.options import attach_options, ranking_options, route_options
 from tracer.commands.routing import RouteOptions
+from tracer.commands.terminal import stopping_without_it
 from tracer.errors import UsageError
 from tracer.facts import Fact, Release, Request
 from tracer.looks import looks_at
@@ -132,6 +133,7 @@ def attach(
     by = GroupBy.ROUTE if group_by is None else GroupBy(group_by)
     ranking = Ranking(by, routes=found.live(), window=LIVE_WINDOW, max_groups=LIVE_GROUPS, estimate=not plan.keep)
     live = sys.stdout.isatty()
+    shown_on = sys.stdout.fileno() if live else None
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop().on_signals())
         running = stack.enter_context(session(plan))
@@ -153,9 +155,11 @@ def attach(
         def tick(progress: Progress) -> None:
             if file is not None:
                 file.flush()
-            shown.update(progress)
+            with stopping_without_it(stop, shown_on):
+                shown.update(progress)
 
-        shown.update(Progress(watched=running.watch.watched))
+        with stopping_without_it(stop, shown_on):
+            shown.update(Progress(watched=running.watch.watched))
         why, progress = capture(
             running.watch,
             consume,
@@ -166,9 +170,10 @@ def attach(
             tick=tick,
             looks=None if file is None else looks_at(running.targets),
         )
-        shown.end(progress)
         if file is not None:
             file.note("memory_ended", running.memory())
+        with stopping_without_it(stop, shown_on):
+            shown.end(progress)
     if not live:
         notice(summary(tally))
     finish(why, progress, tally, plan)

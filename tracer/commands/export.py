@@ -10,7 +10,7 @@ import click
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
-from tracer.commands.messages import not_traced
+from tracer.commands.messages import not_traced, say
 from tracer.commands.options import DURATION, SIZE, route_options
 from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions
@@ -71,7 +71,7 @@ def export(
         found = options.learned(recordings)
         out = stack.enter_context(opened(output, force=force))
         render(_requests(recordings, keep, tally), out, found.of)
-    click.echo(f"phptrace: {summary(tally)}", err=True)
+    say(summary(tally))
 
 
 def _requests(recordings: Sequence[Reader], keep: Filter, tally: Tally) -> Iterator[Request]:

@@ -17,6 +17,7 @@ from tracer.commands.flame_input import (
     folded_routes_note,
     title_and_notes,
 )
+from tracer.commands.messages import say
 from tracer.commands.options import route_options, stack_metric_options
 from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions
@@ -93,4 +94,4 @@ def flame(
     with opened(output, force=force) as out:
         _RENDER[form](Flame(root, title, tuple(notes)), out)
     for note in notes if form != "svg" else ():
-        click.echo(f"phptrace: {printable(note)}", err=True)
+        say(printable(note))

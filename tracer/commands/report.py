@@ -21,7 +21,7 @@ from tracer.analysis.routes import Routes
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
-from tracer.commands.messages import not_traced
+from tracer.commands.messages import not_traced, say
 from tracer.commands.options import ranking_options, require_option, route_options, stack_metric_options
 from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions, default_group
@@ -87,12 +87,12 @@ def _json(report: _Report) -> None:
 
 def _csv(report: _Report) -> None:
     render_csv(Group.__slots__, _cells(report), sys.stdout)
-    click.echo(f"phptrace: {table.summary(report.tally)}", err=True)
+    say(table.summary(report.tally))
 
 
 def _tsv(report: _Report) -> None:
     render_tsv(Group.__slots__, _cells(report), sys.stdout)
-    click.echo(f"phptrace: {table.summary(report.tally)}", err=True)
+    say(table.summary(report.tally))
 
 
 def _cells(report: _Report) -> list[tuple[object, ...]]:
