@@ -13,8 +13,8 @@ from typing import Any, TextIO
 import click
 
 from tracer import __version__
-from tracer.commands.messages import say
 from tracer.errors import IncompleteError, PhptraceError, UsageError
+from tracer.stderr import say
 from tracer.units import printable_message
 
 _INTERRUPTED = 130

@@ -10,7 +10,7 @@ import click
 
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
-from tracer.commands.messages import not_traced, say
+from tracer.commands.messages import not_traced
 from tracer.commands.options import DURATION, SIZE, route_options
 from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions
@@ -19,6 +19,7 @@ from tracer.output_file import opened, refuse_own_input
 from tracer.recording.reader import Reader
 from tracer.reporters.requests import render_ndjson, render_requests_csv, render_requests_tsv
 from tracer.reporters.table import summary
+from tracer.stderr import say
 
 _RENDER = {"ndjson": render_ndjson, "csv": render_requests_csv, "tsv": render_requests_tsv}
 

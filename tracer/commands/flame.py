@@ -17,7 +17,6 @@ from tracer.commands.flame_input import (
     folded_routes_note,
     title_and_notes,
 )
-from tracer.commands.messages import say
 from tracer.commands.options import route_options, stack_metric_options
 from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions
@@ -27,6 +26,7 @@ from tracer.output_file import opened, refuse_own_input
 from tracer.recording.reader import Reader
 from tracer.reporters.flame import folded, speedscope, svg
 from tracer.reporters.table import summary
+from tracer.stderr import say
 from tracer.units import counted, printable
 
 _RENDER = {"svg": svg.render, "folded": folded.render, "speedscope": speedscope.render}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
+from tracer.stderr import say
 from tracer.units import printable_message
 
 log = logging.getLogger(__name__)
@@ -24,21 +23,17 @@ def is_internal(lack: str) -> bool:
     return lack.startswith(_INTERNAL)
 
 
-def say(text: str) -> None:
-    """Print lines to stderr. Where that fails, as on a full disk, the result on stdout is whole all the same."""
-    try:
-        click.echo(f"phptrace: {text}", err=True)
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(nowhere, sys.stderr.fileno())
-        os.close(nowhere)
-
-
 def notice(text: str) -> None:
     """Print a message to stderr, unless the user gave -q."""
     context = click.get_current_context(silent=True)
     if context is None or not context.find_root().params.get("quiet"):
         say(printable_message(text))
+
+
+def is_verbose() -> bool:
+    """True if the user gave -v."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("verbose"))
 
 
 def not_traced(meta: Mapping[str, Any]) -> list[str]:

@@ -22,9 +22,9 @@ def stopping_without_it(stop: Stop, shown_on: int | None = None) -> Iterator[Non
     `shown_on`: the descriptor of one that a live view is on, which writes nothing to it once it is gone.
     """
     try:
+        yield
         if shown_on is not None:
             os.get_terminal_size(shown_on)
-        yield
     except OSError as exc:
         if exc.errno not in (errno.EIO, errno.ENXIO, errno.ENOTTY):
             raise
