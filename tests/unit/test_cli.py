@@ -75,7 +75,7 @@ def test_the_words_of_sqlite_on_a_crafted_recording_are_escaped(run, path):
 @pytest.mark.parametrize(
     "arguments", [("export",), ("report",), ("report", "--format", "csv"), ("info",), ("flame", "--format", "folded")]
 )
-def test_what_cannot_be_written_to_stderr_fails_nothing(tmp_path, arguments):
+def test_a_stderr_that_cannot_be_written_fails_nothing(tmp_path, arguments):
     path = recording(tmp_path / "r.phptrace", FACTS, ABOUT)
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
