@@ -14,6 +14,7 @@ import click
 
 from tracer import __version__
 from tracer.errors import IncompleteError, PhptraceError, UsageError
+from tracer.stderr import say
 from tracer.units import printable_message
 
 _INTERRUPTED = 130
@@ -25,8 +26,10 @@ _VERBS = {
     "report": "Rank routes or scripts by how much memory their requests kept.",
     "flame": "Draw a flame graph of the PHP functions that made the workers grow.",
     "export": "Convert recordings to NDJSON, CSV or TSV, one row per request.",
+    "sizing": "Recommend pm.max_children, pm.max_requests and memory_limit.",
     "info": "Show how a recording was made, and what it holds and lacks.",
     "heap": "Show the memory that a PHP process holds, by kind and chunk size.",
+    "host": "Show which memory of this host is eaten, and which is only borrowed.",
     "doctor": "Check this host; show how to fix what is missing.",
 }
 
@@ -133,10 +136,10 @@ def main(arguments: list[str] | None = None) -> Any:
         exc.show()
         code = exc.exit_code
     except PhptraceError as exc:
-        click.echo(f"phptrace: {printable_message(str(exc))}", err=True)
+        say(printable_message(str(exc)))
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("phptrace: stopped by Ctrl-C or a signal. What it was writing is incomplete.", err=True)
+        say("stopped by Ctrl-C or a signal. What it was writing is incomplete.")
         code = _INTERRUPTED
     except (_ReaderGoneError, BrokenPipeError):
         code = 0  # as when `head` has seen enough
@@ -146,7 +149,7 @@ def main(arguments: list[str] | None = None) -> Any:
         incomplete = f"cannot write all of the output: {exc.strerror}. It is incomplete. Write it to another disk."
         if full and _was_closed(sys.stdout):
             incomplete = "cannot write the output: stdout is closed. Open it, or write to a file with -o."
-        click.echo(f"phptrace: {printable_message(incomplete if full else str(exc))}", err=True)
+        say(printable_message(incomplete if full else str(exc)))
         code = IncompleteError.exit_code if full else 1
         _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)

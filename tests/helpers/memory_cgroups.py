@@ -1,54 +1,61 @@
-"""A memory cgroup of the tests' own: a process in it that takes more than the limit is ended by the OOM killer."""
+"""A memory cgroup of the tests' own, of version 1 or 2, which what runs in it cannot outgrow."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 from machine import lacking
 from waiting import wait_for
 
-_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))  # of version 2, and of version 1
-# The limit, and what keeps the kernel from swapping instead.
-_LIMITS = ("memory.max", "memory.limit_in_bytes")
-_NO_SWAP = (("memory.swap.max", "0"), ("memory.swappiness", "0"))
+_TOPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # version 1, version 2
+
+
+class MemoryCgroup:
+    """A cgroup with a limit."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self._version = 2 if (folder / "memory.max").exists() else 1
+        (folder / ("memory.max" if self._version == 2 else "memory.limit_in_bytes")).write_text(str(limit))
+        for name in ("memory.swap.max", "memory.swappiness"):  # version 2, version 1: nothing is swapped instead
+            if (folder / name).exists():
+                (folder / name).write_text("0")
+        # A command that joins it and then executes the rest of its arguments.
+        self.enter = ("/bin/sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh")
+
+    @property
+    def oom_kills(self) -> int:
+        """Processes that the kernel has killed in it: 1 and above in version 1 since Linux 4.13."""
+        name = "memory.events" if self._version == 2 else "memory.oom_control"
+        lines = dict(line.split() for line in (self.folder / name).read_text().splitlines())
+        return int(lines["oom_kill"])
+
+    def empty(self) -> bool:
+        return not (self.folder / "cgroup.procs").read_text()
 
 
 @contextlib.contextmanager
-def memory_cgroup(limit: int) -> Iterator[Path]:
-    """Make a cgroup whose processes may have so many bytes together; write their PIDs to its `cgroup.procs`.
-
-    What is left of these processes is killed in the end. Skip the test where no cgroup can be made.
-    """
-    group = next(filter(None, map(_made_in, _ROOTS)), None)
-    if group is None:
-        lacking("no memory cgroup can be made here. Run as root, on a host with the memory controller.")
+def memory_cgroup(limit: int) -> Iterator[MemoryCgroup]:
+    """Make a cgroup with that limit. The test is skipped where that is not possible."""
+    made = None
+    for top in _TOPS:
+        folder = top / f"phptrace-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if (folder / "memory.stat").exists():
+            made = folder
+            break
+        folder.rmdir()
+    if made is None:
+        lacking("no memory cgroup can be made here. Run as root where the memory controller is mounted.")
+    found = MemoryCgroup(made, limit)
     try:
-        for name in _LIMITS:
-            if (group / name).exists():
-                (group / name).write_text(str(limit))
-        for name, value in _NO_SWAP:
-            if (group / name).exists():
-                (group / name).write_text(value)
-        yield group
+        yield found
     finally:
-        for pid in (group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the processes in the cgroup to end")
-        group.rmdir()
-
-
-def _made_in(root: Path) -> Path | None:
-    group = root / f"phptrace-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError:
-        return None
-    if any((group / name).exists() for name in _LIMITS):
-        return group
-    group.rmdir()
-    return None
+        wait_for(found.empty, "the cgroup's processes to end")
+        made.rmdir()

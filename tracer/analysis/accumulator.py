@@ -15,29 +15,38 @@ from tracer.analysis.verdict.judge import Evidence
 from tracer.analysis.verdict.memory import Memory
 from tracer.facts import Ending, Request
 
-_CUT_OFF = Ending.CUT_OFF.value
+_FINISHED, _FATAL, _CUT_OFF = Ending.FINISHED.value, Ending.FATAL.value, Ending.CUT_OFF.value
+_NOT_KNOWN = (Ending.UNKNOWN.value, _CUT_OFF)
 
 
 class Accumulator:
     """The sums of a group. It is made with its first request."""
 
     __slots__ = (
-        "_anon_peak", "_cut_off_growth", "_durations", "_growth", "_incomplete", "_kept", "_net", "_zend_peak",
+        "_anon_peak", "_cut_off_growth", "_duration_max", "_durations", "_ending_unknown", "_fatal", "_growth",
+        "_incomplete", "_kept", "_latest", "_memory_limit", "_net", "_server_errors", "_statuses", "_zend_peak",
         "memory", "requests",
     )  # fmt: skip
 
-    def __init__(self, window: int | None) -> None:
-        """`window`: how many last requests the quantiles cover; None for all."""
+    def __init__(self, window: int | None, *, workers: int = 4096) -> None:
+        """`window`: how many last requests the quantiles cover; None for all. `workers`: the most to tell apart."""
         self.requests = 0
         self._incomplete = 0
-        self.memory = Memory(live=window is not None)
+        self.memory = Memory(workers)
         self._growth = Values(window)
         self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
         self._kept = KeptSum(window)
         self._net = NetSum()
         self._durations = Values(window)
+        self._duration_max = 0
+        self._fatal = 0
+        self._ending_unknown = 0
+        self._statuses = 0  # requests whose status is known
+        self._server_errors = 0
+        self._memory_limit: int | None = None  # of the request with the largest Zend peak
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
+        self._latest: tuple[tuple[int, int], Group] | None = None  # the figures when they were last asked for
 
     def add(self, request: Request, run: Run, worker: int, taken_over: int) -> tuple[OpenValues, int] | None:
         """Count a request. Return as KeptSum.add() does; None if what it kept is not known."""
@@ -56,14 +65,27 @@ class Accumulator:
                 net = request.native_net
                 if net is not None:
                     self._net.add(net)
-            if request.duration_ns is not None:
-                self._durations.add(request.duration_ns)
+            duration = request.duration_ns
+            if duration is not None:
+                self._durations.add(duration)
+                if duration > self._duration_max:
+                    self._duration_max = duration
         peak = request.anon_peak
         if peak is not None and (self._anon_peak is None or peak > self._anon_peak):
             self._anon_peak = peak
         peak = request.zend_peak
         if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
             self._zend_peak = peak
+            self._memory_limit = request.memory_limit
+        ending = request.ending
+        if ending != _FINISHED:
+            self._fatal += ending == _FATAL
+            self._ending_unknown += ending in _NOT_KNOWN
+        status = request.status
+        if status is not None:
+            self._statuses += 1
+            if status >= 500:
+                self._server_errors += status < 600
         return found
 
     @property
@@ -105,6 +127,24 @@ class Accumulator:
 
         An `estimate` counts where too few requests were counted.
         """
+        version = self.requests, self._kept.version
+        latest = self._latest
+        if latest is None or latest[0] != version or latest[1].key != key or latest[1].container != container:
+            group = self._group(key, container, None, None)
+            self._latest = version, group
+        else:
+            group = latest[1]
+        if correct is None and (estimate is None or group.kept_how is not None):
+            return group
+        return self._group(key, container, estimate, correct)
+
+    def _group(
+        self,
+        key: str | None,
+        container: str | None,
+        estimate: Estimate | None,
+        correct: Callable[[Kept, int], Kept] | None,
+    ) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
         growth = None if not self._growth.count else self._growth.total
         if self._cut_off_growth is not None:
@@ -117,6 +157,7 @@ class Accumulator:
         if correct is not None:
             kept = correct(kept, complete)
         (duration_p95,) = self._durations.quantiles(0.95)
+        timed = self._durations.count
         return Group(
             key=key,
             requests=self.requests,
@@ -138,4 +179,11 @@ class Accumulator:
             zend_peak_max=self._zend_peak,
             duration_p95_ns=duration_p95,
             container=container,
+            rise_max=None if self._anon_peak is None or not self.memory.complete else self.memory.rise_max,
+            memory_limit=self._memory_limit,
+            fatal=self._fatal if self._ending_unknown < self.requests else None,
+            status_5xx=self._server_errors if self._statuses else None,
+            duration_mean_ns=self._durations.total // timed if timed else None,
+            duration_max_ns=self._duration_max if timed else None,
+            duration_total_ns=self._durations.total if timed else None,
         )

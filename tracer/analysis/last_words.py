@@ -53,14 +53,17 @@ class LastRequests:
         """No worker has died."""
         self._deaths: list[LastWords] = []
         self._places: dict[int, Place] = {}  # where the last request ran, by the identity of a death
+        self._hidden: set[int] = set()  # deaths whose last request is none that the report is about
         self._of_recording: dict[int, list[tuple[int | None, LastWords]]] = {}  # by pid: start_ticks
         self._left_out = False
         self.more = 0  # deaths that are not kept
 
-    def begin_recording(self, workers: Iterable[Worker], host: str, *, requests_left_out: bool = False) -> None:
+    def begin_recording(
+        self, workers: Iterable[Worker], host: str, *, requests_left_out: bool = False, selected: bool = False
+    ) -> None:
         """Take the workers of the recording whose requests are added next.
 
-        `requests_left_out`: not all of their requests are there.
+        `requests_left_out`: not all of their requests are there. `selected`: the report is about some of them.
         """
         died = [
             worker
@@ -74,6 +77,8 @@ class LastRequests:
         for worker in heapq.nlargest(room, died, key=_importance):
             death = LastWords(host, worker.pid, worker.pool, worker.exit or "", worker.died_ns or 0, _by_oom(worker))
             self._deaths.append(death)
+            if selected:
+                self._hidden.add(id(death))
             self._of_recording.setdefault(worker.pid, []).append((worker.start_ticks, death))
 
     @property
@@ -81,14 +86,15 @@ class LastRequests:
         """True if add() is of use: a worker of this recording did not end in order."""
         return bool(self._of_recording)
 
-    def add(self, request: Request) -> None:
-        """Take one request, in the order of their ends."""
+    def add(self, request: Request, *, shown: bool = True) -> None:
+        """Take one request, in the order of their ends. `shown`: the report is about it."""
         deaths = self._of_recording.get(request.pid)
         if deaths is None:
             return
         for start_ticks, death in deaths:
             if _is_of(request, start_ticks, death):
                 self._take(request, death)
+                (self._hidden.discard if shown else self._hidden.add)(id(death))
                 return
 
     def _take(self, request: Request, death: LastWords) -> None:
@@ -111,7 +117,7 @@ class LastRequests:
             if len(places) > 1
             else death
             for death in self._deaths
-            if not death.in_order
+            if not death.in_order and id(death) not in self._hidden
         ]
         return sorted(found, key=lambda one: (one.died_ns, one.pid))
 

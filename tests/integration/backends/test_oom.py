@@ -38,7 +38,7 @@ def test_a_worker_that_the_oom_killer_ends_in_a_request_is_its_victim(
     tracer = trace(str(fpm.master))
     (worker,) = fpm.workers()
     with memory_cgroup(_LIMIT) as group:
-        (group / "cgroup.procs").write_text(str(worker))
+        (group.folder / "cgroup.procs").write_text(str(worker))
         answer = fpm.get("eat.php")
         (request,) = tracer.next()
         death = _death(tracer, worker)
@@ -63,7 +63,7 @@ def test_a_worker_in_such_a_cgroup_that_a_process_kills_is_not(
     tracer = trace(str(fpm.master))
     (worker,) = fpm.workers()
     with memory_cgroup(_LIMIT) as group:
-        (group / "cgroup.procs").write_text(str(worker))
+        (group.folder / "cgroup.procs").write_text(str(worker))
         fpm.get("hello.php")
         tracer.next()
         os.kill(worker, signal.SIGKILL)

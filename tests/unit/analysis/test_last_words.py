@@ -110,6 +110,17 @@ def test_a_script_that_ends_its_worker_is_in_flight():
     assert (found.exit, found.in_flight, found.uri) == ("exited:7", True, "/leave")
 
 
+def test_a_report_on_some_requests_has_the_deaths_in_these():
+    found = LastRequests()
+    found.begin_recording([KILLED, KILLED._replace(pid=4243), KILLED._replace(pid=4253)], "web1", selected=True)
+    found.add(served(7, "/a"), shown=False)
+    found.add(cut(8, "/import"))
+    found.add(served(7, "/import", pid=4243))
+    found.add(cut(8, "/a", pid=4243), shown=False)
+
+    assert [(death.pid, death.uri) for death in found.deaths({})] == [(4241, "/import")]
+
+
 def test_two_workers_that_had_one_pid_have_their_own_requests():
     later = KILLED._replace(start_ticks=7927, died_ns=300 * SECOND, exit="killed:SEGV", notes=None)
 

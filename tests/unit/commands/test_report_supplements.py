@@ -102,6 +102,18 @@ def test_fatal_errors_and_near_misses_are_found_without_timeouts(run, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_report_on_some_requests_has_their_errors_only_and_the_deaths_in_them(run, tmp_path):
+    requests = [request(ending="fatal"), request(uri="/import", ending="fatal", nth=2), COMPLETE, IMPORT]
+    path = recording(tmp_path / "r", [*requests, DIED], META)
+
+    imports = json.loads(run("report", "--uri", "/import", "--format", "json", path)[1])
+    others = json.loads(run("report", "--uri", "/index*", "--format", "json", path)[1])
+
+    assert [row["route"] for row in imports["limits"]["routes"]] == ["/import"]
+    assert [row["route"] for row in others["limits"]["routes"]] == ["/index.php"]
+    assert [len(found["last_words"]["workers"]) for found in (imports, others)] == [1, 0]
+
+
 def test_the_limits_are_always_in_the_report_as_json(run, tmp_path):
     near = request(uri="/export", zend_peak=122 * MIB, nth=4)
 
