@@ -28,7 +28,7 @@ from tracer.facts import Loss
 from tracer.targets.resolve import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("attach", "record", "report", "flame", "export", "info", "heap", "doctor")
+VERBS = ("attach", "record", "report", "diff", "flame", "export", "info", "heap", "doctor")
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -80,6 +80,10 @@ class Accumulator:
         """Take note that the request after the one of that number was counted."""
         self._kept.close(number, run)
 
+    def lives(self) -> list[list[int]]:
+        """The bytes that each worker's requests kept, in order: KeptSum.lives()."""
+        return self._kept.lives()
+
     def evidence(self, group: Group, seconds: float | None, *, lost_share: float, together: bool) -> Evidence:
         """All that a verdict on its group is made of. `group` has its figures."""
         kept = Kept(

@@ -99,7 +99,7 @@ class Ranking:
         }[by]
         self._window = window
         self._max_groups = max_groups
-        self._groups: dict[_Key, Accumulator] = {}
+        self._groups: dict[GroupKey, Accumulator] = {}
 
     def begin_recording(self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False) -> None:
         """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
@@ -116,10 +116,11 @@ class Ranking:
         self._estimation.begin_recording(looks, filtered=filtered)
         self._heaps.begin_recording([] if filtered else looks)
 
-    def add(self, request: Request, freed: Sequence[Release] = ()) -> None:
+    def add(self, request: Request, freed: Sequence[Release] = ()) -> tuple[GroupKey, Run]:
         """Count a request in its group, with what it `freed` of earlier ones' blocks, if release() did not take that.
 
-        OverflowError if a figure of it does not fit in 64 bits.
+        Return its group, also if that is one too many, and how often its worker has run its like. OverflowError if a
+        figure of it does not fit in 64 bits.
         """
         name = self._name(request)
         key = request[_PLACE_AT:], name
@@ -134,7 +135,7 @@ class Ranking:
             if self._max_groups is not None and len(self._groups) >= self._max_groups:
                 self.overflow += 1
                 self._estimation.add(request, key, needed=False)
-                return
+                return key, run
             group = self._groups[key] = Accumulator(self._window)
         taken_over = self._held.take_over(request, group, freed) if freed else 0
         number = group.add(request, run, taken_over)
@@ -143,6 +144,7 @@ class Ranking:
         self._estimation.add(request, key, needed=group.needs_estimate)
         if number is not None:
             self._held.add(request, group, number, run, taken_over)
+        return key, run
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
@@ -198,6 +200,15 @@ class Ranking:
 
         `lost`: facts that were lost, which a verdict respects.
         """
+        found = self.figures()
+        found.sort(key=lambda pair: (pair[1].key is None, pair[1].key or "", pair[1].container or ""))
+        if sort is not Sort.KEY:
+            value = _SORT_VALUES[sort]
+            found.sort(key=lambda pair: (value(pair[1]), _order(pair[1].growth_bytes)), reverse=True)
+        return self.with_verdicts(found[:top], lost)
+
+    def figures(self) -> list[tuple[GroupKey, Group]]:
+        """The groups by key, without verdicts, in the order of their first requests."""
         estimates = self._estimation.single()
         mismatch = self._mismatch()
         workers = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
@@ -205,7 +216,6 @@ class Ranking:
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
         found = []
-        key_of: dict[int, _Key] = {}  # by the identity of a group
         for key, accumulator in self._groups.items():
             at, name = key
             place = places[Place._make(at)]
@@ -214,15 +224,16 @@ class Ranking:
             if self.by is GroupBy.CONTAINER:
                 shown = place
             correct = None if mismatch is None else functools.partial(mismatch.figures, key)
-            found.append(accumulator.group(shown, place if several else None, estimates.get(key), correct))
-            key_of[id(found[-1])] = key
-        found.sort(key=lambda group: (group.key is None, group.key or "", group.container or ""))
-        if sort is not Sort.KEY:
-            value = _SORT_VALUES[sort]
-            found.sort(key=lambda group: (value(group), _order(group.growth_bytes)), reverse=True)
-        return self._with_verdicts([(key_of[id(group)], group) for group in found[:top]], lost)
+            group = accumulator.group(shown, place if several else None, estimates.get(key), correct)
+            found.append((key, group))
+        return found
 
-    def _with_verdicts(self, groups: Sequence[tuple[_Key, Group]], lost: int) -> list[Group]:
+    def lives(self, key: GroupKey) -> list[list[int]]:
+        """The bytes that each worker's requests of that group kept, in order: those that a verdict is made of."""
+        return self._groups[key].lives()
+
+    def with_verdicts(self, groups: Sequence[tuple[GroupKey, Group]], lost: int) -> list[Group]:
+        """These of the groups of figures() with their verdicts. `lost`: as for groups()."""
         if not self._judged:
             return [group for _, group in groups]
         share = lost / (lost + self.overflow + sum(one.requests for one in self._groups.values())) if lost else 0.0
@@ -254,7 +265,7 @@ def _order(value: int | None) -> tuple[int, int]:
 
 
 # The place, as a plain tuple, and the name.
-_Key = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
+GroupKey = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
 _PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
 _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,
