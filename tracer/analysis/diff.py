@@ -111,13 +111,18 @@ class Comparison:
         pairs: dict[_Name, tuple[GroupKey | None, GroupKey | None]] = {}
         for key in self._after_keys:
             pairs[key[0] if several else None, _plain(key)] = None, key
+        moved = []
         for key in self._before_keys:
-            name = key[0] if several else None, self._new_name(_plain(key))
-            taken = pairs.get(name, (None, None))
-            if taken[0] is not None:  # two scripts of one new name: the second one is matched with nothing
-                name = key[0] if several else None, _plain(key)
-                taken = pairs.get(name, (None, None))
-            pairs[name] = key, taken[1]
+            name = key[0] if several else None, _plain(key)
+            if name in pairs:
+                pairs[name] = key, pairs[name][1]
+            else:
+                moved.append((name, key))
+        for name, key in moved:
+            new = name[0], self._new_name(name[1])
+            first, second = pairs.get(new, (key, None))
+            # A new name that is nowhere, or that another script has, helps nobody.
+            pairs[new if first is None else name] = key, second if first is None else None
         return pairs
 
     def _new_name(self, name: str | RouteKey | None) -> str | RouteKey | None:

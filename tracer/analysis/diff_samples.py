@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 RAW = 1024  # values that are kept as they are
-_BLOCKS = 512  # of a series, at most
+_BLOCKS = 512  # of a series, from which on two become one
 _FEWER, _MORE = 24, 48  # blocks of the shorter and of the longer series that are compared
 LEAST_BLOCKS = 8  # of each series, for an interval of 99.9 %
 _LEAST_EVENTS = 3  # of a block, so that most have one
@@ -58,14 +58,14 @@ class Series:
         self._count += RAW
         self._total += sum(self.raw[:RAW])
         if self._length <= RAW:
-            self._sums.extend(_grouped(self.raw[:RAW], self._length))
+            self._sums.extend(map(float, _grouped(self.raw[:RAW], self._length)))
         else:
             self._part.append(float(sum(self.raw[:RAW])))
             if len(self._part) * RAW == self._length:
                 self._sums.append(sum(self._part))
                 self._part.clear()
         del self.raw[:RAW]
-        while len(self._sums) > _BLOCKS:
+        while len(self._sums) >= _BLOCKS:  # which is even: it grows by powers of two
             self._sums = array("d", _grouped(self._sums, 2))
             self._length *= 2
 

@@ -121,7 +121,7 @@ def test_a_leak_that_too_few_requests_show_is_unclear_for_the_reason_of_its_verd
 
 def test_a_leak_in_one_worker_of_four_is_unclear():
     before = [one for pid in range(4) for one in series(100, pid)]
-    after = [one for pid in range(3) for one in series(100, pid)] + kept(300, 65_552, 9)
+    after = [one for pid in range(3) for one in series(100, pid)] + kept(900, 65_552, 9)
 
     change = only(rows(before, after)).changes[Figure.KEPT]
 
@@ -141,7 +141,7 @@ def test_what_scatters_more_than_it_changed_is_unclear():
 
 
 def test_what_one_recording_did_not_measure_is_unclear():
-    lacking = series(zend_peak=None, anon_peak=None, native_kept=None, native_alloc_bytes=None, duration_ns=None)
+    lacking = series(5, zend_peak=None, anon_peak=None, native_kept=None, native_alloc_bytes=None, duration_ns=None)
 
     for pair in ((lacking, series()), (series(), lacking), (lacking, lacking)):
         found = only(rows(*pair))

@@ -216,7 +216,7 @@ def test_each_way_in_which_recordings_differ_is_a_line():
         "PHP: 8.2.36 before, 8.3.1, 8.2.36 after",
         "backend: bpf before, ptrace after",
         "targets: php-fpm:shop before, php-fpm after",
-        "options: --query strip before, --query strip --slow 3s after",
+        "options: --query strip --native-budget 2% before, --query strip --slow 3s --native-budget 2% after",
         "schema: 3 before, 2 after",
         "requests: 200 before, 50 after",
         "lost: 0 before, 1,013 after",
