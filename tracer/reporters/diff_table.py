@@ -15,12 +15,13 @@ from rich.text import Text
 from tracer.analysis.contents import Contents
 from tracer.analysis.diff import Outcome, Row
 from tracer.analysis.diff_change import Figure, Kind
-from tracer.reporters.diff_text import NAMES, busier, cell, conclusion, doubts, findings, sentence, subject
+from tracer.reporters.diff_text import NAMES, busier, cell, conclusion, doubts, findings, sentence, subject, unclear
 from tracer.reporters.table import console_for, shorten, show_key
 from tracer.units import printable
 
 _LABEL_WIDTH = 12
 _KEY_WIDTH = 40
+_MOST_UNCLEAR = 3
 _MIN_KEY = 19
 _WIDTHS = {"outcome": 8, "requests": 15, "kept": 10, "rise": 10, "zend peak": 10, "duration": 10}
 _SPARE = ("requests", "zend peak")  # columns that are left out if there is no room, in this order
@@ -94,6 +95,8 @@ def render(diff: Diff, out: TextIO) -> None:
         console.print(_table(diff, console.width))
     if len(diff.every) > len(diff.rows):
         console.print(Text(f"… and {len(diff.every) - len(diff.rows):,} more: -n 0 shows all"))
+    for row, change in unclear(diff.every, diff.metric)[:_MOST_UNCLEAR]:
+        console.print(Text(f"? {name(row, _KEY_WIDTH)}: {sentence(change)}."))
     for remark in diff.remarks:
         console.print(Text(remark))
     console.print(Text(LEGEND, style="dim"))

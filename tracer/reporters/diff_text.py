@@ -101,25 +101,21 @@ def _warm_up(change: Change) -> str:
 
 
 def _unclear(change: Change) -> str:
-    span = f"{amount(change.figure, change.low, signed=True)} to {amount(change.figure, change.high, signed=True)}"
+    name = NAMES[change.figure]
+    low, high = (amount(change.figure, bound, signed=True) for bound in (change.low, change.high))
+    changed = f"{name} changed by {low if low == high else f'{low} to {high}'}"
     requests = f"{change.requests_before:,} before, {change.requests_after:,} after"
     if change.why is Why.VERDICT and change.verdict is not None:
         which = "after" if (change.low or 0.0) > 0 else "before"
-        what = f"{NAMES[change.figure]} changed by {span}"
-        return f"{what}, but the verdict {which} is unclear: {evidence(change.verdict)}"
-    return (
-        f"{NAMES[change.figure]}: "
-        + {
-            Why.FEW: f"too few requests ({requests}), or far fewer than in the other recording",
-            Why.WIDE: f"it changed by {span} ({requests}): more requests decide",
-            Why.NOT_MEASURED: "not measured in both recordings",
-            Why.NOT_SURE: f"it changed by {span}, by an estimate that may be of nothing",
-            Why.NOT_ALIKE: "the recordings were made in different ways, which changes it",
-            Why.REST: "a rest of many routes, which may be others",
-            Why.VERDICT: span,
-            None: span,
-        }[change.why]
-    )
+        return f"{changed}, but the verdict {which} is unclear: {evidence(change.verdict)}"
+    return {
+        Why.FEW: f"{name}: too few requests ({requests}), or far fewer than in the other recording",
+        Why.WIDE: f"{changed} ({requests}): more requests decide",
+        Why.NOT_MEASURED: f"{name} was not measured in both recordings",
+        Why.NOT_SURE: f"{changed}, by an estimate that may be of nothing",
+        Why.NOT_ALIKE: f"{name} is not compared: the recordings were made in different ways, which changes it",
+        Why.REST: f"{name} is not compared: this is a rest of many routes, which may be others",
+    }.get(change.why or Why.WIDE, changed)
 
 
 _SENTENCES: dict[Kind, Callable[[Change], str]] = {
@@ -150,16 +146,23 @@ def findings(rows: Sequence[Row], metric: Figure) -> list[tuple[str, Row, Change
     return found
 
 
+def unclear(rows: Sequence[Row], metric: Figure) -> list[tuple[Row, Change]]:
+    """The rows of which the metric is unclear, those that may have risen most first; then by requests."""
+    found = [(row, row.changes[metric]) for row in rows if row.changes[metric].kind is Kind.UNCLEAR]
+    found.sort(key=lambda pair: (-(pair[1].high or 0.0), -max(pair[0].requests_before, pair[0].requests_after)))
+    return found
+
+
 def conclusion(rows: Sequence[Row], metric: Figure, noun: str) -> str:
     """A sentence on all rows: how many became worse, and how many nobody knows of."""
     worse = sum(bool(row.rises) for row in rows)
     both = [row for row in rows if row.outcome not in (Outcome.NEW, Outcome.NEW_LEAK, Outcome.GONE)]
-    unclear = sum(row.changes[metric].kind is Kind.UNCLEAR for row in both)
+    open_ = len(unclear(both, metric))
     new = sum(row.outcome in (Outcome.NEW, Outcome.NEW_LEAK) for row in rows)
     gone = sum(row.outcome is Outcome.GONE for row in rows)
-    start = f"{counted(worse, noun)} surely worse" if worse else f"No {noun} is surely worse"
-    text = f"{start}, of {len(both):,} in both recordings"
-    text += f"; {NAMES[metric]} is unclear in {unclear:,} of them" if unclear else ""
+    start = f"{counted(worse, noun)} {'is' if worse == 1 else 'are'}" if worse else f"No {noun} is"
+    text = f"{start} surely worse, of {len(both):,} in both recordings"
+    text += f"; {NAMES[metric]} is unclear in {open_:,} of them" if open_ else ""
     text += f"; {new:,} new" if new else ""
     return text + (f"; {gone:,} gone." if gone else ".")
 
@@ -198,10 +201,10 @@ def _differences(before: Contents, after: Contents) -> Iterator[tuple[str, str |
         if matters:
             yield what, f"{number(before):,}", f"{number(after):,}"
     if not before.closed or not after.closed:
-        yield "closed", *("yes" if one.closed else "no" for one in (before, after))
-    shares = [one.counted / one.requests if one.requests else 0.0 for one in (before, after)]
-    if min(shares) < _COUNTED:
-        yield "native memory counted in", *(f"{100 * share:.0f} %" for share in shares)
+        yield "closed", "yes" if before.closed else "no", "yes" if after.closed else "no"
+    was, now = (one.counted / one.requests if one.requests else 0.0 for one in (before, after))
+    if min(was, now) < _COUNTED:
+        yield "native memory counted in", f"{100 * was:.0f} %", f"{100 * now:.0f} %"
 
 
 def _options(found: Contents) -> str | None:
@@ -215,7 +218,7 @@ _PROPERTIES: dict[str, Callable[[Contents], str | None]] = {
     "kernel": lambda one: one.kernel,
     "PHP": lambda one: ", ".join(one.php) or None,
     "backend": lambda one: one.backend,
-    "targets": lambda one: ", ".join(one.targets) or None,
+    "targets": lambda one: ", ".join(name for name in one.targets if not name.isdigit()) or None,  # a PID changes
     "options": _options,
     "schema": lambda one: str(one.schema),
 }
@@ -223,8 +226,8 @@ _PROPERTIES: dict[str, Callable[[Contents], str | None]] = {
 
 def busier(rows: Sequence[Row]) -> str | None:
     """A remark if nearly all groups take longer, or less long: then the machine is more likely the cause."""
-    kinds = [row.changes[Figure.DURATION].kind for row in rows]
-    known = [kind for kind in kinds if kind in (Kind.ROSE, Kind.FELL, Kind.SAME)]
+    known: list[Kind] = [row.changes[Figure.DURATION].kind for row in rows]
+    known = [kind for kind in known if kind in (Kind.ROSE, Kind.FELL, Kind.SAME)]
     if len(known) < _LEAST_FOR_BUSIER:
         return None
     for kind, word in ((Kind.ROSE, "longer"), (Kind.FELL, "less long")):

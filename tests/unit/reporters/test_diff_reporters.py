@@ -75,7 +75,7 @@ def test_the_table_opens_with_the_recordings_and_the_largest_rise():
     assert " ".join(line.strip() for line in lines[3:6]) == (
         "WORSE       /a.php keeps 64.0 KiB more a request: 0 B before, 64.0 KiB after (200 and 200 requests)."
         " Next: phptrace record --stacks -d 60s php-fpm:shop"
-        " 1 script surely worse, of 1 in both recordings; 1 new; 1 gone."
+        " 1 script is surely worse, of 1 in both recordings; 1 new; 1 gone."
     )
 
 
@@ -117,7 +117,7 @@ def test_markdown_has_the_findings_and_a_table():
     text = shown(diff_md.render, diff(LEAKS))
 
     assert text == (
-        "### phptrace: 1 script surely worse, of 1 in both recordings; 1 new; 1 gone.\n\n"
+        "### phptrace: 1 script is surely worse, of 1 in both recordings; 1 new; 1 gone.\n\n"
         "* **Worse**: `/a.php` keeps 64.0 KiB more a request: 0 B before, 64.0 KiB after (200 and 200 requests).\n"
         "* Next: `phptrace record --stacks -d 60s php-fpm:shop`\n"
         "* `before.phptrace: 200 requests, 1 worker, 0 lost, web1, PHP 8.2.36, backend bpf`\n"
@@ -273,7 +273,23 @@ def test_the_largest_rise_of_each_figure_is_named_the_metrics_first():
     found = [(label, row.key, change.figure) for label, row, change in findings(every, Figure.DURATION)]
     assert found == [("WORSE", "/b.php", Figure.DURATION), ("WORSE", "/b.php", Figure.KEPT)]
     assert [label for label, *_ in findings(every, Figure.KEPT)] == ["WORSE", "WORSE", "BETTER"]
-    assert conclusion(every, Figure.KEPT, "script") == "2 scripts surely worse, of 3 in both recordings."
+    assert conclusion(every, Figure.KEPT, "script") == "2 scripts are surely worse, of 3 in both recordings."
+
+
+def test_the_rows_whose_metric_is_unclear_have_their_reason_under_the_table():
+    few = [requests(script=f"/{at}.php")[: 4 + at] for at in range(5)]
+    every = compared(*[requests() + [one for part in few for one in part]] * 2)
+
+    lines = shown(diff_table.render, diff(every)).splitlines()
+
+    assert [line.rstrip() for line in lines if line.startswith("? ")] == [
+        f"? /{count - 4}.php: kept: too few requests ({count} before, {count} after), or far fewer than in the other"
+        for count in (8, 7, 6)
+    ]
+
+
+def test_pids_of_masters_are_no_other_targets():
+    assert doubts(about(targets=["5086", "php-fpm:shop"]), about(targets=["5111", "php-fpm:shop"])) == []
 
 
 def test_without_a_rise_no_group_is_worse_and_the_unclear_ones_are_counted():
@@ -314,9 +330,9 @@ def test_sentences_on_what_is_the_same_or_not_known():
     assert sentences(requests()[:6], requests())[3] == (
         "duration: too few requests (4 before, 198 after), or far fewer than in the other recording"
     )
-    assert sentences(requests(), requests(zend_peak=None))[2] == "zend peak: not measured in both recordings"
+    assert sentences(requests(), requests(zend_peak=None))[2] == "zend peak was not measured in both recordings"
     assert sentences(requests()[:60], requests(65_552)[:60])[0] == (
-        "kept changed by +64.0 KiB to +64.0 KiB, but the verdict after is unclear: kept 3.8 MiB in 60 requests, which"
+        "kept changed by +64.0 KiB, but the verdict after is unclear: kept 3.8 MiB in 60 requests, which"
         " are too few: 12 more decide"
     )
 
