@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
+from tracer.analysis.ranking import LIVE_GROUPS, LIVE_WINDOW, GroupBy, Ranking, Sort
+from tracer.analysis.routes import LiveRoutes
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.facts import Request
 from tracer.recording.writer import Writer
@@ -35,6 +38,7 @@ main(["report", sys.argv[1]])
 def figures(rounds: int) -> Iterator[Figure]:
     yield from _cpus(rounds)
     yield from _report()
+    yield from _redraw()
 
 
 def _cpus(rounds: int) -> Iterator[Figure]:
@@ -89,16 +93,40 @@ def _report() -> Iterator[Figure]:
         size = Path(path).stat().st_size / _REQUESTS
     yield Figure("making and writing a request of a recording", (written_us,), "µs")
     yield Figure("a request in a recording", (size,), "bytes")
-    yield Figure(f"report over {_REQUESTS:,} requests", tuple(times), "s", "<= 5")
+    yield Figure(f"report over {_REQUESTS:,} requests", tuple(times), "s", "<= 6")
     yield Figure("report: memory", tuple(peaks), "MB", "<= 300")
 
 
+def _redraw() -> Iterator[Figure]:
+    """Measure the live view's ranking of a million requests on as many routes as it shows."""
+    before = _resident()
+    ranking = Ranking(GroupBy.ROUTE, routes=LiveRoutes(), window=LIVE_WINDOW, max_groups=LIVE_GROUPS)
+    started = time.process_time()
+    for number in range(_REQUESTS):
+        route = f"/{chr(97 + number % 50)}/{number // 50 % 100}.php"
+        ranking.add(_request(number)._replace(uri=route, script=f"/srv{route}"))
+    added_us = (time.process_time() - started) / _REQUESTS * 1e6
+    times = []
+    for number in range(7):
+        ranking.add(_request(_REQUESTS + number))
+        started = time.process_time()
+        ranking.groups(Sort.NATIVE, 40)
+        times.append((time.process_time() - started) * 1e3)
+    yield Figure("making and ranking a request, live", (added_us,), "µs")
+    yield Figure(f"live ranking of {LIVE_GROUPS:,} routes: CPU of a redraw", tuple(times), "ms", "<= 50")
+    yield Figure(f"live ranking of {LIVE_GROUPS:,} routes: memory", ((_resident() - before) / 1e6,), "MB", "<= 50")
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
 def _request(number: int) -> Request:
-    anon = 20_000_000 + number % 1009 * 4096
+    anon, item = 20_000_000 + number % 1009 * 4096, number % 5003
     return Request(
         "host", 4711 + number % 8, "www", number // 8 + 1,
         1_790_000_000_000_000_000 + number * 200_000, 2_000_000, 1_800_000,
-        "GET", f"/shop/item/{number % 5003}", f"/srv/app/script{number % 200}.php", 200, "finished",
+        "GET", f"/shop/item/{item}", f"/srv/app/script{item % 200}.php", 200, "finished",
         anon, anon + 4096, anon + 4096, 9_000_000, 9_000_000, 400_000, 400_000, anon + 70_000,
         349_152, 349_648, 2_097_152, 2_097_152, 2_097_152, 2_097_152, 134_217_728, 258_572_288, 258_572_288,
         0, 0, 0, 0, 0, 0, 41_000, 300, 40_000, 298, 0, 0, 0, 1_000, 0, 12, 0, None,

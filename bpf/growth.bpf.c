@@ -24,6 +24,7 @@
 #include "common.h"
 #include "read.h"
 #include "php_stack.h"
+#include "zend_chunks.h"
 
 /* Keys of the stacks and functions that were sent. `request` is its start: no two requests share it. */
 struct stack_key {
@@ -62,13 +63,6 @@ BPF_HASH(held_blocks, struct block_key, struct block, BLOCKS_MAX);
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
-
-#define ZEND_CHUNK                                                                                 \
-	(2ULL                                                                                      \
-	 << 20) /* ZEND_MM_CHUNK_SIZE and its alignment: Zend/zend_alloc_sizes.h, PHP 7.0 to 8.6 */
-#define FIRST_PAGE 4096 /* ZEND_MM_FIRST_PAGE, which has the header */
-#define HEAP_WORDS 12 /* of zend_mm_heap, from real_peak, in which main_chunk is */
-#define HUGE_BLOCKS 16
 
 /* Where an event happened: in which request of which worker. */
 struct event_context {
@@ -385,52 +379,6 @@ static __always_inline u64 stack_now(struct event_context *context, u64 at_regis
 	return hash;
 }
 
-/* zend_mm_huge_list: Zend/zend_alloc.c, PHP 7.0 to 8.6, without ZEND_DEBUG */
-struct huge_block {
-	u64 address;
-	u64 bytes;
-	u64 next;
-};
-
-/*
- * True if an address is in one of Zend's huge blocks, of 2 MiB and more, which have no header: the latest ones are
- * looked through. The list of them stands before the address of the main chunk, in which the heap is.
- */
-static __always_inline bool is_huge_block(struct event_context *context, u64 address)
-{
-	u64 heap = context->worker->heap, main_chunk = heap & ~(ZEND_CHUNK - 1), next = 0;
-	u64 words[HEAP_WORDS] = {};
-	struct huge_block block;
-	int i;
-
-	read_user(words, sizeof(words), heap + context->layout->heap_real_peak);
-	for (i = 1; i < HEAP_WORDS; i++) {
-		if (words[i] == main_chunk)
-			next = words[i - 1];
-	}
-	for (i = 0; i < HUGE_BLOCKS; i++) {
-		if (!next || read_user(&block, sizeof(block), next))
-			return false;
-		if (address - block.address < block.bytes)
-			return true;
-		next = block.next;
-	}
-	return false;
-}
-
-/*
- * True if an address is known not to be Zend's. Each of its chunks begins with the address of its heap
- * (Zend/zend_alloc.c, PHP 7.0 to 8.6: struct _zend_mm_chunk). The first page of a chunk is not written yet when it is
- * touched first, so that a first page of 2 MiB passes for Zend's.
- */
-static __always_inline bool is_native(struct event_context *context, u64 address)
-{
-	u64 inside = address & (ZEND_CHUNK - 1), heap = context->worker->heap;
-
-	return heap && inside >= FIRST_PAGE && user_u64(address - inside) != heap &&
-	       !is_huge_block(context, address);
-}
-
 /* perf's software event PAGE_FAULTS in a traced process: one in `every` page faults, user's and kernel's. */
 int on_fault(struct bpf_perf_event_data *ctx)
 {
@@ -445,7 +393,7 @@ int on_fault(struct bpf_perf_event_data *ctx)
 	if (config) {
 		/* The stack first: a choice before it is a second state of all that the verifier sees in it. */
 		hash = stack_now(&context, 0, 0);
-		if (is_native(&context, ctx->addr))
+		if (is_native(context.worker->heap, context.layout, ctx->addr))
 			metric = METRIC_NATIVE;
 		add(&context, metric, hash, config->fault_bytes);
 	}

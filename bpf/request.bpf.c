@@ -27,6 +27,8 @@
 #include "read.h"
 #include "rss.h"
 #include "php_request.h"
+#include "php_error.h"
+#include "request_figures.h"
 
 BPF_HASH(workers, u32, struct worker, WORKERS_MAX);
 BPF_ARRAY(php_binaries, struct php_binary, PHP_BINARIES_MAX);
@@ -42,12 +44,6 @@ BPF_ARRAY(owners_noted, u64, 1);
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
-
-/* Threads of a request that have an arena each: with more, the rounding of the others counts as mapped. */
-#define ARENAS_ROUNDED 8
-
-/* E_ERROR, E_PARSE, E_CORE_ERROR, E_COMPILE_ERROR, E_USER_ERROR, E_RECOVERABLE_ERROR: Zend/zend_errors.h */
-#define E_FATAL_ERRORS (1 | 4 | 16 | 64 | 256 | 4096)
 
 static __always_inline void count_lost(u32 what)
 {
@@ -208,21 +204,6 @@ static __always_inline void begin_between(struct worker *w, struct native_book *
 	w->native_before = book->sums;
 }
 
-/*
- * The part of `mapped` bytes that threads' arenas took for blocks of so many bytes, or gave back: each does so by
- * pages. How many arenas did is not known.
- */
-static __always_inline s64 of_the_arenas(s64 mapped, s64 blocks, s64 page)
-{
-	s64 rounding = ARENAS_ROUNDED * page;
-
-	if (mapped > 0 && blocks > 0)
-		return mapped < blocks + rounding ? mapped : blocks;
-	if (mapped < 0 && blocks < 0)
-		return mapped > blocks - rounding ? mapped : blocks;
-	return 0;
-}
-
 /* What the request allocated and freed; and what it mapped, which needs no probes. */
 static __always_inline void end_native(struct worker *w, u32 pid, s64 data_bytes, s64 page)
 {
@@ -337,33 +318,6 @@ int on_startup(struct pt_regs *ctx)
 	return 0;
 }
 
-static __always_inline bool last_error_is_fatal(struct worker *w, struct php_binary *php)
-{
-	s32 type = 0;
-
-	read_user(&type, sizeof(type), w->bias + php->core_globals + php->pg_last_error_type);
-	return type & E_FATAL_ERRORS;
-}
-
-/*
- * True if an error has ended the script: php_error_cb() then sets EG(exit_status) to 255 (main/main.c,
- * PHP 8.2). Of all SAPIs only php-fpm resets the status, when it runs a script; the error's type is never
- * reset. So both may be an earlier request's; the caller has to know that they are not.
- */
-static __always_inline bool ended_by_error(struct worker *w, struct php_binary *php)
-{
-	s32 status = 0;
-
-	read_user(&status, sizeof(status), w->bias + php->executor_globals + php->eg_exit_status);
-	return status == 255 && last_error_is_fatal(w, php);
-}
-
-/* The message is freed at the end of each request: an error that has one is of this request. */
-static __always_inline bool has_message(struct worker *w, struct php_binary *php)
-{
-	return user_u64(w->bias + php->core_globals + php->pg_last_error_message);
-}
-
 /* exit() and die() reach zend_throw_unwind_exit(): Zend/zend_exceptions.c, PHP >= 8.0. */
 int on_exit_call(struct pt_regs *ctx)
 {
@@ -448,31 +402,6 @@ int on_teardown(struct pt_regs *ctx)
 	}
 	w->request.anon_end = sample_anon(w);
 	return 0;
-}
-
-/* The figures of a request that is over, by its end or its worker's death. */
-static __always_inline void close_request(struct worker *w, struct kernel *k, u64 task)
-{
-	struct request *r = &w->request;
-
-	w->in_request = 0;
-	r->ended_ns = bpf_ktime_get_ns();
-	r->cpu_ns = kernel_u64(task + k->task_sum_exec_runtime) - w->cpu_before_ns;
-	r->minor_faults = kernel_u64(task + k->task_min_flt) - w->minor_before;
-	r->major_faults = kernel_u64(task + k->task_maj_flt) - w->major_before;
-}
-
-static __always_inline void sample_after(struct request *r, struct kernel *k, u64 task, u64 mm)
-{
-	struct rss rss = {};
-
-	read_rss(k, task, mm, &rss);
-	r->anon_after = rss.anon * k->page_size;
-	r->file_after = rss.file * k->page_size;
-	r->shmem_after = rss.shmem * k->page_size;
-	if (r->anon_after > r->anon_peak)
-		r->anon_peak = r->anon_after;
-	r->vm_after = kernel_u64(mm + k->mm_total_vm) * k->page_size;
 }
 
 /* The end of php_request_shutdown(): Zend has freed what it frees. */

@@ -91,7 +91,7 @@ def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.mess
     \b
     Exit codes:
       0  success, also if Ctrl-C ended attach or record
-      1  diff: a route exceeds --fail-over; any other error
+      1  any other error, or diff found more than --fail-over
       2  usage error
       3  no such target
       4  not permitted
@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo(f"phptrace: {exc}", err=True)
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
+        click.echo("phptrace: stopped by Ctrl-C or a signal. What it was writing is incomplete.", err=True)
         code = _INTERRUPTED
     except (_ReaderGoneError, BrokenPipeError):
         code = 0  # as when `head` has seen enough

@@ -159,6 +159,15 @@ def _is_ours(command: str) -> bool:
 
 
 def _target_checks(names: Sequence[str]) -> Iterator[Check]:
+    """The checks of each target. One that says the same as that of a target before is left out."""
+    seen: set[Check] = set()
+    for check in _all_target_checks(names):
+        if check not in seen:
+            seen.add(check)
+            yield check
+
+
+def _all_target_checks(names: Sequence[str]) -> Iterator[Check]:
     for name in names:
         try:
             found = find([name])

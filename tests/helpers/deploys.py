@@ -74,10 +74,10 @@ def recorded(
     return found
 
 
-def side(requests: Iterable[Request], by: GroupBy = GroupBy.SCRIPT, *, lost: int = 0, filtered: bool = False) -> Side:
+def side(requests: Iterable[Request], by: GroupBy = GroupBy.SCRIPT) -> Side:
     """A side that has taken these requests."""
     found = Side(by, Routes())
-    found.begin([], [], lost=lost, filtered=filtered)
+    found.begin([], [], lost=0, filtered=False, frees=False)
     for one in requests:
         found.add(one)
     return found

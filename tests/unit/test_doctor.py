@@ -185,6 +185,20 @@ def test_a_master_that_is_left_out_is_named_beside_one_that_is_traced(bpf_lacks,
     ]
 
 
+def test_a_check_with_the_same_outcome_for_two_masters_is_printed_once(bpf_lacks, run, tmp_path):
+    pool, title = "php-fpm: pool phptrace-doctor-test", "php-fpm: master process (x)"
+    path = executable(tmp_path / "fpm", php_elf())
+
+    with running(path, title, (pool,)) as one, running(path, title, (pool,)) as other:
+        code, out, _ = run("doctor", "--json", "php-fpm:phptrace-doctor-test")
+
+    checks = json.loads(out)["checks"]
+    masters = [check["found"] for check in checks if check["name"] == "php-fpm:phptrace-doctor-test"]
+    assert code == 0
+    assert [str(process.pid) in found for process, found in zip((one, other), masters, strict=True)] == [True, True]
+    assert [check["name"] for check in checks].count("request hooks") == 1
+
+
 def test_every_check_names_backends_that_there_are():
     assert {name for one in checks(["nonsense"]) for name in one.by} == set(BACKENDS)
 

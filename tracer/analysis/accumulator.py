@@ -8,11 +8,14 @@ from tracer.analysis.first_runs import Run
 from tracer.analysis.group import Group
 from tracer.analysis.kept import How, Kept, KeptSum, estimated
 from tracer.analysis.kept_rates import Estimate
+from tracer.analysis.open_requests import OpenValues
 from tracer.analysis.quantiles import Values
 from tracer.analysis.uncounted import Charge, NetSum
 from tracer.analysis.verdict.judge import Evidence
 from tracer.analysis.verdict.memory import Memory
-from tracer.facts import Request
+from tracer.facts import Ending, Request
+
+_CUT_OFF = Ending.CUT_OFF.value
 
 
 class Accumulator:
@@ -36,22 +39,23 @@ class Accumulator:
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
 
-    def add(self, request: Request, run: Run, taken_over: int) -> int | None:
-        """Count a request. Return its number, for change_kept(); None if what it kept is not known."""
+    def add(self, request: Request, run: Run, worker: int, taken_over: int) -> tuple[OpenValues, int] | None:
+        """Count a request. Return as KeptSum.add() does; None if what it kept is not known."""
         self.requests += 1
-        number = None
-        growth = request.growth
-        if growth is not None and request.complete:
-            self._growth.add(growth)
-        elif growth is not None:
-            self._cut_off_growth = (self._cut_off_growth or 0) + growth
-        if not request.complete:
+        found = None
+        before, after = request.anon_before, request.anon_after
+        growth = None if before is None or after is None else after - before
+        if growth is None or request.ending == _CUT_OFF:
             self._incomplete += 1
+            if growth is not None:
+                self._cut_off_growth = (self._cut_off_growth or 0) + growth
         else:
-            number = self._kept.add(request, run, taken_over=taken_over, is_open=True)
-            net = request.native_net
-            if net is not None and run is not Run.FIRST:
-                self._net.add(net)
+            self._growth.add(growth)
+            found = self._kept.add(request, run, worker, taken_over)
+            if found is not None and run is not Run.FIRST:
+                net = request.native_net
+                if net is not None:
+                    self._net.add(net)
             if request.duration_ns is not None:
                 self._durations.add(request.duration_ns)
         peak = request.anon_peak
@@ -60,7 +64,7 @@ class Accumulator:
         peak = request.zend_peak
         if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
             self._zend_peak = peak
-        return number
+        return found
 
     @property
     def needs_estimate(self) -> bool:
@@ -71,14 +75,6 @@ class Accumulator:
     def charge(self) -> Charge | None:
         """The bytes that its requests are taken to keep, if not counted; None if too few were counted."""
         return self._net.charge() if self._net.count and self._kept.known else None
-
-    def change_kept(self, number: int, before: int, after: int, run: Run) -> None:
-        """Take note that the request of that number had kept `before`, and that `after` is left of it."""
-        self._kept.change(number, before, after, run)
-
-    def close_kept(self, number: int, run: Run) -> None:
-        """Take note that the request after the one of that number was counted."""
-        self._kept.close(number, run)
 
     def lives(self) -> list[list[int]]:
         """The bytes that each worker's requests kept, in order: KeptSum.lives()."""

@@ -64,10 +64,12 @@ class Side:
         self.requests = 0
         self._groups: dict[GroupKey, Group] | None = None
 
-    def begin(self, workers: Iterable[Worker], looks: Iterable[Look], *, lost: int, filtered: bool) -> None:
-        """Take what the recording has apart from requests. `filtered`: some were left out, so nothing is estimated."""
+    def begin(
+        self, workers: Iterable[Worker], looks: Iterable[Look], *, lost: int, filtered: bool, frees: bool
+    ) -> None:
+        """Take what the recording has apart from requests. `filtered`, `frees`: as Ranking.begin_recording()."""
         self.lost = lost
-        self._ranking.begin_recording(workers, looks, filtered=filtered)
+        self._ranking.begin_recording(workers, looks, filtered=filtered, frees=frees)
 
     def add(self, request: Request, freed: Sequence[Release] = ()) -> None:
         """Take a request, and what it freed of earlier ones' blocks. OverflowError as Ranking.add()."""

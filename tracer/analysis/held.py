@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from tracer.analysis.accumulator import Accumulator
-from tracer.analysis.first_runs import Run
+from tracer.analysis.open_requests import OpenValues
 from tracer.facts import Release, Request, retained
 
 # Requests that left blocks behind, of which a ranking remembers for a while how much that was.
@@ -21,15 +21,17 @@ _HELD_MAX = 65_536
 class _Held:
     """The bytes that a request kept, and those that were freed since. `blocks` are those that may be freed yet."""
 
-    __slots__ = ("_kept", "_number", "_released", "_run", "blocks", "group")
+    __slots__ = ("_kept", "_number", "_released", "_values", "blocks", "group")
 
-    def __init__(self, kept: int, released: int, blocks: int, group: Accumulator, number: int, run: Run) -> None:
+    def __init__(
+        self, kept: int, released: int, blocks: int, group: Accumulator, values: OpenValues, number: int
+    ) -> None:
         self._kept = kept
         self._released = released
         self.blocks = blocks
         self.group = group
+        self._values = values
         self._number = number
-        self._run = run
 
     def release(self, freed: int) -> None:
         self.blocks -= freed
@@ -42,7 +44,7 @@ class _Held:
     def _change(self, freed: int) -> None:
         before = retained(self._kept, self._released)
         self._released += freed
-        self.group.change_kept(self._number, before, retained(self._kept, self._released), self._run)
+        self._values.change(self._number, before, retained(self._kept, self._released))
 
 
 class HeldBlocks:
@@ -52,15 +54,15 @@ class HeldBlocks:
         """Nothing is held."""
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
 
-    def add(self, request: Request, group: Accumulator, number: int, run: Run, taken_over: int) -> None:
-        """Take a request that was counted, as what Accumulator.add() numbered it."""
+    def add(self, request: Request, group: Accumulator, values: OpenValues, number: int, taken_over: int) -> None:
+        """Take a request that was counted: where it is, and its number there, as Accumulator.add() said."""
         kept, started = request.native_kept, request.started_ns
         if kept is None or started is None:
             return
         blocks = _blocks_left(request)
         if blocks > 0:
             released = (request.native_released or 0) + taken_over
-            self._held[request.pid, started] = _Held(kept, released, blocks, group, number, run)
+            self._held[request.pid, started] = _Held(kept, released, blocks, group, values, number)
             if len(self._held) > _HELD_MAX:
                 self._held.popitem(last=False)
 

@@ -61,36 +61,29 @@ def estimated(estimate: Estimate) -> Kept:
 class KeptSum:
     """Adds up what the counted requests of a group kept."""
 
-    __slots__ = ("_complete", "_runs")
+    __slots__ = ("_complete", "_counted", "_runs")
 
     def __init__(self, window: int | None) -> None:
         """`window`: how many last requests of each kind of Run the quantiles cover; None for all."""
         self._runs = tuple(OpenValues(window) for _ in Run)
-        self._complete = 0
+        self._complete = self._counted = 0
 
-    def add(self, request: Request, run: Run, *, taken_over: int = 0, is_open: bool = False) -> int | None:
+    def add(self, request: Request, run: Run, worker: int, taken_over: int = 0) -> tuple[OpenValues, int] | None:
         """Count a request of which both ends were seen. `taken_over`: bytes of earlier requests' blocks that it has.
 
-        Return its number, for change() and close(); None if its allocations were not counted.
+        `worker`: a number that no other worker has. Return where it is, and its number there, to change it, and to
+        close it once the request after it was counted; None if its allocations were not counted.
         """
         self._complete += 1
         kept = request.native_kept
         if kept is None:
             return None
-        kept = retained(kept, (request.native_released or 0) + taken_over)
-        return self._runs[run].add(kept, hash(request.worker), is_open=is_open)
-
-    def change(self, number: int, before: int, after: int, run: Run) -> None:
-        """Take note that the request of that number had kept `before`, and that `after` is left of it."""
-        self._runs[run].change(number, before, after)
-
-    def close(self, number: int, run: Run) -> None:
-        """Take note that the request after the one of that number was counted."""
-        self._runs[run].close(number)
-
-    @property
-    def _counted(self) -> int:
-        return sum(values.count for values in self._runs)
+        released = request.native_released
+        if released or taken_over:
+            kept = retained(kept, (released or 0) + taken_over)
+        self._counted += 1
+        values = self._runs[run]
+        return values, values.add(kept, worker)
 
     @property
     def known(self) -> bool:

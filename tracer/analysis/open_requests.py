@@ -9,34 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
 
 from tracer.analysis.quantiles import Values, nearest_rank
-from tracer.facts import Request, WorkerId
 
-_WORKERS_MAX = 8192
 _LEFT_OUT_MAX = 1024
-
-
-class LastCounted:
-    """Tells which counted requests are followed by one. Forgets the workers that served none for the longest time."""
-
-    def __init__(self) -> None:
-        """No worker has been seen."""
-        self._last: OrderedDict[WorkerId, tuple[int, Callable[[], None] | None]] = OrderedDict()
-
-    def add(self, request: Request, followed: Callable[[], None] | None) -> None:
-        """Take a worker's next request. `followed` is called if the one after it is counted; None: it was not."""
-        worker = request.worker
-        nth, before = self._last.pop(worker, (0, None))
-        # Where a filter left out the one after it, nobody knows whether that was counted.
-        if before is not None and (request.nth > nth + 1 or (request.nth == nth + 1 and followed is not None)):
-            before()
-        self._last[worker] = request.nth, followed
-        if len(self._last) > _WORKERS_MAX:
-            self._last.popitem(last=False)
 
 
 class Believed(NamedTuple):
@@ -47,11 +25,6 @@ class Believed(NamedTuple):
     squares: float = 0.0
     kept_any: int = 0
 
-    def with_another(self, kept: int) -> Believed:
-        """The same, and a request that kept so much."""
-        requests, total, squares, kept_any = self
-        return Believed(requests + 1, total + kept, squares + float(kept) * kept, kept_any + (kept > 0))
-
     def without(self, kept: int) -> Believed:
         """The same, without a request that kept so much."""
         requests, total, squares, kept_any = self
@@ -61,38 +34,53 @@ class Believed(NamedTuple):
 class OpenValues:
     """Bytes that requests kept, of which some are open, and the workers that served them."""
 
-    __slots__ = ("_believed", "_left_out", "_open", "_values", "_window", "_workers")
+    __slots__ = ("_kept_any", "_left_out", "_open", "_requests", "_squares", "_total", "_values", "_window", "_workers")
 
     def __init__(self, window: int | None) -> None:
         """`window`: how many last requests the quantiles cover, and what open ones are compared with; None for all."""
         self._window = window
         self._values = Values(window)
         self._workers = array("q")
-        self._believed = Believed()  # if the open ones are
+        self._requests = self._total = self._kept_any = 0  # as in Believed, if the open ones are
+        self._squares = 0.0
         self._open: OrderedDict[int, int] = OrderedDict()  # bytes kept, by number
         self._left_out: OrderedDict[int, None] = OrderedDict()  # numbers of the last that are not believed for good
 
-    def add(self, kept: int, worker: int, *, is_open: bool) -> int:
-        """Add a request of that worker, and return its number. OverflowError if a value does not fit in 64 bits."""
+    def add(self, kept: int, worker: int) -> int:
+        """Add a request of that worker, which is open, and return its number.
+
+        OverflowError if a value does not fit in 64 bits.
+        """
+        number = self._values.count
         self._values.add(kept)
-        number = self._values.count - 1
-        if self._window is None or number < self._window:
+        window = self._window
+        if window is None or number < window:
             self._workers.append(worker)
         else:
-            self._workers[number % self._window] = worker
-        self._believed = self._believed.with_another(kept)
-        if is_open:
-            self._open[number] = kept
-        if self._window is not None and self._open and next(iter(self._open)) <= number - self._window:
+            self._workers[number % window] = worker
+        self._requests += 1
+        if kept:
+            self._total += kept
+            self._squares += float(kept) * kept
+            self._kept_any += kept > 0
+        self._open[number] = kept
+        if window is not None and next(iter(self._open)) <= number - window:
             self._decide_on_the_oldest()
         return number
+
+    def _take(self, kept: int, *, times: int) -> None:
+        """Count a request that kept so much once more, or (-1) no more."""
+        self._requests += times
+        self._total += times * kept
+        self._squares += times * float(kept) * kept
+        self._kept_any += times * (kept > 0)
 
     def _decide_on_the_oldest(self) -> None:
         """Believe an open request that leaves the window, or leave it out for good."""
         number, kept = self._open.popitem(last=False)
         most = self._most_of_others
         if most is not None and kept > most:
-            self._believed = self._believed.without(kept)
+            self._take(kept, times=-1)
             self._left_out[number] = None
             if len(self._left_out) > _LEFT_OUT_MAX:
                 self._left_out.popitem(last=False)
@@ -102,7 +90,8 @@ class OpenValues:
         self._values.replace(number, before, after)
         if number in self._left_out:
             return
-        self._believed = self._believed.without(before).with_another(after)
+        self._take(before, times=-1)
+        self._take(after, times=1)
         if number in self._open:
             self._open[number] = after
 
@@ -122,7 +111,8 @@ class OpenValues:
     @property
     def believed(self) -> Believed:
         """The requests that count: all, if all are open."""
-        most, found = self._most_of_others, self._believed
+        found = Believed(self._requests, self._total, self._squares, self._kept_any)
+        most = self._most_of_others
         for kept in self._open.values():
             if most is not None and kept > most:
                 found = found.without(kept)

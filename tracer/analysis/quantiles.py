@@ -21,11 +21,12 @@ class Values:
 
     def add(self, value: int) -> None:
         """Add a value. OverflowError if it does not fit in 64 bits."""
-        if self._window is None or self.count < self._window:
+        window, count = self._window, self.count
+        if window is None or count < window:
             self.last.append(value)
         else:
-            self.last[self.count % self._window] = value
-        self.count += 1
+            self.last[count % window] = value
+        self.count = count + 1
         self.total += value
 
     def replace(self, number: int, before: int, after: int) -> None:

@@ -13,13 +13,12 @@ from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.group import Group
 from tracer.analysis.heap_windows import HeapWindows
 from tracer.analysis.held import HeldBlocks
-from tracer.analysis.open_requests import LastCounted
 from tracer.analysis.places import place_names
 from tracer.analysis.routes import RouteKey, RouteNames, Routes
+from tracer.analysis.seen_workers import SeenWorker, SeenWorkers
 from tracer.analysis.uncounted import Charge, Mismatch, mismatch
 from tracer.analysis.verdict.judge import judge
 from tracer.analysis.verdict.recorded_time import RecordedTime
-from tracer.analysis.verdict.worker_levels import WorkerLevels
 from tracer.analysis.workers import WorkerKey, WorkerNames
 from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker
 
@@ -31,6 +30,11 @@ COLUMNS = (
     "native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_between_bytes", "native_kept",
     "native_released",
 )  # fmt: skip
+
+
+# For a view that is shown for hours: last requests of a group for quantiles, and groups.
+LIVE_WINDOW = 4096
+LIVE_GROUPS = 5000
 
 
 class GroupBy(enum.Enum):
@@ -82,35 +86,39 @@ class Ranking:
         by_name = by in (GroupBy.ROUTE, GroupBy.SCRIPT, GroupBy.URI)
         self._estimation = Estimation(possible=estimate and by_name)
         self._judged = by_name
-        self._levels = WorkerLevels()
         self._time = RecordedTime()
         self.overflow = 0
-        self._workers = WorkerNames()
+        self._workers = SeenWorkers()
+        self._worker_names = WorkerNames()
         routes = routes or Routes()
-        self._first_runs = FirstRuns(routes, by_key=by in (GroupBy.ROUTE, GroupBy.URI))
-        self._last_counted = LastCounted()
+        self._first_runs = None if by in (GroupBy.ROUTE, GroupBy.URI) else FirstRuns(self._workers, routes)
         self._heaps = HeapWindows()
         self._held = HeldBlocks()
+        self._frees = True
         self._freeing: dict[int, list[Release]] = {}  # by pid: what a request freed that has not ended
         self._name: Callable[[Request], str | RouteKey | WorkerKey | None] = {
             **_NAMES,
-            GroupBy.WORKER: self._workers.key,
+            GroupBy.WORKER: self._worker_names.key,
             GroupBy.ROUTE: RouteNames(routes).key,
         }[by]
         self._window = window
         self._max_groups = max_groups
         self._groups: dict[GroupKey, Accumulator] = {}
 
-    def begin_recording(self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False) -> None:
+    def begin_recording(
+        self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False, frees: bool = True
+    ) -> None:
         """Take the workers of the recording whose requests are added next; only a ranking by worker uses them.
 
         `looks` at these workers help to estimate. `filtered`: requests were left out, so that nothing can be estimated.
+        `frees`: some free blocks of earlier ones; False: none does, which is faster.
 
         They tell apart workers that had the same pid one after the other. Such workers are one group
         if this is not called, if their start_ticks are unknown, or if neither the death of the earlier
         nor the birth of the later was seen.
         """
-        self._workers.begin_recording(workers)
+        self._frees = frees
+        self._worker_names.begin_recording(workers)
         self._time.begin_recording()
         looks = list(looks)
         self._estimation.begin_recording(looks, filtered=filtered)
@@ -122,29 +130,45 @@ class Ranking:
         Return its group, also if that is one too many, and how often its worker has run its like. OverflowError if a
         figure of it does not fit in 64 bits.
         """
+        worker = self._workers.of(request)
         name = self._name(request)
-        key = request[_PLACE_AT:], name
-        run = self._first_runs.of(request, name)
-        level, raised = self._levels.add(request)
-        if request.started_ns is not None:
-            self._time.add(request.started_ns, request.started_ns + (request.duration_ns or 0))
-        freed = freed or self._freeing.pop(request.pid, ())
+        known = worker.groups.get(name)
+        if self._first_runs is None:
+            run = Run.FIRST if known is None else Run.LATER
+        else:
+            run = self._first_runs.of(request, worker)
+        key, group = known or self._meet(worker, name)
+        raised = worker.level.add(request.anon_before, request.anon_after, request.zend_real_after)
+        started = request.started_ns
+        if started is not None:
+            self._time.add(started, started + (request.duration_ns or 0))
+        if self._freeing:
+            freed = freed or self._freeing.pop(request.pid, ())
         self._heaps.add(request, key, first=run is Run.FIRST)
-        group = self._groups.get(key)
         if group is None:
-            if self._max_groups is not None and len(self._groups) >= self._max_groups:
-                self.overflow += 1
-                self._estimation.add(request, key, needed=False)
-                return key, run
-            group = self._groups[key] = Accumulator(self._window)
+            self.overflow += 1
+            self._estimation.add(request, key, needed=False)
+            return key, run
         taken_over = self._held.take_over(request, group, freed) if freed else 0
-        number = group.add(request, run, taken_over)
-        group.memory.add(request, level, raised)
-        self._last_counted.add(request, None if number is None else functools.partial(group.close_kept, number, run))
+        counted = group.add(request, run, worker.number, taken_over)
+        group.memory.add(request, worker.level, raised)
+        self._workers.follow(worker, counted)
+        if counted is not None and self._frees:
+            values, number = counted
+            self._held.add(request, group, values, number, taken_over)
         self._estimation.add(request, key, needed=group.needs_estimate)
-        if number is not None:
-            self._held.add(request, group, number, run, taken_over)
         return key, run
+
+    def _meet(self, worker: SeenWorker, name: str | RouteKey | WorkerKey | None) -> tuple[GroupKey, Accumulator | None]:
+        """The group of that name that a worker serves for the first time; None if there are too many groups."""
+        key = worker.place, name
+        group = self._groups.get(key)
+        if group is None and (self._max_groups is None or len(self._groups) < self._max_groups):
+            group = self._groups[key] = Accumulator(self._window)
+        if len(worker.groups) < _GROUPS_MAX:
+            worker.groups[name] = key, group
+            self._workers.remember(worker)
+        return key, group
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
@@ -211,7 +235,7 @@ class Ranking:
         """The groups by key, without verdicts, in the order of their first requests."""
         estimates = self._estimation.single()
         mismatch = self._mismatch()
-        workers = self._workers.names(name for _, name in self._groups if isinstance(name, WorkerKey))
+        workers = self._worker_names.names(name for _, name in self._groups if isinstance(name, WorkerKey))
         routes = RouteNames.names(name for _, name in self._groups)
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
@@ -266,7 +290,7 @@ def _order(value: int | None) -> tuple[int, int]:
 
 # The place, as a plain tuple, and the name.
 GroupKey = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
-_PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
+_GROUPS_MAX = 4096  # of one worker, that are remembered
 _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,
     GroupBy.URI: lambda request: request.uri,

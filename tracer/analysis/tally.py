@@ -20,6 +20,7 @@ class Forked:
 
 
 _PLACE_AT = -len(Place._fields)  # the fields of a Place are the last of a Request
+_FINISHED = Ending.FINISHED.value
 # Requests in flight that are named.
 _IN_FLIGHT_MAX = 5
 _IN_FLIGHT_LEAST_NS = 1_000_000_000
@@ -83,22 +84,7 @@ class Tally:
     def add(self, fact: Fact, host: str | None = None) -> None:
         """Count a fact. `host` is the host of a Worker, which does not name it; None if all are of one host."""
         if isinstance(fact, Request):
-            self.requests += 1
-            if not self.several_places and fact[_PLACE_AT:] != self._place:
-                self.several_places = self._place is not None
-                self._place = fact[_PLACE_AT:]
-            self.counted += fact.native_kept is not None
-            if not fact.complete:
-                self.incomplete += 1
-                if fact.growth is not None and _runs_on(fact):
-                    self._add_in_flight(fact)
-            elif fact.uri is None:
-                self.uri_unknown += 1
-            if fact.ending != Ending.FINISHED.value:
-                self.killed += fact.ending.startswith(Ending.KILLED.value)
-                self.fatal += fact.ending == Ending.FATAL.value
-            if self._unnamed and fact.pid in self._unnamed:
-                self._name_forked(fact)
+            self._add_request(fact)
         elif isinstance(fact, Fork):
             one = Forked(None, 1, int(fact.ended_ns is None), fact.anon or 0)
             if fact.started_ns is None or (fact.parent_pid, fact.started_ns) in self._forkers:
@@ -111,6 +97,34 @@ class Tally:
         elif isinstance(fact, Loss):
             self.lost += fact.lost
             self.losses[fact.why] = self.losses.get(fact.why, 0) + fact.lost
+
+    def _add_request(self, request: Request) -> None:
+        self.requests += 1
+        if not self.several_places and request[_PLACE_AT:] != self._place:
+            self.several_places = self._place is not None
+            self._place = request[_PLACE_AT:]
+        if request.native_kept is not None:
+            self.counted += 1
+        ending = request.ending
+        if ending == _FINISHED and request.anon_before is not None and request.anon_after is not None:
+            # As most are.
+            if request.uri is None:
+                self.uri_unknown += 1
+        else:
+            self._add_unfinished(request)
+        if self._unnamed and request.pid in self._unnamed:
+            self._name_forked(request)
+
+    def _add_unfinished(self, request: Request) -> None:
+        """Count what is special in a request that was not seen whole, or did not finish in order."""
+        if not request.complete:
+            self.incomplete += 1
+            if request.growth is not None and _runs_on(request):
+                self._add_in_flight(request)
+        elif request.uri is None:
+            self.uri_unknown += 1
+        self.killed += request.ending.startswith(Ending.KILLED.value)
+        self.fatal += request.ending == Ending.FATAL.value
 
     def _name_forked(self, request: Request) -> None:
         """Add what this request forked, and what earlier ones of its worker did, which no request will name."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import click
 
-from tracer.analysis.ranking import GroupBy, Ranking, Sort
+from tracer.analysis.ranking import LIVE_GROUPS, LIVE_WINDOW, GroupBy, Ranking, Sort
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
 from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
@@ -24,9 +24,6 @@ from tracer.reporters.request_lines import RequestLines
 from tracer.reporters.table import summary
 from tracer.units import counted
 
-# Hours of a busy site fit in some tens of megabytes.
-_WINDOW = 4096
-_MAX_GROUPS = 5000
 _IN_FLIGHT_S = 5.0  # a request that runs for so long is shown
 
 
@@ -133,7 +130,7 @@ def attach(
         check_output(output, force=plan.force)
     tally = Tally()
     by = GroupBy.ROUTE if group_by is None else GroupBy(group_by)
-    ranking = Ranking(by, routes=found.live(), window=_WINDOW, max_groups=_MAX_GROUPS, estimate=not plan.keep)
+    ranking = Ranking(by, routes=found.live(), window=LIVE_WINDOW, max_groups=LIVE_GROUPS, estimate=not plan.keep)
     live = sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop().on_signals())

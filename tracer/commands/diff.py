@@ -148,7 +148,13 @@ def _read(recording: Reader, by: GroupBy, routes: Routes) -> tuple[Side, Content
     options = recording.meta.get("options")
     filtered = isinstance(options, dict) and any(options.get(name) is not None for name in _FILTERS)
     losses = recording.losses()
-    side.begin(recording.workers(), recording.looks(), lost=sum(loss.lost for loss in losses), filtered=filtered)
+    side.begin(
+        recording.workers(),
+        recording.looks(),
+        lost=sum(loss.lost for loss in losses),
+        filtered=filtered,
+        frees=recording.has_freed,
+    )
     add = side.add
     try:
         for request, freed in recording.requests_and_freed(COLUMNS):

@@ -190,7 +190,7 @@ def _add_recording(
     tally.add_all(workers, host=str(recording.meta.get("host")))
     looks = recording.looks()
     filtered = _limited_by(recording.meta, _FILTERS)
-    ranking.begin_recording(workers, looks, filtered=filtered)
+    ranking.begin_recording(workers, looks, filtered=filtered, frees=recording.has_freed)
     gaps.begin(requests_left_out=filtered)
     tally.add_all(recording.forks())  # before the requests, which name them
     losses = recording.losses()

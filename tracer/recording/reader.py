@@ -14,7 +14,7 @@ import sqlite3
 import stat
 import urllib.parse
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +25,7 @@ from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
 from tracer.recording.stack_tables import StackReader
 
 # Texts that are kept, and the bytes of the longest: most rows have the same host, pool, container and script as others.
-_MOST_TEXTS, _LONGEST_TEXT = 4096, 512
+_MOST_TEXTS, _LONGEST_TEXT = 16_384, 512
 _COPY = "Copy it again, with its -wal file if there is one, or record again."
 
 
@@ -117,19 +117,28 @@ class Reader:
             for row in self._connection.execute(f"SELECT {self._selected(columns)} FROM request ORDER BY id"):
                 yield make(row)
 
-    def requests_and_freed(self, columns: Iterable[str]) -> Iterator[tuple[Request, list[Release]]]:
+    @property
+    def has_freed(self) -> bool:
+        """True if a request freed blocks of an earlier one."""
+        if self._schema < 3:
+            return False
+        with self.reading():
+            return bool(self._connection.execute("SELECT EXISTS (SELECT 1 FROM freed_earlier)").fetchone()[0])
+
+    def requests_and_freed(self, columns: Iterable[str]) -> Iterator[tuple[Request, Sequence[Release]]]:
         """Yield every request, as requests() does, with what it freed of the blocks of earlier ones."""
         with self.reading():
+            one = self._connection.execute
             freed: Iterator[tuple[int, int, int, int]] = iter(())
             if self._schema >= 3:
-                freed = self._connection.execute(
-                    "SELECT request, owner_started_ns, resized, bytes FROM freed_earlier ORDER BY request"
-                )
+                freed = one("SELECT request, owner_started_ns, resized, bytes FROM freed_earlier ORDER BY request")
             due = next(freed, None)
-            for number, *row in self._connection.execute(
-                f"SELECT id, {self._selected(columns)} FROM request ORDER BY id"
-            ):
-                request = Request._make(row)
+            requests = map(Request._make, one(f"SELECT {self._selected(columns)} FROM request ORDER BY id"))
+            if due is None:
+                for request in requests:
+                    yield request, ()
+                return
+            for (number,), request in zip(one("SELECT id FROM request ORDER BY id"), requests, strict=True):
                 releases: list[Release] = []
                 while due is not None and due[0] <= number:
                     _, owner, resized, size = due

@@ -53,13 +53,13 @@ def _moved(change: Change) -> str:
     size = about + amount(change.figure, abs(change.shift or 0.0))
     if change.shift is None:
         size = "at least " + amount(change.figure, min(abs(change.low or 0.0), abs(change.high or 0.0)))
-    more = "more" if change.kind is Kind.ROSE else "less"
-    what = {
-        Figure.KEPT: f"keeps {size} {more} a request",
-        Figure.RISE: f"raises its worker by {size} {more} while it runs",
-        Figure.ZEND: f"needs {size} {more} of PHP's heap",
-        Figure.DURATION: f"takes {size} {more}",
+    more = {
+        Figure.KEPT: f"keeps {size} more a request",
+        Figure.RISE: f"raises its worker by {size} more while it runs",
+        Figure.ZEND: f"needs {size} more of PHP's heap",
+        Figure.DURATION: f"takes {size} more",
     }[change.figure]
+    what = more if change.kind is Kind.ROSE else more.replace(f"{size} more", f"{size} less")
     means = f"{amount(change.figure, change.before)} before, {amount(change.figure, change.after)} after"
     return f"{what}: {means} ({_basis(change)})"
 
@@ -109,7 +109,7 @@ def _unclear(change: Change) -> str:
         which = "after" if (change.low or 0.0) > 0 else "before"
         return f"{changed}, but the verdict {which} is unclear: {evidence(change.verdict)}"
     return {
-        Why.FEW: f"{name}: too few requests ({requests}), or far fewer than in the other recording",
+        Why.FEW: f"{name}: too few requests ({requests})",
         Why.WIDE: f"{changed} ({requests}): more requests decide",
         Why.NOT_MEASURED: f"{name} was not measured in both recordings",
         Why.NOT_SURE: f"{changed}, by an estimate that may be of nothing",

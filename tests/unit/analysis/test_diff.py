@@ -128,7 +128,7 @@ def test_a_leak_in_one_worker_of_four_is_unclear():
     assert (change.kind, change.why) == (Kind.UNCLEAR, Why.VERDICT)
 
 
-def test_what_scatters_more_than_it_changed_is_unclear():
+def test_a_figure_that_scatters_more_than_it_changed_is_unclear():
     chance = random.Random(1)
     before, after = (
         [one._replace(duration_ns=chance.randrange(100_000_000) + more) for one in series()] for more in (0, 10_000_000)
@@ -140,7 +140,7 @@ def test_what_scatters_more_than_it_changed_is_unclear():
     assert change.low < 0 < 10_000_000 < change.high
 
 
-def test_what_one_recording_did_not_measure_is_unclear():
+def test_a_figure_that_one_recording_lacks_is_unclear():
     lacking = series(5, zend_peak=None, anon_peak=None, native_kept=None, native_alloc_bytes=None, duration_ns=None)
 
     for pair in ((lacking, series()), (series(), lacking), (lacking, lacking)):

@@ -11,11 +11,19 @@ from tracer.analysis.first_runs import Run
 from tracer.analysis.kept import How, Kept, KeptSum
 
 
+def add(summed: KeptSum, kept_bytes: int | None, run: Run, worker: int = 0) -> None:
+    """Add a request that is followed by one that was counted."""
+    counted = summed.add(request(native_kept=kept_bytes), run, worker)
+    if counted is not None:
+        values, number = counted
+        values.close(number)
+
+
 def kept_of(*requests: tuple[int | None, Run], workers: int = 1) -> Kept:
     """The figures of requests that kept so much; each of the `workers` served one after the other."""
     summed = KeptSum(None)
     for nth, (kept_bytes, run) in enumerate(requests):
-        summed.add(request(native_kept=kept_bytes, pid=2 + nth % workers), run)
+        add(summed, kept_bytes, run, nth % workers)
     return summed.kept()
 
 
@@ -118,7 +126,7 @@ def test_nothing_is_known_where_nothing_was_counted():
 def test_with_a_window_the_quantiles_of_first_requests_are_of_the_last_ones():
     summed = KeptSum(4)
     for kept_bytes in range(1, 101):
-        summed.add(request(native_kept=kept_bytes), Run.FIRST)
+        add(summed, kept_bytes, Run.FIRST)
 
     found = summed.kept()
 
@@ -130,7 +138,7 @@ def test_with_a_window_the_quantiles_of_first_requests_are_of_the_last_ones():
 def test_figures_are_there_exactly_where_enough_is_known(requests, workers):
     summed = KeptSum(None)
     for nth, (kept_bytes, run) in enumerate(requests):
-        summed.add(request(native_kept=kept_bytes, pid=nth % workers), run)
+        add(summed, kept_bytes, run, nth % workers)
 
     found = summed.kept()
 

@@ -80,22 +80,28 @@ def test_another_worker_with_the_same_pid_does_not_follow():
     assert group.kept_per_request == 10.0
 
 
+def add(values: OpenValues, kept: int, *, is_open: bool) -> None:
+    number = values.add(kept, 7)
+    if not is_open:
+        values.close(number)
+
+
 def test_an_open_request_that_leaves_the_window_is_decided_on_for_good():
     values = OpenValues(3)
     for kept, is_open in [(10, False), (900, True), (5, True), (12, False), (700, True)]:
-        values.add(kept, 7, is_open=is_open)
+        add(values, kept, is_open=is_open)
 
     # 900 has left the window: 12 is the most that one kept after which the next was counted.
     assert values.believed == (3, 27, 269.0, 3)
     for kept in (1000, 1000, 1000):
-        values.add(kept, 7, is_open=False)
+        add(values, kept, is_open=False)
     assert values.believed[:2] == (7, 10 + 5 + 12 + 700 + 3000)
 
 
 def test_blocks_freed_of_a_request_that_was_left_out_for_good_change_nothing():
     values = OpenValues(4)
     for kept, is_open in [(10, False), (1_000_000, True), *[(10, False)] * 8]:
-        values.add(kept, 7, is_open=is_open)
+        add(values, kept, is_open=is_open)
 
     values.change(1, 1_000_000, 0)
 

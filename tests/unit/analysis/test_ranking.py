@@ -17,6 +17,7 @@ from tracer.analysis.estimation import Estimation
 from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.group import Group
 from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking, Sort, _order_by_kept
+from tracer.analysis.seen_workers import SeenWorkers
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.facts import Look, Place, Release, Request, Worker
 
@@ -741,22 +742,22 @@ def test_pools_with_roots_of_their_own_are_two_groups():
     assert rows(ranking) == {("shop:/srv/a", "/index.php"): 1, ("shop:/srv/b", "/index.php"): 1}
 
 
-def test_a_pid_and_a_start_in_two_containers_are_two_workers_with_first_requests_of_their_own():
-    first = FirstRuns()
+def first_runs(requests: Iterable[Request]) -> list[Run]:
+    workers = SeenWorkers()
+    first = FirstRuns(workers)
+    return [first.of(one, workers.of(one)) for one in requests]
 
-    found = [
-        first.of(in_place(place, nth=nth, start_ticks=11, script="/index.php"))
-        for nth in (1, 2)
-        for place in (SHOP, BLOG)
-    ]
+
+def test_a_pid_and_a_start_in_two_containers_are_two_workers_with_first_requests_of_their_own():
+    found = first_runs(
+        in_place(place, nth=nth, start_ticks=11, script="/index.php") for nth in (1, 2) for place in (SHOP, BLOG)
+    )
 
     assert found == [Run.FIRST, Run.FIRST, Run.LATER, Run.LATER]
 
 
 def test_a_pid_that_was_used_anew_is_another_worker_although_its_requests_are_counted_on():
-    first = FirstRuns()
-
-    found = [first.of(request(nth=nth, start_ticks=start)) for nth, start in ((1, 11), (2, 11), (3, 13), (4, 13))]
+    found = first_runs(request(nth=nth, start_ticks=start) for nth, start in ((1, 11), (2, 11), (3, 13), (4, 13)))
 
     assert found == [Run.FIRST, Run.LATER, Run.FIRST, Run.LATER]
 

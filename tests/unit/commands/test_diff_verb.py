@@ -128,7 +128,7 @@ def test_two_recordings_are_compared(run, before, count):
     assert run("diff", *[before] * count)[0] == 2
 
 
-def test_a_file_that_is_no_recording_is_refused(run, before, tmp_path):
+def test_a_file_of_another_kind_is_refused(run, before, tmp_path):
     other = tmp_path / "other"
     other.write_text("x" * 200)
 
@@ -207,7 +207,7 @@ def test_recordings_that_differ_are_compared_with_a_line_on_each_difference(run,
     assert (group["duration"]["change"], group["duration"]["why"]) == ("unclear", "not alike")
 
 
-def test_what_a_filter_left_out_is_not_estimated(run, tmp_path):
+def test_memory_is_not_estimated_where_a_filter_left_requests_out(run, tmp_path):
     paths = [recording(tmp_path / name, [one._replace(native_kept=None) for one in requests()],
                        {**META, "options": {"uri": "/a*"}}) for name in "ab"]  # fmt: skip
 

@@ -83,7 +83,7 @@ def test_there_is_a_recording_of_every_schema():
 def test_a_recording_of_each_schema_is_read_whole(schema):
     with opened(schema) as file:
         assert list(file.requests()) == [as_of(schema, one) for one in REQUESTS]
-        freed = [found for _, found in file.requests_and_freed(("pid", "started_ns"))]
+        freed = [list(found) for _, found in file.requests_and_freed(("pid", "started_ns"))]
         assert freed == [FREED if schema >= 3 else [], [], [], []]
         assert file.workers() == [
             Worker(4241, 7919, "www", "8.2.36", None, 1_700_000_002_000_000_011, "killed:SEGV")

@@ -283,8 +283,7 @@ def test_the_rows_whose_metric_is_unclear_have_their_reason_under_the_table():
     lines = shown(diff_table.render, diff(every)).splitlines()
 
     assert [line.rstrip() for line in lines if line.startswith("? ")] == [
-        f"? /{count - 4}.php: kept: too few requests ({count} before, {count} after), or far fewer than in the other"
-        for count in (8, 7, 6)
+        f"? /{count - 4}.php: kept: too few requests ({count} before, {count} after)." for count in (8, 7, 6)
     ]
 
 
@@ -327,9 +326,7 @@ def test_sentences_on_what_rose_and_fell():
 
 def test_sentences_on_what_is_the_same_or_not_known():
     assert sentences(requests(), requests())[0] == "kept is the same: it changed by 0 B, which is too little to matter"
-    assert sentences(requests()[:6], requests())[3] == (
-        "duration: too few requests (4 before, 198 after), or far fewer than in the other recording"
-    )
+    assert sentences(requests()[:6], requests())[3] == ("duration: too few requests (4 before, 198 after)")
     assert sentences(requests(), requests(zend_peak=None))[2] == "zend peak was not measured in both recordings"
     assert sentences(requests()[:60], requests(65_552)[:60])[0] == (
         "kept changed by +64.0 KiB, but the verdict after is unclear: kept 3.8 MiB in 60 requests, which"

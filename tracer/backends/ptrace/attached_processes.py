@@ -97,8 +97,16 @@ class AttachedProcesses:
         if target is not None and process is not None and self._add(pid, target, born=True):
             self._announce(process, parent)
         elif target is None and parent in self._targets and self._add(pid, self._targets[parent], born=True):
-            forker = parent, self.workers[parent].request_started_ns
-            self._forked_by[pid] = self._forked_by.get(parent, forker)
+            self._set_forker(pid, parent)
+
+    def note_fork(self, parent: int, child: int) -> None:
+        """Take note of the request in which a worker forks. It may have ended when the child is first seen."""
+        if child not in self:
+            self._set_forker(child, parent)
+
+    def _set_forker(self, child: int, parent: int) -> None:
+        forker = parent, self.workers[parent].request_started_ns
+        self._forked_by.setdefault(child, self._forked_by.get(parent, forker))
 
     def announce_fork(self, pid: int) -> None:
         """Emit the birth of a process that a worker forked, and that serves requests; do nothing for any other."""

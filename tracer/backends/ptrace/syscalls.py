@@ -20,6 +20,7 @@ from tracer.targets.remote_memory import Iovec
 # include/uapi/linux/ptrace.h, Linux 6.18
 _POKEUSER = 6
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
+_GETEVENTMSG = 0x4201
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
 _NT_PRSTATUS, _NT_PRFPREG = 1, 2
 _SEIZE, _INTERRUPT, _LISTEN, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
@@ -152,6 +153,13 @@ def set_breakpoints(pid: int, addresses: Sequence[int]) -> None:
         _call(_POKEUSER, pid, arch.debug_register_offset(number), address)
     if addresses:
         _call(_POKEUSER, pid, control, arch.debug_control(len(addresses)))
+
+
+def event_message(pid: int) -> int:
+    """The message of the event at which the process stopped: at a fork, the pid of the child."""
+    message = ctypes.c_ulong()
+    _call(_GETEVENTMSG, pid, 0, ctypes.addressof(message))
+    return message.value
 
 
 def detach(pid: int, signal: int = 0) -> None:

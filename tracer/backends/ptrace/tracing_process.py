@@ -198,6 +198,8 @@ class TracingProcess:
     def _at_fork(self, pid: int) -> None:
         if self._attached.is_new(pid):
             self._attached.promote(pid)
+        elif pid in self._attached.workers:
+            self._attached.note_fork(pid, syscalls.event_message(pid))
         self._resume(pid)
 
     def _at_exec(self, pid: int) -> None:
@@ -225,6 +227,7 @@ class TracingProcess:
             if not announced:
                 return
         elif self._attached.masters.pop(pid, None) is None:
+            self._forget(pid)
             return
         # Behind the request's record, which is also deferred.
         self._attached.event(EventKind.DIED, pid, exit_code=status)
@@ -244,6 +247,7 @@ class TracingProcess:
             syscalls.resume(pid, number)
         else:
             syscalls.detach(pid, number)
+            self._forget(pid)
 
     def _may_arm(self, pid: int) -> bool:
         return not self._attached.needs_pool_check(pid) or self._attached.has_title(pid)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from samples import request
 
+from tracer.analysis.seen_workers import SeenWorkers
 from tracer.analysis.verdict.memory import HighWater, Memory
-from tracer.analysis.verdict.worker_levels import WorkerLevels
+from tracer.analysis.verdict.worker_levels import Level
 from tracer.facts import Request
 
 MIB = 1 << 20
@@ -16,13 +17,24 @@ def between(before: int, after: int, nth: int = 1, **changed: object) -> Request
     return request(**{"nth": nth, **memory, **changed})
 
 
+class Levels:
+    """The levels of the workers of a ranking."""
+
+    def __init__(self) -> None:
+        self._workers = SeenWorkers()
+
+    def add(self, request: Request) -> tuple[Level, int]:
+        level = self._workers.of(request).level
+        return level, level.add(request.anon_before, request.anon_after, request.zend_real_after)
+
+
 def raised(*requests: Request) -> list[int]:
-    levels = WorkerLevels()
+    levels = Levels()
     return [levels.add(one)[1] for one in requests]
 
 
 def of(*requests: Request) -> Memory:
-    levels, memory = WorkerLevels(), Memory()
+    levels, memory = Levels(), Memory()
     for one in requests:
         memory.add(one, *levels.add(one))
     return memory
@@ -95,7 +107,7 @@ def test_the_growth_of_the_workers_is_that_after_their_first_requests():
 
 
 def test_a_live_group_keeps_the_figures_of_the_64_workers_that_came_last():
-    levels, memory = WorkerLevels(), Memory(live=True)
+    levels, memory = Levels(), Memory(live=True)
     for pid in range(1, 101):
         one = between(10 * MIB, 29 * MIB, pid=pid)
         memory.add(one, *levels.add(one))
