@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ from tracer.backends import StackOptions
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.backends.choose import Choice
 from tracer.capture import Filter, Progress, Why
-from tracer.cli import main
 from tracer.commands.attaching import Plan, Session, finish
 from tracer.commands.messages import note_limits
 from tracer.errors import IncompleteError, PhptraceError, TargetGoneError, UnsupportedError, UsageError
@@ -29,20 +28,6 @@ from tracer.targets.resolve import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = ("attach", "record", "report", "diff", "flame", "export", "info", "heap", "doctor")
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from phps import executable, php_data, php_elf, running, static_php
 
 from tracer.backends.choose import BACKENDS
 from tracer.backends.ptrace import syscalls
-from tracer.cli import main
 from tracer.doctor import Check, checks, verdict
 from tracer.errors import NotPermittedError, PhptraceError, UnsupportedError
 from tracer.targets import kernel
@@ -36,7 +35,6 @@ PROGRAMS = {
     "nameless": php_elf(data={name: data for name, data in php_data().items() if name != "texts"}),
     "not php": elf(),
 }
-Run = Callable[..., tuple[int, str, str]]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="these codes are those that root gets")
 
 
@@ -46,19 +44,6 @@ def bpf_lacks(monkeypatch: pytest.MonkeyPatch) -> list[PhptraceError]:
     lacks: list[PhptraceError] = []
     monkeypatch.setitem(BACKENDS, "bpf", dataclasses.replace(BACKENDS["bpf"], unmet=lambda: lacks))
     return lacks
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The exit code, stdout and stderr of `phptrace` with these arguments, in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture
