@@ -72,10 +72,10 @@ def test_the_blocks_of_two_series_are_equally_long():
 
     before, after = paired(series(short).blocks(), series(long).blocks())
 
-    # 4,000 values are 500 blocks of 8; of 300, 37 are as long. Two each make 18, and 250.
-    assert (len(before), len(after)) == (18, 48)
-    assert before[0] == sum(short[:16]) / 16
-    assert after[:2] == [sum(long[:16]) / 16, sum(long[5 * 16 : 6 * 16]) / 16]
+    # 4,000 values are 500 blocks of 8; of 300, 37 are as long. Three each make 12, and 166.
+    assert (len(before), len(after)) == (12, 48)
+    assert before[0] == sum(short[:24]) / 24
+    assert after[:2] == [sum(long[:24]) / 24, sum(long[3 * 24 : 4 * 24]) / 24]
 
 
 def test_a_series_that_is_a_hundred_times_as_long_leaves_the_other_one_too_few_blocks():
