@@ -1,7 +1,7 @@
 """The requests of one of two recordings that are compared, by group: what they kept, needed, and took.
 
-A worker's first request of its group is left out of all figures: it fills caches and compiles code. A recording after a
-deploy has many of them.
+A worker's first request of its group, and of each route of a script, is left out of all figures: it fills caches and
+compiles code. A recording after a deploy has many of them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Side:
             # Without what a new container changes: replicas are one place, and so are those of another release.
             request = request._replace(container_id=None, cgroup=None, namespaces=None)
         key, run = self._ranking.add(request, freed)
-        if run is Run.FIRST or not request.complete:
+        if run is not Run.LATER or not request.complete:
             return
         samples = self._samples.get(key)
         if samples is None:

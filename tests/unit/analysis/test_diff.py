@@ -51,6 +51,26 @@ def test_the_figures_are_per_request_without_the_first_one_of_each_worker():
     assert row.outcome is Outcome.WORSE
 
 
+def test_by_script_the_first_request_of_each_route_is_left_out():
+    after = series()
+    for at in range(0, 90, 10):
+        after[at] = after[at]._replace(uri=f"/{'abcdefghi'[at // 10]}", duration_ns=10**11)
+
+    change = only(rows(series(), after)).changes[Figure.DURATION]
+
+    assert (change.after, change.requests_after) == (COMPLETE.duration_ns, 90)
+
+
+def test_groups_beyond_the_most_are_not_compared_and_their_requests_are_counted(monkeypatch):
+    monkeypatch.setattr("tracer.analysis.diff_side._GROUPS_MAX", 3)
+    requests = [one for at in range(5) for one in series(7, script=f"/{at}.php")]
+
+    sides = side(requests), side(requests)
+
+    assert [row.key for row in Comparison(GroupBy.SCRIPT, *sides).rows(Figure.KEPT)] == ["/0.php", "/1.php", "/2.php"]
+    assert (sides[0].overflow, sides[0].requests) == (14, 35)
+
+
 def test_a_leak_that_a_deploy_adds_is_the_shift_to_the_byte():
     before = series(100, 7) + series(100, 8)
     after = kept(100, 65_552, 9) + kept(100, 65_552, 10)
