@@ -13,7 +13,8 @@ from typing import Any, TextIO
 import click
 
 from tracer import __version__
-from tracer.errors import IncompleteError, PhptraceError
+from tracer.errors import IncompleteError, PhptraceError, UsageError
+from tracer.units import printable_message
 
 _INTERRUPTED = 130
 # A verb is imported when it is called: `report` needs neither bcc nor pyelftools, and --help takes a third of the time.
@@ -33,6 +34,13 @@ _VERBS = {
 
 class _ReaderGoneError(Exception):
     """The process that read our output has closed it. Not an OSError, of which click would make exit code 1."""
+
+
+class _Printable(logging.Formatter):
+    """Escapes what a terminal would act on: a message may have the name of a file, or of a pool."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable_message(line) for line in super().format(record).split("\n"))
 
 
 class _Verbs(click.Group):
@@ -102,7 +110,13 @@ def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.mess
     130  stopped by Ctrl-C, attach and record by a second one
     """
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
-    logging.basicConfig(level=level, format="phptrace: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("phptrace: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    try:
+        os.getcwd()
+    except OSError as exc:
+        raise UsageError(f"cannot use the current directory: {exc.strerror}. Change to another one.") from exc
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -116,10 +130,11 @@ def main(arguments: list[str] | None = None) -> Any:
     except click.exceptions.Exit as exc:
         code = exc.exit_code
     except click.ClickException as exc:
+        exc.message = printable_message(exc.message)
         exc.show()
         code = exc.exit_code
     except PhptraceError as exc:
-        click.echo(f"phptrace: {exc}", err=True)
+        click.echo(f"phptrace: {printable_message(str(exc))}", err=True)
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("phptrace: stopped by Ctrl-C or a signal. What it was writing is incomplete.", err=True)
@@ -132,7 +147,7 @@ def main(arguments: list[str] | None = None) -> Any:
         incomplete = f"cannot write all of the output: {exc.strerror}. It is incomplete. Write it to another disk."
         if full and _was_closed(sys.stdout):
             incomplete = "cannot write the output: stdout is closed. Open it, or write to a file with -o."
-        click.echo(f"phptrace: {incomplete if full else exc}", err=True)
+        click.echo(f"phptrace: {printable_message(incomplete if full else str(exc))}", err=True)
         code = IncompleteError.exit_code if full else 1
         _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)

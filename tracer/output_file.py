@@ -10,13 +10,17 @@ import errno
 import os
 import secrets
 import signal
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TextIO
 
 from tracer.errors import IncompleteError, UsageError
+from tracer.output_place import refuse_foreign_place, sudo_owner
 
+# Names of it, under which nothing must be made.
+STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ELSEWHERE = "Name a file in another place with -o."
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -34,6 +38,29 @@ def create(path: str) -> int:
         raise
     except OSError as exc:
         raise UsageError(f"cannot write {path}: {exc.strerror}. {_ELSEWHERE}") from exc
+
+
+def is_taken(name: str, path: str, *, force: bool) -> bool:
+    """True if there is a file of that name, which `force` allows to replace; False if there is none.
+
+    UsageError, naming the output `path`, if it must not be replaced: without `force`, or if it is not a regular file of
+    root, of the user, or of the one who called sudo. Root would replace /dev/null, or what a link of others points to.
+    """
+    try:
+        found = os.lstat(name)
+    except OSError:
+        return False
+    the_output = "it" if name == path else name
+    if not stat.S_ISREG(found.st_mode):
+        kinds = ((stat.S_ISDIR, "is a directory"), (stat.S_ISLNK, "is a symbolic link"))
+        kind = next((text for is_kind, text in kinds if is_kind(found.st_mode)), "is not a file")
+        raise UsageError(f"cannot write {path}: {the_output} {kind}. {_ELSEWHERE}")
+    if not force:
+        raise UsageError(f"cannot write {path}: {the_output} exists. Choose another name, or overwrite it with -f.")
+    owner = sudo_owner()
+    if found.st_uid not in {0, os.geteuid(), *(owner or ())[:1]}:
+        raise UsageError(f"cannot write {path}: {the_output} belongs to another user. {_ELSEWHERE}")
+    return True
 
 
 def check_folder(folder: str, path: str) -> None:
@@ -64,20 +91,18 @@ def refuse_own_input(output: str, files: Sequence[str]) -> None:
 def opened(path: str, *, force: bool) -> Iterator[TextIO]:
     """Open a text file for writing, mode 0600; `-` is stdout. The file appears under its name on a clean exit only.
 
-    It is written under a temporary name in the same folder. If the block raises, or SIGINT, SIGTERM or
-    SIGHUP ends the process, it is removed, and a file that it would have replaced is unchanged.
+    So is /dev/stdout. It is written under a temporary name in the same folder. If the block raises, or SIGINT, SIGTERM
+    or SIGHUP ends the process, it is removed, and a file that it would have replaced is unchanged.
 
     UsageError if the name is taken and `force` is not given, or the file cannot be written.
     IncompleteError if the disk is full.
     """
-    if path == "-":
+    if path == "-" or path in STDOUT:
         yield sys.stdout
         return
-    taken = os.path.lexists(path)
-    if taken and not (os.path.isfile(path) or os.path.islink(path)):
-        raise UsageError(f"cannot write {path}: it is not a file. {_ELSEWHERE}")
-    if taken and not force:
-        raise _exists(path)
+    taken = is_taken(path, path, force=force)
+    if not force and os.path.isdir(os.path.dirname(path) or "."):
+        refuse_foreign_place(path)
     temporary = os.path.join(os.path.dirname(path), f".phptrace-{secrets.token_hex(8)}")
     with _removed_in_the_end(temporary):
         try:
@@ -97,11 +122,13 @@ def opened(path: str, *, force: bool) -> Iterator[TextIO]:
 
 def _create(path: str) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    owner = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-    if os.geteuid() == 0 and all(part.isdecimal() for part in owner):
+    owner = sudo_owner()
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, 0o600)  # whatever the umask
+    if owner is not None:
         # Where it cannot be given away, as on a file system without owners, it stays ours.
         with contextlib.suppress(OSError, OverflowError):
-            os.fchown(descriptor, int(owner[0]), int(owner[1]))
+            os.fchown(descriptor, *owner)
     return descriptor
 
 

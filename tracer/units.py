@@ -104,6 +104,11 @@ def printable(text: str, *, code: bool = False) -> str:
     return "".join([char if _shows(char) or (code and char == "\\") else _escape(char) for char in text])
 
 
+def printable_message(text: str) -> str:
+    """A message of which a part may come from anywhere, for a terminal: what printable() escaped stays as it is."""
+    return printable(text, code=True)
+
+
 def _shows(char: str) -> bool:
     return char.isprintable() and char != "\\" and not _INVISIBLE.match(char)
 

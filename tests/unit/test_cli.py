@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +41,47 @@ def plan(**changed: object) -> Plan:
     options = {"names": ("php-fpm",), "duration_s": None, "count": None, "backend": "auto", "keep": Filter(),
                "keep_query": False, "force": False}  # fmt: skip
     return Plan(**{**options, **changed})
+
+
+EVIL = "a\x1b]0;owned\x07\u202eb"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("report", EVIL), ("export", EVIL), ("flame", EVIL), ("info", EVIL), ("report", f"--{EVIL}"), (EVIL,),
+     ("record", "-o", f"/nope{EVIL}/x", "php-fpm"), ("attach", f"php-fpm:{EVIL}"), ("heap", EVIL)],
+)  # fmt: skip
+def test_no_message_has_what_a_terminal_would_act_on(run, arguments):
+    code, out, err = run(*arguments)
+
+    assert code != 0
+    assert not [char for char in out + err if not (char.isprintable() or char == "\n")]
+
+
+def test_what_sqlite_says_of_a_crafted_recording_is_escaped(run, path):
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA writable_schema = on")
+        file.execute("INSERT INTO sqlite_schema VALUES ('table', ?, 'x', 3, 'CREATE TABLE x(')", (EVIL,))
+        file.commit()
+
+    code, _, err = run("report", path)
+
+    assert code == 7
+    assert "malformed database schema" in err
+    assert not [char for char in err if not (char.isprintable() or char == "\n")]
+
+
+def test_a_folder_that_was_removed_is_named(tmp_path, path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"cd {gone}; rmdir {gone}; exec {sys.executable} -m tracer report {path}"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    assert ended.returncode == 2
+    assert "cannot use the current directory: No such file or directory." in ended.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -17,6 +17,7 @@ from subprocesses import as_nobody
 
 from tracer.errors import IncompleteError, UsageError
 from tracer.output_file import check_folder, create, opened, refuse_own_input
+from tracer.output_place import refuse_foreign_place
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVICE = "Name a file in another place with -o."
@@ -50,8 +51,9 @@ def test_a_new_file_is_empty_and_can_be_written_and_read(path):
     assert path.read_bytes() == b"growth"
 
 
-def test_only_its_owner_may_read_a_new_file_whatever_the_umask(path):
-    before = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_only_its_owner_may_read_a_new_file_whatever_the_umask(path, umask):
+    before = os.umask(umask)
     try:
         mode = made(path).st_mode
     finally:
@@ -118,7 +120,16 @@ def test_under_sudo_a_new_file_belongs_to_the_user(path, monkeypatch):
 
 @AS_ROOT
 @pytest.mark.parametrize(
-    ("uid", "gid"), [(None, None), ("65531", None), (None, "65521"), ("root", "65521"), ("65531", ""), ("-1", "-1")]
+    ("uid", "gid"),
+    [
+        (None, None),
+        ("65531", None),
+        (None, "65521"),
+        ("root", "65521"),
+        ("65531", ""),
+        ("-1", "-1"),
+        ("\uff11", "\uff11"),
+    ],
 )
 def test_without_both_numbers_of_a_sudo_user_a_new_file_stays_roots(path, monkeypatch, uid, gid):
     sudo(monkeypatch, uid, gid)
@@ -193,23 +204,86 @@ def test_an_output_does_not_overwrite_a_file_that_was_made_meanwhile(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_output_replaces_a_link_and_leaves_what_it_points_to(path):
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_neither_follows_nor_replaces_a_link(path, force):
     target = path.with_name("target")
     target.write_text("precious")
     path.symlink_to(target)
 
-    with opened(str(path), force=True) as out:
-        out.write("growth")
+    with pytest.raises(UsageError, match="it is a symbolic link"), opened(str(path), force=force):
+        pytest.fail("there is no file to write to")
 
-    assert not path.is_symlink()
-    assert (path.read_text(), target.read_text()) == ("growth", "precious")
+    assert path.is_symlink()
+    assert target.read_text() == "precious"
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_an_output_must_not_be_a_folder_or_a_device(tmp_path, force):
-    for name in (str(tmp_path), "/dev/null"):
-        with pytest.raises(UsageError, match=f"cannot write {name}: it is not a file"), opened(name, force=force):
+    for name, kind in ((str(tmp_path), "is a directory"), ("/dev/null", "is not a file")):
+        with pytest.raises(UsageError, match=f"cannot write {name}: it {kind}"), opened(name, force=force):
             pytest.fail("there is no file to write to")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_stdout_by_any_name_is_stdout(capsys, name):
+    with opened(name, force=True) as out:
+        out.write("growth")
+
+    assert capsys.readouterr().out == "growth"
+    assert Path("/dev/stdout").is_symlink()
+
+
+@AS_ROOT
+def test_root_does_not_replace_a_file_of_another_user(path, monkeypatch):
+    path.write_text("precious")
+    os.chown(path, 65531, 65521)
+
+    with pytest.raises(UsageError, match="it belongs to another user"), opened(str(path), force=True):
+        pytest.fail("there is no file to write to")
+    sudo(monkeypatch, "65531", "65521")
+    with opened(str(path), force=True) as out:
+        out.write("growth")
+
+    assert path.read_text() == "growth"
+
+
+@AS_ROOT
+@pytest.mark.parametrize(
+    ("owner", "mode", "who"),
+    [
+        (65531, 0o755, "user 65531"),
+        (0, 0o757, "every user"),
+        (0, 0o775, "its group"),
+        (0, 0o1777, None),
+        (0, 0o755, None),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "of-root/"])
+def test_root_writes_nothing_where_another_user_could_replace_it(tmp_path, monkeypatch, owner, mode, who, below):
+    sudo(monkeypatch, None, None)
+    folder = tmp_path / "theirs"
+    (folder / below).mkdir(parents=True)
+    os.chown(folder, owner, 65521)
+    folder.chmod(mode)
+    path = str(folder / below / "new")
+
+    if who is None:
+        refuse_foreign_place(path)
+        return
+    with pytest.raises(UsageError, match=f"{who} may replace files in {folder}"):
+        refuse_foreign_place(path)
+    with opened(path, force=True) as out:
+        out.write("growth")
+    assert Path(path).read_text() == "growth"
+
+
+@AS_ROOT
+def test_the_folder_of_the_user_who_called_sudo_is_no_foreign_place(tmp_path, monkeypatch):
+    sudo(monkeypatch, "65531", "65521")
+    os.chown(tmp_path, 65531, 65521)
+    tmp_path.chmod(0o775)
+
+    refuse_foreign_place(str(tmp_path / "new"))
 
 
 def test_an_output_on_a_full_disk_is_named_and_leaves_nothing(path):
@@ -243,13 +317,6 @@ def test_signals_do_what_they_did_once_the_output_is_written(path):
         during = signal.getsignal(signal.SIGTERM)
 
     assert (before, during != before, signal.getsignal(signal.SIGTERM)) == (signal.SIG_DFL, True, signal.SIG_DFL)
-
-
-def test_a_dash_is_stdout(capsys):
-    with opened("-", force=False) as out:
-        out.write("growth")
-
-    assert capsys.readouterr().out == "growth"
 
 
 def test_an_output_must_not_be_an_input(tmp_path):

@@ -12,6 +12,7 @@ from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.messages import not_traced
 from tracer.commands.options import DURATION, SIZE, route_options
+from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions
 from tracer.facts import Request
 from tracer.output_file import opened, refuse_own_input
@@ -65,7 +66,7 @@ def export(
     render = _RENDER[form or (by_name if by_name in _RENDER else "ndjson")]
     tally = Tally()
     with contextlib.ExitStack() as stack:
-        recordings = [stack.enter_context(Reader(path)) for path in files]
+        recordings = recordings_of(files, stack)
         refuse_own_input(output, files)
         found = options.learned(recordings)
         out = stack.enter_context(opened(output, force=force))

@@ -18,6 +18,7 @@ from tracer.commands.flame_input import (
     title_and_notes,
 )
 from tracer.commands.options import route_options, stack_metric_options
+from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions
 from tracer.errors import UsageError
 from tracer.facts import Metric
@@ -79,7 +80,7 @@ def flame(
     refuse_own_input(output, files)
     options = RouteOptions.of(routes, route_query)
     with contextlib.ExitStack() as stack:
-        recordings = [stack.enter_context(Reader(path)) for path in files]
+        recordings = [stack.enter_context(Reader(path)) for path in files] if diff else recordings_of(files, stack)
         view = chosen_view(recordings, None if metric is None else Metric(metric), retained=retained)
         builder, tally, about = flame_builder(view, options.learned(recordings), difference=diff)
         if diff:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from tracer.units import printable_message
+
 log = logging.getLogger(__name__)
 
 # What the remarks of Backend.lacking begin with that are about phptrace's own work, not about the figures.
@@ -24,7 +26,7 @@ def notice(text: str) -> None:
     """Print a message to stderr, unless the user gave -q."""
     context = click.get_current_context(silent=True)
     if context is None or not context.find_root().params.get("quiet"):
-        click.echo(f"phptrace: {text}", err=True)
+        click.echo(f"phptrace: {printable_message(text)}", err=True)
 
 
 def not_traced(meta: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from tracer.commands.options import attach_options, require_option, stack_record
 from tracer.errors import UsageError
 from tracer.facts import Fact
 from tracer.looks import looks_at
+from tracer.output_file import STDOUT
 from tracer.recording.schema import SUFFIX
 from tracer.recording.writer import Writer, check_output
 from tracer.reporters.table import summary
@@ -50,7 +51,7 @@ def record(output: str | None, **options: Any) -> None:
         require_option("stacks", "max_depth", "every", "hz", "retained_after")
     plan = Plan.of(**options)
     path = _default_name(plan) if output is None else output
-    if path != "-":
+    if path not in ("-", *STDOUT):
         check_output(path, force=plan.force)
         _record(plan, path)
         return

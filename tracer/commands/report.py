@@ -23,6 +23,7 @@ from tracer.capture import Filter
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
 from tracer.commands.messages import not_traced
 from tracer.commands.options import ranking_options, require_option, route_options, stack_metric_options
+from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions, default_group
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
@@ -151,7 +152,7 @@ def report(
         require_option("stacks", "metric", "retained")
     heaviest = None
     with contextlib.ExitStack() as stack:
-        recordings = [stack.enter_context(Reader(path)) for path in files]
+        recordings = recordings_of(files, stack)
         found = options.learned(recordings)
         by = default_group(recordings, found) if group_by is None else GroupBy(group_by)
         if stacks:

@@ -21,7 +21,7 @@ from typing import Any
 from tracer.errors import RecordingError
 from tracer.facts import Ending, Fork, Look, Loss, Metric, Release, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
-from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
+from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS, SIDE_FILES
 from tracer.recording.stack_tables import StackReader
 
 # Texts that are kept, and the bytes of the longest: most rows have the same host, pool, container and script as others.
@@ -78,6 +78,7 @@ class Reader:
                 " Use a newer phptrace."
             )
         page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
+        self._refuse_side_files()
         # With a journal beside it, the rest may be there: the disk is full, or the writer is still running.
         if not os.path.exists(path + "-wal") and os.path.getsize(path) < (65536 if page == 1 else page) * pages:
             raise RecordingError(f"cannot read {path}: it is damaged or cut short. {_COPY}")
@@ -87,6 +88,15 @@ class Reader:
         except BaseException:
             self._connection.close()
             raise
+
+    def _refuse_side_files(self) -> None:
+        """RecordingError if what SQLite would read beside the file is no file: a FIFO would hold it up for ever."""
+        for name in (self.path + suffix for suffix in SIDE_FILES):
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.lstat(name).st_mode):
+                    raise RecordingError(
+                        f"cannot read {self.path}: {name} is not a regular file. Copy the recording without it."
+                    )
 
     def _checked(self) -> dict[str, Any]:
         """Check that the file is what it claims to be and return the entries of `meta`."""
@@ -236,6 +246,12 @@ class Reader:
     def schema(self) -> int:
         """The version of its tables."""
         return self._schema
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """(device, inode): equal for two names of one file."""
+        found = os.stat(self.path)
+        return found.st_dev, found.st_ino
 
     @property
     def size(self) -> int:

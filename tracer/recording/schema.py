@@ -11,6 +11,8 @@ from __future__ import annotations
 
 SCHEMA = 3  # what this phptrace writes
 SUFFIX = ".phptrace"
+# What SQLite keeps beside a recording that is being written.
+SIDE_FILES = ("-wal", "-shm", "-journal")
 # "PTRC": identifies the file as ours in SQLite's header (PRAGMA application_id).
 APPLICATION_ID = 0x50545243
 

@@ -7,10 +7,10 @@ a SIGKILL; a clean end folds the journal in and leaves a single file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
@@ -18,15 +18,15 @@ from typing import Any
 
 from tracer.errors import IncompleteError, UsageError
 from tracer.facts import Fact, Fork, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
-from tracer.output_file import check_folder, create
+from tracer.output_file import check_folder, create, is_taken
+from tracer.output_place import refuse_foreign_place
 from tracer.recording.integers import saturated
 from tracer.recording.recent_rows import RecentRows
 from tracer.recording.request_tables import RequestWriter
-from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS
+from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS, SIDE_FILES
 from tracer.recording.stack_tables import StackWriter
 
 _STEP = 1000
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 # Text arrives as bytes: what is not UTF-8 must not fail, and must come back as it was.
 _INSERT_WORKER = (
     "INSERT OR REPLACE INTO worker (pid, start_ticks, pool, php_version, born_ns, died_ns, exit)"
@@ -65,17 +65,24 @@ class Writer:
         self._recent = RecentRows()
         self._stacks = StackWriter()
         self._connection: sqlite3.Connection | None = None
-        inode = _create(path, force=force)
+        self._descriptor: int | None = _create(path, force=force)
+        try:
+            self._open(path, self._descriptor, meta)
+        except BaseException:
+            if self._connection is not None:
+                self._connection.close()
+            os.close(self._descriptor)
+            raise
+
+    def _open(self, path: str, descriptor: int, meta: dict[str, Any]) -> None:
+        """Make a recording of the new file, which is also open as that descriptor."""
         with _writing(path):
             # Absolute, since SQLite does not take some names, such as `:memory:`, for files.
             connection = sqlite3.connect(os.path.abspath(path), isolation_level=None, timeout=5.0)
             self._connection = connection
             # The owner of the directory could have replaced the file between its creation and this.
-            if os.stat(path, follow_symlinks=False).st_ino != inode:
-                raise UsageError(
-                    f"cannot write {path}: another process replaced it while phptrace created it. Choose a directory"
-                    " that no other user may write to."
-                )
+            if _times_open(descriptor) < 2:
+                raise _replaced(path)
             # Safe against a killed process; a crash of the machine may cost the last seconds.
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN")
@@ -88,6 +95,13 @@ class Writer:
             connection.execute("COMMIT")
             # Not earlier: without its journal the file is already a recording, whenever this process is killed.
             connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("COMMIT")
+        owners = {os.geteuid(), os.fstat(descriptor).st_uid}
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.lstat(path + suffix).st_uid not in owners:
+                    raise _replaced(path + suffix)
 
     def add(self, facts: Iterable[Fact]) -> None:
         """Take the facts. They are on disk after the next flush(), or earlier when there are many.
@@ -207,6 +221,10 @@ class Writer:
         finally:
             self._connection = None
             connection.close()
+            # Not earlier: to close one descriptor of a file gives up what locks SQLite has on it.
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def __enter__(self) -> Writer:
         return self
@@ -228,24 +246,44 @@ def check_output(path: str, *, force: bool) -> None:
         raise UsageError("cannot write the recording: the file name is empty. Name a file with -o.")
     if not os.path.isdir(directory):
         raise UsageError(f"cannot write {path}: there is no directory {directory}. Create it, or choose another name.")
-    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
-        try:
-            mode = os.lstat(name).st_mode
-        except OSError:
-            continue
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):  # root would replace /dev/null
-            kind = "is a directory" if stat.S_ISDIR(mode) else "is not a file"
-            raise UsageError(f"cannot write {path}: {name} {kind}. Choose another name.")
-        if not force:
-            taken = "it" if name == path else name
-            raise UsageError(f"cannot write {path}: {taken} exists. Choose another name, or overwrite it with -f.")
+    for name in (path, *(path + suffix for suffix in SIDE_FILES)):
+        if is_taken(name, path, force=force) and name == path:
+            _refuse_if_written(path)
+    if not force:
+        refuse_foreign_place(path)
     check_folder(directory, path)
 
 
+def _refuse_if_written(path: str) -> None:
+    """UsageError if another phptrace records to that file."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            locked = not _lock(descriptor)
+        finally:
+            os.close(descriptor)
+        if locked:
+            raise UsageError(f"cannot write {path}: another phptrace records to it. Choose another name.")
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock that a recording's writer has as long as it lives; False if somebody else has it.
+
+    SQLite takes locks of another kind (fcntl), which do not know of this one.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without such locks
+        pass
+    return True
+
+
 def _create(path: str, *, force: bool) -> int:
-    """Create a new, empty file of that name and return its inode."""
+    """Create a new, empty file of that name, and lock it. Return its descriptor."""
     check_output(path, force=force)
-    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
+    for name in (path, *(path + suffix for suffix in SIDE_FILES)):
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
@@ -255,10 +293,24 @@ def _create(path: str, *, force: bool) -> int:
         descriptor = create(path)
     except FileExistsError as exc:
         raise UsageError(f"cannot write {path}: {exc.strerror}. Choose another name.") from exc
-    try:
-        return os.fstat(descriptor).st_ino
-    finally:
-        os.close(descriptor)
+    _lock(descriptor)
+    return descriptor
+
+
+def _times_open(descriptor: int) -> int:
+    """How often this process has the file of that descriptor open."""
+    found, times = os.fstat(descriptor), 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            times += os.path.samestat(found, os.fstat(int(name)))
+    return times
+
+
+def _replaced(path: str) -> UsageError:
+    return UsageError(
+        f"cannot write {path}: another process replaced it while phptrace created it. Choose a directory that no other"
+        " user may write to."
+    )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TextIO
 from tracer.units import printable
 
 # A spreadsheet takes a cell that begins with one of these for a formula (OWASP, "CSV Injection").
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def render_csv(header: Sequence[str], rows: Iterable[Sequence[object]], out: TextIO) -> None:
@@ -39,4 +39,4 @@ def _csv_cell(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
     shown = printable(cell)
-    return "'" + shown if shown.startswith(_FORMULA) else shown
+    return "'" + shown if shown.lstrip(" ").startswith(_FORMULA) else shown

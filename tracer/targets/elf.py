@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tracer.errors import UnsupportedError
 _MAX_NAMES = 1 << 16
 _MAX_NOTES = 1 << 20
 _MAX_SEARCHED = 64 << 20
+_STEP = 1 << 20  # of a search
 _MAX_CODE = 1 << 16
 _NT_STAPSDT = 3
 _MAX_SYMBOLS = 1 << 20  # bytes of .dynsym, and of .dynstr
@@ -104,11 +104,7 @@ class Elf:
             _refuse_extended_numbers(os.pread(image.fd, 64, 0))
             self._elf = ELFFile(self._file)
             self._sections = self._read_sections()
-            self._loads = [
-                (s["p_vaddr"], s["p_filesz"], s["p_offset"])
-                for s in self._elf.iter_segments()
-                if s["p_type"] == "PT_LOAD"
-            ]
+            self._loads = self._read_loads()
 
     @property
     def machine(self) -> str:
@@ -133,6 +129,19 @@ class Elf:
         found = {names[h["sh_name"] :].split(b"\0", 1)[0][:64].decode("ascii", "replace"): h for h in headers}
         self._headers = headers
         return found
+
+    def _read_loads(self) -> list[tuple[int, int, int]]:
+        """(address, size in the file, offset) of each segment that is loaded.
+
+        From the headers alone: pyelftools' own segments would look up sections, and read hash tables to their claimed
+        end.
+        """
+        size, start = self._elf["e_phentsize"], self._elf["e_phoff"]
+        headers = [
+            struct_parse(self._elf.structs.Elf_Phdr, self._file, start + size * number)
+            for number in range(self._elf["e_phnum"])
+        ]
+        return [(h["p_vaddr"], h["p_filesz"], h["p_offset"]) for h in headers if h["p_type"] == "PT_LOAD"]
 
     def _read_symbols(self) -> dict[bytes, Symbol]:
         """All defined dynamic symbols, read as an array: pyelftools would follow the file's hash chains, and cycles."""
@@ -195,14 +204,17 @@ class Elf:
 
     def text_after(self, marker: bytes, length: int) -> bytes | None:
         """Up to `length` bytes after the first `marker` in the file's first 64 MiB, cut at a NUL; None if absent."""
-        size = min(os.fstat(self._image.fd).st_size, _MAX_SEARCHED)
-        if size == 0:
-            return None
-        with mmap.mmap(self._image.fd, size, prot=mmap.PROT_READ) as whole:
-            at = whole.find(marker)
-            if at < 0:
-                return None
-            return whole[at + len(marker) : at + len(marker) + length].split(b"\0")[0]
+        # Read, not mapped: its owner may cut it short meanwhile, and a page that is gone would be a SIGBUS.
+        overlap = len(marker) + length
+        with self._foreign():
+            for start in range(0, _MAX_SEARCHED, _STEP):
+                part = os.pread(self._image.fd, _STEP + overlap, start)
+                at = part.find(marker)
+                if 0 <= at < _STEP:
+                    return part[at + len(marker) : at + overlap].split(b"\0")[0]
+                if len(part) <= _STEP:
+                    return None
+        return None
 
     @contextlib.contextmanager
     def _foreign(self) -> Iterator[None]:

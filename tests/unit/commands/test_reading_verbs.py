@@ -200,8 +200,17 @@ def test_an_export_never_writes_through_a_link(run, path, tmp_path):
 
     codes = [run("export", *force, "-o", tmp_path / "o.csv", path)[0] for force in ([], ["-f"])]
 
-    assert codes == [2, 0]
+    assert codes == [2, 2]
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_recording_that_is_named_twice_counts_once(run, path, tmp_path):
+    (tmp_path / "other-name").symlink_to(path)
+
+    code, out, err = run("export", path, path, tmp_path / "other-name")
+
+    assert (code, len(out.splitlines())) == (0, len(run("export", path)[1].splitlines()))
+    assert err.count("was named twice: its requests count once") == 2
 
 
 def test_an_export_into_a_missing_folder_is_a_usage_error(run, path, tmp_path):

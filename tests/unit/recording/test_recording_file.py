@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from samples import COMPLETE, recording, request
 from subprocesses import as_nobody, in_subprocess
 
-from tracer.errors import UsageError
+from tracer.errors import RecordingError, UsageError
 from tracer.facts import Request
 from tracer.recording.reader import Reader
 from tracer.recording.writer import Writer
@@ -73,19 +75,57 @@ def test_a_link_is_never_written_through(path):
     precious.write_text("precious")
     path.symlink_to(precious)
 
-    with pytest.raises(UsageError, match="exists"):
-        Writer(str(path), {})
-    with Writer(str(path), {}, force=True):
-        pass
+    for force in (False, True):
+        with pytest.raises(UsageError, match="it is a symbolic link"):
+            Writer(str(path), {}, force=force)
 
     assert precious.read_text() == "precious"
-    assert not path.is_symlink()
+    assert path.is_symlink()
+
+
+def test_a_recording_that_is_being_written_is_not_overwritten(path):
+    with Writer(str(path), {}) as first:
+        first.add([COMPLETE])
+        tried = in_subprocess("try: Writer(path, {}, force=True)\nexcept UsageError as exc: print(exc)", path)
+        first.add([OTHER])
+
+    assert "another phptrace records to it" in tried.stdout
+    assert read(path) == [COMPLETE, OTHER]
+    with Writer(str(path), {}, force=True):
+        pass
+    assert read(path) == []
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_side_file_that_is_a_fifo_is_named_and_holds_up_nobody(path, suffix):
+    recording(path, [COMPLETE])
+    os.mkfifo(str(path) + suffix)
+
+    with pytest.raises(RecordingError, match=f"{suffix} is not a regular file"):
+        Reader(str(path))
+
+
+def test_a_file_that_another_process_puts_in_its_place_is_not_written(path, monkeypatch):
+    precious = path.with_name("precious")
+    precious.write_bytes(b"")
+    connect = sqlite3.connect
+
+    def swapped(name: str, **options: Any) -> sqlite3.Connection:
+        if name == str(path):
+            precious.replace(path)
+        return connect(name, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", swapped)
+    with pytest.raises(UsageError, match="another process replaced it"):
+        Writer(str(path), {})
+
+    assert path.read_bytes() == b""
 
 
 def test_a_link_that_leads_nowhere_is_not_followed_either(path):
     path.symlink_to(path.parent / "elsewhere")
 
-    with pytest.raises(UsageError, match="exists"):
+    with pytest.raises(UsageError, match="it is a symbolic link"):
         Writer(str(path), {})
 
     assert not (path.parent / "elsewhere").exists()

@@ -62,7 +62,9 @@ def test_csv_has_the_public_columns():
     assert row[-2:] == [str(COMPLETE.growth), "/index.php"]
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0", "|x", "%x", '="a",b'])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0", "|x", "%x", '="a",b', " =1", "\uff1d1", "\uff0b1"]
+)
 def test_a_cell_that_a_spreadsheet_would_calculate_is_text(text):
     out = io.StringIO()
 

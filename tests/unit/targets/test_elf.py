@@ -244,3 +244,12 @@ def test_a_library_of_the_systems_own_linker_is_read(tmp_path, hash_style):
     assert startup is not None
     assert found.code(startup.address, startup.size).endswith(b"\xb8\x07\0\0\0\xc3")
     image.close()
+
+
+@pytest.mark.parametrize("at", [(1 << 20) - 30, (1 << 20) - 9, (1 << 20) - 1, 1 << 20, (3 << 20) + 17])
+def test_a_text_is_found_across_the_steps_of_a_search(opened, at):
+    blob = elf()
+
+    found = opened(blob + bytes(at - len(blob)) + b"X-Powered-By: PHP/8.2.36\0rest")
+
+    assert found.text_after(b"X-Powered-By: PHP/", 32) == b"8.2.36"

@@ -6,6 +6,7 @@ Whatever they hold, asking them anything gives an answer or an UnsupportedError,
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from pathlib import Path
 
@@ -246,3 +247,17 @@ def test_a_note_that_claims_to_be_large_is_the_last(tmp_path, size):
     struct.pack_into("<II", blob, notes, size, size)
 
     ask(tmp_path, blob)
+
+
+def test_a_hash_table_that_claims_500_million_chains_of_a_sparse_file_is_not_read(tmp_path):
+    blob = sound("sysv")
+    first = int(struct.unpack_from("<Q", blob, E_PHOFF)[0])
+    struct.pack_into("<I", blob, first, 2)  # PT_DYNAMIC: pyelftools looks up its string table among the sections
+    struct.pack_into("<I", blob, section(blob, NOTES, SH_TYPE), 5)  # SHT_HASH
+    struct.pack_into("<QQ", blob, section(blob, NOTES, SH_OFFSET), len(blob), 2_000_000_008)
+    path = tmp_path / "sparse"
+    path.write_bytes(blob + struct.pack("<II", 0, 500_000_000))
+    os.truncate(path, len(blob) + 2_000_000_008)
+
+    with within(SOON_S):
+        ask_everything(path)
