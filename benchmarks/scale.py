@@ -105,7 +105,8 @@ def _of_a_route(number: int, leaks: int) -> Request:
     at = number * 7_919 % 5_003 % 5_000
     kept = leaks if at % 100 == 7 else 0
     return _request(number)._replace(
-        uri=f"/part{at // 60}/page{at % 60}", script="/srv/app/index.php", duration_ns=2_000_000 + number % 997 * 1_009,
+        uri=f"/shop{at % 10}/part{at // 10 % 50}/page{at // 500}", script="/srv/app/index.php",
+        duration_ns=2_000_000 + number % 997 * 1_009,
         native_kept=kept, native_alloc_bytes=40_000 + kept, native_free_bytes=40_000,
     )  # fmt: skip
 
