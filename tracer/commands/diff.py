@@ -157,8 +157,12 @@ def _read(recording: Reader, by: GroupBy, routes: Routes) -> tuple[Side, Content
     )
     add = side.add
     try:
-        for request, freed in recording.requests_and_freed(COLUMNS):
-            add(request, freed)
+        if recording.has_freed:
+            for request, freed in recording.requests_and_freed(COLUMNS):
+                add(request, freed)
+        else:
+            for request in recording.requests(COLUMNS):
+                add(request)
     except OverflowError as exc:
         raise RecordingError(
             f"cannot read {recording.path}: it is corrupt, with memory figures of more than 64 bits. Record again."

@@ -24,7 +24,7 @@ _KEY_WIDTH = 40
 _MOST_UNCLEAR = 3
 _MIN_KEY = 19
 _WIDTHS = {"outcome": 8, "requests": 15, "kept": 10, "rise": 10, "zend peak": 10, "duration": 10}
-_SPARE = ("requests", "zend peak")  # columns that are left out if there is no room, in this order
+_SPARE = ("requests", "zend peak", "rise")  # columns that are left out if there is no room, in this order
 _STYLES = {"WORSE": "bold red", "NEW LEAK": "bold red", "BETTER": "bold green", "CAUTION": "yellow"}
 LEGEND = (
     "Changes are per request: kept (native memory that was not freed), rise (memory that a request adds to its worker"
@@ -113,7 +113,7 @@ def _noun(diff: Diff) -> str:
 
 
 def _labelled(console: Console, label: str, sentences: Sequence[str]) -> None:
-    start = Text(f"{label:{_LABEL_WIDTH}}", style=_STYLES.get(label, "bold"))
+    start = Text.assemble((f"{label:{_LABEL_WIDTH}}", _STYLES.get(label, "bold")))
     for text in sentences:
         for line in Text(text).wrap(console, console.width - _LABEL_WIDTH, overflow="fold"):
             line.rstrip()

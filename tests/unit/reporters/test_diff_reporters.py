@@ -13,6 +13,7 @@ import pytest
 from deploys import rows
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from samples import PROPERTY, request
 
 from tracer.analysis.contents import Contents, Counts, contents
@@ -90,6 +91,26 @@ def test_the_table_has_a_row_for_each_group_with_a_sign_where_it_surely_changed(
         ["/old.php", "gone", "200", "→", "-", "0", "B", "19.1", "MiB", "2.8", "MiB", "12.3", "ms"],
     ]
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (160, ["requests", "kept", "rise", "zend peak", "duration"]),
+        (80, ["kept", "rise", "zend peak", "duration"]),
+        (70, ["kept", "rise", "duration"]),
+        (60, ["kept", "duration"]),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_columns(monkeypatch, width, columns):
+    monkeypatch.setattr(diff_table, "console_for", lambda out: Console(file=out, width=width))
+
+    lines = shown(diff_table.render, diff(LEAKS)).splitlines()
+
+    header = next(line for line in lines if line.startswith("script "))
+    assert re.split(r"  +|(?<=outcome) ", header.strip()) == ["script", "outcome", *columns]
+    assert max(map(len, lines)) <= width
+    assert any("+64.0 KiB" in line for line in lines)
 
 
 def test_hidden_rows_are_counted_and_folders_that_moved_are_named():
