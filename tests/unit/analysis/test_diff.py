@@ -256,6 +256,9 @@ def test_figures_that_the_recordings_are_too_different_for_are_unclear():
 
     [row] = Comparison(GroupBy.SCRIPT, *sides, not_alike={Figure.DURATION}).rows(Figure.KEPT)
 
+    sides = side(series(duration_ns=None)), side(series(duration_ns=None))
+    [other] = Comparison(GroupBy.SCRIPT, *sides, not_alike={Figure.DURATION}).rows(Figure.KEPT)
+    assert other.changes[Figure.DURATION].why is Why.NOT_MEASURED
     assert (row.changes[Figure.DURATION].why, row.changes[Figure.ZEND].kind) == (Why.NOT_ALIKE, Kind.ROSE)
 
 
