@@ -305,6 +305,19 @@ def test_memory_that_new_workers_keep_in_caches_is_no_rise():
     assert search.kind in (Kind.WARM_UP, Kind.UNCLEAR)
 
 
+def test_memory_that_surely_became_more_is_no_rise_while_workers_keep_less_and_less():
+    before = [one for pid in range(4) for one in series(200, pid)]
+    after = [one._replace(native_kept=size, native_alloc_bytes=size)
+             for one in before if (size := int(40_000 * 0.98**one.nth)) > 0]  # fmt: skip
+
+    there, back = (only(rows(*pair)).changes[Figure.KEPT] for pair in ((before, after), (after, before)))
+
+    assert there.low > 64 * KIB / 800
+    assert (there.kind, there.verdict.kind) == (Kind.WARM_UP, VerdictKind.WARM_UP)
+    assert (back.kind, back.low, back.high) == (Kind.WARM_UP, -there.high, -there.low)
+    assert only(rows(before, after)).outcome is Outcome.WARM_UP
+
+
 def test_a_cache_that_each_worker_fills_once_is_no_rise():
     fills = {**SITE, "/hello.php": once(Act(keeps=MIB))}
 
