@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.pools import Pool, pools
-from tracer.analysis.ranking import LIVE_GROUPS, LIVE_WINDOW, GroupBy, Ranking, Sort
+from tracer.analysis.ranking import LIVE_GROUPS, LIVE_WINDOW, GroupBy, Ranking
 from tracer.analysis.routes import LiveRoutes
 from tracer.backends.bpf.backend import BpfBackend
 from tracer.facts import Request
@@ -143,7 +143,7 @@ def _redraw() -> Iterator[Figure]:
     for number in range(7):
         ranking.add(_request(_REQUESTS + number))
         started = time.process_time()
-        ranking.groups(Sort.NATIVE, 40)
+        ranking.groups(top=40)
         times.append((time.process_time() - started) * 1e3)
     yield Figure("making and ranking a request, live", (added_us,), "µs")
     yield Figure(f"live ranking of {LIVE_GROUPS:,} routes: CPU of a redraw", tuple(times), "ms", "<= 50")

@@ -44,13 +44,26 @@ class Filter:
     script: str | None = None  # shell pattern
     slow_ns: int | None = None  # least duration
     min_growth: int | None = None  # least bytes of native memory kept, or of growth where that was not counted
+    since_ns: int | None = None  # Unix time: the request began then or later
+    until_ns: int | None = None  # and before that
 
     def __bool__(self) -> bool:
         """True if there is any condition."""
-        return any(value is not None for value in (self.uri, self.script, self.slow_ns, self.min_growth))
+        return any(getattr(self, name) is not None for name in self.__slots__)
+
+    def in_time(self, request: Request) -> bool:
+        """True if the request began in the time that is asked for."""
+        if self.since_ns is None and self.until_ns is None:
+            return True
+        started_ns = request.started_ns
+        if started_ns is None or (self.since_ns is not None and started_ns < self.since_ns):
+            return False
+        return self.until_ns is None or started_ns < self.until_ns
 
     def keeps(self, request: Request) -> bool:
         """True if the request meets every condition."""
+        if not self.in_time(request):
+            return False
         if self.uri is not None and not (request.uri is not None and fnmatch.fnmatchcase(request.uri, self.uri)):
             return False
         if self.script is not None and not (

@@ -14,6 +14,7 @@ import click
 
 from tracer import __version__
 from tracer.errors import IncompleteError, PhptraceError, UsageError
+from tracer.stderr import say
 from tracer.units import printable_message
 
 _INTERRUPTED = 130
@@ -134,10 +135,10 @@ def main(arguments: list[str] | None = None) -> Any:
         exc.show()
         code = exc.exit_code
     except PhptraceError as exc:
-        click.echo(f"phptrace: {printable_message(str(exc))}", err=True)
+        say(printable_message(str(exc)))
         code = exc.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("phptrace: stopped by Ctrl-C or a signal. What it was writing is incomplete.", err=True)
+        say("stopped by Ctrl-C or a signal. What it was writing is incomplete.")
         code = _INTERRUPTED
     except (_ReaderGoneError, BrokenPipeError):
         code = 0  # as when `head` has seen enough
@@ -147,7 +148,7 @@ def main(arguments: list[str] | None = None) -> Any:
         incomplete = f"cannot write all of the output: {exc.strerror}. It is incomplete. Write it to another disk."
         if full and _was_closed(sys.stdout):
             incomplete = "cannot write the output: stdout is closed. Open it, or write to a file with -o."
-        click.echo(f"phptrace: {printable_message(incomplete if full else str(exc))}", err=True)
+        say(printable_message(incomplete if full else str(exc)))
         code = IncompleteError.exit_code if full else 1
         _drop_stdout()
     sys.exit(code if isinstance(code, int) else 0)

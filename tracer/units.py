@@ -77,6 +77,34 @@ def show_duration(nanoseconds: float | None) -> str:
     return f"{nanoseconds / 1e9:.2f} s"
 
 
+def short_bytes(size: float | None) -> str:
+    """Format as `749K` or `1.4M`, in at most 4 characters, 5 from a pebibyte on; None, not measured, is `-`."""
+    if size is None:
+        return "-"
+    sign, size = "-" if size < 0 else "", abs(size)
+    for unit in ("", "K", "M", "G", "T"):
+        if size < 999.5 or unit == "T":
+            break
+        size /= 1024
+    return f"{sign}{_two_digits(size)}{unit}"
+
+
+def short_duration(nanoseconds: float | None) -> str:
+    """Format as `850µs`, `1.4ms`, `12s`, `34min` or `3.4h`; None, which was not measured, is `-`."""
+    if nanoseconds is None:
+        return "-"
+    sign, value = "-" if nanoseconds < 0 else "", abs(nanoseconds) / 1e3
+    for unit, many in (("µs", 1e3), ("ms", 1e3), ("s", 60.0), ("min", 60.0)):
+        if value < (many if many < 1e3 else 999.5):
+            return f"{sign}{_two_digits(value)}{unit}"
+        value /= many
+    return f"{sign}{_two_digits(value)}h"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"
+
+
 def counted(count: int, noun: str) -> str:
     """The count and its noun, in the plural unless there is one: `1 worker`, `1,009 workers`, `2 processes`."""
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"

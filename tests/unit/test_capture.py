@@ -370,6 +370,10 @@ def test_it_is_idle_no_more_once_a_request_was_seen(clock):
         (Filter(script="*/index.php", uri="/other"), False),
         (Filter(slow_ns=12_345_701), True),
         (Filter(slow_ns=12_345_702), False),
+        (Filter(since_ns=1_700_000_000_123_456_789), True),
+        (Filter(since_ns=1_700_000_000_123_456_790), False),
+        (Filter(until_ns=1_700_000_000_123_456_790, uri="/index.*"), True),
+        (Filter(until_ns=1_700_000_000_123_456_789), False),
         (Filter(min_growth=102_336), True),  # the native memory that it kept
         (Filter(min_growth=102_337), False),
     ],
@@ -383,7 +387,7 @@ UNKNOWN = Request(**{**_NOTHING, "host": "h", "pid": 2, "nth": 1, "ending": "cut
 
 
 @pytest.mark.parametrize(
-    "keep", [Filter(uri="*"), Filter(script="*"), Filter(slow_ns=0), Filter(min_growth=-(1 << 62))]
+    "keep", [Filter(uri="*"), Filter(script="*"), Filter(slow_ns=0), Filter(min_growth=-(1 << 62)), Filter(since_ns=0)]
 )
 def test_a_request_of_which_the_value_asked_for_is_unknown_is_not_kept(keep):
     assert not keep.keeps(UNKNOWN)

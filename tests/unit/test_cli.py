@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from samples import COMPLETE, recording
+from stack_recordings import ABOUT, FACTS
 
 from tracer import __version__
 from tracer.analysis.tally import Tally
@@ -58,7 +59,7 @@ def test_no_message_has_what_a_terminal_would_act_on(run, arguments):
     assert not [char for char in out + err if not (char.isprintable() or char == "\n")]
 
 
-def test_what_sqlite_says_of_a_crafted_recording_is_escaped(run, path):
+def test_the_words_of_sqlite_on_a_crafted_recording_are_escaped(run, path):
     with contextlib.closing(sqlite3.connect(path)) as file:
         file.execute("PRAGMA writable_schema = on")
         file.execute("INSERT INTO sqlite_schema VALUES ('table', ?, 'x', 3, 'CREATE TABLE x(')", (EVIL,))
@@ -69,6 +70,20 @@ def test_what_sqlite_says_of_a_crafted_recording_is_escaped(run, path):
     assert code == 7
     assert "malformed database schema" in err
     assert not [char for char in err if not (char.isprintable() or char == "\n")]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("export",), ("report",), ("report", "--format", "csv"), ("info",), ("flame", "--format", "folded")]
+)
+def test_what_cannot_be_written_to_stderr_fails_nothing(tmp_path, arguments):
+    path = recording(tmp_path / "r.phptrace", FACTS, ABOUT)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tracer", *arguments, str(path)], stdout=subprocess.PIPE, stderr=full, cwd=ROOT
+        )
+
+    assert ended.returncode == 0
+    assert ended.stdout
 
 
 def test_a_folder_that_was_removed_is_named(tmp_path, path):

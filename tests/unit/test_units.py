@@ -9,7 +9,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from samples import PROPERTY
 
-from tracer.units import counted, counted_loss, parse_duration, parse_size, printable, show_bytes, show_duration
+from tracer.units import (
+    counted,
+    counted_loss,
+    parse_duration,
+    parse_size,
+    printable,
+    short_bytes,
+    short_duration,
+    show_bytes,
+    show_duration,
+)
 
 # U+061C and those below are Unicode's bidirectional controls (UAX #9): they reorder a line.
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -303,3 +313,23 @@ def test_nothing_of_a_name_of_code_acts_on_a_terminal(text):
 
     assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI]
     assert "\\" in text or shown == printable(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(None, "-"), (0, "0"), (7, "7"), (999, "999"), (1_000, "1K"), (1_434, "1.4K"), (10_189, "10K"), (766_976, "749K"),
+     (1_022_976, "999K"), (1_023_000, "999K"), (1_023_999, "1M"), (128 << 20, "128M"), (-1_434, "-1.4K"),
+     (1 << 50, "1024T")],
+)  # fmt: skip
+def test_a_size_in_few_characters_has_two_digits_or_three(size, text):
+    assert short_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [(None, "-"), (0, "0µs"), (850_000, "850µs"), (999_499, "999µs"), (999_500, "1ms"), (1_400_000, "1.4ms"),
+     (12_345_678, "12ms"), (999_500_000, "1s"), (59_400_000_000, "59s"), (90_000_000_000, "1.5min"),
+     (2_040_000_000_000, "34min"), (12_240_000_000_000, "3.4h"), (3_600_000_000_000_000, "1000h")],
+)  # fmt: skip
+def test_a_duration_in_few_characters_has_two_digits_or_three(nanoseconds, text):
+    assert short_duration(nanoseconds) == text

@@ -15,15 +15,17 @@ from tracer.analysis.verdict.judge import Evidence
 from tracer.analysis.verdict.memory import Memory
 from tracer.facts import Ending, Request
 
-_CUT_OFF = Ending.CUT_OFF.value
+_FINISHED, _FATAL, _CUT_OFF = Ending.FINISHED.value, Ending.FATAL.value, Ending.CUT_OFF.value
+_NOT_KNOWN = (Ending.UNKNOWN.value, _CUT_OFF)
 
 
 class Accumulator:
     """The sums of a group. It is made with its first request."""
 
     __slots__ = (
-        "_anon_peak", "_cut_off_growth", "_durations", "_growth", "_incomplete", "_kept", "_net", "_zend_peak",
-        "memory", "requests",
+        "_anon_peak", "_cut_off_growth", "_duration_max", "_durations", "_ending_unknown", "_fatal", "_growth",
+        "_incomplete", "_kept", "_memory_limit", "_net", "_server_errors", "_statuses", "_zend_peak", "memory",
+        "requests",
     )  # fmt: skip
 
     def __init__(self, window: int | None) -> None:
@@ -36,6 +38,12 @@ class Accumulator:
         self._kept = KeptSum(window)
         self._net = NetSum()
         self._durations = Values(window)
+        self._duration_max = 0
+        self._fatal = 0
+        self._ending_unknown = 0
+        self._statuses = 0  # requests whose status is known
+        self._server_errors = 0
+        self._memory_limit: int | None = None  # of the request with the largest Zend peak
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
 
@@ -56,14 +64,27 @@ class Accumulator:
                 net = request.native_net
                 if net is not None:
                     self._net.add(net)
-            if request.duration_ns is not None:
-                self._durations.add(request.duration_ns)
+            duration = request.duration_ns
+            if duration is not None:
+                self._durations.add(duration)
+                if duration > self._duration_max:
+                    self._duration_max = duration
         peak = request.anon_peak
         if peak is not None and (self._anon_peak is None or peak > self._anon_peak):
             self._anon_peak = peak
         peak = request.zend_peak
         if peak is not None and (self._zend_peak is None or peak > self._zend_peak):
             self._zend_peak = peak
+            self._memory_limit = request.memory_limit
+        ending = request.ending
+        if ending != _FINISHED:
+            self._fatal += ending == _FATAL
+            self._ending_unknown += ending in _NOT_KNOWN
+        status = request.status
+        if status is not None:
+            self._statuses += 1
+            if status >= 500:
+                self._server_errors += status < 600
         return found
 
     @property
@@ -121,6 +142,7 @@ class Accumulator:
         if correct is not None:
             kept = correct(kept, complete)
         (duration_p95,) = self._durations.quantiles(0.95)
+        timed = self._durations.count
         return Group(
             key=key,
             requests=self.requests,
@@ -142,4 +164,11 @@ class Accumulator:
             zend_peak_max=self._zend_peak,
             duration_p95_ns=duration_p95,
             container=container,
+            rise_max=None if self._anon_peak is None or not self.memory.complete else self.memory.rise_max,
+            memory_limit=self._memory_limit,
+            fatal=self._fatal if self._ending_unknown < self.requests else None,
+            status_5xx=self._server_errors if self._statuses else None,
+            duration_mean_ns=self._durations.total // timed if timed else None,
+            duration_max_ns=self._duration_max if timed else None,
+            duration_total_ns=self._durations.total if timed else None,
         )

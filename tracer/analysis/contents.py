@@ -82,7 +82,7 @@ def contents(
 ) -> Contents:
     """Sum up a recording. Entries of its `meta` table that have an unexpected type are ignored."""
     ended = meta.get("ended")
-    started_ns, elapsed_s = _times(meta, counts)
+    started_ns, elapsed_s = times(meta, counts.first_ns, counts.last_ns)
     by_reason, gaps = _losses_and_gaps(losses)
     died = [worker for worker in workers if worker.died_ns is not None]
     versions = {worker.php_version for worker in workers if worker.php_version is not None}
@@ -119,19 +119,24 @@ def contents(
     )
 
 
-def _times(meta: Mapping[str, Any], counts: Counts) -> tuple[int | None, float | None]:
-    """When it began, in Unix time, and its seconds, by its `meta` table, or else by its requests."""
+def times(
+    meta: Mapping[str, Any], first_ns: int | None = None, last_ns: int | None = None
+) -> tuple[int | None, float | None]:
+    """When a recording began, in Unix time, and its seconds, by its `meta` table, or else by its requests.
+
+    `first_ns` and `last_ns` are when the first of these began, and the last one ended; None: not known.
+    """
     clock = meta.get("clock")
     started = clock.get("unix_ns") if isinstance(clock, dict) else None
     if not isinstance(started, int) or not -_INT64 <= started < _INT64:
-        started = counts.first_ns
+        started = first_ns
     ended = meta.get("ended")
     elapsed = ended.get("elapsed_s") if isinstance(ended, dict) else None
     if isinstance(elapsed, int | float) and 0 <= elapsed < _LONGEST_S:
         return started, float(elapsed)
-    if started is None or counts.last_ns is None or not 0 <= counts.last_ns - started < _LONGEST_S * 1e9:
+    if started is None or last_ns is None or not 0 <= last_ns - started < _LONGEST_S * 1e9:
         return started, None
-    return started, (counts.last_ns - started) / 1e9
+    return started, (last_ns - started) / 1e9
 
 
 def _options(meta: Mapping[str, Any]) -> dict[str, str | int | float | bool]:

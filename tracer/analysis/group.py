@@ -15,7 +15,10 @@ class Group:
     takes, another may free. Its quantiles are of the requests that were seen whole. `kept_*` is the native memory that
     the requests allocated and did not free, see analysis.kept.Kept; `kept_how` is a How's value. Quantiles are by
     nearest rank: values that occurred. `container` names the place where the requests ran; None if all requests of the
-    ranking ran in one, or the key is its name.
+    ranking ran in one, or the key is its name. `kept_per_hour` goes by the time that was recorded. `rise_max` is the
+    most that one request needed beyond what its worker had, `memory_limit` that of the request with the largest Zend
+    peak (-1: there is none), and `status_5xx` the number of requests with such a status. Mean and total of the duration
+    are of all requests seen whole.
     """
 
     key: str | None
@@ -39,3 +42,11 @@ class Group:
     duration_p95_ns: int | None
     container: str | None = None
     verdict: Verdict | None = None  # None: groups of this kind are not judged
+    kept_per_hour: float | None = None
+    rise_max: int | None = None
+    memory_limit: int | None = None
+    fatal: int | None = None
+    status_5xx: int | None = None
+    duration_mean_ns: int | None = None
+    duration_max_ns: int | None = None
+    duration_total_ns: int | None = None

@@ -13,6 +13,7 @@ from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.group import Group
 from tracer.analysis.heap_windows import HeapWindows
 from tracer.analysis.held import HeldBlocks
+from tracer.analysis.order import Order, by_kept, order_of
 from tracer.analysis.places import place_names
 from tracer.analysis.routes import RouteKey, RouteNames, Routes
 from tracer.analysis.seen_workers import SeenWorker, SeenWorkers
@@ -24,8 +25,8 @@ from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker
 
 # Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
 COLUMNS = (
-    *WORKER_FIELDS, "nth", "uri", "script", "ending", "started_ns", "duration_ns",
-    "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_real_after", "zend_peak",
+    *WORKER_FIELDS, "nth", "uri", "script", "status", "ending", "started_ns", "duration_ns",
+    "anon_before", "anon_after", "anon_peak", "zend_real_before", "zend_real_after", "zend_peak", "memory_limit",
     "file_before", "file_after", "shmem_before", "shmem_after",
     "native_alloc_bytes", "native_free_bytes", "native_freed_earlier", "native_between_bytes", "native_kept",
     "native_released",
@@ -46,18 +47,6 @@ class GroupBy(enum.Enum):
     WORKER = "worker"
     POOL = "pool"
     CONTAINER = "container"
-
-
-class Sort(enum.Enum):
-    """The figure by which groups are sorted: the largest first, but KEY ascending."""
-
-    NATIVE = "native"
-    GROWTH = "growth"
-    PEAK = "peak"
-    ZEND = "zend"
-    REQUESTS = "requests"
-    DURATION = "duration"
-    KEY = "key"
 
 
 class Ranking:
@@ -104,6 +93,7 @@ class Ranking:
         self._window = window
         self._max_groups = max_groups
         self._groups: dict[GroupKey, Accumulator] = {}
+        self._left_out: dict[GroupKey, Accumulator] = {}
 
     def begin_recording(
         self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False, frees: bool = True
@@ -124,11 +114,14 @@ class Ranking:
         self._estimation.begin_recording(looks, filtered=filtered)
         self._heaps.begin_recording([] if filtered else looks)
 
-    def add(self, request: Request, freed: Sequence[Release] = ()) -> tuple[GroupKey, Run]:
+    def add(
+        self, request: Request, freed: Sequence[Release] = (), *, shown: bool = True, in_time: bool = True
+    ) -> tuple[GroupKey, Run]:
         """Count a request in its group, with what it `freed` of earlier ones' blocks, if release() did not take that.
 
-        Return its group, also if that is one too many, and how often its worker has run its like. OverflowError if a
-        figure of it does not fit in 64 bits.
+        `shown` False: it is left out of groups(), but its worker served it. `in_time` False: it is not of the time that
+        the figures an hour are about. Return its group, also if that is one too many, and how often its worker has run
+        its like. OverflowError if a figure of it does not fit in 64 bits.
         """
         worker = self._workers.of(request)
         name = self._name(request)
@@ -138,9 +131,11 @@ class Ranking:
         else:
             run = self._first_runs.of(request, worker)
         key, group = known or self._meet(worker, name)
+        if not shown:
+            group = self._left_out_of(key)
         raised = worker.level.add(request.anon_before, request.anon_after, request.zend_real_after)
         started = request.started_ns
-        if started is not None:
+        if in_time and started is not None:
             self._time.add(started, started + (request.duration_ns or 0))
         if self._freeing:
             freed = freed or self._freeing.pop(request.pid, ())
@@ -169,6 +164,20 @@ class Ranking:
             worker.groups[name] = key, group
             self._workers.remember(worker)
         return key, group
+
+    def _left_out_of(self, key: GroupKey) -> Accumulator:
+        """The requests of that group that are left out."""
+        group = self._left_out.get(key)
+        if group is None:
+            group = self._left_out[key] = Accumulator(self._window)
+        return group
+
+    @property
+    def _shown(self) -> dict[GroupKey, Accumulator]:
+        """The groups, but those of which all requests are left out."""
+        if not self._left_out:
+            return self._groups
+        return {key: group for key, group in self._groups.items() if group.requests}
 
     def release(self, fact: Release) -> None:
         """Take back what a request had kept, and what has been freed now. Only with a `window`.
@@ -217,30 +226,33 @@ class Ranking:
 
     def places(self) -> dict[Place, str]:
         """The places where the requests ran, with a name for each, all different."""
-        return place_names(Place._make(at) for at, _ in self._groups)
+        return place_names(Place._make(at) for at, _ in self._shown)
 
-    def groups(self, sort: Sort = Sort.NATIVE, top: int | None = None, *, lost: int = 0) -> list[Group]:
-        """The groups in order, all (None) or the first `top`. Ties are sorted by growth, by key, then by container.
+    def groups(self, order: Order | None = by_kept, top: int | None = None, *, lost: int = 0) -> list[Group]:
+        """The groups, the largest first, or by key (`order` None). Ties are sorted by growth, key, then container.
 
-        `lost`: facts that were lost, which a verdict respects.
+        `top`: only so many, and behind them those without a key. `lost`: facts that were lost, which a verdict
+        respects.
         """
         found = self.figures()
         found.sort(key=lambda pair: (pair[1].key is None, pair[1].key or "", pair[1].container or ""))
-        if sort is not Sort.KEY:
-            value = _SORT_VALUES[sort]
-            found.sort(key=lambda pair: (value(pair[1]), _order(pair[1].growth_bytes)), reverse=True)
-        return self.with_verdicts(found[:top], lost)
+        if order is not None:
+            found.sort(key=lambda pair: (order(pair[1]), order_of(pair[1].growth_bytes)), reverse=True)
+        if top is not None:
+            found = found[:top] + [pair for pair in found[top:] if pair[1].key is None]
+        return self.with_verdicts(found, lost)
 
     def figures(self) -> list[tuple[GroupKey, Group]]:
         """The groups by key, without verdicts, in the order of their first requests."""
         estimates = self._estimation.single()
         mismatch = self._mismatch()
-        workers = self._worker_names.names(name for _, name in self._groups if isinstance(name, WorkerKey))
-        routes = RouteNames.names(name for _, name in self._groups)
+        every = self._shown
+        workers = self._worker_names.names(name for _, name in every if isinstance(name, WorkerKey))
+        routes = RouteNames.names(name for _, name in every)
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
         found = []
-        for key, accumulator in self._groups.items():
+        for key, accumulator in every.items():
             at, name = key
             place = places[Place._make(at)]
             shown = routes[name] if isinstance(name, RouteKey) else name
@@ -248,8 +260,7 @@ class Ranking:
             if self.by is GroupBy.CONTAINER:
                 shown = place
             correct = None if mismatch is None else functools.partial(mismatch.figures, key)
-            group = accumulator.group(shown, place if several else None, estimates.get(key), correct)
-            found.append((key, group))
+            found.append((key, accumulator.group(shown, place if several else None, estimates.get(key), correct)))
         return found
 
     def lives(self, key: GroupKey) -> list[list[int]]:
@@ -257,35 +268,20 @@ class Ranking:
         return self._groups[key].lives()
 
     def with_verdicts(self, groups: Sequence[tuple[GroupKey, Group]], lost: int) -> list[Group]:
-        """These of the groups of figures() with their verdicts. `lost`: as for groups()."""
-        if not self._judged:
-            return [group for _, group in groups]
-        share = lost / (lost + self.overflow + sum(one.requests for one in self._groups.values())) if lost else 0.0
-        together = self._estimation.keys_together()
-        return [
-            dataclasses.replace(
-                group,
-                verdict=judge(
-                    self._groups[key].evidence(group, self._time.seconds, lost_share=share, together=key in together)
-                ),
-            )
-            for key, group in groups
-        ]
-
-
-def _order_by_kept(group: Group) -> tuple[int, ...]:
-    """By the bytes that the group kept, or at least kept; those that may have kept nothing after those that did.
-
-    Of equal ones, those that may have kept more come first.
-    """
-    least, most = group.kept_low, round((group.kept_high or 0.0) * group.requests)
-    if group.kept_bytes is None:
-        return (0, 0, most) if least is None else (1, round(least * group.requests), most)
-    return 1 + (least is not None and least > 0.0), group.kept_bytes, most
-
-
-def _order(value: int | None) -> tuple[int, int]:
-    return int(value is not None), value or 0
+        """Groups of figures() with what depends on the whole recording: the verdict, and the bytes an hour."""
+        hours = self._time.hours
+        every = (*self._groups.values(), *self._left_out.values())
+        share = lost / (lost + self.overflow + sum(one.requests for one in every)) if lost else 0.0
+        together = self._estimation.keys_together() if self._judged else ()
+        found = []
+        for key, group in groups:
+            verdict = None
+            if self._judged:
+                evidence = self._groups[key].evidence
+                verdict = judge(evidence(group, self._time.seconds, lost_share=share, together=key in together))
+            an_hour = None if hours is None or group.kept_bytes is None else group.kept_bytes / hours
+            found.append(dataclasses.replace(group, verdict=verdict, kept_per_hour=an_hour))
+        return found
 
 
 # The place, as a plain tuple, and the name.
@@ -296,12 +292,4 @@ _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.URI: lambda request: request.uri,
     GroupBy.POOL: lambda request: request.pool,
     GroupBy.CONTAINER: lambda _: None,
-}
-_SORT_VALUES: dict[Sort, Callable[[Group], tuple[int, ...]]] = {
-    Sort.NATIVE: _order_by_kept,
-    Sort.GROWTH: lambda group: _order(group.growth_bytes),
-    Sort.PEAK: lambda group: _order(group.anon_peak_max),
-    Sort.ZEND: lambda group: _order(group.zend_peak_max),
-    Sort.REQUESTS: lambda group: _order(group.requests),
-    Sort.DURATION: lambda group: _order(group.duration_p95_ns),
 }

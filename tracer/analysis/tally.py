@@ -36,6 +36,8 @@ class Tally:
     def __init__(self) -> None:
         self.requests = 0
         self.incomplete = 0  # requests seen only in part
+        self.incomplete_growth = 0  # of these: the growth of their workers, as far as it was seen
+        self.left_out = 0  # requests of the recordings that a filter of the report leaves out
         self.killed = 0  # requests ended by a signal that killed the worker
         self.fatal = 0
         self.uri_unknown = 0
@@ -76,10 +78,16 @@ class Tally:
                 for forked in self._unnamed.pop(worker.pid, OrderedDict()).values():
                     self._add_forked(None, forked)
 
-    def _add_in_flight(self, request: Request) -> None:
-        self.in_flight.append(request)
-        self.in_flight.sort(key=lambda one: one.growth or 0, reverse=True)
-        del self.in_flight[_IN_FLIGHT_MAX:]
+    def _add_incomplete(self, request: Request) -> None:
+        self.incomplete += 1
+        growth = request.growth
+        if growth is None:
+            return
+        self.incomplete_growth += growth
+        if _runs_on(request):
+            self.in_flight.append(request)
+            self.in_flight.sort(key=lambda one: one.growth or 0, reverse=True)
+            del self.in_flight[_IN_FLIGHT_MAX:]
 
     def add(self, fact: Fact, host: str | None = None) -> None:
         """Count a fact. `host` is the host of a Worker, which does not name it; None if all are of one host."""
@@ -118,9 +126,7 @@ class Tally:
     def _add_unfinished(self, request: Request) -> None:
         """Count what is special in a request that was not seen whole, or did not finish in order."""
         if not request.complete:
-            self.incomplete += 1
-            if request.growth is not None and _runs_on(request):
-                self._add_in_flight(request)
+            self._add_incomplete(request)
         elif request.uri is None:
             self.uri_unknown += 1
         self.killed += request.ending.startswith(Ending.KILLED.value)

@@ -8,18 +8,22 @@ from typing import Any, Protocol
 
 import click
 
-from tracer.analysis.ranking import LIVE_GROUPS, LIVE_WINDOW, GroupBy, Ranking, Sort
+from tracer.analysis.ranking import LIVE_GROUPS, LIVE_WINDOW, GroupBy, Ranking
 from tracer.analysis.tally import Tally
 from tracer.capture import Progress, Stop, capture
 from tracer.commands.attaching import IDLE_NOTE, Plan, Session, finish, session
-from tracer.commands.messages import notice
-from tracer.commands.options import attach_options, ranking_options, route_options
+from tracer.commands.messages import is_verbose, notice
+from tracer.commands.options import attach_options, route_options
+from tracer.commands.ranking_options import ranking_options
 from tracer.commands.routing import RouteOptions
+from tracer.commands.terminal import stopping_without_it
 from tracer.errors import UsageError
 from tracer.facts import Fact, Release, Request
 from tracer.looks import looks_at
 from tracer.recording.writer import Writer, check_output
+from tracer.reporters.columns import Column
 from tracer.reporters.live import LiveView, Status
+from tracer.reporters.ranking_table import TableOptions
 from tracer.reporters.request_lines import RequestLines
 from tracer.reporters.table import summary
 from tracer.units import counted
@@ -108,7 +112,8 @@ class _LinesOutput:
 def attach(
     output: str | None,
     group_by: str | None,
-    sort: str,
+    sort: Column,
+    columns: tuple[Column, ...] | None,
     top: int,
     routes: str | None,
     route_query: str | None,
@@ -120,7 +125,7 @@ def attach(
     container), cgroup:PATH, or a PID. The PID of a master selects all its workers.
 
     On a terminal, phptrace shows a ranking and updates it every second. In a pipe, it writes one line per request and
-    ignores --group-by, --sort and --top. Stop it with Ctrl-C.
+    ignores --group-by, --sort, --columns and --top. Stop it with Ctrl-C.
     """
     plan = Plan.of(**options)
     found = RouteOptions.of(routes, route_query)
@@ -132,13 +137,15 @@ def attach(
     by = GroupBy.ROUTE if group_by is None else GroupBy(group_by)
     ranking = Ranking(by, routes=found.live(), window=LIVE_WINDOW, max_groups=LIVE_GROUPS, estimate=not plan.keep)
     live = sys.stdout.isatty()
+    shown_on = sys.stdout.fileno() if live else None
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop().on_signals())
         running = stack.enter_context(session(plan))
         file = stack.enter_context(Writer(output, running.meta(plan), force=plan.force)) if output is not None else None
         shown: _Output
         if live:
-            view = stack.enter_context(LiveView(sys.stdout, sort=Sort(sort), top=top or None))
+            shown_as = TableOptions(by, sort, columns, legend=is_verbose())
+            view = stack.enter_context(LiveView(sys.stdout, options=shown_as, top=top or None))
             shown = _RankingOutput(view, ranking, tally, running)
         else:
             tally.not_traced = running.not_traced
@@ -153,9 +160,11 @@ def attach(
         def tick(progress: Progress) -> None:
             if file is not None:
                 file.flush()
-            shown.update(progress)
+            with stopping_without_it(stop, shown_on):
+                shown.update(progress)
 
-        shown.update(Progress(watched=running.watch.watched))
+        with stopping_without_it(stop, shown_on):
+            shown.update(Progress(watched=running.watch.watched))
         why, progress = capture(
             running.watch,
             consume,
@@ -166,7 +175,8 @@ def attach(
             tick=tick,
             looks=None if file is None else looks_at(running.targets),
         )
-        shown.end(progress)
+        with stopping_without_it(stop, shown_on):
+            shown.end(progress)
     if not live:
         notice(summary(tally))
     finish(why, progress, tally, plan)

@@ -19,6 +19,7 @@ from tracer.output_file import opened, refuse_own_input
 from tracer.recording.reader import Reader
 from tracer.reporters.requests import render_ndjson, render_requests_csv, render_requests_tsv
 from tracer.reporters.table import summary
+from tracer.stderr import say
 
 _RENDER = {"ndjson": render_ndjson, "csv": render_requests_csv, "tsv": render_requests_tsv}
 
@@ -71,7 +72,7 @@ def export(
         found = options.learned(recordings)
         out = stack.enter_context(opened(output, force=force))
         render(_requests(recordings, keep, tally), out, found.of)
-    click.echo(f"phptrace: {summary(tally)}", err=True)
+    say(summary(tally))
 
 
 def _requests(recordings: Sequence[Reader], keep: Filter, tally: Tally) -> Iterator[Request]:

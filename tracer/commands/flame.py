@@ -26,6 +26,7 @@ from tracer.output_file import opened, refuse_own_input
 from tracer.recording.reader import Reader
 from tracer.reporters.flame import folded, speedscope, svg
 from tracer.reporters.table import summary
+from tracer.stderr import say
 from tracer.units import counted, printable
 
 _RENDER = {"svg": svg.render, "folded": folded.render, "speedscope": speedscope.render}
@@ -93,4 +94,4 @@ def flame(
     with opened(output, force=force) as out:
         _RENDER[form](Flame(root, title, tuple(notes)), out)
     for note in notes if form != "svg" else ():
-        click.echo(f"phptrace: {printable(note)}", err=True)
+        say(printable(note))

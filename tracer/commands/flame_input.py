@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tracer.analysis.flame.builder import COLUMNS, FlameBuilder
@@ -11,7 +11,7 @@ from tracer.analysis.routes import Routes
 from tracer.analysis.tally import Tally
 from tracer.commands.messages import is_internal, not_traced
 from tracer.errors import UsageError
-from tracer.facts import Metric
+from tracer.facts import Metric, Request
 from tracer.recording.reader import Reader
 from tracer.units import counted, show_bytes
 
@@ -108,9 +108,18 @@ def flame_builder(
 
 
 def add_recording(
-    recording: Reader, builder: FlameBuilder, tally: Tally, about: RecordingNotes, *, before: bool = False
+    recording: Reader,
+    builder: FlameBuilder,
+    tally: Tally,
+    about: RecordingNotes,
+    *,
+    before: bool = False,
+    keeps: Callable[[Request], bool] | None = None,
 ) -> None:
-    """Add a recording, with `before` as the one to compare with. UsageError if it has no call stacks."""
+    """Add a recording, with `before` as the one to compare with. UsageError if it has no call stacks.
+
+    `keeps` leaves requests out, by their uri, script, duration and start; None: it keeps all.
+    """
     if not recording.has_stacks:
         raise UsageError(
             f"cannot show call stacks of {recording.path}: it has none. Record again with `phptrace record --stacks`."
@@ -119,7 +128,9 @@ def add_recording(
     tally.add_all(recording.workers(), host=str(recording.meta.get("host")))
     tally.add_all(recording.losses())
     about.add(recording.meta)
-    for request, grown in recording.grown(builder.metric, COLUMNS):
+    for request, grown in recording.grown(builder.metric, (*COLUMNS, "duration_ns", "started_ns")):
+        if keeps is not None and not keeps(request):
+            continue
         tally.add(request)
         if before:
             builder.add_before(request, grown)

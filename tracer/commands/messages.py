@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tracer.stderr import say
 from tracer.units import printable_message
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,13 @@ def notice(text: str) -> None:
     """Print a message to stderr, unless the user gave -q."""
     context = click.get_current_context(silent=True)
     if context is None or not context.find_root().params.get("quiet"):
-        click.echo(f"phptrace: {printable_message(text)}", err=True)
+        say(printable_message(text))
+
+
+def is_verbose() -> bool:
+    """True if the user gave -v."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("verbose"))
 
 
 def not_traced(meta: Mapping[str, Any]) -> list[str]:

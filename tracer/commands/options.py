@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from tracer.analysis.ranking import GroupBy, Sort
 from tracer.backends import PtraceMode, StackOptions
 from tracer.backends.choose import BACKENDS
 from tracer.errors import UsageError
@@ -107,7 +106,9 @@ SHARE = _Parsed("percent", parse_share)
 PTRACE_MODE = _PtraceMode()
 
 
-def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds these options, in this order."""
+
     def apply(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -126,7 +127,7 @@ def require_option(required: str, *names: str) -> None:
 
 def attach_options(command: Command) -> Command:
     """Add the target and the options of every verb that attaches."""
-    return _all_of(
+    return all_of(
         click.argument("targets", nargs=-1, metavar="[TARGET]..."),
         click.option(
             "-p",
@@ -212,7 +213,7 @@ def attach_options(command: Command) -> Command:
 def stack_recording_options(command: Command) -> Command:
     """Add the options for recording call stacks."""
     default = StackOptions()
-    return _all_of(
+    return all_of(
         click.option("--stacks", is_flag=True, help="Also record the PHP call stacks that make the workers grow."),
         click.option(
             "--max-depth",
@@ -256,7 +257,7 @@ def stack_metric_options(note: str = "") -> Callable[[Command], Command]:
 
     `note` is appended to the help of each.
     """
-    return _all_of(
+    return all_of(
         click.option(
             "--metric",
             "--weight",
@@ -280,7 +281,7 @@ def stack_metric_options(note: str = "") -> Callable[[Command], Command]:
 
 def route_options(command: Command) -> Command:
     """Add the options of every verb that shows routes."""
-    return _all_of(
+    return all_of(
         click.option(
             "--routes",
             metavar="FILE",
@@ -294,37 +295,3 @@ def route_options(command: Command) -> Command:
             " with --query keep.",
         ),
     )(command)
-
-
-def ranking_options(default: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds the options of every verb that shows a ranking.
-
-    `default` tells by what requests are grouped without --group-by.
-    """
-    return _all_of(
-        click.option(
-            "--group-by",
-            type=click.Choice([by.value for by in GroupBy]),
-            help="Show one row per route (a URI with placeholders for its variable parts), script, URI, worker, pool or"
-            " container. A route, script, URI or pool that two containers have is two rows."
-            f" Default: {default}.",
-        ),
-        click.option(
-            "--sort",
-            type=click.Choice([sort.value for sort in Sort]),
-            default=Sort.NATIVE.value,
-            show_default=True,
-            help="Sort by native (native memory kept), growth (all memory kept, including PHP's own heap), peak (peak"
-            " memory of a worker), zend (peak of PHP's own heap), requests (number of requests), duration (95th"
-            " percentile) or key (name of the row, in alphabetical order). All others sort the largest first.",
-        ),
-        click.option(
-            "-n",
-            "--top",
-            type=WholeNumber(0),
-            metavar="N",
-            default=20,
-            show_default=True,
-            help="Show at most this many rows; 0 shows all.",
-        ),
-    )

@@ -19,6 +19,7 @@ from tracer.capture import Progress, Stop, capture
 from tracer.commands.attaching import IDLE_NOTE, Plan, finish, session
 from tracer.commands.messages import notice
 from tracer.commands.options import attach_options, require_option, stack_recording_options
+from tracer.commands.terminal import stopping_without_it
 from tracer.errors import UsageError
 from tracer.facts import Fact
 from tracer.looks import looks_at
@@ -88,7 +89,7 @@ def _record(plan: Plan, path: str) -> None:
             file.add(facts)
 
         tally.not_traced = running.not_traced
-        progress_line = _ProgressLine(tally)
+        progress_line = _ProgressLine(tally, stop)
         lacking = tuple(running.watch.lacking)
 
         def note_lacking() -> None:
@@ -124,10 +125,12 @@ def _record(plan: Plan, path: str) -> None:
 class _ProgressLine:
     """One line on stderr that is overwritten; nothing if stderr is not a terminal."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, stop: Stop) -> None:
+        """`stop` is asked to stop when the terminal goes away."""
         quiet = click.get_current_context().find_root().params.get("quiet")
         self._console = Console(stderr=True, highlight=False) if sys.stderr.isatty() and not quiet else None
         self._tally = tally
+        self._stop = stop
         self._warned = False
 
     def show(self, progress: Progress) -> None:
@@ -135,6 +138,10 @@ class _ProgressLine:
         if progress.idle and not self._warned:
             self._warned = True
             notice(IDLE_NOTE)
+        with stopping_without_it(self._stop):
+            self._overwrite(progress)
+
+    def _overwrite(self, progress: Progress) -> None:
         if self._console is not None:
             line = f"{progress.elapsed_s:.0f} s · {progress.requests_per_s:,.0f} requests/s · {summary(self._tally)}"
             self._console.print(
@@ -143,5 +150,9 @@ class _ProgressLine:
 
     def clear(self) -> None:
         """Blank the line."""
+        with stopping_without_it(self._stop):
+            self._blank()
+
+    def _blank(self) -> None:
         if self._console is not None:
             self._console.print(" " * (self._console.width - 1), end="\r")

@@ -16,21 +16,28 @@ from tracer.analysis.between import COLUMNS as BETWEEN_COLUMNS
 from tracer.analysis.between import Between, BetweenRequests
 from tracer.analysis.flame.heaviest import Heaviest, heaviest_stacks
 from tracer.analysis.group import Group
-from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking, Sort
+from tracer.analysis.heading import Heading
+from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking
 from tracer.analysis.routes import Routes
+from tracer.analysis.start import Parts, parts
 from tracer.analysis.tally import Tally
 from tracer.capture import Filter
+from tracer.commands.filtering import Moment, Selection, selection_options, span_of
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
-from tracer.commands.messages import not_traced
-from tracer.commands.options import ranking_options, require_option, route_options, stack_metric_options
+from tracer.commands.messages import is_verbose, not_traced
+from tracer.commands.options import require_option, route_options, stack_metric_options
+from tracer.commands.ranking_options import ranking_options
 from tracer.commands.recordings import recordings_of
 from tracer.commands.routing import RouteOptions, default_group
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import balance_text, findings, json_report, stack_text, table
+from tracer.reporters import balance_text, findings, heading, json_report, ranking_table, stack_text, table
+from tracer.reporters.columns import Column
 from tracer.reporters.delimited import render_csv, render_tsv
+from tracer.reporters.ranking_table import TableOptions
 from tracer.reporters.verdict_text import Source
+from tracer.stderr import say
 
 log = logging.getLogger(__name__)
 _FILTERS = tuple(field.name for field in dataclasses.fields(Filter))  # options that leave requests out
@@ -40,29 +47,42 @@ _FILTERS = tuple(field.name for field in dataclasses.fields(Filter))  # options 
 class _Report:
     """All that a format may show."""
 
-    groups: Sequence[Group]
+    every: Sequence[Group]
+    top: int | None  # how many of them to show; None: all
     tally: Tally
-    by: GroupBy
-    sort: Sort
-    hidden: int  # how many groups are not among `groups`
+    options: TableOptions
+    heading: Heading
     heaviest: Heaviest | None  # None: without --stacks
     ranking: Ranking
     balance: Balance
     between: Between
-    every: Sequence[Group]
+    parts: Parts | None  # None: some requests are left out
     source: Source
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The groups to show."""
+        return self.every[: self.top]
 
 
 def _table(report: _Report) -> None:
-    findings.render(report.every, sys.stdout, by=report.by, source=report.source)
-    table.render(
-        report.groups,
+    root = ranking_table.common_root(report.every, report.options.by)
+    console = table.console_for(sys.stdout)
+    console.print(heading.lines(report.heading, report.tally, root, console.width))
+    console.print()
+    findings.render(report.every, sys.stdout, by=report.options.by, source=report.source, root=root)
+    named = [group for group in report.every if group.key is not None]
+    shown = named[: report.top]
+    remarks = [*table.remarks(report.ranking), *balance_text.large_parts(report.between)]
+    if report.parts is not None:
+        remarks += balance_text.large_growth(report.parts)
+    ranking_table.render(
+        [*shown, *(group for group in report.every if group.key is None)],
         report.tally,
         sys.stdout,
-        by=report.by,
-        sort=report.sort,
-        hidden=report.hidden,
-        remarks=[*table.remarks(report.ranking), *balance_text.large_parts(report.between)],
+        dataclasses.replace(report.options, root=root),
+        hidden=len(named) - len(shown),
+        remarks=remarks,
     )
     if report.heaviest is not None:
         stack_text.render(report.heaviest, sys.stdout)
@@ -76,23 +96,24 @@ def _json(report: _Report) -> None:
         report.heaviest,
         report.balance,
         between=report.between,
+        parts=report.parts,
         together=report.ranking.together(),
         places=report.ranking.places(),
         why_not_estimated=report.ranking.why_not_estimated(),
         mismatch=report.ranking.mismatch(),
-        group_by=report.by.value,
+        group_by=report.options.by.value,
         source=report.source,
     )
 
 
 def _csv(report: _Report) -> None:
     render_csv(Group.__slots__, _cells(report), sys.stdout)
-    click.echo(f"phptrace: {table.summary(report.tally)}", err=True)
+    say(table.summary(report.tally))
 
 
 def _tsv(report: _Report) -> None:
     render_tsv(Group.__slots__, _cells(report), sys.stdout)
-    click.echo(f"phptrace: {table.summary(report.tally)}", err=True)
+    say(table.summary(report.tally))
 
 
 def _cells(report: _Report) -> list[tuple[object, ...]]:
@@ -113,6 +134,7 @@ _WITH_STACKS = ("table", "json")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @ranking_options("route if a script serves several routes, else script")
 @route_options
+@selection_options
 @click.option(
     "--stacks", is_flag=True, help="Also show the call stacks that grew the workers most, at most as many as -n says."
 )
@@ -128,10 +150,16 @@ _WITH_STACKS = ("table", "json")
 def report(
     files: Sequence[str],
     group_by: str | None,
-    sort: str,
+    sort: Column,
+    columns: tuple[Column, ...] | None,
     top: int,
     routes: str | None,
     route_query: str | None,
+    uri: str | None,
+    script: str | None,
+    slow: float | None,
+    since: Moment | None,
+    until: Moment | None,
     form: str,
     stacks: bool,
     metric: str | None,
@@ -142,6 +170,7 @@ def report(
     FILE is a recording of `phptrace record`. The requests of several recordings are ranked together.
     """
     options = RouteOptions.of(routes, route_query)
+    selection = Selection.of(uri, script, slow, since, until)
     if stacks:
         if form not in _WITH_STACKS:
             raise UsageError(
@@ -157,18 +186,24 @@ def report(
         by = default_group(recordings, found) if group_by is None else GroupBy(group_by)
         if stacks:
             view = chosen_view(recordings, None if metric is None else Metric(metric), retained=retained)
-            heaviest = _heaviest(recordings, view, found, top)
+            heaviest = _heaviest(recordings, view, found, top, selection)
         ranking, tally, balancing, gaps = Ranking(by, routes=found), Tally(), Balancing(), BetweenRequests()
-        source = Source(tuple(files))
+        source, about = Source(tuple(files)), Heading(filters=selection.shown())
         for recording in recordings:
-            _add_recording(recording, ranking, tally, balancing, gaps)
+            _add_recording(recording, ranking, tally, balancing, gaps, selection)
+            about.add(recording.path, recording.meta, recording.workers(), span_of(recording))
             source = _with(source, recording.meta)
     balance, between = balancing.result(), gaps.result()
-    every = ranking.groups(Sort(sort), lost=tally.lost)
-    shown = every[: top or None]
-    hidden = len(every) - len(shown)
-    _RENDER[form](_Report(shown, tally, by, Sort(sort), hidden, heaviest, ranking, balance, between, every, source))
-    for line in (balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)):
+    every = ranking.groups(sort.order, lost=tally.lost)
+    sums = None if selection else parts(every, between)
+    shown_as = TableOptions(by, sort, columns, legend=is_verbose())
+    _RENDER[form](
+        _Report(every, top or None, tally, shown_as, about, heaviest, ranking, balance, between, sums, source)
+    )
+    lines = [balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)]
+    if sums is not None:
+        lines += [balance_text.start_line(sums), balance_text.parts_line(sums)]
+    for line in lines:
         log.info("%s", line)
     if balance.doubtful:
         log.warning("%s", balance_text.warning(balance))
@@ -183,7 +218,12 @@ def _with(source: Source, meta: Mapping[str, object]) -> Source:
 
 
 def _add_recording(
-    recording: Reader, ranking: Ranking, tally: Tally, balancing: Balancing, gaps: BetweenRequests
+    recording: Reader,
+    ranking: Ranking,
+    tally: Tally,
+    balancing: Balancing,
+    gaps: BetweenRequests,
+    selection: Selection,
 ) -> None:
     tally.unended += not recording.ended
     tally.not_traced += not_traced(recording.meta)
@@ -191,7 +231,9 @@ def _add_recording(
     tally.add_all(workers, host=str(recording.meta.get("host")))
     looks = recording.looks()
     filtered = _limited_by(recording.meta, _FILTERS)
-    ranking.begin_recording(workers, looks, filtered=filtered, frees=recording.has_freed)
+    keep = selection.within(recording)
+    partial = filtered or bool(keep)
+    ranking.begin_recording(workers, looks, filtered=partial, frees=recording.has_freed)
     gaps.begin(requests_left_out=filtered)
     tally.add_all(recording.forks())  # before the requests, which name them
     losses = recording.losses()
@@ -199,14 +241,19 @@ def _add_recording(
     # After --count requests, those that come during the last looks are not recorded.
     left_out = _limited_by(recording.meta, (*_FILTERS, "count"))
     balanced = balancing.begin(looks, requests_lost=bool(losses), requests_left_out=left_out)
+    everything = not keep
     columns = (*COLUMNS, *BETWEEN_COLUMNS, *(BALANCE_COLUMNS if balanced else ()))
     for request, freed in recording.requests_and_freed(columns):
-        tally.add(request)
         gaps.add(request)
         if balanced:
             balancing.add(request)
+        shown = everything or keep.keeps(request)
+        if shown:
+            tally.add(request)
+        else:
+            tally.left_out += 1
         try:
-            ranking.add(request, freed)
+            ranking.add(request, freed, shown=shown, in_time=shown or keep.in_time(request))
         except OverflowError as exc:
             raise RecordingError(
                 f"cannot read {recording.path}: it is corrupt, with memory figures of more than 64 bits. Record again."
@@ -219,10 +266,10 @@ def _limited_by(meta: Mapping[str, object], names: Iterable[str]) -> bool:
     return isinstance(options, dict) and any(options.get(name) is not None for name in names)
 
 
-def _heaviest(recordings: Sequence[Reader], view: View, routes: Routes, top: int) -> Heaviest:
+def _heaviest(recordings: Sequence[Reader], view: View, routes: Routes, top: int, selection: Selection) -> Heaviest:
     builder, tally, about = flame_builder(view, routes)
     for recording in recordings:
-        add_recording(recording, builder, tally, about)
+        add_recording(recording, builder, tally, about, keeps=selection.within(recording).keeps)
     builder.finish()
     title, notes = title_and_notes(builder, about, tally, view, diff=False)
     return heaviest_stacks(builder.growth, title, notes, top)

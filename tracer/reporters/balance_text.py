@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from tracer.analysis.balance import Balance
 from tracer.analysis.between import Between
+from tracer.analysis.start import Parts
 from tracer.units import counted, printable, show_bytes
+
+_LEAST_START = 64 << 10
+_LEAST_GROWTH = 1 << 20
 
 
 def line(balance: Balance) -> str:
@@ -59,6 +63,37 @@ def large_parts(between: Between) -> list[str]:
     """The lines of those that are more than 5 % of the growth and 1 MiB."""
     lines = [(between.much_between, between_line), (between.much_shared, shared_line)]
     return [line(between) for much, line in lines if much]
+
+
+def start_line(parts: Parts) -> str:
+    """The memory that each worker keeps once, or that it is not known."""
+    workers = counted(parts.workers, "worker")
+    if parts.start is None:
+        one = parts.workers == 1
+        first = f"{'its' if one else 'their'} first requests cannot be distinguished from the others"
+        return f"start of {workers}: not known ({'native memory was not counted' if parts.kept is None else first})"
+    each = f", {show_bytes(parts.start / parts.workers)} each" if parts.workers > 1 else ""
+    return f"start of {workers}: {show_bytes(parts.start)}{each}, kept once, in caches. It is not a leak."
+
+
+def parts_line(parts: Parts) -> str:
+    """The growth of all workers as a sum."""
+    if parts.grew is None or parts.rest is None:
+        return "growth of all workers: not known (no worker has two samples)"
+    named = (("kept", parts.kept), ("start", parts.start), ("between requests", parts.between_requests))
+    known = "".join(f"{name} {show_bytes(value)}, " for name, value in named if value is not None)
+    is_large = abs(parts.rest) >= _LEAST_GROWTH
+    about = " (Zend's chunks, free memory that malloc keeps, and what was not counted)" if is_large else ""
+    return (
+        f"{counted(parts.workers, 'worker')} grew {show_bytes(parts.grew)}: {known}the rest {show_bytes(parts.rest)}"
+        f"{about}"
+    )
+
+
+def large_growth(parts: Parts) -> list[str]:
+    """The lines on the start of the workers, and on all their growth, where these are large."""
+    lines = [start_line(parts)] if (parts.start or 0) >= _LEAST_START else []
+    return lines + ([parts_line(parts)] if abs(parts.grew or 0) >= _LEAST_GROWTH else [])
 
 
 def _kept_free(balance: Balance) -> str:

@@ -24,9 +24,12 @@ _SUSPICIOUS = (Why.LOST, Why.RARE, Why.FEW, Why.FALLS, Why.WORKERS_DIFFER)
 _LARGE_BYTES = 1 << 20
 
 
-def render(groups: Sequence[Group], out: TextIO, *, by: GroupBy, source: Source) -> None:
-    """Write the findings on these groups, or that there is none; nothing if groups of this kind have no verdict."""
-    judged = [(_name(group), group.verdict) for group in groups if group.verdict is not None]
+def render(groups: Sequence[Group], out: TextIO, *, by: GroupBy, source: Source, root: str = "") -> None:
+    """Write the findings on these groups, or that there is none; nothing if groups of this kind have no verdict.
+
+    `root` is cut off the keys.
+    """
+    judged = [(_name(group, root), group.verdict) for group in groups if group.verdict is not None]
     if not judged:
         return
     console = console_for(out)
@@ -36,7 +39,7 @@ def render(groups: Sequence[Group], out: TextIO, *, by: GroupBy, source: Source)
         console.print()
         return
     for name, verdict in found[:_MOST]:
-        start = Text(f"{label(verdict).upper():{_LABEL_WIDTH}}", style=_STYLES.get(verdict.kind, "bold"))
+        start = Text.assemble((f"{label(verdict).upper():{_LABEL_WIDTH}}", _STYLES.get(verdict.kind, "bold")))
         for sentence in (f"{name} {evidence(verdict)}.", f"Next: {next_step(verdict, source)}"):
             for line in Text(sentence).wrap(console, console.width - _LABEL_WIDTH, overflow="fold"):
                 line.rstrip()
@@ -47,8 +50,8 @@ def render(groups: Sequence[Group], out: TextIO, *, by: GroupBy, source: Source)
     console.print()
 
 
-def _name(group: Group) -> str:
-    name = shorten(show_key(group.key), _KEY_WIDTH)
+def _name(group: Group, root: str) -> str:
+    name = shorten(show_key(group.key, root), _KEY_WIDTH)
     return name if group.container is None else f"{name} in {shorten(printable(group.container), _KEY_WIDTH)}"
 
 

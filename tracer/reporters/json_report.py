@@ -13,6 +13,7 @@ from tracer.analysis.between import Between
 from tracer.analysis.estimation import Together
 from tracer.analysis.flame.heaviest import Heaviest
 from tracer.analysis.group import Group
+from tracer.analysis.start import Parts
 from tracer.analysis.tally import Tally
 from tracer.analysis.uncounted import Mismatch
 from tracer.facts import Place
@@ -30,6 +31,7 @@ def render(
     balance: Balance | None = None,
     *,
     between: Between | None = None,
+    parts: Parts | None = None,
     together: Sequence[Together] = (),
     places: Mapping[Place, str] = MappingProxyType({}),
     why_not_estimated: str | None = None,
@@ -45,8 +47,10 @@ def render(
         "schema": SCHEMA,
         "group_by": group_by,
         "requests": tally.requests,
+        "left_out": tally.left_out,
         "lost": tally.lost,
         "incomplete": tally.incomplete,
+        "incomplete_growth_bytes": tally.incomplete_growth,
         "unended": tally.unended,
         "uri_unknown": tally.uri_unknown,
         "counted": tally.counted,
@@ -84,6 +88,7 @@ def render(
         if mismatch is None
         else {"since_ns": mismatch.since_ns, "kept_bytes": mismatch.grew, "explained_bytes": mismatch.charged}
     )
+    document["growth"] = None if parts is None else dataclasses.asdict(parts)
     if balance is not None:
         document["balance"] = {**dataclasses.asdict(balance), "why": json_text(balance.why)}
         if between is not None:

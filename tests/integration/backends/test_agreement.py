@@ -13,7 +13,7 @@ from backend_kinds import BPF_PARAM
 from fpm import TWO_WORKERS, Fpm
 from tracing import Tracer
 
-from tracer.analysis.ranking import GroupBy, Ranking, Sort
+from tracer.analysis.ranking import GroupBy, Ranking
 
 _KIB = 1024
 # Native leakers of different sizes and frequencies, a heavy script, and one that does nothing.
@@ -51,7 +51,7 @@ def test_a_logger_inside_php_agrees_per_script(start_fpm: Callable[..., Fpm], tr
     ranking = Ranking(GroupBy.SCRIPT)
     for request in requests:
         ranking.add(request)
-    outside = {Path(str(group.key)).name: group for group in ranking.groups(Sort.NATIVE)}
+    outside = {Path(str(group.key)).name: group for group in ranking.groups()}
     assert sum(group.requests for group in outside.values()) == len(order)
     # The logger cannot see what its own shutdown function, and the request's end, still do.
     kept = outside["leak.php"].kept_bytes

@@ -63,11 +63,11 @@ def test_every_output_shows_two_containers_apart(
     assert {(one["name"], one["container_id"], one["cgroup"]) for one in document["containers"]} == {
         (one.name, one.id, one.cgroup) for one in two
     }
-    header, *rows = table_of("script", run("report", str(path)).stdout)
-    assert {"container", "requests"} < set(header)
-    at, count = header.index("container"), header.index("requests")
+    header, *rows = table_of("SCRIPT", run("report", str(path)).stdout)
+    assert {"CONTAINER", "REQS"} < set(header)
+    at, count = header.index("CONTAINER"), header.index("REQS")
     assert {(row[at], row[count]) for row in rows[:2]} == {("shop", "3"), ("blog", "5")}
-    _, *rows = table_of("container", run("report", "--group-by", "container", "--sort", "key", str(path)).stdout)
+    _, *rows = table_of("CONTAINER", run("report", "--group-by", "container", "--sort", "key", str(path)).stdout)
     assert [row[:2] for row in rows[:2]] == [["blog", "5"], ["shop", "3"]]
     exported = [json.loads(line) for line in run("export", str(path)).stdout.splitlines()]
     assert sorted(row["container"] for row in exported) == ["blog"] * 5 + ["shop"] * 3

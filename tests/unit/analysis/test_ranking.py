@@ -16,10 +16,12 @@ from simulated_workers import Script, traffic
 from tracer.analysis.estimation import Estimation
 from tracer.analysis.first_runs import FirstRuns, Run
 from tracer.analysis.group import Group
-from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking, Sort, _order_by_kept
+from tracer.analysis.order import by_kept
+from tracer.analysis.ranking import COLUMNS, GroupBy, Ranking
 from tracer.analysis.seen_workers import SeenWorkers
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.facts import Look, Place, Release, Request, Worker
+from tracer.reporters.columns import column
 
 UNMEASURED = Request(**{**dict.fromkeys(Request._fields), "host": "h", "pid": 2, "nth": 1, "ending": "cut_off"})
 
@@ -70,7 +72,7 @@ def test_of_groups_that_may_have_kept_nothing_those_that_may_have_kept_more_come
     maybe = dataclasses.replace(zero, growth_bytes=0, kept_bytes=None, kept_per_request=None, kept_high=5.0)
     least = dataclasses.replace(maybe, kept_low=1.0)
 
-    assert sorted([zero, maybe, least], key=_order_by_kept, reverse=True) == [least, maybe, zero]
+    assert sorted([zero, maybe, least], key=by_kept, reverse=True) == [least, maybe, zero]
 
 
 def test_groups_that_may_have_kept_nothing_stand_below_those_that_did():
@@ -104,7 +106,7 @@ def test_requests_are_grouped_by_the_chosen_key(by, keys):
         by=by,
     )
 
-    assert [group.key for group in ranking.groups(Sort.KEY)] == keys
+    assert [group.key for group in ranking.groups(None)] == keys
 
 
 def test_the_first_request_of_each_route_in_a_worker_is_warm_up():
@@ -144,7 +146,7 @@ def by_worker(*recordings: tuple[list[Worker], list[Request]], **options: int) -
 
 
 def requests_by_key(ranking: Ranking) -> dict[str | None, int]:
-    found = [(group.key, group.requests) for group in ranking.groups(Sort.KEY)]
+    found = [(group.key, group.requests) for group in ranking.groups(None)]
     assert len(dict(found)) == len(found)
     return dict(found)
 
@@ -638,13 +640,16 @@ def test_too_few_requests_are_a_reason_to_estimate_nothing():
 
 
 SORTED = [
-    (Sort.NATIVE, ["c", "b", "a", "none"]),
-    (Sort.GROWTH, ["a", "c", "b", "none"]),
-    (Sort.PEAK, ["b", "a", "c", "none"]),
-    (Sort.ZEND, ["c", "a", "b", "none"]),
-    (Sort.REQUESTS, ["b", "a", "c", "none"]),
-    (Sort.DURATION, ["a", "b", "c", "none"]),
-    (Sort.KEY, ["a", "b", "c", "none"]),
+    ("kept", ["c", "b", "a", "none"]),
+    ("growth", ["a", "c", "b", "none"]),
+    ("peak", ["b", "a", "c", "none"]),
+    ("zend/limit", ["c", "a", "b", "none"]),
+    ("reqs", ["b", "a", "c", "none"]),
+    ("p95", ["a", "b", "c", "none"]),
+    ("max", ["a", "b", "c", "none"]),
+    ("total", ["b", "a", "c", "none"]),
+    ("mean", ["a", "c", "b", "none"]),
+    ("key", ["a", "b", "c", "none"]),
 ]
 
 
@@ -658,22 +663,90 @@ def some_groups() -> Ranking:
     )
 
 
-@pytest.mark.parametrize(("sort", "keys"), SORTED)
-def test_groups_come_with_the_most_first_and_those_not_measured_last(sort, keys):
-    assert [group.key for group in some_groups().groups(sort)] == keys
+@pytest.mark.parametrize(("name", "keys"), SORTED)
+def test_groups_come_with_the_most_first_and_those_not_measured_last(name, keys):
+    assert [group.key for group in some_groups().groups(column(name).order)] == keys
 
 
-@pytest.mark.parametrize("sort", list(Sort))
-def test_the_first_of_all_are_the_first(sort):
-    every = some_groups().groups(sort)
+@pytest.mark.parametrize("name", [name for name, _ in SORTED])
+def test_the_first_of_all_are_the_first(name):
+    order = column(name).order
+    every = some_groups().groups(order)
 
-    assert [some_groups().groups(sort, top) for top in (1, 2, 9)] == [every[:1], every[:2], every]
+    assert [some_groups().groups(order, top) for top in (1, 2, 9)] == [every[:1], every[:2], every]
+
+
+def test_behind_the_first_of_all_come_those_without_a_key():
+    ranking = ranked(native(7, "a"), native(5, "b"), native(3, None), native(1, "c"))
+
+    assert [group.key for group in ranking.groups(top=1)] == ["a", None]
+    assert [group.key for group in ranking.groups(top=3)] == ["a", "b", None]
+
+
+def test_a_group_has_the_figures_of_its_columns():
+    limits = {"zend_peak": 7_000_003, "memory_limit": 134_217_728}
+    group = only(ranked(
+        grown(0, anon_peak=1_000_003 + 4_096, duration_ns=1_009, **limits),
+        grown(0, anon_peak=1_000_003 + 8_192, duration_ns=1_013, ending="fatal", status=500, zend_peak=13),
+        grown(0, anon_peak=1_000_003, duration_ns=7, status=503, memory_limit=-1, zend_peak=11),
+        grown(0, anon_peak=1_000_003, duration_ns=5, status=600),
+        UNMEASURED._replace(script="/a.php", **COMPLETE.place._asdict()),
+    ))  # fmt: skip
+
+    assert (group.rise_max, group.zend_peak_max, group.memory_limit) == (8_192, 7_000_003, 134_217_728)
+    assert (group.fatal, group.status_5xx) == (1, 2)
+    assert (group.duration_mean_ns, group.duration_max_ns, group.duration_total_ns) == (508, 1_013, 2_034)
+
+
+def test_figures_that_no_request_has_are_absent():
+    group = only(ranked(UNMEASURED, UNMEASURED._replace(ending="unknown")))
+
+    names = ("rise_max", "memory_limit", "fatal", "status_5xx", "duration_mean_ns", "duration_max_ns",
+             "duration_total_ns", "kept_per_hour")  # fmt: skip
+    assert {name: getattr(group, name) for name in names} == dict.fromkeys(names)
+
+
+def each_second(seconds: int) -> list[Request]:
+    """Requests that keep 7 bytes each: one at the beginning, and one at the end of each second."""
+    start = COMPLETE.started_ns or 0
+    return [
+        request(nth=nth, started_ns=start + nth * 10**9, native_kept=7, duration_ns=0) for nth in range(seconds + 1)
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "per_hour"), [(4, None), (8, 7 * 9 * 450.0)])
+def test_bytes_an_hour_go_by_the_time_that_was_recorded_if_it_is_long_enough(seconds, per_hour):
+    assert only(ranked(*each_second(seconds), by=GroupBy.POOL)).kept_per_hour == per_hour
+
+
+def left_out(ranking: Ranking, *requests: Request, **options: bool) -> Ranking:
+    for one in requests:
+        ranking.add(one, shown=False, **options)
+    return ranking
+
+
+def test_requests_that_are_left_out_are_of_no_group_but_their_worker_served_them():
+    start, second, *others = [one._replace(native_kept=7 + 3 * (one.nth < 2)) for one in each_second(8)]
+
+    ranking = left_out(Ranking(GroupBy.SCRIPT), start)
+    for one in (second, *others):
+        ranking.add(one)
+
+    assert (only(ranking).requests, only(ranking).warmup_bytes) == (8, 0)
+    assert only(ranked(second, *others)).warmup_bytes == 3  # as if it were the first of its worker
+
+
+def test_the_time_of_a_ranking_is_that_of_requests_that_are_left_out_unless_they_are_not_of_it():
+    *first, last = each_second(8)
+
+    in_time, not_in_time = (only(left_out(ranked(*first), last, in_time=in_time)) for in_time in (True, False))
+    assert (in_time.kept_per_hour, not_in_time.kept_per_hour) == (7 * 8 * 450.0, 7 * 8 * 3600 / 7)
 
 
 def test_ties_go_by_growth_and_then_by_key():
     ranking = ranked(grown(2, "b"), grown(2, "a"), grown(3, "c"), grown(2, None))
 
-    assert [group.key for group in ranking.groups(Sort.REQUESTS)] == ["c", "a", "b", None]
+    assert [group.key for group in ranking.groups(column("reqs").order)] == ["c", "a", "b", None]
 
 
 @PROPERTY
@@ -730,7 +803,7 @@ def test_requests_are_grouped_by_container():
 def test_groups_that_differ_in_their_container_alone_are_sorted_by_it():
     ranking = ranked(in_place(SHOP, script="/a.php"), in_place(BLOG, script="/a.php"), in_place(SHOP, script="/b.php"))
 
-    found = [(group.key, group.container) for group in ranking.groups(Sort.KEY)]
+    found = [(group.key, group.container) for group in ranking.groups(None)]
     assert found == [("/a.php", "blog"), ("/a.php", "shop"), ("/b.php", "shop")]
 
 

@@ -94,6 +94,14 @@ def test_births_and_deaths_are_counted():
     assert (tally.workers, tally.born, tally.died) == (2, 1, 1)
 
 
+def test_the_growth_of_workers_in_incomplete_requests_is_added_up():
+    cut = request(ending="cut_off", anon_before=1_000, anon_after=5_096)
+
+    tally = tallied(cut, cut._replace(anon_after=1_000 - 96), cut._replace(anon_after=None), COMPLETE)
+
+    assert (tally.incomplete, tally.incomplete_growth) == (3, 4_000)
+
+
 def test_losses_are_summed_by_why():
     tally = tallied(Loss(1, 3, "ring"), Loss(2, 5, "table"), Loss(3, 7, "ring"))
 

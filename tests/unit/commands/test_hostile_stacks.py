@@ -43,7 +43,9 @@ def test_nothing_of_a_hostile_recording_is_shown_raw(run, hostile, tmp_path, ver
     out.encode()
     assert code == 0
     assert raw(out + err) == set()
-    # Every line is one of ours: none was begun by a name.
+    # Every line is one of ours: none was begun by a name. Names may make the heading of a table longer by a line.
+    if verb[-1] == "table":
+        out, plain_out = (text.partition("\n\n")[2] for text in (out, plain_out))
     assert (out.count("\n"), err.count("\n")) == (plain_out.count("\n"), plain_err.count("\n"))
 
 

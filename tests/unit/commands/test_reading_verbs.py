@@ -42,23 +42,26 @@ def test_the_report_ranks_the_leak_first(run, path):
     code, out, err = run("report", path)
 
     assert (code, err) == (0, "")
-    rows = out[out.index("native kept↓") :].splitlines()[1:3]
+    rows = out[out.index("KEPT↓") :].splitlines()[1:3]
     assert [row.split()[0] for row in rows] == ["/leak.php", "/srv/www/index.php"]
     assert "7 requests · 0 workers · 0 incomplete · 0 lost" in out
 
 
-def test_the_report_opens_with_the_verdicts(run, tmp_path):
-    file = recording(tmp_path / "planted", traffic("leak in a page of 6 MB"), {"targets": ["php-fpm:shop"]})
+def test_the_report_opens_with_the_recording_and_the_verdicts(run, tmp_path, monkeypatch):
+    recording(tmp_path / "planted", traffic("leak in a page of 6 MB"), {"targets": ["php-fpm:shop"]})
+    monkeypatch.chdir(tmp_path)
 
-    _, out, _ = run("report", file)
-    _, by_worker, _ = run("report", "--group-by", "worker", file)
+    _, out, _ = run("report", "planted")
+    _, by_worker, _ = run("report", "--group-by", "worker", "planted")
 
-    assert [line.rstrip() for line in out.splitlines()[:3]] == [
+    assert [line.rstrip() for line in out.splitlines()[:5]] == [
+        "planted · php-fpm:shop · 2023-11-14 22:13:20–22:13:43 UTC (24 s) · 1,200 requests · 0 lost",
+        "",
         "LEAK        /leak.php keeps 33.5 KiB a request (4 of 4 workers): 1.4 GiB an hour.",
         "            Next: phptrace record --stacks -d 60s php-fpm:shop",
         "",
     ]
-    assert "verdict" not in by_worker
+    assert "VERDICT" not in by_worker
 
 
 def test_json_has_a_verdict_its_evidence_and_the_next_step_for_each_group(run, tmp_path):
@@ -86,6 +89,8 @@ def test_json_has_a_verdict_its_evidence_and_the_next_step_for_each_group(run, t
     [
         (["--sort", "key"], "/leak.php"),
         (["--sort", "zend"], "/leak.php"),
+        (["--sort", "ZEND/LIMIT"], "/leak.php"),
+        (["--sort", "5xx"], "/leak.php"),
         (["--sort", "growth"], "/leak.php"),
         (["--group-by", "uri"], "/l"),
         (["--group-by", "worker"], "www/4241"),
@@ -104,6 +109,53 @@ def test_the_report_shows_as_many_groups_as_asked_and_counts_the_rest(run, path)
 
     assert "/srv/www/index.php" not in out
     assert "… and 1 more" in out
+
+
+def test_the_columns_of_the_table_are_those_that_are_asked_for(run, path):
+    _, out, _ = run("report", "--columns", "kept, /REQ,total", "--sort", "/req", path)
+
+    header, first = out[out.index("SCRIPT") :].splitlines()[:2]
+    assert header.split() == ["SCRIPT", "KEPT", "/REQ↓", "total"]
+    assert first.split() == ["/leak.php", "+4.8", "MiB", "+977", "KiB", "62ms"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--columns", "kept,p96"], "'p96' is not a column. Write one of key, verdict, reqs,"),
+        (["--columns", ""], "'' is not a column."),
+        (["--sort", "rss"], "'rss' is not a column."),
+        (["--sort", "verdict"], "'verdict' is a column that cannot sort. Write key, reqs, kept,"),
+    ],
+)
+def test_a_name_that_is_not_a_column_is_a_usage_error(run, path, options, problem):
+    code, out, err = run("report", *options, path)
+
+    assert (code, out) == (2, "")
+    assert problem in err
+
+
+def test_the_folder_of_all_scripts_is_in_the_header_and_in_no_row(run, tmp_path):
+    file = recording(
+        tmp_path / "r", [request(script=f"/srv/www/{name}.php", nth=n) for n, name in enumerate(["x/a", "b"])]
+    )
+
+    _, out, _ = run("report", file)
+
+    assert "scripts in /srv/www/\n" in out
+    assert {line.split()[0] for line in out.splitlines() if ".php" in line} == {"x/a.php", "b.php"}
+
+
+def test_requests_without_a_script_are_counted_below_the_table_and_take_no_place_in_it(run, tmp_path):
+    file = recording(tmp_path / "r", [*LEAKS, COMPLETE, *[request(script=None, native_kept=2_000_003)] * 3])
+
+    _, out, _ = run("report", "-n", "2", file)
+    _, as_json, _ = run("report", "-n", "1", "--format", "json", file)
+
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("/")] == ["/leak.php", "/srv/www/index.php"]
+    assert "(none): 3 requests that ran no script (404), or whose script was not seen, kept " in out
+    assert "more: -n 0" not in out
+    assert [group["key"] for group in json.loads(as_json)["groups"]] == ["/leak.php"]
 
 
 def test_no_limit_shows_all(run, tmp_path):
@@ -445,8 +497,11 @@ def test_the_balance_is_printed_with_v(tmp_path):
         "phptrace: between requests: not known (no worker served two requests)\n"
         "phptrace: shared memory: +12 B (1 of 1 worker). It is mostly OPcache's, which all workers share: a page counts"
         " in each that has used it.\n"
+        "phptrace: start of 1 worker: not known (its first requests cannot be distinguished from the others)\n"
+        "phptrace: 1 worker grew 512 KiB: kept 99.9 KiB, the rest 412 KiB\n"
     )
-    assert (plain.stdout, plain.stderr) == (verbose.stdout, "")
+    explained = verbose.stdout.removeprefix(plain.stdout)
+    assert (plain.stderr, explained.startswith("VERDICT: what the requests do to memory;")) == ("", True)
 
 
 def test_much_growth_between_requests_and_of_shared_memory_is_in_the_report(run, tmp_path):

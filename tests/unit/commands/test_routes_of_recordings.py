@@ -58,7 +58,7 @@ def test_by_what_a_report_is_grouped_can_be_chosen(run, tmp_path):
 
     for by in ("script", "route"):
         assert groups(run("report", "--format", "json", "--group-by", by, path)[1])[0] == by
-    assert "\nroute " in run("report", path)[1]
+    assert "\nROUTE " in run("report", path)[1]
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "tsv"])

@@ -6,6 +6,7 @@ import dataclasses
 
 from tracer.analysis.balance import Balance
 from tracer.analysis.between import Between
+from tracer.analysis.start import Parts
 from tracer.reporters import balance_text
 
 KNOWN = Balance(
@@ -81,3 +82,32 @@ def test_only_parts_that_are_large_are_shown_unasked():
         balance_text.shared_line(SEEN)
     ]
     assert balance_text.large_parts(Between(1)) == []
+
+
+GREW = Parts(workers=44, start=12 << 20, kept=15 << 20, grew=31 << 20, between_requests=1 << 20, rest=3 << 20)
+
+
+def test_the_growth_of_all_workers_is_a_line_whose_parts_add_up():
+    assert balance_text.parts_line(GREW) == (
+        "44 workers grew 31.0 MiB: kept 15.0 MiB, start 12.0 MiB, between requests 1.0 MiB, the rest 3.0 MiB (Zend's"
+        " chunks, free memory that malloc keeps, and what was not counted)"
+    )
+
+
+def test_parts_that_are_not_known_are_in_the_rest():
+    unknown = Parts(workers=1, start=None, kept=None, grew=-4096, between_requests=None, rest=-4096)
+
+    assert balance_text.parts_line(unknown) == "1 worker grew -4.0 KiB: the rest -4.0 KiB"
+    assert balance_text.start_line(unknown) == "start of 1 worker: not known (native memory was not counted)"
+    assert balance_text.parts_line(Parts(0, None, None, None, None, None)) == (
+        "growth of all workers: not known (no worker has two samples)"
+    )
+
+
+def test_the_start_and_the_sum_are_shown_where_they_are_large():
+    assert balance_text.large_growth(GREW) == [balance_text.start_line(GREW), balance_text.parts_line(GREW)]
+    assert balance_text.large_growth(dataclasses.replace(GREW, start=65_535, grew=1_048_575)) == []
+    assert balance_text.large_growth(dataclasses.replace(GREW, start=65_536, grew=-1_048_576)) == [
+        "start of 44 workers: 64.0 KiB, 1.5 KiB each, kept once, in caches. It is not a leak.",
+        balance_text.parts_line(dataclasses.replace(GREW, start=65_536, grew=-1_048_576)),
+    ]

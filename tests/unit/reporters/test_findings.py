@@ -9,11 +9,13 @@ import pytest
 from rich.cells import cell_len
 
 from tracer.analysis.group import Group
-from tracer.analysis.ranking import GroupBy, Sort
+from tracer.analysis.ranking import GroupBy
 from tracer.analysis.tally import Tally
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.analysis.verdict.memory import HighWater
-from tracer.reporters import findings, table
+from tracer.reporters import findings, ranking_table
+from tracer.reporters.columns import COLUMNS
+from tracer.reporters.ranking_table import TableOptions
 from tracer.reporters.verdict_text import Source
 
 MIB = 1 << 20
@@ -46,6 +48,25 @@ def test_the_report_opens_with_the_leak_and_then_with_what_is_none():
         "            Next: phptrace record -d 10m php-fpm",
         "",
     ]
+
+
+def test_on_a_terminal_the_verdict_alone_has_a_colour(monkeypatch):
+    for name, value in (("COLUMNS", "100"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    out = io.StringIO()
+    out.isatty = lambda: True
+
+    findings.render([group("/l", LEAK)], out, by=GroupBy.SCRIPT, source=Source(("r.phptrace",)))
+
+    assert out.getvalue().startswith("\x1b[1;31mLEAK        \x1b[0m/l keeps 25.6 KiB a request")
+
+
+def test_the_folder_of_all_scripts_is_in_no_finding():
+    out = io.StringIO()
+
+    findings.render([group("/srv/l", LEAK)], out, by=GroupBy.SCRIPT, source=Source(("r.phptrace",)), root="/srv/")
+
+    assert out.getvalue().startswith("LEAK        l keeps 25.6 KiB a request")
 
 
 def test_larger_leaks_come_first_and_five_lines_are_enough():
@@ -91,7 +112,7 @@ def test_no_line_is_wider_than_100_cells_and_no_key_acts_on_the_terminal():
     assert any(line.startswith("HIGH-WATER  (none) raised") for line in found)
 
 
-@pytest.mark.parametrize("sort", Sort)
+@pytest.mark.parametrize("sort", [one for one in COLUMNS if one.sorts], ids=lambda one: one.name)
 def test_the_table_has_a_column_for_the_verdict_and_stays_within_100_columns(sort):
     out = io.StringIO()
     large = dataclasses.replace(
@@ -99,10 +120,10 @@ def test_the_table_has_a_column_for_the_verdict_and_stays_within_100_columns(sor
         anon_peak_max=1_022_999_999, zend_peak_max=1_022_999_999, duration_p95_ns=999_900_000, verdict=HIGH,
     )  # fmt: skip
 
-    table.render([large, group("/l", LEAK)], Tally(), out, by=GroupBy.SCRIPT, sort=sort, hidden=0)
+    ranking_table.render([large, group("/l", LEAK)], Tally(), out, TableOptions(GroupBy.SCRIPT, sort), hidden=0)
 
     header, first, second = out.getvalue().splitlines()[:3]
     assert max(map(cell_len, (header, first, second))) <= 100
-    assert header.split()[1] == "verdict"
+    assert header.split()[1] == "VERDICT"
     assert first.split()[1:3] == ["high-water", "9,999,999"]
     assert second.split()[1:3] == ["leak", "3"]

@@ -14,13 +14,15 @@ from rich.cells import cell_len
 from samples import BLOG, COMPLETE, PROPERTY, SHOP, request
 
 from tracer.analysis.group import Group
-from tracer.analysis.ranking import GroupBy, Ranking, Sort
+from tracer.analysis.ranking import GroupBy, Ranking
 from tracer.analysis.tally import Tally
 from tracer.doctor import ALL, BPF, PTRACE, Check
 from tracer.facts import Fork, Loss, Request, Worker
-from tracer.reporters import checklist, json_report, table
+from tracer.reporters import checklist, json_report, ranking_table, table
 from tracer.reporters.checklist import Outcome, Traced
+from tracer.reporters.columns import DEFAULT_SORT, column
 from tracer.reporters.live import LiveView, Status
+from tracer.reporters.ranking_table import TableOptions
 
 # Design, section 6: fields of a group of `report --format json`.
 GROUP_FIELDS = {"key", "requests", "growth_bytes", "kept_bytes", "kept_per_request", "kept_low", "kept_high",
@@ -32,6 +34,8 @@ LARGE = Group(
     kept_bytes=-1_022_999_999_999, kept_per_request=-1_022_999_999.5, kept_low=-1_022_999_999.5, kept_high=0.5,
     kept_how="estimated", kept_share=1.0, kept_p50=1_022_999_999, kept_p95=1_022_999_999, warmup_bytes=-7, counted=3,
     anon_peak_max=1_022_999_999, zend_peak_max=1_022_999_999, duration_p95_ns=999_900_000,
+    kept_per_hour=-1_022_999_999_999.5, rise_max=1_022_999_999, memory_limit=1_022_999_999, fatal=0, status_5xx=0,
+    duration_mean_ns=999_900_000, duration_max_ns=999_900_000, duration_total_ns=999_900_000,
 )  # fmt: skip
 SMALL = Group("/a.php", 3, 0, 7, 2, 5, 11, 3.5, 3.5, 4.5, "counted", 0.5, 3, 5, 0, 3, 13, 17, 1_000)
 NONE = Group(None, 1, 1, *[None] * 12, 0, *[None] * 3)
@@ -44,10 +48,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(
-    groups: list[Group], out: io.StringIO, tally: Tally | None = None, hidden: int = 0, sort: Sort = Sort.NATIVE
-) -> str:
-    table.render(groups, tally or Tally(), out, by=GroupBy.SCRIPT, sort=sort, hidden=hidden)
+BY_SCRIPT = TableOptions(GroupBy.SCRIPT, DEFAULT_SORT)
+
+
+def shown(groups: list[Group], out: io.StringIO, hidden: int = 0, options: TableOptions = BY_SCRIPT) -> str:
+    ranking_table.render(groups, Tally(), out, options, hidden=hidden)
     return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())  # bold and dim, of a terminal
 
 
@@ -65,23 +70,12 @@ def test_on_a_terminal_of_100_columns_nothing_is_wider_and_no_number_is_cut(term
     assert max(map(len, text.splitlines())) <= 100
     row = next(line for line in text.splitlines() if "9,999,999" in line)
     assert row.split()[1:] == [
-        "9,999,999",
-        "~-953",
-        "GiB",
-        "~-976",
-        "MiB",
-        "100%",
-        "976",
-        "MiB",
-        "976",
-        "MiB",
-        "999.9",
-        "ms",
-    ]
+        "9,999,999", "~-953", "GiB", "~-953", "GiB", "100", "%", "976M", "976M/976M", "1s", "1s",
+    ]  # fmt: skip
 
 
 def test_sorted_by_growth_a_terminal_of_100_columns_still_has_room(terminal):
-    text = shown([LARGE, SMALL, NONE], terminal, sort=Sort.GROWTH)
+    text = shown([LARGE, SMALL, NONE], terminal, options=dataclasses.replace(BY_SCRIPT, sort=column("growth")))
 
     assert max(map(len, text.splitlines())) <= 100
     assert "-953 GiB" in text
@@ -107,13 +101,15 @@ SMALL_VALUES = tuple(getattr(SMALL, name) for name in Group.__slots__[1:])
 
 
 def test_a_figure_that_was_not_measured_is_a_dash():
-    row = next(line for line in shown([NONE], io.StringIO()).splitlines() if line.startswith("(none)"))
+    unknown = dataclasses.replace(NONE, key="/a.php")
 
-    assert row.split() == ["(none)", "1", "-", "-", "-", "-", "-", "-"]
+    row = next(line for line in shown([unknown], io.StringIO()).splitlines() if line.startswith("/a.php"))
+
+    assert row.split() == ["/a.php", "1", "-", "-", "-", "-", "-", "-", "-"]
 
 
 def test_a_counted_figure_that_may_be_nothing_says_how_much_it_may_be_at_most():
-    doubtful = dataclasses.replace(SMALL, kept_low=0.0, kept_bytes=2048, kept_per_request=1024.0)
+    doubtful = dataclasses.replace(SMALL, kept_low=0.0, kept_bytes=2048, kept_per_hour=1024.0)
 
     row = next(line for line in shown([doubtful], io.StringIO()).splitlines() if line.startswith("/a.php"))
 
@@ -122,9 +118,9 @@ def test_a_counted_figure_that_may_be_nothing_says_how_much_it_may_be_at_most():
 
 
 def test_the_column_that_sorts_is_marked():
-    header = shown([SMALL], io.StringIO(), sort=Sort.PEAK).splitlines()[0]
+    header = shown([SMALL], io.StringIO(), options=dataclasses.replace(BY_SCRIPT, sort=column("peak"))).splitlines()[0]
 
-    assert "anon peak↓" in header
+    assert "PEAK↓" in header
     assert header.count("↓") == 1
 
 
@@ -184,6 +180,12 @@ def test_the_json_report_names_who_forked():
     [
         ("abcdef", 4, "…def"),
         ("abcd", 4, "abcd"),
+        ("/srv/www/app/index.php", 21, "…/www/app/index.php"),
+        ("/srv/www/app/index.php", 19, "…/www/app/index.php"),
+        ("/srv/www/app/index.php", 18, "…/app/index.php"),
+        ("/srv/www/app/index.php", 10, "…index.php"),
+        ("/srv/界界/", 6, "…界界/"),
+        ("/srv/界界/界", 6, "…/界"),
         ("界界界", 6, "界界界"),
         ("界界界", 5, "…界界"),
         ("界界界", 4, "…界"),  # half a character cannot be shown
@@ -236,7 +238,7 @@ def test_the_live_view_leaves_its_last_state_on_the_screen(terminal):
     tally.add(COMPLETE)
     status = Status("php-fpm", "bpf", 7, 61.0, 1009.0, "a note")
 
-    with LiveView(terminal, sort=Sort.NATIVE, top=None) as view:
+    with LiveView(terminal, options=BY_SCRIPT, top=None) as view:
         view.update(ranking, tally, status)
 
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
@@ -253,13 +255,31 @@ def test_the_live_view_names_the_requests_that_run_and_leaves_room_for_them(term
     status = Status("php-fpm", "bpf", 7, 61.0, 1009.0, None)
     running = [in_flight(16 << 20, f"/events/{nth}", nth) for nth in range(4)]
 
-    with LiveView(terminal, sort=Sort.NATIVE, top=None) as view:
+    with LiveView(terminal, options=BY_SCRIPT, top=None) as view:
         view.update(ranking, Tally(), status, running)
 
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     last = text[text.rindex("phptrace") :]
     assert "IN FLIGHT: /events/0 in worker 0: +16.0 MiB in 16.0 s, +3.5 GiB an hour" in last
     assert last.count("IN FLIGHT") == 3
+    assert len(last.splitlines()) <= 24
+
+
+def test_the_live_view_names_the_folder_of_scripts_and_requests_without_one_whatever_fits(terminal):
+    ranking = Ranking(GroupBy.SCRIPT)
+    for nth in range(40):
+        ranking.add(COMPLETE._replace(script=f"/srv/www/{nth}.php", native_kept=nth))
+    ranking.add(COMPLETE._replace(script=None, native_kept=0))
+    options = dataclasses.replace(BY_SCRIPT, legend=True)
+
+    with LiveView(terminal, options=options, top=None) as view:
+        view.update(ranking, Tally(), Status("php-fpm", "bpf", 7, 61.0, 1009.0, None))
+
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    last = text[text.rindex("phptrace") :]
+    assert "0 lost · scripts in /srv/www/" in last
+    assert "(none): 1 request that ran no script (404), or whose script was not seen" in last
+    assert "VERDICT: what the requests do to memory" in last
     assert len(last.splitlines()) <= 24
 
 
@@ -389,14 +409,14 @@ def test_a_table_of_several_containers_has_a_column_for_them(terminal):
     lines = shown(groups, terminal).splitlines()
 
     assert max(map(cell_len, lines)) <= 100
-    assert lines[0].split()[:3] == ["script", "container", "requests"]
+    assert lines[0].split()[:3] == ["SCRIPT", "CONTAINER", "REQS"]
     assert lines[1].split()[:3] == ["/a.php", "shop", "3"]
     assert "\x1b" not in lines[2]
     assert "…" + "k" * 27 in lines[3]
 
 
 def test_a_table_of_one_container_has_no_column_for_it():
-    assert shown([SMALL, NONE], io.StringIO()).splitlines()[0].split()[:2] == ["script", "requests"]
+    assert shown([SMALL, NONE], io.StringIO()).splitlines()[0].split()[:2] == ["SCRIPT", "REQS"]
 
 
 def test_json_has_every_container_and_that_of_each_group():

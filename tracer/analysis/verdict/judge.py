@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tracer.analysis.kept import How, Kept
 from tracer.analysis.verdict.course import LEAST_LAST, Course, course
 from tracer.analysis.verdict.memory import HighWater, Memory
+from tracer.analysis.verdict.recorded_time import LEAST_SECONDS
 
 _LEAST_BYTES = 64 << 10  # less in a whole recording is nobody's leak
 _LEAST_REQUESTS = 12
@@ -23,7 +24,6 @@ _LEAST_SHARED = 2 << 20  # a worker
 _LEAST_CHURN = 16 << 20
 _SHARED_OF_CHURN = 1 / 4
 _LOST = 0.01  # share of all requests: with more, blocks may have been freed unseen
-_LEAST_SECONDS = 5.0
 
 
 class Kind(enum.Enum):
@@ -230,7 +230,7 @@ def _unclear(found: Evidence, why: Why, last_requests: int = 0) -> Verdict:
 def _figures(found: Evidence, kind: Kind) -> Verdict:
     kept, memory, seconds = found.kept, found.memory, found.seconds
     total = kept.total
-    known = total is not None and seconds is not None and seconds >= _LEAST_SECONDS
+    known = total is not None and seconds is not None and seconds >= LEAST_SECONDS
     return Verdict(
         kind,
         requests=kept.counted if kept.how is How.COUNTED else found.requests,

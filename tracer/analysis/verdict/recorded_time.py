@@ -5,6 +5,7 @@ Clocks may be set while one records. A clock that goes back by more than some se
 
 from __future__ import annotations
 
+LEAST_SECONDS = 5.0  # of a rate
 _BACK_NS = 10_000_000_000
 
 
@@ -43,3 +44,9 @@ class RecordedTime:
         if self._jumped or self._first_ns is None:
             return None
         return (self._before_ns + self._last_ns - self._first_ns) / 1e9
+
+    @property
+    def hours(self) -> float | None:
+        """The same in hours; None also if it is too short for a rate."""
+        seconds = self.seconds
+        return None if seconds is None or seconds < LEAST_SECONDS else seconds / 3600
