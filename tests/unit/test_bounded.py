@@ -94,7 +94,7 @@ def test_workers_that_end_leave_nothing_behind_in_the_tally(decoded):
 @pytest.mark.parametrize("by", GroupBy)
 def test_a_live_ranking_has_a_size_that_it_does_not_exceed(decoded, monkeypatch, by):
     for name in ("seen_workers._WORKERS_MAX", "held._HELD_MAX", "routes._MOST_CACHED", "routes._MOST_ROUTES",
-                 "route_tree._MOST_KNOWN", "verdict.memory._WORKERS_MAX"):  # fmt: skip
+                 "route_tree._MOST_KNOWN", "ranking._LIVE_WORKERS"):  # fmt: skip
         monkeypatch.setattr(f"tracer.analysis.{name}", 100)
     ranking = Ranking(by, routes=LiveRoutes(), window=64, max_groups=50)
 

@@ -24,15 +24,15 @@ class Accumulator:
 
     __slots__ = (
         "_anon_peak", "_cut_off_growth", "_duration_max", "_durations", "_ending_unknown", "_fatal", "_growth",
-        "_incomplete", "_kept", "_memory_limit", "_net", "_server_errors", "_statuses", "_zend_peak", "memory",
-        "requests",
+        "_incomplete", "_kept", "_latest", "_memory_limit", "_net", "_server_errors", "_statuses", "_zend_peak",
+        "memory", "requests",
     )  # fmt: skip
 
-    def __init__(self, window: int | None) -> None:
-        """`window`: how many last requests the quantiles cover; None for all."""
+    def __init__(self, window: int | None, *, workers: int = 4096) -> None:
+        """`window`: how many last requests the quantiles cover; None for all. `workers`: the most to tell apart."""
         self.requests = 0
         self._incomplete = 0
-        self.memory = Memory(live=window is not None)
+        self.memory = Memory(workers)
         self._growth = Values(window)
         self._cut_off_growth: int | None = None  # of requests in flight: no figure of one request
         self._kept = KeptSum(window)
@@ -46,6 +46,7 @@ class Accumulator:
         self._memory_limit: int | None = None  # of the request with the largest Zend peak
         self._anon_peak: int | None = None
         self._zend_peak: int | None = None
+        self._latest: tuple[tuple[int, int], Group] | None = None  # the figures when they were last asked for
 
     def add(self, request: Request, run: Run, worker: int, taken_over: int) -> tuple[OpenValues, int] | None:
         """Count a request. Return as KeptSum.add() does; None if what it kept is not known."""
@@ -130,6 +131,24 @@ class Accumulator:
 
         An `estimate` counts where too few requests were counted.
         """
+        version = self.requests, self._kept.version
+        latest = self._latest
+        if latest is None or latest[0] != version or latest[1].key != key or latest[1].container != container:
+            group = self._group(key, container, None, None)
+            self._latest = version, group
+        else:
+            group = latest[1]
+        if correct is None and (estimate is None or group.kept_how is not None):
+            return group
+        return self._group(key, container, estimate, correct)
+
+    def _group(
+        self,
+        key: str | None,
+        container: str | None,
+        estimate: Estimate | None,
+        correct: Callable[[Kept, int], Kept] | None,
+    ) -> Group:
         growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
         growth = None if not self._growth.count else self._growth.total
         if self._cut_off_growth is not None:

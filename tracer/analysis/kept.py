@@ -86,6 +86,12 @@ class KeptSum:
         return values, values.add(kept, worker)
 
     @property
+    def version(self) -> int:
+        """Another one when a figure may have changed."""
+        first, of_route, later = self._runs
+        return self._complete + first.version + of_route.version + later.version
+
+    @property
     def known(self) -> bool:
         """True if enough requests were counted for the figures."""
         _, of_route, later = self._runs

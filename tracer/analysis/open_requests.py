@@ -8,7 +8,6 @@ which is not open, kept as much.
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from itertools import chain
 from typing import NamedTuple
 
@@ -34,7 +33,10 @@ class Believed(NamedTuple):
 class OpenValues:
     """Bytes that requests kept, of which some are open, and the workers that served them."""
 
-    __slots__ = ("_kept_any", "_left_out", "_open", "_requests", "_squares", "_total", "_values", "_window", "_workers")
+    __slots__ = (
+        "_kept_any", "_left_out", "_open", "_requests", "_squares", "_total", "_values", "_window", "_workers",
+        "version",
+    )  # fmt: skip
 
     def __init__(self, window: int | None) -> None:
         """`window`: how many last requests the quantiles cover, and what open ones are compared with; None for all."""
@@ -43,8 +45,9 @@ class OpenValues:
         self._workers = array("q")
         self._requests = self._total = self._kept_any = 0  # as in Believed, if the open ones are
         self._squares = 0.0
-        self._open: OrderedDict[int, int] = OrderedDict()  # bytes kept, by number
-        self._left_out: OrderedDict[int, None] = OrderedDict()  # numbers of the last that are not believed for good
+        self._open: dict[int, int] = {}  # bytes kept, by number, in order
+        self._left_out: dict[int, None] = {}  # numbers of the last that are not believed for good
+        self.version = 0  # another one when something has changed
 
     def add(self, kept: int, worker: int) -> int:
         """Add a request of that worker, which is open, and return its number.
@@ -64,6 +67,7 @@ class OpenValues:
             self._squares += float(kept) * kept
             self._kept_any += kept > 0
         self._open[number] = kept
+        self.version += 1
         if window is not None and next(iter(self._open)) <= number - window:
             self._decide_on_the_oldest()
         return number
@@ -77,16 +81,18 @@ class OpenValues:
 
     def _decide_on_the_oldest(self) -> None:
         """Believe an open request that leaves the window, or leave it out for good."""
-        number, kept = self._open.popitem(last=False)
+        number = next(iter(self._open))
+        kept = self._open.pop(number)
         most = self._most_of_others
         if most is not None and kept > most:
             self._take(kept, times=-1)
             self._left_out[number] = None
             if len(self._left_out) > _LEFT_OUT_MAX:
-                self._left_out.popitem(last=False)
+                del self._left_out[next(iter(self._left_out))]
 
     def change(self, number: int, before: int, after: int) -> None:
         """Take note that the request of that number had kept `before`, and that `after` is left of it."""
+        self.version += 1
         self._values.replace(number, before, after)
         if number in self._left_out:
             return
@@ -97,7 +103,8 @@ class OpenValues:
 
     def close(self, number: int) -> None:
         """Take note that the request after the one of that number was counted."""
-        self._open.pop(number, None)
+        if self._open.pop(number, None) is not None:
+            self.version += 1
 
     @property
     def count(self) -> int:

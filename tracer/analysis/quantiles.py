@@ -40,7 +40,11 @@ class Values:
 
         None if there is none.
         """
-        left_out = Counter(others)
+        if not self.last:
+            return None
+        most, left_out = max(self.last), Counter(others)
+        if self.last.count(most) > left_out[most]:
+            return most
         for value in sorted(self.last, reverse=True):
             if not left_out[value]:
                 return value

@@ -36,6 +36,10 @@ COLUMNS = (
 # For a view that is shown for hours: last requests of a group for quantiles, and groups.
 LIVE_WINDOW = 4096
 LIVE_GROUPS = 5000
+# The first ones are the most frequent as a rule. Of each that comes later, less is remembered.
+_LIVE_FREQUENT = 250
+_LIVE_WINDOW_OF_RARE = 128
+_LIVE_WORKERS, _LIVE_WORKERS_OF_RARE = 64, 8
 
 
 class GroupBy(enum.Enum):
@@ -92,8 +96,8 @@ class Ranking:
         }[by]
         self._window = window
         self._max_groups = max_groups
-        self._groups: dict[GroupKey, Accumulator] = {}
-        self._left_out: dict[GroupKey, Accumulator] = {}
+        self._groups: dict[_Key, Accumulator] = {}
+        self._left_out: dict[_Key, Accumulator] = {}
 
     def begin_recording(
         self, workers: Iterable[Worker], looks: Iterable[Look] = (), *, filtered: bool = False, frees: bool = True
@@ -154,26 +158,33 @@ class Ranking:
         self._estimation.add(request, key, needed=group.needs_estimate)
         return key, run
 
-    def _meet(self, worker: SeenWorker, name: str | RouteKey | WorkerKey | None) -> tuple[GroupKey, Accumulator | None]:
+    def _meet(self, worker: SeenWorker, name: str | RouteKey | WorkerKey | None) -> tuple[_Key, Accumulator | None]:
         """The group of that name that a worker serves for the first time; None if there are too many groups."""
         key = worker.place, name
         group = self._groups.get(key)
         if group is None and (self._max_groups is None or len(self._groups) < self._max_groups):
-            group = self._groups[key] = Accumulator(self._window)
+            group = self._groups[key] = self._new_group()
         if len(worker.groups) < _GROUPS_MAX:
             worker.groups[name] = key, group
             self._workers.remember(worker)
         return key, group
 
-    def _left_out_of(self, key: GroupKey) -> Accumulator:
+    def _new_group(self) -> Accumulator:
+        if self._window is None:
+            return Accumulator(None)
+        if len(self._groups) < _LIVE_FREQUENT:
+            return Accumulator(self._window, workers=_LIVE_WORKERS)
+        return Accumulator(min(self._window, _LIVE_WINDOW_OF_RARE), workers=_LIVE_WORKERS_OF_RARE)
+
+    def _left_out_of(self, key: _Key) -> Accumulator:
         """The requests of that group that are left out."""
         group = self._left_out.get(key)
         if group is None:
-            group = self._left_out[key] = Accumulator(self._window)
+            group = self._left_out[key] = self._new_group()
         return group
 
     @property
-    def _shown(self) -> dict[GroupKey, Accumulator]:
+    def _shown(self) -> dict[_Key, Accumulator]:
         """The groups, but those of which all requests are left out."""
         if not self._left_out:
             return self._groups
@@ -251,10 +262,11 @@ class Ranking:
         routes = RouteNames.names(name for _, name in every)
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
+        place_of: dict[tuple[str | int | None, ...], str] = {tuple(place): shown for place, shown in places.items()}
         found = []
         for key, accumulator in every.items():
             at, name = key
-            place = places[Place._make(at)]
+            place = place_of[at]
             shown = routes[name] if isinstance(name, RouteKey) else name
             shown = workers[shown] if isinstance(shown, WorkerKey) else shown
             if self.by is GroupBy.CONTAINER:
@@ -285,7 +297,8 @@ class Ranking:
 
 
 # The place, as a plain tuple, and the name.
-GroupKey = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
+_Key = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
+GroupKey = _Key
 _GROUPS_MAX = 4096  # of one worker, that are remembered
 _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,

@@ -140,6 +140,7 @@ def _compared(
         moved=comparison.moved,
         left_out=before.overflow + after.overflow,
         stacks=all(recording.has_stacks for recording in recordings),
+        same=len({recording.identity for recording in recordings}) == 1,
     )
 
 

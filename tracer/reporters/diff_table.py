@@ -47,6 +47,7 @@ class Diff:
     moved: tuple[str, str] | None
     left_out: int  # requests of keys that are too many
     stacks: bool  # both have call stacks
+    same: bool  # they are one file
 
     @property
     def next_step(self) -> str | None:
@@ -62,7 +63,8 @@ class Diff:
     @property
     def cautions(self) -> list[str]:
         """A line for each reason to doubt the comparison, escaped."""
-        found = doubts(self.before, self.after)
+        found = ["both are the same recording"] if self.same else []
+        found += doubts(self.before, self.after)
         remark = busier(self.every)
         found += [] if remark is None else [remark]
         found += [f"{self.left_out:,} requests of further keys are not compared"] if self.left_out else []

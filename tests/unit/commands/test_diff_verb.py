@@ -245,6 +245,16 @@ def test_a_recording_of_an_older_schema_is_compared_as_far_as_its_columns_go(run
         assert any(line.startswith("schema: ") for line in found["cautions"]) is (pair != (old, old))
 
 
+def test_a_recording_compared_with_itself_is_the_same_and_says_so(run, leaks, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(leaks)
+
+    for other in (leaks, link):
+        found = document(run("diff", "--format", "json", "--fail-over", "0", leaks, other)[1])
+        assert found["cautions"] == ["both are the same recording"]
+        assert {found["groups"][0][figure]["change"] for figure in ("kept", "rise", "zend", "duration")} == {"same"}
+
+
 def test_an_empty_recording_has_no_rows(run, before, tmp_path):
     empty = recording(tmp_path / "empty", [], META)
 

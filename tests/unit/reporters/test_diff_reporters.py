@@ -49,7 +49,7 @@ def requests(size: int = 0, script: str = "/a.php", **changed: object) -> list:
 
 def diff(every: list[Row], **changed: object) -> Diff:
     fixed = {"before": about(), "after": about("after.phptrace"), "rows": every, "every": every, "moved": None,
-             "metric": Figure.KEPT, "group_by": "script", "left_out": 0, "stacks": False}  # fmt: skip
+             "metric": Figure.KEPT, "group_by": "script", "left_out": 0, "stacks": False, "same": False}  # fmt: skip
     return Diff(**{**fixed, **changed})
 
 

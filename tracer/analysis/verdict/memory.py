@@ -9,8 +9,6 @@ from typing import NamedTuple
 from tracer.analysis.verdict.worker_levels import SETTLED, Level
 from tracer.facts import Request
 
-_WORKERS_MAX = 4096
-_WORKERS_MAX_LIVE = 64
 _STEPS = 3  # of one worker
 _CONCENTRATED = 0.8
 _STEP = 1 << 20
@@ -46,9 +44,9 @@ class Memory:
 
     __slots__ = ("_raised", "_workers_max", "complete", "rise_max", "served", "shared", "workers")
 
-    def __init__(self, *, live: bool = False) -> None:
-        """`live`: it runs for a long time, so that few workers have to do."""
-        self._workers_max = _WORKERS_MAX_LIVE if live else _WORKERS_MAX
+    def __init__(self, workers_max: int = 4096) -> None:
+        """`workers_max`: how many workers are told apart, those that came last."""
+        self._workers_max = workers_max
         self.workers = 0  # that served any
         self.complete = 0
         self.rise_max = 0  # the most that one of them needed beyond what its worker had

@@ -107,7 +107,7 @@ def test_the_growth_of_the_workers_is_that_after_their_first_requests():
 
 
 def test_a_live_group_keeps_the_figures_of_the_64_workers_that_came_last():
-    levels, memory = Levels(), Memory(live=True)
+    levels, memory = Levels(), Memory(64)
     for pid in range(1, 101):
         one = between(10 * MIB, 29 * MIB, pid=pid)
         memory.add(one, *levels.add(one))
