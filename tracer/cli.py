@@ -27,8 +27,10 @@ _VERBS = {
     "diff": "Compare two recordings, such as those before and after a deploy.",
     "flame": "Draw a flame graph of the PHP functions that made the workers grow.",
     "export": "Convert recordings to NDJSON, CSV or TSV, one row per request.",
+    "sizing": "Recommend pm.max_children, pm.max_requests and memory_limit.",
     "info": "Show how a recording was made, and what it holds and lacks.",
     "heap": "Show the memory that a PHP process holds, by kind and chunk size.",
+    "host": "Show which memory of this host is eaten, and which is only borrowed.",
     "doctor": "Check this host; show how to fix what is missing.",
 }
 

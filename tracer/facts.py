@@ -1,4 +1,4 @@
-"""The facts of a recording: Request, Growth, Retained, Release, Worker, Fork, Look, Loss. Imports nothing of ours.
+"""The facts of a recording, such as Request, Growth, Worker, Look and Loss. Imports nothing of ours.
 
 Facts are named tuples, not dataclasses: one is made for every request a site serves, a tuple is
 made in a third of the time, and it is already the row that the recording stores.
@@ -295,6 +295,25 @@ class Look(NamedTuple):
         return self.settled and self.anon is not None and self.zend_resident is not None
 
 
+class Footprint(NamedTuple):
+    """The memory of one worker, or of a master, as /proc/PID/smaps_rollup and status have it. Bytes; None = unknown."""
+
+    pid: int
+    start_ticks: int  # as in Worker
+    at_ns: int  # Unix time
+    took_ns: int  # CPU time of phptrace
+    idle: bool  # True: it waited for a request, before and after
+    rss: int
+    pss: int  # its part of it: what several processes share is divided among them
+    pss_shmem: int | None  # the same of shared memory alone; Linux >= 5.3
+    private_clean: int  # that no other process maps: mostly pages of files
+    private_dirty: int
+    anonymous: int  # shared with the master or not
+    shmem: int | None  # resident shared memory
+    swap_pss: int | None
+    page_tables: int | None
+
+
 class Loss(NamedTuple):
     """Facts that happened and could not be delivered."""
 
@@ -303,4 +322,4 @@ class Loss(NamedTuple):
     why: str
 
 
-Fact = Request | Growth | Retained | Release | Worker | Fork | Look | Loss
+Fact = Request | Growth | Retained | Release | Worker | Fork | Look | Footprint | Loss

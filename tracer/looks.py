@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 
 from tracer import worker_look
 from tracer.errors import UnsupportedError
-from tracer.facts import Look, Request, Worker
+from tracer.facts import Footprint, Look, Request, Worker
+from tracer.footprints import Footprints
 from tracer.targets import processes
 from tracer.targets.resolve import Target
 from tracer.worker_look import GONE, BusyError, Subject, absent
@@ -81,8 +82,8 @@ class _Course:
 
 
 def looks_at(targets: Sequence[Target]) -> Looks:
-    """Looks at the workers of these targets, and at those that their masters fork later."""
-    return Looks(subjects(targets), masters(targets))
+    """Looks at the workers of these targets, and at those that their masters fork later, with their footprints."""
+    return Looks(subjects(targets), masters(targets), Footprints())
 
 
 def masters(targets: Sequence[Target]) -> dict[int, Subject]:
@@ -116,9 +117,18 @@ class Looks:
     last. All of them belong to one thread.
     """
 
-    def __init__(self, workers: Sequence[Subject], masters: Mapping[int, Subject] | None = None) -> None:
-        """Prepare; nothing is looked at before begin(). Workers that a master of `masters` forks are looked at too."""
+    def __init__(
+        self,
+        workers: Sequence[Subject],
+        masters: Mapping[int, Subject] | None = None,
+        footprints: Footprints | None = None,
+    ) -> None:
+        """Prepare; nothing is looked at before begin(). Workers that a master of `masters` forks are looked at too.
+
+        `footprints` of the workers that are followed are given out with the looks.
+        """
         self._given = workers
+        self._footprints = footprints
         self._masters = masters or {}
         self._workers: dict[int, Subject] = {}
         self._clock_offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -137,6 +147,8 @@ class Looks:
         for worker in self._given:
             self._add(worker)
         self._start(list(self._workers.values()), BEGIN_RETRY_S)
+        if self._footprints is not None:
+            self._footprints.begin()
 
     def end(self) -> None:
         """Begin the last looks, at the workers whose first one has figures. Ends the first ones, if they still run."""
@@ -150,12 +162,12 @@ class Looks:
         """True while looks are being taken."""
         return self._thread is not None and self._thread.is_alive()
 
-    def take(self) -> list[Look]:
+    def take(self) -> list[Look | Footprint]:
         """The looks since the last call of which all is known. Call it before count(), whenever facts have arrived."""
         self._receive()
         self._look_in_between()
         found, self._ready = self._ready, []
-        return found
+        return [*found, *self._footprints.take()] if self._footprints is not None else [*found]
 
     def count(self, request: Request) -> None:
         """Count a request that the backend has reported, recorded or not."""
@@ -165,6 +177,8 @@ class Looks:
 
     def follow(self, worker: Worker) -> None:
         """Look from now on at a worker that was born, and no longer at one that has ended."""
+        if self._footprints is not None:
+            self._footprints.follow(worker)
         known = self._workers.get(worker.pid)
         if known is not None and known.start_ticks == worker.start_ticks:
             if worker.died_ns is not None:
@@ -179,12 +193,14 @@ class Looks:
             if self._add(dataclasses.replace(master, pid=worker.pid, start_ticks=worker.start_ticks)):
                 self._next_round = self._affordable
 
-    def close(self) -> list[Look]:
+    def close(self) -> list[Look | Footprint]:
         """Stop looking and return the last looks, which know by now how many requests there were. Idempotent."""
         self._join()
         self._receive()
         last = [course.finished() for course in self._courses.values()]
-        found = [*self._ready, *(look for look in last if look is not None)]
+        found: list[Look | Footprint] = [*self._ready, *(look for look in last if look is not None)]
+        if self._footprints is not None:
+            found += self._footprints.close()
         self._ready.clear()
         self._courses.clear()
         return found

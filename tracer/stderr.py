@@ -1,4 +1,4 @@
-"""What is said beside the result."""
+"""Messages that are printed beside the result."""
 
 from __future__ import annotations
 

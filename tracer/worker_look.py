@@ -46,9 +46,9 @@ def look(worker: Subject, until: float) -> Look:
     limit = min(LIMIT_BYTES, max(0, int((until - time.monotonic()) * _BYTES_PER_S)))
     try:
         with ProcessMemory(worker.pid, worker.start_ticks) as memory:
-            in_accept = _waits(worker.pid)
+            in_accept = waits_for_request(worker.pid)
             found = _figures(memory, worker, limit, until)
-            if _waits(worker.pid) is not in_accept:
+            if waits_for_request(worker.pid) is not in_accept:
                 raise BusyError
     except HeapUnknownError as exc:
         return absent(worker, _REASONS.get(exc.reason) or str(exc))
@@ -74,7 +74,7 @@ def absent(worker: Subject, why: str | None) -> Look:
     )
 
 
-def _waits(pid: int) -> bool:
+def waits_for_request(pid: int) -> bool:
     """True if the process waits in accept(); False if it reads from a socket, as on a connection that it keeps.
 
     BusyError if it does something else.

@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from tracer.facts import Fact, Frame, Growth, Metric, Place, Request
+from tracer.facts import Fact, Footprint, Frame, Growth, Metric, Place, Request
 from tracer.recording.writer import Writer
 
 # One run is as another, and no examples are kept: the checkout may be read-only.
@@ -82,6 +82,13 @@ COMPLETE = Request(
     namespaces="mnt:4026532768 pid:4026532770",
     root="/srv/jail",
 )
+
+# 20,011,000 of its own, 3,000,000 of the master's pages, 5,000,000 of OPcache's with four other workers.
+FOOTPRINT = Footprint(
+    pid=4241, start_ticks=7, at_ns=11, took_ns=1_000_003, idle=True, rss=40_011_000, pss=24_711_000,
+    pss_shmem=1_000_000, private_clean=400_000, private_dirty=20_000_000, anonymous=23_000_000, shmem=5_000_000,
+    swap_pss=0, page_tables=11_000,
+)  # fmt: skip
 
 # Two containers of one host.
 SHOP = Place("shop", "5a" * 32, "/docker/" + "5a" * 32, None, "/")

@@ -30,7 +30,7 @@ from tracer.facts import Loss
 from tracer.targets.resolve import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("attach", "record", "report", "diff", "flame", "export", "info", "heap", "doctor")
+VERBS = ("attach", "record", "report", "diff", "flame", "export", "sizing", "info", "heap", "host", "doctor")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_words_of_sqlite_on_a_crafted_recording_are_escaped(run, path):
 @pytest.mark.parametrize(
     "arguments", [("export",), ("report",), ("report", "--format", "csv"), ("info",), ("flame", "--format", "folded")]
 )
-def test_what_cannot_be_written_to_stderr_fails_nothing(tmp_path, arguments):
+def test_a_stderr_that_cannot_be_written_fails_nothing(tmp_path, arguments):
     path = recording(tmp_path / "r.phptrace", FACTS, ABOUT)
     with open("/dev/full", "w") as full:
         ended = subprocess.run(

@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "targets": {"targets", "errors"},
     "backends": {"backends", "facts", "targets", "errors"},
     "worker_look": {"targets", "facts"},
-    "looks": {"worker_look", "targets", "facts", "errors"},
+    "footprints": {"worker_look", "targets", "facts", "errors"},
+    "looks": {"worker_look", "footprints", "targets", "facts", "errors"},
     "capture": {"backends", "facts", "looks"},
 }
 

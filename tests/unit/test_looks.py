@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ from waiting_process import PAUSES, READS, waiting_process
 
 from tracer import looks as module
 from tracer import worker_look
-from tracer.facts import Look, Worker
+from tracer.facts import Footprint, Look, Worker
+from tracer.footprints import Footprints
 from tracer.looks import Looks
 from tracer.targets.php import Php
 from tracer.targets.processes import process
@@ -289,3 +291,21 @@ def test_a_worker_that_no_master_of_ours_forked_is_not_looked_at(tmp_path):
 
         assert not looks.busy
     assert looks.close() == []
+
+
+def test_footprints_of_the_workers_that_are_followed_come_with_the_looks(tmp_path):
+    with waiting_process(tmp_path) as pid:
+        looks = Looks((), footprints=Footprints())
+        looks.begin()
+        found: list[Look | Footprint] = []
+
+        def sampled() -> bool:
+            found.extend(looks.take())
+            return bool(found)
+
+        looks.follow(Worker(pid, subject(pid).start_ticks, "www", None, None, None, None))
+        wait_for(sampled, "a sample")
+        found += looks.close()
+
+    assert {(type(one), one.pid) for one in found} == {(Footprint, pid)}
+    assert threading.active_count() == 1

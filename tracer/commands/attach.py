@@ -175,6 +175,8 @@ def attach(
             tick=tick,
             looks=None if file is None else looks_at(running.targets),
         )
+        if file is not None:
+            file.note("memory_ended", running.memory())
         with stopping_without_it(stop, shown_on):
             shown.end(progress)
     if not live:

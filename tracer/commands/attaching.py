@@ -29,7 +29,7 @@ from tracer.errors import (
     UnsupportedError,
     UsageError,
 )
-from tracer.targets import containers
+from tracer.targets import containers, host_memory
 from tracer.targets.php import Php
 from tracer.targets.resolve import Found, Target, find, is_pid, master_pids
 from tracer.units import counted, counted_loss
@@ -137,6 +137,10 @@ class Session:
         }
         return [*self.watch.lacking, *sorted(nameless)]
 
+    def memory(self) -> dict[str, Any]:
+        """The memory of this host, and of the cgroups of the targets."""
+        return host_memory.snapshot(target.pid for target in self.targets)
+
     @property
     def not_traced(self) -> list[str]:
         """A sentence on each process that was meant, and is not traced."""
@@ -165,6 +169,7 @@ class Session:
                 "query": "keep" if plan.keep_query else "strip",
                 **dataclasses.asdict(plan.keep),
             },
+            "memory": self.memory(),
             "clock": {"unix_ns": time.time_ns(), "monotonic_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC)},
         }
 

@@ -117,6 +117,7 @@ def _record(plan: Plan, path: str) -> None:
         )
         progress_line.clear()
         note_lacking()
+        file.note("memory_ended", running.memory())
         file.note("ended", {"why": why.value, "elapsed_s": progress.elapsed_s, "seen": progress.seen})
     notice(f"{path}: {summary(tally)}")
     finish(why, progress, tally, plan)

@@ -32,7 +32,7 @@ from tracer.commands.routing import RouteOptions, default_group
 from tracer.errors import RecordingError, UsageError
 from tracer.facts import Metric
 from tracer.recording.reader import Reader
-from tracer.reporters import balance_text, findings, heading, json_report, ranking_table, stack_text, table
+from tracer.reporters import balance_text, findings, heading, host_text, json_report, ranking_table, stack_text, table
 from tracer.reporters.columns import Column
 from tracer.reporters.delimited import render_csv, render_tsv
 from tracer.reporters.ranking_table import TableOptions
@@ -189,6 +189,7 @@ def report(
             heaviest = _heaviest(recordings, view, found, top, selection)
         ranking, tally, balancing, gaps = Ranking(by, routes=found), Tally(), Balancing(), BetweenRequests()
         source, about = Source(tuple(files)), Heading(filters=selection.shown())
+        memory = [line for recording in recordings for line in host_text.recorded_lines(recording.meta)]
         for recording in recordings:
             _add_recording(recording, ranking, tally, balancing, gaps, selection)
             about.add(recording.path, recording.meta, recording.workers(), span_of(recording))
@@ -203,6 +204,7 @@ def report(
     lines = [balance_text.line(balance), balance_text.between_line(between), balance_text.shared_line(between)]
     if sums is not None:
         lines += [balance_text.start_line(sums), balance_text.parts_line(sums)]
+    lines += memory
     for line in lines:
         log.info("%s", line)
     if balance.doubtful:

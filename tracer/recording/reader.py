@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import RecordingError
-from tracer.facts import Ending, Fork, Look, Loss, Metric, Release, Request, Stack, Worker
+from tracer.facts import Ending, Footprint, Fork, Look, Loss, Metric, Release, Request, Stack, Worker
 from tracer.recording.request_tables import check_ids
 from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS, SIDE_FILES
 from tracer.recording.stack_tables import StackReader
@@ -236,6 +236,16 @@ class Reader:
             rows = self._connection.execute(f"SELECT {', '.join(Look._fields)} FROM look ORDER BY rowid")
             found = [Look._make(row) for row in rows]
             return [look._replace(settled=bool(look.settled), in_accept=bool(look.in_accept)) for look in found]
+
+    def footprints(self) -> Iterator[Footprint]:
+        """Yield every sample of the memory of workers and masters, in their order; none before schema 3."""
+        if self._schema < 3:
+            return
+        with self.reading():
+            rows = self._connection.execute(f"SELECT {', '.join(Footprint._fields)} FROM footprint ORDER BY rowid")
+            for row in rows:
+                found = Footprint._make(row)
+                yield found._replace(idle=bool(found.idle))
 
     def losses(self) -> list[Loss]:
         """Every loss, in the order they were noticed."""

@@ -220,6 +220,22 @@ _SCHEMA_3 = {
   requests INTEGER,
   why TEXT
 ) STRICT""",
+    "footprint": """CREATE TABLE footprint (
+  pid INTEGER NOT NULL,
+  start_ticks INTEGER NOT NULL,
+  at_ns INTEGER NOT NULL,
+  took_ns INTEGER NOT NULL,
+  idle INTEGER NOT NULL,
+  rss INTEGER NOT NULL,
+  pss INTEGER NOT NULL,
+  pss_shmem INTEGER,
+  private_clean INTEGER NOT NULL,
+  private_dirty INTEGER NOT NULL,
+  anonymous INTEGER NOT NULL,
+  shmem INTEGER,
+  swap_pss INTEGER,
+  page_tables INTEGER
+) STRICT""",
     "request_row": """CREATE TABLE request_row (
   id INTEGER PRIMARY KEY,
   page INTEGER NOT NULL,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tracer.errors import IncompleteError, UsageError
-from tracer.facts import Fact, Fork, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
+from tracer.facts import Fact, Footprint, Fork, Growth, Look, Loss, Metric, Release, Request, Retained, Worker
 from tracer.output_file import check_folder, create, is_taken
 from tracer.output_place import refuse_foreign_place
 from tracer.recording.integers import saturated
@@ -44,6 +44,7 @@ _INSERT_FREED = (
 )
 _INSERT_FORK = f"INSERT INTO forked VALUES ({', '.join('?' * len(Fork._fields))})"
 _INSERT_LOOK = f"INSERT INTO look VALUES ({', '.join('?' * len(Look._fields))})"
+_INSERT_FOOTPRINT = f"INSERT INTO footprint VALUES ({', '.join('?' * len(Footprint._fields))})"
 
 
 class Writer:
@@ -57,7 +58,7 @@ class Writer:
         """
         self.path = path
         self._requests = RequestWriter()
-        self._others: list[Worker | Fork | Loss | Release | Look] = []
+        self._others: list[Worker | Fork | Loss | Release | Look | Footprint] = []
         self._freeing: dict[int, list[Release]] = {}  # by pid: blocks freed by a request that has not ended
         self._freed: list[tuple[int, int, int, int]] = []  # rows of freed_earlier
         self._last: tuple[int, int] | None = None  # pid and nth of the last request
@@ -182,6 +183,8 @@ class Writer:
                     connection.execute(_INSERT_FORK, fact)
                 elif isinstance(fact, Look):
                     connection.execute(_INSERT_LOOK, fact)
+                elif isinstance(fact, Footprint):
+                    connection.execute(_INSERT_FOOTPRINT, fact)
                 else:
                     connection.execute("INSERT INTO loss VALUES (?, ?, CAST(? AS TEXT))", _bytes_at(fact, (2,)))
             connection.executemany(_INSERT_FREED, self._freed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.facts import Fork, Frame, Look, Loss, Metric, Place, Release, Request, Worker
+from tracer.facts import Footprint, Fork, Frame, Look, Loss, Metric, Place, Release, Request, Worker
 from tracer.recording.reader import Reader
 from tracer.recording.request_tables import RequestWriter
 from tracer.recording.schema import PARTS, SCHEMA, SCHEMAS
@@ -56,6 +56,12 @@ LOOKS = [
     Look(4243, 7927, 1_700_000_000_000_000_013, 0, None, None, None, None, None, False, False, None,
          "it was in a request"),
 ]  # fmt: skip
+FOOTPRINTS = [
+    Footprint(4241, 7919, 1_700_000_000_700_000_021, 1_300_021, True, 40_000_033, 24_700_009, 1_000_037, 400_031,
+              20_000_041, 23_000_039, 5_000_047, 0, 11_027),
+    Footprint(4231, 7907, 1_700_000_000_900_000_023, 700_057, False, 9_000_049, 3_000_053, None, 100_057, 2_000_063,
+              4_000_067, None, None, None),
+]  # fmt: skip
 FREED = [
     Release(4241, 1_700_000_000_100_000_003, 900, 0, FIRST.started_ns),
     Release(4241, 1_700_000_000_100_000_003, 108, 0, FIRST.started_ns, resized=True),
@@ -91,6 +97,7 @@ def test_a_recording_of_each_schema_is_read_whole(schema):
         assert file.losses() == [Loss(1_700_000_001_000_000_007, 13, "requests: the ring buffer was full")]
         assert file.forks() == (FORKS if schema >= 3 else [])
         assert file.looks() == (LOOKS if schema >= 3 else [])
+        assert list(file.footprints()) == (FOOTPRINTS if schema >= 3 else [])
         assert (file.meta["schema"], file.meta["host"], file.ended) == (schema, "web1", True)
 
 
@@ -140,7 +147,7 @@ def test_a_field_of_a_request_is_a_column_of_todays_schema_and_in_one_table_only
     assert sorted([*stored, "native_released"]) == sorted(Request._fields)
 
 
-@pytest.mark.parametrize(("table", "fact"), [("look", Look), ("forked", Fork)])
+@pytest.mark.parametrize(("table", "fact"), [("look", Look), ("footprint", Footprint), ("forked", Fork)])
 def test_todays_table_of_a_fact_has_its_fields_in_their_order(table, fact):
     connection = sqlite3.connect(":memory:")
     connection.execute(SCHEMAS[SCHEMA][table])
