@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 
@@ -114,6 +115,7 @@ def diff(
     limit = None if fail_over is None else _limit(fail_over, figure)
     options = RouteOptions.of(routes, route_query)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_without_collection())
         recordings = [stack.enter_context(Reader(path)) for path in (before, after)]
         found = options.learned(recordings)
         by = default_group(recordings, found) if group_by is None else GroupBy(group_by)
@@ -121,6 +123,18 @@ def diff(
     _RENDER[form](compared)
     if limit is not None:
         _check(compared, limit)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles, of which requests make none: it takes a twelfth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _compared(
