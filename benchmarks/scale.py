@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.figures import Figure
@@ -27,18 +27,19 @@ _REQUESTS = 1_000_000
 
 
 # Prints its own peak: wait4() would return that of the process it was forked from, if that was larger.
-_REPORT = """
+_MEASURED = """
 import atexit, re, sys
 from tracer.cli import main
 status = lambda: open("/proc/self/status").read()
 atexit.register(lambda: print(re.search(r"VmHWM:\\s+(\\d+)", status())[1], file=sys.stderr))
-main(["report", sys.argv[1]])
+main(sys.argv[1:])
 """
 
 
 def figures(rounds: int) -> Iterator[Figure]:
     yield from _cpus(rounds)
     yield from _report()
+    yield from _diff()
     yield from _redraw()
 
 
@@ -80,22 +81,54 @@ def _report() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/big.phptrace"
         started = time.process_time()
-        with Writer(path, {}) as writer:
-            for at in range(0, _REQUESTS, 10_000):
-                writer.add([_request(number) for number in range(at, at + 10_000)])
-                writer.flush()
+        _write(path, _request)
         written_us = (time.process_time() - started) / _REQUESTS * 1e6
-        times, peaks = [], []
-        for _ in range(3):
-            started = time.monotonic()
-            ended = subprocess.run([sys.executable, "-c", _REPORT, path], capture_output=True, text=True, check=True)
-            times.append(time.monotonic() - started)
-            peaks.append(int(ended.stderr.split()[-1]) * 1024 / 1e6)
         size = Path(path).stat().st_size / _REQUESTS
+        times, peaks = _measured("report", path)
     yield Figure("making and writing a request of a recording", (written_us,), "µs")
     yield Figure("a request in a recording", (size,), "bytes")
-    yield Figure(f"report over {_REQUESTS:,} requests", tuple(times), "s", "<= 6")
-    yield Figure("report: memory", tuple(peaks), "MB", "<= 300")
+    yield Figure(f"report over {_REQUESTS:,} requests", times, "s", "<= 6")
+    yield Figure("report: memory", peaks, "MB", "<= 300")
+
+
+def _diff() -> Iterator[Figure]:
+    """Measure `diff` of two times a million requests of 5,000 routes, one in a hundred of which begins to leak."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = f"{folder}/before.phptrace", f"{folder}/after.phptrace"
+        _write(before, lambda number: _of_a_route(number, 0))
+        _write(after, lambda number: _of_a_route(number, 65_552))
+        times, peaks = _measured("diff", "--group-by", "route", before, after)
+    yield Figure(f"diff of twice {_REQUESTS:,} requests of 5,000 routes", times, "s", "<= 12")
+    yield Figure("diff: memory", peaks, "MB", "<= 300")
+
+
+def _of_a_route(number: int, leaks: int) -> Request:
+    at = number * 7_919 % 5_003 % 5_000
+    kept = leaks if at % 100 == 7 else 0
+    return _request(number)._replace(
+        uri=f"/shop{at % 10}/part{at // 10 % 50}/page{at // 500}", script="/srv/app/index.php",
+        duration_ns=2_000_000 + number % 997 * 1_009,
+        native_kept=kept, native_alloc_bytes=40_000 + kept, native_free_bytes=40_000,
+    )  # fmt: skip
+
+
+def _write(path: str, request: Callable[[int], Request]) -> None:
+    with Writer(path, {}) as writer:
+        for at in range(0, _REQUESTS, 10_000):
+            writer.add([request(number) for number in range(at, at + 10_000)])
+            writer.flush()
+
+
+def _measured(*arguments: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Seconds and peaks in MB of three runs of phptrace."""
+    times, peaks = [], []
+    for _ in range(3):
+        started = time.monotonic()
+        command = [sys.executable, "-c", _MEASURED, *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(time.monotonic() - started)
+        peaks.append(int(ended.stderr.split()[-1]) * 1024 / 1e6)
+    return tuple(times), tuple(peaks)
 
 
 def _redraw() -> Iterator[Figure]:

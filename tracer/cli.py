@@ -24,6 +24,7 @@ _VERBS = {
     "attach": "Show live which routes make the workers grow.",
     "record": "Record every request to a file, to read later.",
     "report": "Rank routes or scripts by how much memory their requests kept.",
+    "diff": "Compare two recordings, such as those before and after a deploy.",
     "flame": "Draw a flame graph of the PHP functions that made the workers grow.",
     "export": "Convert recordings to NDJSON, CSV or TSV, one row per request.",
     "sizing": "Recommend pm.max_children, pm.max_requests and memory_limit.",
@@ -101,7 +102,7 @@ def phptrace(verbose: int, quiet: bool) -> None:  # noqa: ARG001 - commands.mess
     \b
     Exit codes:
       0  success, also if Ctrl-C ended attach or record
-      1  any other error
+      1  any other error, or diff found more than --fail-over
       2  usage error
       3  no such target
       4  not permitted

@@ -18,6 +18,12 @@ class PhptraceError(Exception):
         self.fixable = fixable
 
 
+class OverLimitError(PhptraceError):
+    """A limit that the user set was exceeded."""
+
+    exit_code = 1
+
+
 class UsageError(PhptraceError):
     """The value of an option, or a combination of options, is not valid."""
 

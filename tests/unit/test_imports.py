@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from samples import COMPLETE, recording
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,12 +160,13 @@ def test_rich_is_known_to_reporters_and_commands_only():
     assert {name.split("/")[0] for name in importers("rich")} <= {"reporters", "commands"}
 
 
-def test_report_works_where_neither_bcc_nor_pyelftools_is_installed(tmp_path):
+@pytest.mark.parametrize(("verb", "files"), [("report", 1), ("diff", 2)])
+def test_a_verb_that_reads_works_where_neither_bcc_nor_pyelftools_is_installed(tmp_path, verb, files):
     path = recording(tmp_path / "r.phptrace", [COMPLETE])
     program = (
         "import sys; sys.modules['bcc'] = sys.modules['elftools'] = None\n"
         "from tracer.cli import main\n"
-        f"main(['report', {str(path)!r}])"
+        f"main({[verb, *[str(path)] * files]!r})"
     )
 
     ended = subprocess.run(

@@ -98,6 +98,10 @@ class Accumulator:
         """The bytes that its requests are taken to keep, if not counted; None if too few were counted."""
         return self._net.charge() if self._net.count and self._kept.known else None
 
+    def lives(self) -> list[list[int]]:
+        """The bytes that each worker's requests kept, in order: KeptSum.lives()."""
+        return self._kept.lives()
+
     def evidence(self, group: Group, seconds: float | None, *, lost_share: float, together: bool) -> Evidence:
         """All that a verdict on its group is made of. `group` has its figures."""
         kept = Kept(

@@ -94,9 +94,10 @@ class KeptSum:
     @property
     def known(self) -> bool:
         """True if enough requests were counted for the figures."""
-        counted = self._counted
-        if counted - self._runs[Run.FIRST].count >= _LEAST_COUNTED:
+        _, of_route, later = self._runs
+        if of_route.count + later.count >= _LEAST_COUNTED:
             return True
+        counted = self._counted
         return (counted > 0 and counted >= self._complete) or self._mostly_first_runs
 
     @property

@@ -118,11 +118,14 @@ class Ranking:
         self._estimation.begin_recording(looks, filtered=filtered)
         self._heaps.begin_recording([] if filtered else looks)
 
-    def add(self, request: Request, freed: Sequence[Release] = (), *, shown: bool = True, in_time: bool = True) -> None:
+    def add(
+        self, request: Request, freed: Sequence[Release] = (), *, shown: bool = True, in_time: bool = True
+    ) -> tuple[GroupKey, Run]:
         """Count a request in its group, with what it `freed` of earlier ones' blocks, if release() did not take that.
 
         `shown` False: it is left out of groups(), but its worker served it. `in_time` False: it is not of the time that
-        the figures an hour are about. OverflowError if a figure of it does not fit in 64 bits.
+        the figures an hour are about. Return its group, also if that is one too many, and how often its worker has run
+        its like. OverflowError if a figure of it does not fit in 64 bits.
         """
         worker = self._workers.of(request)
         name = self._name(request)
@@ -144,7 +147,7 @@ class Ranking:
         if group is None:
             self.overflow += 1
             self._estimation.add(request, key, needed=False)
-            return
+            return key, run
         taken_over = self._held.take_over(request, group, freed) if freed else 0
         counted = group.add(request, run, worker.number, taken_over)
         group.memory.add(request, worker.level, raised)
@@ -153,6 +156,7 @@ class Ranking:
             values, number = counted
             self._held.add(request, group, values, number, taken_over)
         self._estimation.add(request, key, needed=group.needs_estimate)
+        return key, run
 
     def _meet(self, worker: SeenWorker, name: str | RouteKey | WorkerKey | None) -> tuple[_Key, Accumulator | None]:
         """The group of that name that a worker serves for the first time; None if there are too many groups."""
@@ -241,6 +245,16 @@ class Ranking:
         `top`: only so many, and behind them those without a key. `lost`: facts that were lost, which a verdict
         respects.
         """
+        found = self.figures()
+        found.sort(key=lambda pair: (pair[1].key is None, pair[1].key or "", pair[1].container or ""))
+        if order is not None:
+            found.sort(key=lambda pair: (order(pair[1]), order_of(pair[1].growth_bytes)), reverse=True)
+        if top is not None:
+            found = found[:top] + [pair for pair in found[top:] if pair[1].key is None]
+        return self.with_verdicts(found, lost)
+
+    def figures(self) -> list[tuple[GroupKey, Group]]:
+        """The groups by key, without verdicts, in the order of their first requests."""
         estimates = self._estimation.single()
         mismatch = self._mismatch()
         every = self._shown
@@ -250,7 +264,6 @@ class Ranking:
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
         place_of: dict[tuple[str | int | None, ...], str] = {tuple(place): shown for place, shown in places.items()}
         found = []
-        key_of: dict[int, _Key] = {}  # by the identity of a group
         for key, accumulator in every.items():
             at, name = key
             place = place_of[at]
@@ -259,17 +272,15 @@ class Ranking:
             if self.by is GroupBy.CONTAINER:
                 shown = place
             correct = None if mismatch is None else functools.partial(mismatch.figures, key)
-            found.append(accumulator.group(shown, place if several else None, estimates.get(key), correct))
-            key_of[id(found[-1])] = key
-        found.sort(key=lambda group: (group.key is None, group.key or "", group.container or ""))
-        if order is not None:
-            found.sort(key=lambda group: (order(group), order_of(group.growth_bytes)), reverse=True)
-        if top is not None:
-            found = found[:top] + [group for group in found[top:] if group.key is None]
-        return self._with_verdicts([(key_of[id(group)], group) for group in found], lost)
+            found.append((key, accumulator.group(shown, place if several else None, estimates.get(key), correct)))
+        return found
 
-    def _with_verdicts(self, groups: Sequence[tuple[_Key, Group]], lost: int) -> list[Group]:
-        """The groups with what depends on the whole recording: the verdict, and the bytes an hour."""
+    def lives(self, key: GroupKey) -> list[list[int]]:
+        """The bytes that each worker's requests of that group kept, in order: those that a verdict is made of."""
+        return self._groups[key].lives()
+
+    def with_verdicts(self, groups: Sequence[tuple[GroupKey, Group]], lost: int) -> list[Group]:
+        """Groups of figures() with what depends on the whole recording: the verdict, and the bytes an hour."""
         hours = self._time.hours
         every = (*self._groups.values(), *self._left_out.values())
         share = lost / (lost + self.overflow + sum(one.requests for one in every)) if lost else 0.0
@@ -287,6 +298,7 @@ class Ranking:
 
 # The place, as a plain tuple, and the name.
 _Key = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
+GroupKey = _Key
 _GROUPS_MAX = 4096  # of one worker, that are remembered
 _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from tracer.analysis.contents import Counts, contents
+from tracer.analysis.contents import Contents, Counts, contents
 from tracer.commands.messages import is_internal, not_traced
 from tracer.recording.reader import Reader
 from tracer.reporters import contents as reporter
@@ -25,20 +25,26 @@ def info(file: str, form: str) -> None:
     FILE is a recording of `phptrace record`.
     """
     with Reader(file) as recording:
-        meta, totals = recording.meta, recording.totals()
+        totals = recording.totals()
         first_ns, last_ns = recording.span() or (None, None)
-        lacking = meta.get("lacking")
-        found = contents(
-            file,
-            recording.size,
-            recording.schema,
-            meta,
-            Counts(totals.requests, totals.incomplete, totals.counted, first_ns, last_ns),
-            recording.workers(),
-            recording.losses(),
-            not_traced(meta),
-            [text for text in lacking if isinstance(text, str) and not is_internal(text)]
-            if isinstance(lacking, list)
-            else None,
-        )
+        found = contents_of(recording, Counts(totals.requests, totals.incomplete, totals.counted, first_ns, last_ns))
     _RENDER[form](found, sys.stdout)
+
+
+def contents_of(recording: Reader, counts: Counts) -> Contents:
+    """Sum up a recording with these requests."""
+    meta = recording.meta
+    lacking = meta.get("lacking")
+    return contents(
+        recording.path,
+        recording.size,
+        recording.schema,
+        meta,
+        counts,
+        recording.workers(),
+        recording.losses(),
+        not_traced(meta),
+        [text for text in lacking if isinstance(text, str) and not is_internal(text)]
+        if isinstance(lacking, list)
+        else None,
+    )

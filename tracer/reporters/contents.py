@@ -55,7 +55,7 @@ def _properties(found: Contents) -> Iterator[tuple[str, Sequence[str]]]:
     yield "targets", _joined(", ", *found.targets)
     yield "PHP", _joined(", ", *found.php)
     yield "backend", _joined(" ", found.backend, found.backend_why and f"({found.backend_why})")
-    yield "options", _joined(" ", *_options(found))
+    yield "options", _joined(" ", *options_of(found))
     share = f", native memory counted in {100 * found.counted // found.requests} %" if found.requests else ""
     yield "requests", [f"{found.requests:,}, {found.incomplete:,} incomplete{share}"]
     killed = f" ({found.workers_killed:,} killed by a signal)" if found.workers_killed else ""
@@ -96,8 +96,11 @@ def _closed(found: Contents) -> str:
     )
 
 
-def _options(found: Contents) -> Iterator[str]:
+def options_of(found: Contents, but: Sequence[str] = ()) -> Iterator[str]:
+    """The options of a recording as on the command line, without those that `but` names as the recording does."""
     for name, value in found.options.items():
+        if name in but:
+            continue
         option = _OPTIONS.get(name)
         if name == "native" and value is False:
             yield "--native off"

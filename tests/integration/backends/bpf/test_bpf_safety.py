@@ -160,8 +160,9 @@ def test_sigkill_under_load_harms_no_worker_and_leaves_nothing(
             process = phptrace("record", *options, "-o", str(path), str(pool.master))
             reached(process)
             if reached is _records:
-                programs |= _programs_of(process.pid)
-                assert programs <= _programs()
+                loaded = _programs_of(process.pid)
+                assert loaded <= _programs()
+                programs |= loaded
             _killed(pool, process, rng.randrange(400))
 
             if reached in (_records, _ends):
