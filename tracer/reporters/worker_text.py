@@ -96,6 +96,6 @@ def _weights(pool: PoolWeight) -> list[str]:
     return [
         f"{name}: {counted(pool.workers, 'worker')} {'has' if pool.workers == 1 else 'have'} {show_bytes(pool.weight)};"
         f" about {show_bytes(route.weight)} without {shorten(printable(route.route), _REQUEST_WIDTH)}, which raised"
-        f" {route.workers:,} of them"
+        f" {'it' if pool.workers == 1 else f'{route.workers:,} of them'}"
         for route in heavy[:_WITHOUT_SHOWN]
     ]

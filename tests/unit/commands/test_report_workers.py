@@ -104,7 +104,7 @@ def test_the_report_by_worker_shows_the_request_that_raised_each(run, tmp_path):
 
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "www/77 93.0 MiB 93.0 MiB 29.0 MiB 93.0 MiB 22:13:22 /export" in lines
-    assert "www: 1 worker has 93.0 MiB; about 29.0 MiB without /export, which raised 1 of them" in lines
+    assert "www: 1 worker has 93.0 MiB; about 29.0 MiB without /export, which raised it" in lines
 
 
 def test_the_report_by_worker_as_json_has_the_steps(run, tmp_path):
