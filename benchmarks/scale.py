@@ -153,8 +153,13 @@ def _redraw() -> Iterator[Figure]:
 
 
 def _request_of_a_route(number: int) -> Request:
-    route = f"/{chr(97 + number % 50)}/{number // 50 % 100}.php"
-    return _request(number)._replace(uri=route, script=f"/srv{route}")
+    """A request of one of 5,000 routes. Of these, 100 keep memory."""
+    letter, page = number % 50, number // 50 % 100
+    route = f"/{chr(97 + letter)}/{page}.php"
+    request = _request(number)._replace(uri=route, script=f"/srv{route}")
+    if page >= 2:
+        return request._replace(native_free_bytes=request.native_alloc_bytes, native_kept=0)
+    return request
 
 
 def _resident() -> int:

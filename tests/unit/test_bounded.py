@@ -26,6 +26,7 @@ from tracer.targets.processes import Process
 from tracer.targets.resolve import Target
 
 MASTER = Process(4001, 1, 7, "php-fpm: master process (x)", (3, 5))
+_NO_PID = 5_000_000  # beyond the largest pid that Linux has: of a process that is there, its place would be read
 WORKERS = 3000  # the windows of every kind of run are full after half of them
 
 
@@ -71,7 +72,7 @@ def growth(serve: Callable[[int], object]) -> int:
     sizes = []
     tracemalloc.start()
     try:
-        for first in (10_000, 10_000 + WORKERS):
+        for first in (_NO_PID, _NO_PID + WORKERS):
             for pid in range(first, first + WORKERS):
                 serve(pid)
             gc.collect()

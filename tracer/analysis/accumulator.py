@@ -126,21 +126,26 @@ class Accumulator:
         container: str | None,
         estimate: Estimate | None,
         correct: Callable[[Kept, int], Kept] | None,
+        *,
+        quantiles: bool = True,
     ) -> Group:
         """The figures so far, without a verdict. `correct`: what growth in uncounted requests leaves of the kept ones.
 
-        An `estimate` counts where too few requests were counted.
+        An `estimate` counts where too few requests were counted. `quantiles` False: those of growth and of what
+        requests kept are None, which is faster.
         """
+        if quantiles:
+            return self._group(key, container, estimate, correct, quantiles=True)
         version = self.requests, self._kept.version
         latest = self._latest
         if latest is None or latest[0] != version or latest[1].key != key or latest[1].container != container:
-            group = self._group(key, container, None, None)
+            group = self._group(key, container, None, None, quantiles=False)
             self._latest = version, group
         else:
             group = latest[1]
         if correct is None and (estimate is None or group.kept_how is not None):
             return group
-        return self._group(key, container, estimate, correct)
+        return self._group(key, container, estimate, correct, quantiles=False)
 
     def _group(
         self,
@@ -148,12 +153,14 @@ class Accumulator:
         container: str | None,
         estimate: Estimate | None,
         correct: Callable[[Kept, int], Kept] | None,
+        *,
+        quantiles: bool,
     ) -> Group:
-        growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95)
+        growth_p50, growth_p95 = self._growth.quantiles(0.5, 0.95) if quantiles else (None, None)
         growth = None if not self._growth.count else self._growth.total
         if self._cut_off_growth is not None:
             growth = (growth or 0) + self._cut_off_growth
-        kept, complete = self._kept.kept(), self.requests - self._incomplete
+        kept, complete = self._kept.kept(quantiles=quantiles), self.requests - self._incomplete
         if kept.how is None and estimate is not None:
             kept = estimated(estimate)._replace(counted=kept.counted)
             if kept.per_request is not None:

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Protocol
 
 from tracer.analysis.accumulator import Accumulator
 from tracer.analysis.estimation import Estimation, Together
@@ -51,6 +52,10 @@ class GroupBy(enum.Enum):
     WORKER = "worker"
     POOL = "pool"
     CONTAINER = "container"
+
+
+class _Figures(Protocol):
+    def __call__(self, key: GroupKey, accumulator: Accumulator, *, quantiles: bool) -> Group: ...
 
 
 class Ranking:
@@ -245,16 +250,24 @@ class Ranking:
         `top`: only so many, and behind them those without a key. `lost`: facts that were lost, which a verdict
         respects.
         """
-        found = self.figures()
+        figures = self._figures()
+        some = top is not None  # the quantiles of all others need not be worked out
+        found = [(key, figures(key, group, quantiles=not some)) for key, group in self._shown.items()]
         found.sort(key=lambda pair: (pair[1].key is None, pair[1].key or "", pair[1].container or ""))
         if order is not None:
             found.sort(key=lambda pair: (order(pair[1]), order_of(pair[1].growth_bytes)), reverse=True)
         if top is not None:
-            found = found[:top] + [pair for pair in found[top:] if pair[1].key is None]
+            kept = found[:top] + [pair for pair in found[top:] if pair[1].key is None]
+            found = [(key, figures(key, self._groups[key], quantiles=True)) for key, _ in kept]
         return self.with_verdicts(found, lost)
 
     def figures(self) -> list[tuple[GroupKey, Group]]:
         """The groups by key, without verdicts, in the order of their first requests."""
+        figures = self._figures()
+        return [(key, figures(key, group, quantiles=True)) for key, group in self._shown.items()]
+
+    def _figures(self) -> _Figures:
+        """A function that returns the figures of a group, as they are now."""
         estimates = self._estimation.single()
         mismatch = self._mismatch()
         every = self._shown
@@ -263,8 +276,8 @@ class Ranking:
         places = self.places()
         several = len(places) > 1 and self.by is not GroupBy.CONTAINER
         place_of: dict[tuple[str | int | None, ...], str] = {tuple(place): shown for place, shown in places.items()}
-        found = []
-        for key, accumulator in every.items():
+
+        def figures(key: GroupKey, accumulator: Accumulator, *, quantiles: bool) -> Group:
             at, name = key
             place = place_of[at]
             shown = routes[name] if isinstance(name, RouteKey) else name
@@ -272,8 +285,10 @@ class Ranking:
             if self.by is GroupBy.CONTAINER:
                 shown = place
             correct = None if mismatch is None else functools.partial(mismatch.figures, key)
-            found.append((key, accumulator.group(shown, place if several else None, estimates.get(key), correct)))
-        return found
+            where = place if several else None
+            return accumulator.group(shown, where, estimates.get(key), correct, quantiles=quantiles)
+
+        return figures
 
     def lives(self, key: GroupKey) -> list[list[int]]:
         """The bytes that each worker's requests of that group kept, in order: those that a verdict is made of."""
