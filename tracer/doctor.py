@@ -248,6 +248,8 @@ def _php_checks(name: str, target: Target) -> Iterator[Check]:
 
 def _tracee_checks(target: Target) -> Iterator[Check]:
     """Reasons why ptrace cannot trace these processes."""
+    if target.one_request:
+        return
     refused = permissions.refusal_of(target, PtraceMode.SYSCALLS, stacks=False)
     if not target.speaks_fastcgi:
         yield Check("FastCGI", False, str(refused), "use --backend bpf" if target.php.hooks else None, by=PTRACE)

@@ -230,6 +230,7 @@ def test_a_script_on_the_command_line_fails_a_check_of_all_backends(bpf_lacks, p
     found = {one.name: one for one in checks([str(pid)])}
 
     assert (found["requests"].ok, set(found["requests"].by)) == (False, set(BACKENDS))
+    assert "FastCGI" not in found, "--backend bpf cannot trace it either"
     assert f"phptrace heap {pid} --again 10s" in str(found["requests"].fix)
     assert verdict([str(pid)]).exit_code == 5
 

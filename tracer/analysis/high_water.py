@@ -18,11 +18,13 @@ from tracer.analysis.places import place_names
 from tracer.analysis.routes import RouteKey, RouteNames, Routes
 from tracer.analysis.verdict.worker_levels import Level
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import WORKER_FIELDS, Place, Request, Worker
+from tracer.facts import WORKER_FIELDS, Ending, Place, Request, Worker
 
 COLUMNS = (
-    *WORKER_FIELDS, "nth", "uri", "script", "started_ns", "anon_before", "anon_after", "anon_peak", "zend_real_after",
+    *WORKER_FIELDS, "nth", "uri", "script", "ending", "started_ns", "anon_before", "anon_after", "anon_peak",
+    "zend_real_after",
 )  # fmt: skip
+_CUT_OFF = Ending.CUT_OFF.value
 _WORKERS_MAX = 8192
 _STEPS = 3  # of one worker
 _LEAST_STEP = 64 << 10
@@ -170,9 +172,12 @@ class HighWaterMarks:
             if request.nth <= marks.nth:
                 marks.level = Level()
         level, marks.nth = marks.level, request.nth
-        raised = level.add(request.anon_before, request.anon_after, request.zend_real_after)
-        if request.anon_after is not None:
-            marks.now = request.anon_after
+        raised = 0
+        # What one that was cut off has is no level: it has not given back what it takes, and Zend's chunks are unknown.
+        if request.ending != _CUT_OFF:
+            raised = level.add(request.anon_before, request.anon_after, request.zend_real_after)
+            if request.anon_after is not None:
+                marks.now = request.anon_after
         if request.anon_peak is not None and request.anon_peak > (marks.peak or 0):
             marks.peak = request.anon_peak
         if raised and level.top is not None:

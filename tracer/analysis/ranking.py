@@ -22,7 +22,7 @@ from tracer.analysis.uncounted import Charge, Mismatch, mismatch
 from tracer.analysis.verdict.judge import judge
 from tracer.analysis.verdict.recorded_time import RecordedTime
 from tracer.analysis.workers import WorkerKey, WorkerNames
-from tracer.facts import WORKER_FIELDS, Look, Place, Release, Request, Worker
+from tracer.facts import WORKER_FIELDS, Ending, Look, Place, Release, Request, Worker
 
 # Fields of Request that a Ranking needs: a recording reads faster if it need not fetch the others.
 COLUMNS = (
@@ -142,7 +142,9 @@ class Ranking:
         key, group = known or self._meet(worker, name)
         if not shown:
             group = self._left_out_of(key)
-        raised = worker.level.add(request.anon_before, request.anon_after, request.zend_real_after)
+        raised = 0
+        if request.ending != _CUT_OFF:  # what it has is no level: Zend's chunks are unknown, and it goes on
+            raised = worker.level.add(request.anon_before, request.anon_after, request.zend_real_after)
         started = request.started_ns
         if in_time and started is not None:
             self._time.add(started, started + (request.duration_ns or 0))
@@ -314,6 +316,7 @@ class Ranking:
 # The place, as a plain tuple, and the name.
 _Key = tuple[tuple[str | int | None, ...], str | RouteKey | WorkerKey | None]
 GroupKey = _Key
+_CUT_OFF = Ending.CUT_OFF.value
 _GROUPS_MAX = 4096  # of one worker, that are remembered
 _NAMES: dict[GroupBy, Callable[[Request], str | None]] = {
     GroupBy.SCRIPT: lambda request: request.script,

@@ -26,7 +26,7 @@ from tracer.analysis.tally import Tally
 from tracer.capture import Filter
 from tracer.commands.filtering import Moment, Selection, selection_options, span_of
 from tracer.commands.flame_input import View, add_recording, chosen_view, flame_builder, title_and_notes
-from tracer.commands.messages import is_verbose, not_traced
+from tracer.commands.messages import is_verbose, not_traced, notice
 from tracer.commands.options import require_option, route_options, stack_metric_options
 from tracer.commands.ranking_options import ranking_options
 from tracer.commands.recordings import recordings_of
@@ -204,14 +204,20 @@ def report(
             heaviest = _heaviest(recordings, view, found, top, selection)
         ranking, tally, balancing, gaps = Ranking(by, routes=found), Tally(), Balancing(), BetweenRequests()
         source, about = Source(tuple(files)), Heading(filters=selection.shown())
+        # A part of the requests says little on what is a leak: a cache that fills looks like one while it does.
+        whole = Ranking(by, routes=found) if selection else None
         beside = Supplements(by, found)
         memory = [line for recording in recordings for line in host_text.recorded_lines(recording.meta)]
         for recording in recordings:
-            _add_recording(recording, ranking, tally, balancing, gaps, beside, selection)
+            _add_recording(recording, ranking, tally, balancing, gaps, beside, selection, whole)
             about.add(recording.path, recording.meta, recording.workers(), span_of(recording))
             source = _with(source, recording.meta)
     balance, between = balancing.result(), gaps.result()
     every = ranking.groups(sort.order, lost=tally.lost)
+    if whole is not None:
+        every = _judged_by(whole.groups(lost=tally.lost), every)
+        if not tally.requests:
+            notice("no request fits the filter: " + ", ".join(selection.shown()))
     sums = None if selection else parts(every, between)
     shown_as = TableOptions(by, sort, columns, legend=is_verbose())
     _RENDER[form](
@@ -225,6 +231,12 @@ def report(
         log.info("%s", line)
     if balance.doubtful:
         log.warning("%s", balance_text.warning(balance))
+
+
+def _judged_by(whole: Iterable[Group], groups: Iterable[Group]) -> list[Group]:
+    """The groups with the verdicts on all requests of each."""
+    verdicts = {(group.key, group.container): group.verdict for group in whole}
+    return [dataclasses.replace(one, verdict=verdicts.get((one.key, one.container), one.verdict)) for one in groups]
 
 
 def _with(source: Source, meta: Mapping[str, object]) -> Source:
@@ -243,7 +255,9 @@ def _add_recording(
     gaps: BetweenRequests,
     beside: Supplements,
     selection: Selection,
+    whole: Ranking | None,
 ) -> None:
+    """Add a recording to each; to `whole` all its requests, whatever the selection."""
     tally.unended += not recording.ended
     tally.not_traced += not_traced(recording.meta)
     workers = recording.workers()
@@ -253,6 +267,8 @@ def _add_recording(
     keep = selection.within(recording)
     partial = filtered or bool(keep)
     ranking.begin_recording(workers, looks, filtered=partial, frees=recording.has_freed)
+    if whole is not None:
+        whole.begin_recording(workers, looks, filtered=filtered, frees=recording.has_freed)
     gaps.begin(requests_left_out=filtered)
     beside.begin_recording(workers, recording.meta, requests_left_out=filtered, selected=bool(keep))
     tally.add_all(recording.forks())  # before the requests, which name them
@@ -275,6 +291,8 @@ def _add_recording(
             tally.left_out += 1
         try:
             ranking.add(request, freed, shown=shown, in_time=shown or keep.in_time(request))
+            if whole is not None:
+                whole.add(request, freed)
         except OverflowError as exc:
             raise RecordingError(
                 f"cannot read {recording.path}: it is corrupt, with memory figures of more than 64 bits. Record again."

@@ -65,6 +65,7 @@ def sizing(
             _seconds(recording),
             sum(worker.pool == pool for worker in workers),
             ended.cpus or began.cpus,
+            tuple(sorted({one.pool for one in workers if one.pool and one.pool != pool})) if budget is None else (),
         )
     _RENDER[form](found, about, sys.stdout)
     if found.children.most is None:

@@ -22,6 +22,9 @@ _PATH = 40
 _MUCH_RISE = 1 << 20  # routes that raise a worker by less are not listed
 
 
+_MOST_POOLS = 5
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class About:
     """The pool and the recording that a sizing is of. Texts are untrusted."""
@@ -32,6 +35,8 @@ class About:
     seconds: float | None  # of the recording
     workers: int  # that were seen
     cpus: int | None
+    # Pools of the recording that need memory, too, where nobody said how much of it is for this one.
+    other_pools: tuple[str, ...] = ()
 
 
 def render(found: Sizing, about: About, out: TextIO) -> None:
@@ -210,6 +215,13 @@ def _notes(found: Sizing, about: About) -> Iterator[str]:
         )
     if found.children.most is None:
         return
+    if about.other_pools:
+        names = ", ".join(printable(name) for name in about.other_pools[:_MOST_POOLS])
+        more = ", …" if len(about.other_pools) > _MOST_POOLS else ""
+        yield (
+            f"The budget has to hold the other pools of the recording, too ({names}{more}). Give each pool its part of"
+            " it with --budget."
+        )
     if found.only_busy:
         yield "No worker was ever found between two requests, so what a request needs is counted twice."
     if about.seconds:

@@ -26,7 +26,9 @@ class Source:
 
     @property
     def _targets(self) -> str:
-        return " ".join(printable(shlex.quote(target)) for target in self.targets) or "php-fpm"
+        # A PID may be another process by then.
+        names = dict.fromkeys("php-fpm" if target.isdecimal() else target for target in self.targets)
+        return " ".join(printable(shlex.quote(name)) for name in names) or "php-fpm"
 
     def record(self, options: str) -> str:
         """A command that records once more."""

@@ -5,6 +5,7 @@ Best effort: reads the file named in the master's title and the files it include
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -81,7 +82,11 @@ def _texts(master: Process) -> list[str]:
     match = re.fullmatch(re.escape(MASTER_TITLE) + r" \((.+)\)", master.title)
     if match is None:
         return []
-    text = _read(master.pid, match[1])
+    path = match[1]
+    if not path.startswith("/"):  # as it was given with -y
+        with contextlib.suppress(OSError):
+            path = os.path.join(os.readlink(f"/proc/{master.pid}/cwd"), path)
+    text = _read(master.pid, path)
     texts = [text]
     for pattern in _INCLUDE.findall(text)[:_MAX_INCLUDES]:
         texts += [_read(master.pid, path) for path in _inside(master.pid, pattern)]

@@ -239,3 +239,20 @@ def test_sizes_of_64_bits_are_no_trouble(size):
 
     assert len(found.workers()) == 1
     assert len(found.pools()) == 1
+
+
+def test_a_request_that_ran_when_tracing_began_is_no_level_that_later_ones_are_compared_with():
+    running = served(1, "/limit", 28, 48, ending="cut_off", zend_real_after=None, anon_peak=60 * MIB)
+
+    found = marks_of(running, served(2, "/a", 48, 10), served(3, "/leak", 10, 17), served(4, "/a", 17, 17))
+
+    (one,) = found.workers()
+    assert (one.now, one.peak) == (17 * MIB, 60 * MIB)
+    assert [(step.uri, step.before, step.after) for step in one.steps] == [("/leak", 10 * MIB, 17 * MIB)]
+
+
+def test_a_request_that_goes_on_when_the_recording_ends_is_not_the_size_of_its_worker():
+    found = marks_of(served(1, "/a", 10, 10), served(2, "/limit", 10, 120, ending="cut_off"))
+
+    (one,) = found.workers()
+    assert (one.now, one.peak, one.steps) == (10 * MIB, 120 * MIB, ())

@@ -10,6 +10,7 @@ from planted import traffic
 from samples import COMPLETE, MAIN, WITH_STACKS, growth, recording, request
 
 from tracer.commands.filtering import Moment
+from tracer.facts import Request
 
 BEGAN_NS = 1_700_000_000_000_000_000  # 2023-11-14 22:13:20 UTC
 SECOND = 10**9
@@ -42,6 +43,7 @@ def path(tmp_path: Path) -> Path:
         (["--since", "2023-11-14T22:13:22", "--until", "2023-11-14 23:13:24+01:00"], {"/a.php": 1, "/b.php": 1}),
         (["--uri", "/shop/*", "--script", "/b.*", "--slow", "20ms", "--since", "2s", "--until", "1m"], {"/b.php": 1}),
         (["--uri", "/nothing"], {}),
+        (["--since", "3h"], {}),
     ],
 )
 def test_a_report_is_about_the_requests_that_are_asked_for(run, path, options, requests):
@@ -126,3 +128,32 @@ def test_a_text_that_is_not_a_time_is_a_usage_error(run, path, text):
 )
 def test_a_moment_is_found_in_the_time_of_a_recording(text, began, ended, seconds):
     assert Moment.parse(text).of(began * SECOND, ended * SECOND) == round(seconds * SECOND)
+
+
+def filled_cache(nth: int, pid: int) -> Request:
+    """One of 400 requests of a worker, of which the first 150 fill a cache."""
+    kept = 2_000 if nth <= 150 else 0
+    return request(
+        nth=nth, pid=pid, start_ticks=pid, script="/search.php", uri="/search", native_kept=kept,
+        native_alloc_bytes=9_000 + kept, native_free_bytes=9_000, started_ns=BEGAN_NS + nth * SECOND // 10,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [["--until", "14s"], ["--since", "3s", "--until", "13s"], ["--since", "1s"]])
+def test_a_cache_that_fills_is_no_leak_in_a_part_of_the_recording_either(run, tmp_path, options):
+    file = recording(
+        tmp_path / "r", [filled_cache(nth, pid) for nth in range(1, 401) for pid in (11, 12, 13)],
+        {"clock": {"unix_ns": BEGAN_NS}, "ended": {"elapsed_s": 40.0}},
+    )  # fmt: skip
+
+    (every,) = json.loads(run("report", "--format", "json", file)[1])["groups"]
+    (part,) = json.loads(run("report", "--format", "json", *options, file)[1])["groups"]
+
+    assert every["verdict"] == part["verdict"] == "warm-up"
+    assert part["requests"] < every["requests"]
+
+
+def test_a_filter_that_no_request_fits_is_named(run, path):
+    code, _, err = run("report", "--since", "3h", path)
+
+    assert (code, "no request fits the filter: --since 3h" in err) == (0, True)

@@ -188,7 +188,9 @@ def test_several_pools_need_a_choice(run, tmp_path):
 
     code, _, err = run("sizing", path)
     assert (code, "Use --pool with one of blog\\x1b, shop." in err) == (2, True)
-    assert run("sizing", path, "--pool", "shop", "--budget", "400M")[0] == 0
+    code, out, _ = run("sizing", path, "--pool", "shop", "--budget", "400M")
+    assert (code, "other pools" in out) == (0, False)
+    assert "to hold the other pools of the recording, too (blog\\x1b)." in run("sizing", path, "--pool", "shop")[1]
     code, _, err = run("sizing", path, "--pool", "nonsense")
     assert (code, "it is not in the recording. Choose one of blog\\x1b, shop." in err) == (2, True)
 

@@ -176,3 +176,10 @@ def test_a_configuration_of_a_megabyte_of_settings_is_read_in_a_moment(tmp_path)
         found = timeouts_of(tmp_path, "[www]\n" + " request_terminate_timeout \t= \n" * 32_000)
 
     assert found == {"www": Timeouts(None, None)}
+
+
+def test_a_path_that_was_given_relative_to_the_masters_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "php-fpm.conf").write_text("[www]\n")
+    monkeypatch.chdir(tmp_path)
+
+    assert fpm_pools(master_of("php-fpm.conf")) == {"www"}
