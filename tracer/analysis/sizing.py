@@ -182,7 +182,7 @@ def size(load: Load, memory: PoolMemory, growth: Growth, budget: Budget | None, 
     (idle,) = nearest_rank(memory.idle_sizes(), _IDLE_SHARE)
     if growth.per_request is None and not memory.only_busy and load.rises.requests >= LEAST_REQUESTS and memory.samples:
         growth = Growth(memory.grown / load.rises.requests, growth.leak, growth.why, sampled=True)
-    replacement = _replacement(growth, idle or 0)
+    replacement = _replacement(growth, idle or 0, _why_not_of_all(load, whole))
     once = memory.shared + memory.files + memory.master
     each = (idle or 0) + replacement.grows
     why = _why_not(load, memory, budget, whole)
@@ -247,8 +247,20 @@ def _children(rises: Rises, once: int, each: int, usable: int) -> Children:
     return Children(most, None, once, each, together, fits, needed, worst, min(most, at_worst))
 
 
-def _replacement(growth: Growth, idle: int) -> Replacement:
-    """Return after how many requests a worker must be replaced, and how much it grows until then."""
+def _why_not_of_all(load: Load, whole: bool) -> str | None:
+    """Return the reason why the requests do not stand for all requests of the pool; None if they do."""
+    if load.rises.requests < LEAST_REQUESTS:
+        return f"{load.rises.requests} requests are too few; it takes {LEAST_REQUESTS}"
+    return None if whole else "requests were left out by a filter when it was recorded"
+
+
+def _replacement(growth: Growth, idle: int, why: str | None) -> Replacement:
+    """Return after how many requests a worker must be replaced, and how much it grows until then.
+
+    `why` the requests do not stand for all requests.
+    """
+    if why is not None:
+        return Replacement(None, why)
     rate = growth.per_request
     if rate is None:
         return Replacement(None, growth.why)
@@ -269,16 +281,13 @@ def _two_digits(number: int) -> int:
 
 def _limit(load: Load, whole: bool) -> Limit:
     limits = tuple(sorted(load.limits))
-    if load.rises.requests < LEAST_REQUESTS:
-        why = f"{load.rises.requests} requests are too few; it takes {LEAST_REQUESTS}"
-    elif not whole:
-        why = "requests were left out by a filter when it was recorded"
-    elif load.zend_known < load.rises.requests * (1 - _UNKNOWN_SHARE):
+    why = _why_not_of_all(load, whole)
+    if why is None and load.zend_known < load.rises.requests * (1 - _UNKNOWN_SHARE):
         why = "the size of Zend's heap was not measured"
-    elif load.died_at_limit:
+    if why is None and load.died_at_limit:
         died = "1 request died" if load.died_at_limit == 1 else f"{load.died_at_limit} requests died"
         why = f"{died} of memory_limit, so it is not known how much they need. Raise it, and record again"
-    else:
+    if why is None:
         wanted = -(-int(load.zend_largest * _LIMIT_SPARE) // _LIMIT_STEP) * _LIMIT_STEP
         return Limit(max(_LEAST_LIMIT, wanted), None, load.zend_largest, limits)
     return Limit(None, why, load.zend_largest, limits)

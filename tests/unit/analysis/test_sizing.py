@@ -115,6 +115,14 @@ def test_a_leak_that_one_request_fills_a_worker_with_has_no_setting():
     assert found.children.why == "pm.max_requests is not known, so neither is the size that workers grow to"
 
 
+def test_few_requests_and_those_that_a_filter_left_say_nothing_about_replacement():
+    few = sized(grows=Growth(1000.0, leak=True), of=steady(99))
+    filtered = sized(grows=Growth(1000.0, leak=True), whole=False)
+
+    assert few.replacement == Replacement(None, "99 requests are too few; it takes 100")
+    assert filtered.replacement == Replacement(None, "requests were left out by a filter when it was recorded")
+
+
 def test_workers_that_do_not_grow_are_never_replaced():
     assert sized().replacement == Replacement(0)
 
