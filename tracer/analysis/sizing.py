@@ -264,8 +264,10 @@ def _replacement(growth: Growth, idle: int, why: str | None) -> Replacement:
     rate = growth.per_request
     if rate is None:
         return Replacement(None, growth.why)
-    if rate < _LEAST_GROWTH or not idle:
+    if rate < _LEAST_GROWTH:
         return Replacement(0)
+    if not idle:
+        return Replacement(None, "the size of a worker between requests was not sampled")
     allowed = max(idle / _GROWTH_SHARE, min(float(idle), _GROWTH_REQUESTS * rate))
     requests = _two_digits(min(MOST_REQUESTS, int(allowed / rate)))
     if not requests:

@@ -123,6 +123,12 @@ def test_few_requests_and_those_that_a_filter_left_say_nothing_about_replacement
     assert filtered.replacement == Replacement(None, "requests were left out by a filter when it was recorded")
 
 
+def test_a_leak_in_workers_that_were_not_sampled_is_not_taken_for_none():
+    found = sized(grows=Growth(1000.0, leak=True), memory=PoolMemory({(4241, 7)}, {4001}))
+
+    assert found.replacement == Replacement(None, "the size of a worker between requests was not sampled")
+
+
 def test_workers_that_do_not_grow_are_never_replaced():
     assert sized().replacement == Replacement(0)
 
