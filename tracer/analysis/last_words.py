@@ -80,6 +80,8 @@ class LastRequests:
             if selected:
                 self._hidden.add(id(death))
             self._of_recording.setdefault(worker.pid, []).append((worker.start_ticks, death))
+        for deaths in self._of_recording.values():
+            deaths.sort(key=lambda pair: pair[1].died_ns)
 
     @property
     def waits(self) -> bool:

@@ -58,6 +58,15 @@ def test_a_worker_of_which_no_request_is_recorded_has_none():
     assert (found.in_flight, found.uri, found.size, found.pool) == (None, None, None, "www")
 
 
+def test_each_of_two_workers_with_one_pid_has_its_own_last_request_by_the_time_of_its_death():
+    earlier = KILLED._replace(start_ticks=3001, died_ns=75 * SECOND)
+    requests = [served(nth, uri, start_ticks=None) for nth, uri in ((7, "/a"), (8, "/b"))]
+
+    found = last_of([KILLED, earlier], *requests).deaths({})
+
+    assert [(one.died_ns // SECOND, one.uri) for one in found] == [(75, "/a"), (100, "/b")]
+
+
 def test_where_requests_were_left_out_the_last_one_that_is_there_may_be_another():
     (between,) = last_of([KILLED], served(7, "/a"), requests_left_out=True).deaths({})
     (cut_off,) = last_of([KILLED], cut(7, "/a"), requests_left_out=True).deaths({})
