@@ -44,7 +44,7 @@ def refuse_foreign_place(path: str) -> None:
 
 
 def _passed(path: str) -> Iterator[str]:
-    """Yield the folders and the links that are passed on the way to that folder, by names without a link before the end.
+    """Yield the folders and the links that are passed on the way to that folder, by names with no link above the end.
 
     UsageError if there are too many links.
     """
