@@ -96,6 +96,31 @@ def test_a_recording_that_is_being_written_is_not_overwritten(path):
     assert read(path) == []
 
 
+def test_the_lock_of_a_writer_is_none_of_the_whole_file_which_on_nfs_would_keep_sqlite_out(path):
+    with Writer(str(path), {}):
+        inode = f":{path.stat().st_ino}"
+        # proc_locks(5): number kind mandatory access pid device:inode first-byte last-byte
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines() if f"{inode} " in line]
+
+    assert [(words[1], words[3], int(words[6])) for words in held if words[1] != "POSIX"] == [
+        ("OFDLCK", "WRITE", 1 << 62)
+    ]
+
+
+def test_a_file_of_ones_own_that_cannot_be_opened_is_overwritten_if_forced():
+    directory = Path(tempfile.mkdtemp())
+    own = directory / "r.phptrace"
+    own.touch(mode=0)
+    if os.geteuid() == 0:
+        os.chown(own, 65534, 65534)
+        os.chown(directory, 65534, 65534)
+
+    code = as_nobody(lambda: Writer(str(own), {}, force=True).close() is None)
+
+    shutil.rmtree(directory)
+    assert code == 0
+
+
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
 def test_a_side_file_that_is_a_fifo_is_named_and_holds_up_nobody(path, suffix):
     recording(path, [COMPLETE])
