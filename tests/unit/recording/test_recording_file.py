@@ -130,6 +130,16 @@ def test_a_side_file_that_is_a_fifo_is_named_and_holds_up_nobody(path, suffix):
         Reader(str(path))
 
 
+def test_what_is_beside_the_file_that_a_link_leads_to_counts(path):
+    recording(path, [COMPLETE])
+    os.mkfifo(f"{path}-journal")
+    link = path.with_name("link")
+    link.symlink_to(path)
+
+    with pytest.raises(RecordingError, match=f"cannot read {link}: {path}-journal is not a regular file"):
+        Reader(str(link))
+
+
 def test_a_file_that_another_process_puts_in_its_place_is_not_written(path, monkeypatch):
     precious = path.with_name("precious")
     precious.write_bytes(b"")
