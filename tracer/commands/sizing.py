@@ -66,9 +66,13 @@ def sizing(
             sum(worker.pool == pool for worker in workers),
             ended.cpus or began.cpus,
         )
-    _RENDER[form](found, about, sys.stdout)
-    if found.children.most is None:
-        raise IncompleteError(f"cannot recommend pm.max_children: {found.children.why}. All that is known is above.")
+    try:
+        _RENDER[form](found, about, sys.stdout)
+    finally:  # also if nobody reads all of it, as in `| head`
+        if found.children.most is None:
+            raise IncompleteError(
+                f"cannot recommend pm.max_children: {found.children.why}. All that is known is above."
+            )
 
 
 def _chosen(workers: Sequence[Worker], pool: str | None) -> str | None:
