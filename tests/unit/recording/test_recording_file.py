@@ -96,7 +96,7 @@ def test_a_recording_that_is_being_written_is_not_overwritten(path):
     assert read(path) == []
 
 
-def test_the_lock_of_a_writer_is_none_of_the_whole_file_which_on_nfs_would_keep_sqlite_out(path):
+def test_the_lock_of_a_writer_does_not_cover_the_bytes_that_sqlite_locks(path):
     with Writer(str(path), {}):
         inode = f":{path.stat().st_ino}"
         # proc_locks(5): number kind mandatory access pid device:inode first-byte last-byte
@@ -130,7 +130,7 @@ def test_a_side_file_that_is_a_fifo_is_named_and_holds_up_nobody(path, suffix):
         Reader(str(path))
 
 
-def test_what_is_beside_the_file_that_a_link_leads_to_counts(path):
+def test_a_side_file_counts_that_is_beside_the_file_that_a_link_leads_to(path):
     recording(path, [COMPLETE])
     os.mkfifo(f"{path}-journal")
     link = path.with_name("link")
