@@ -26,6 +26,7 @@ _GROWTH_REQUESTS = 500  # or by what so many requests keep, if that does not dou
 _LEAST_GROWTH = 0.01  # bytes a request: less is none
 _IDLE_SHARE = 0.95
 _LIMIT_SPARE = 1.25
+_MIB = 1 << 20
 _LIMIT_STEP = 8 << 20
 _LEAST_LIMIT = 32 << 20
 _CHUNK = 2 << 20  # ZEND_MM_CHUNK_SIZE, Zend/zend_alloc_sizes.h: what Zend takes at a time
@@ -80,6 +81,8 @@ class Limit:
     why: str | None = None
     largest: int = 0  # Zend's real size, the largest of any request
     now: tuple[int, ...] = ()  # limits that requests had; -1: none
+    # Requests that ended by a fatal error, which may have been of this limit: it is theirs, and not lowered.
+    fatal: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,6 +128,8 @@ class Load:
         self.zend_known = 0
         self.limits: set[int] = set()
         self.died_at_limit = 0
+        self.fatal = 0  # requests under a limit that ended by a fatal error
+        self.fatal_limit = 0  # the largest limit of these
         self.cpu_ns = 0
         self._routes: dict[str, RouteLoad] = {}
 
@@ -146,8 +151,10 @@ class Load:
             self.zend_largest = max(self.zend_largest, peak)
         if limit is not None and len(self.limits) < _MOST_LIMITS:
             self.limits.add(limit)
-        fatal = request.ending == Ending.FATAL.value
-        self.died_at_limit += fatal and peak is not None and limit is not None and 0 < limit < peak + _CHUNK
+        if request.ending == Ending.FATAL.value and limit is not None and limit > 0:
+            self.died_at_limit += peak is not None and limit < peak + _CHUNK
+            self.fatal += 1
+            self.fatal_limit = max(self.fatal_limit, limit)
 
     def heaviest(self, most: int) -> list[RouteLoad]:
         """The routes whose requests raise workers most."""
@@ -291,5 +298,9 @@ def _limit(load: Load, whole: bool) -> Limit:
         why = f"{died} of memory_limit, so it is not known how much they need. Raise it, and record again"
     if why is None:
         wanted = -(-int(load.zend_largest * _LIMIT_SPARE) // _LIMIT_STEP) * _LIMIT_STEP
-        return Limit(max(_LEAST_LIMIT, wanted), None, load.zend_largest, limits)
+        wanted = max(_LEAST_LIMIT, wanted)
+        # A block that does not fit below the limit ends a request, and is not in its size.
+        if wanted < load.fatal_limit:
+            return Limit(-(-load.fatal_limit // _MIB) * _MIB, None, load.zend_largest, limits, load.fatal)
+        return Limit(wanted, None, load.zend_largest, limits)
     return Limit(None, why, load.zend_largest, limits)

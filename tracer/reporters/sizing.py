@@ -180,7 +180,10 @@ def _limit(found: Sizing) -> Iterator[str]:
         yield f"not known: {limit.why}{seen}"
         return
     yield _row("Zend's heap, the largest of any request", limit.largest)
-    yield _row(f"x 1.25, and up to the next 8 MiB, 32 MiB at least{seen}", limit.bytes)
+    if limit.fatal:
+        yield _row(f"as it was: {counted(limit.fatal, 'request')} ended by a fatal error, possibly of it", limit.bytes)
+    else:
+        yield _row(f"x 1.25, and up to the next 8 MiB, 32 MiB at least{seen}", limit.bytes)
     if found.children.most and found.budget is not None:
         every = found.children.once + found.children.most * (found.idle + limit.bytes)
         fits = "fits" if every <= found.budget.usable else "does not fit"

@@ -188,6 +188,17 @@ def test_a_memory_limit_that_is_not_known_has_its_reason(requests, whole, why):
     assert (limit.bytes, limit.why) == (None, why)
 
 
+def test_a_limit_that_fatal_errors_may_have_been_of_is_not_lowered():
+    """PHP refuses a block that does not fit: it is in no size of the request."""
+    died = [served(ending="fatal", zend_real_peak=40 * MIB, memory_limit=limit) for limit in (128 * MIB - 1, 64 * MIB)]
+    unlimited = served(ending="fatal", zend_real_peak=40 * MIB, memory_limit=-1)
+
+    assert sized(of=load(*[served()] * 98, *died)).limit == Limit(
+        128 * MIB, None, 40 * MIB, (64 * MIB, 128 * MIB - 1, 128 * MIB), 2
+    )
+    assert sized(of=load(*[served()] * 99, unlimited)).limit == Limit(56 * MIB, None, 40 * MIB, (-1, 128 * MIB))
+
+
 def test_a_fatal_error_far_below_the_limit_is_no_death_of_it():
     found = sized(of=load(*[served()] * 99, served(ending="fatal", zend_real_peak=125 * MIB)))
 

@@ -228,3 +228,13 @@ def test_footprints_of_the_largest_numbers_do_no_harm(run, path):
 
     assert code == 8
     assert "not one worker fits into the budget" in out
+
+
+def test_a_limit_that_is_not_lowered_has_its_reason(run, tmp_path):
+    died = [served(200 + n, ending="fatal", zend_real_peak=40 * MIB) for n in range(3)]
+    path = recording(tmp_path / "died", [*facts(), *died], META)
+
+    _, out, _ = run("sizing", path)
+
+    assert "as it was: 3 requests ended by a fatal error, possibly of it 128 MiB" in sections(out)["memory_limit"]
+    assert out.endswith("\nphp_value[memory_limit] = 128M\n")
