@@ -153,6 +153,12 @@ def main(arguments: list[str] | None = None) -> Any:
         say(printable_message(incomplete if full else str(exc)))
         code = IncompleteError.exit_code if full else 1
         _drop_stdout()
+    try:
+        sys.stdout.flush()
+    except OSError as exc:  # after an error, or --help: Python's exit code would be another one
+        _drop_stdout()
+        if not code and not isinstance(exc, BrokenPipeError):
+            code = IncompleteError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 

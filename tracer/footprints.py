@@ -131,8 +131,9 @@ class Footprints:
                 if not last and self._stop.wait(_PAUSE_S):
                     return
             except (OSError, UnsupportedError):
-                with self._lock:
-                    self._processes.pop(process.pid, None)
+                with self._lock:  # another one may have its pid by now
+                    if self._processes.get(process.pid) is process:
+                        del self._processes[process.pid]
                 return
             else:
                 process.busy_turns = 0

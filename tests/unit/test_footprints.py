@@ -220,6 +220,20 @@ def test_a_process_whose_memory_may_not_be_read_is_left_out(tmp_path, sampling, 
     assert sampling.take() == []
 
 
+def test_a_new_worker_with_the_pid_of_one_that_has_ended_is_sampled(sampling, monkeypatch):
+    ended, new = module._Process(4241, 7, is_master=False), module._Process(4241, 9, is_master=False)
+    sampling._processes[4241] = ended
+
+    def ends(_: object) -> Footprint:
+        sampling._processes[4241] = new
+        raise ProcessLookupError
+
+    monkeypatch.setattr(sampling, "_sample", ends)
+    sampling._take_turn(ended)
+
+    assert sampling._processes == {4241: new}
+
+
 def test_no_thread_is_left_after_close(tmp_path, sampling, often):
     with waiting_process(Path(tmp_path)) as pid:
         sampling.follow(worker(pid))

@@ -278,6 +278,33 @@ def test_root_writes_nothing_where_another_user_could_replace_it(tmp_path, monke
 
 
 @AS_ROOT
+def test_root_follows_no_link_that_another_user_could_replace(tmp_path, monkeypatch):
+    sudo(monkeypatch, None, None)
+    safe, theirs, shared = (tmp_path / name for name in ("safe", "theirs", "shared"))
+    for folder in (safe, theirs, shared):
+        folder.mkdir()
+        (folder / "link").symlink_to("../safe")
+    os.chown(theirs, 65531, 65521)
+    shared.chmod(0o1777)
+    os.chown(shared / "link", 65531, 65521, follow_symlinks=False)
+    (safe / "far").symlink_to(theirs / "link")
+
+    refuse_foreign_place(str(safe / "link" / "new"))
+    for way, place in ((theirs / "link", theirs), (shared / "link", shared / "link"), (safe / "far", theirs)):
+        with pytest.raises(UsageError, match=f"user 65531 may replace files in {place}, "):
+            refuse_foreign_place(str(way / "new"))
+
+
+@AS_ROOT
+def test_a_loop_of_links_is_no_place(tmp_path, monkeypatch):
+    sudo(monkeypatch, None, None)
+    (tmp_path / "loop").symlink_to("loop")
+
+    with pytest.raises(UsageError, match="Too many levels of symbolic links"):
+        refuse_foreign_place(str(tmp_path / "loop" / "new"))
+
+
+@AS_ROOT
 def test_the_folder_of_the_user_who_called_sudo_is_no_foreign_place(tmp_path, monkeypatch):
     sudo(monkeypatch, "65531", "65521")
     os.chown(tmp_path, 65531, 65521)

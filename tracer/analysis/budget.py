@@ -45,17 +45,23 @@ def budget_of(pool_now: int, masters: Sequence[int], began: Snapshot, ended: Sna
     `pool_now`: bytes that the pool has itself.
     """
     found = []
-    for snapshot in (ended, began):
-        limited = next((one for one in snapshot.cgroups if set(one.pids) & set(masters)), None)
-        if limited is None and len(snapshot.cgroups) == 1:
-            limited = snapshot.cgroups[0]
-        if limited is not None and limited.split.total is not None:
-            found.append(_limited(limited, limited.split.total, pool_now))
-        if snapshot.host is not None and snapshot.host.total is not None:
-            found.append(_of_host(snapshot.host, snapshot.host.total, pool_now))
-        if found:
-            return min(found, key=lambda one: one.usable)
-    return None
+    # Where the master had ended before the recording did, only the first snapshot has its cgroup.
+    limited = _cgroup_of(masters, ended, began)
+    if limited is not None and limited.split.total is not None:
+        found.append(_limited(limited, limited.split.total, pool_now))
+    for host in (ended.host, began.host):
+        if host is not None and host.total is not None:
+            found.append(_of_host(host, host.total, pool_now))
+            break
+    return min(found, key=lambda one: one.usable, default=None)
+
+
+def _cgroup_of(masters: Sequence[int], *snapshots: Snapshot) -> Limited | None:
+    """The cgroup of one of the masters in the first snapshot that has it; the only one of a snapshot if none has."""
+    every = [snapshot.cgroups for snapshot in snapshots]
+    known = [one for cgroups in every for one in cgroups if set(one.pids) & set(masters)]
+    alone = [cgroups[0] for cgroups in every if len(cgroups) == 1]
+    return next(iter([*known, *alone]), None)
 
 
 def _limited(limited: Limited, total: int, pool_now: int) -> Budget:

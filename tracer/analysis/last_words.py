@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 from tracer.facts import Ending, Note, Place, Request, Worker
@@ -54,7 +55,10 @@ class LastRequests:
         self._deaths: list[LastWords] = []
         self._places: dict[int, Place] = {}  # where the last request ran, by the identity of a death
         self._hidden: set[int] = set()  # deaths whose last request is none that the report is about
-        self._of_recording: dict[int, list[tuple[int | None, LastWords]]] = {}  # by pid: start_ticks
+        # Of one recording: by pid and start_ticks; and by pid, ascending by time, those without start_ticks, and all.
+        self._by_start: dict[tuple[int, int | None], LastWords] = {}
+        self._untold: dict[int, list[LastWords]] = {}
+        self._by_pid: dict[int, list[LastWords]] = {}
         self._left_out = False
         self.more = 0  # deaths that are not kept
 
@@ -73,29 +77,45 @@ class LastRequests:
         room = max(0, _DEATHS_MAX - len(self._deaths))
         self.more += max(0, len(died) - room)
         self._left_out = requests_left_out
-        self._of_recording = {}
+        self._by_start, self._untold, self._by_pid = {}, {}, {}
         for worker in heapq.nlargest(room, died, key=_importance):
             death = LastWords(host, worker.pid, worker.pool, worker.exit or "", worker.died_ns or 0, _by_oom(worker))
             self._deaths.append(death)
             if selected:
                 self._hidden.add(id(death))
-            self._of_recording.setdefault(worker.pid, []).append((worker.start_ticks, death))
+            self._by_pid.setdefault(worker.pid, []).append(death)
+            if worker.start_ticks is None:
+                self._untold.setdefault(worker.pid, []).append(death)
+            else:
+                self._by_start[worker.pid, worker.start_ticks] = death
+        for deaths in (*self._by_pid.values(), *self._untold.values()):
+            deaths.sort(key=_died_ns)
 
     @property
     def waits(self) -> bool:
         """True if add() is of use: a worker of this recording did not end in order."""
-        return bool(self._of_recording)
+        return bool(self._by_pid)
 
     def add(self, request: Request, *, shown: bool = True) -> None:
         """Take one request, in the order of their ends. `shown`: the report is about it."""
-        deaths = self._of_recording.get(request.pid)
-        if deaths is None:
+        if request.pid not in self._by_pid:
             return
-        for start_ticks, death in deaths:
-            if _is_of(request, start_ticks, death):
-                self._take(request, death)
-                (self._hidden.discard if shown else self._hidden.add)(id(death))
-                return
+        death = self._of(request)
+        if death is not None:
+            self._take(request, death)
+            (self._hidden.discard if shown else self._hidden.add)(id(death))
+
+    def _of(self, request: Request) -> LastWords | None:
+        """The death of the worker of that request; None if it did not die, or in order."""
+        if request.start_ticks is None:
+            found = self._by_pid
+        elif (death := self._by_start.get((request.pid, request.start_ticks))) is not None:
+            return death
+        else:
+            found = self._untold
+        deaths = found.get(request.pid, [])
+        at = bisect_left(deaths, request.started_ns or 0, key=_died_ns)
+        return deaths[at] if at < len(deaths) else None
 
     def _take(self, request: Request, death: LastWords) -> None:
         cut_off = request.ending.startswith(_KILLED) or Note.WORKER_EXITED.value in (request.notes or "")
@@ -142,8 +162,5 @@ def _by_oom(worker: Worker) -> bool | None:
     return None if Note.OOM_UNKNOWN.value in notes else Note.OOM.value in notes
 
 
-def _is_of(request: Request, start_ticks: int | None, death: LastWords) -> bool:
-    """True if the request is one of that worker."""
-    if request.start_ticks is not None and start_ticks is not None:
-        return request.start_ticks == start_ticks
-    return (request.started_ns or 0) <= death.died_ns
+def _died_ns(death: LastWords) -> int:
+    return death.died_ns

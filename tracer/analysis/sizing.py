@@ -26,6 +26,7 @@ _GROWTH_REQUESTS = 500  # or by what so many requests keep, if that does not dou
 _LEAST_GROWTH = 0.01  # bytes a request: less is none
 _IDLE_SHARE = 0.95
 _LIMIT_SPARE = 1.25
+_MIB = 1 << 20
 _LIMIT_STEP = 8 << 20
 _LEAST_LIMIT = 32 << 20
 _CHUNK = 2 << 20  # ZEND_MM_CHUNK_SIZE, Zend/zend_alloc_sizes.h: what Zend takes at a time
@@ -80,6 +81,8 @@ class Limit:
     why: str | None = None
     largest: int = 0  # Zend's real size, the largest of any request
     now: tuple[int, ...] = ()  # limits that requests had; -1: none
+    # Requests that ended by a fatal error, which may have been of this limit: it is theirs, and not lowered.
+    fatal: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,6 +128,8 @@ class Load:
         self.zend_known = 0
         self.limits: set[int] = set()
         self.died_at_limit = 0
+        self.fatal = 0  # requests under a limit that ended by a fatal error
+        self.fatal_limit = 0  # the largest limit of these
         self.cpu_ns = 0
         self._routes: dict[str, RouteLoad] = {}
 
@@ -146,8 +151,10 @@ class Load:
             self.zend_largest = max(self.zend_largest, peak)
         if limit is not None and len(self.limits) < _MOST_LIMITS:
             self.limits.add(limit)
-        fatal = request.ending == Ending.FATAL.value
-        self.died_at_limit += fatal and peak is not None and limit is not None and 0 < limit < peak + _CHUNK
+        if request.ending == Ending.FATAL.value and limit is not None and limit > 0:
+            self.died_at_limit += peak is not None and limit < peak + _CHUNK
+            self.fatal += 1
+            self.fatal_limit = max(self.fatal_limit, limit)
 
     def heaviest(self, most: int) -> list[RouteLoad]:
         """The routes whose requests raise workers most."""
@@ -182,7 +189,7 @@ def size(load: Load, memory: PoolMemory, growth: Growth, budget: Budget | None, 
     (idle,) = nearest_rank(memory.idle_sizes(), _IDLE_SHARE)
     if growth.per_request is None and not memory.only_busy and load.rises.requests >= LEAST_REQUESTS and memory.samples:
         growth = Growth(memory.grown / load.rises.requests, growth.leak, growth.why, sampled=True)
-    replacement = _replacement(growth, idle or 0)
+    replacement = _replacement(growth, idle or 0, _why_not_of_all(load, whole))
     once = memory.shared + memory.files + memory.master
     each = (idle or 0) + replacement.grows
     why = _why_not(load, memory, budget, whole)
@@ -247,13 +254,27 @@ def _children(rises: Rises, once: int, each: int, usable: int) -> Children:
     return Children(most, None, once, each, together, fits, needed, worst, min(most, at_worst))
 
 
-def _replacement(growth: Growth, idle: int) -> Replacement:
-    """Return after how many requests a worker must be replaced, and how much it grows until then."""
+def _why_not_of_all(load: Load, whole: bool) -> str | None:
+    """Return the reason why the requests do not stand for all requests of the pool; None if they do."""
+    if load.rises.requests < LEAST_REQUESTS:
+        return f"{load.rises.requests} requests are too few; it takes {LEAST_REQUESTS}"
+    return None if whole else "requests were left out by a filter when it was recorded"
+
+
+def _replacement(growth: Growth, idle: int, why: str | None) -> Replacement:
+    """Return after how many requests a worker must be replaced, and how much it grows until then.
+
+    `why` the requests do not stand for all requests.
+    """
+    if why is not None:
+        return Replacement(None, why)
     rate = growth.per_request
     if rate is None:
         return Replacement(None, growth.why)
-    if rate < _LEAST_GROWTH or not idle:
+    if rate < _LEAST_GROWTH:
         return Replacement(0)
+    if not idle:
+        return Replacement(None, "the size of a worker between requests was not sampled")
     allowed = max(idle / _GROWTH_SHARE, min(float(idle), _GROWTH_REQUESTS * rate))
     requests = _two_digits(min(MOST_REQUESTS, int(allowed / rate)))
     if not requests:
@@ -269,16 +290,17 @@ def _two_digits(number: int) -> int:
 
 def _limit(load: Load, whole: bool) -> Limit:
     limits = tuple(sorted(load.limits))
-    if load.rises.requests < LEAST_REQUESTS:
-        why = f"{load.rises.requests} requests are too few; it takes {LEAST_REQUESTS}"
-    elif not whole:
-        why = "requests were left out by a filter when it was recorded"
-    elif load.zend_known < load.rises.requests * (1 - _UNKNOWN_SHARE):
+    why = _why_not_of_all(load, whole)
+    if why is None and load.zend_known < load.rises.requests * (1 - _UNKNOWN_SHARE):
         why = "the size of Zend's heap was not measured"
-    elif load.died_at_limit:
+    if why is None and load.died_at_limit:
         died = "1 request died" if load.died_at_limit == 1 else f"{load.died_at_limit} requests died"
         why = f"{died} of memory_limit, so it is not known how much they need. Raise it, and record again"
-    else:
+    if why is None:
         wanted = -(-int(load.zend_largest * _LIMIT_SPARE) // _LIMIT_STEP) * _LIMIT_STEP
-        return Limit(max(_LEAST_LIMIT, wanted), None, load.zend_largest, limits)
+        wanted = max(_LEAST_LIMIT, wanted)
+        # A block that does not fit below the limit ends a request, and is not in its size.
+        if wanted < load.fatal_limit:
+            return Limit(-(-load.fatal_limit // _MIB) * _MIB, None, load.zend_largest, limits, load.fatal)
+        return Limit(wanted, None, load.zend_largest, limits)
     return Limit(None, why, load.zend_largest, limits)

@@ -120,9 +120,11 @@ def diff(
         found = options.learned(recordings)
         by = default_group(recordings, found) if group_by is None else GroupBy(group_by)
         compared = _compared(recordings, by, found, figure, min_requests, top)
-    _RENDER[form](compared)
-    if limit is not None:
-        _check(compared, limit)
+    try:
+        _RENDER[form](compared)
+    finally:  # also if nobody reads all of it, as in `| head`
+        if limit is not None:
+            _check(compared, limit)
 
 
 @contextlib.contextmanager

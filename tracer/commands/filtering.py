@@ -102,6 +102,10 @@ class Selection:
         began_ns, ended_ns = span_of(recording) or (0, 0)
         since_ns = None if self.since is None else self.since.of(began_ns, ended_ns)
         until_ns = None if self.until is None else self.until.of(began_ns, ended_ns)
+        # A recording that goes on past midnight may end before that time of the second day.
+        if self.until is not None and self.until.of_day_ns is not None and until_ns is not None:
+            passes_midnight = began_ns // _DAY_NS < ended_ns // _DAY_NS
+            until_ns += _DAY_NS if until_ns < began_ns and passes_midnight else 0
         if since_ns is not None and until_ns is not None and since_ns >= until_ns:
             raise UsageError(
                 f"cannot use --since {self.since.text if self.since else ''} with --until"

@@ -24,10 +24,10 @@ def is_internal(lack: str) -> bool:
 
 
 def notice(text: str) -> None:
-    """Print a message to stderr, unless the user gave -q."""
+    """Print a message of one line or several to stderr, unless the user gave -q."""
     context = click.get_current_context(silent=True)
     if context is None or not context.find_root().params.get("quiet"):
-        say(printable_message(text))
+        say("\n".join(map(printable_message, text.split("\n"))))
 
 
 def is_verbose() -> bool:

@@ -67,9 +67,13 @@ def sizing(
             ended.cpus or began.cpus,
             tuple(sorted({one.pool for one in workers if one.pool and one.pool != pool})) if budget is None else (),
         )
-    _RENDER[form](found, about, sys.stdout)
-    if found.children.most is None:
-        raise IncompleteError(f"cannot recommend pm.max_children: {found.children.why}. All that is known is above.")
+    try:
+        _RENDER[form](found, about, sys.stdout)
+    finally:  # also if nobody reads all of it, as in `| head`
+        if found.children.most is None:
+            raise IncompleteError(
+                f"cannot recommend pm.max_children: {found.children.why}. All that is known is above."
+            )
 
 
 def _chosen(workers: Sequence[Worker], pool: str | None) -> str | None:

@@ -63,6 +63,7 @@ class Reader:
         """
         self.path = path
         head = _head(path)
+        self._file = os.path.realpath(path)  # SQLite follows links, and reads what is beside the file itself
         if not head:
             raise RecordingError(
                 f"cannot read {path}: it is empty, since phptrace was killed before it wrote anything. Record again."
@@ -80,9 +81,9 @@ class Reader:
         page, pages = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
         self._refuse_side_files()
         # With a journal beside it, the rest may be there: the disk is full, or the writer is still running.
-        if not os.path.exists(path + "-wal") and os.path.getsize(path) < (65536 if page == 1 else page) * pages:
+        if not os.path.exists(self._file + "-wal") and os.path.getsize(path) < (65536 if page == 1 else page) * pages:
             raise RecordingError(f"cannot read {path}: it is damaged or cut short. {_COPY}")
-        self._connection = self._open(path, in_wal_mode=head[18] == 2)
+        self._connection = self._open(self._file, in_wal_mode=head[18] == 2)
         try:
             self.meta: dict[str, Any] = self._checked()
         except BaseException:
@@ -91,7 +92,7 @@ class Reader:
 
     def _refuse_side_files(self) -> None:
         """RecordingError if what SQLite would read beside the file is no file: a FIFO would hold it up for ever."""
-        for name in (self.path + suffix for suffix in SIDE_FILES):
+        for name in (self._file + suffix for suffix in SIDE_FILES):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.lstat(name).st_mode):
                     raise RecordingError(
@@ -269,7 +270,7 @@ class Reader:
     @property
     def size(self) -> int:
         """Bytes on disk, with the journal that a recording has until it is closed."""
-        return sum(os.path.getsize(path) for path in (self.path, self.path + "-wal") if os.path.exists(path))
+        return sum(os.path.getsize(path) for path in (self._file, self._file + "-wal") if os.path.exists(path))
 
     def span(self) -> tuple[int, int] | None:
         """When the first request began and the last one ended, in Unix time; None if that is not known."""
@@ -317,10 +318,10 @@ class Reader:
         try:
             yield
         except (sqlite3.Error, ValueError, TypeError, RecursionError) as exc:
-            if os.path.exists(self.path + "-wal") and "unable to open" in str(exc):
+            if os.path.exists(self._file + "-wal") and "unable to open" in str(exc):
                 raise RecordingError(
                     f"cannot read {self.path}: it was not closed, and SQLite has to create a file beside it to read its"
-                    f" journal. Copy it and {self.path}-wal to a directory of your own."
+                    f" journal. Copy it and {self._file}-wal to a directory of your own."
                 ) from exc
             raise RecordingError(f"cannot read {self.path}: it is damaged or cut short ({exc}). {_COPY}") from exc
 

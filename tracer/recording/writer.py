@@ -7,10 +7,12 @@ a SIGKILL; a clean end folds the journal in and leaves a single file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
@@ -27,6 +29,7 @@ from tracer.recording.schema import APPLICATION_ID, SCHEMA, SCHEMAS, SIDE_FILES
 from tracer.recording.stack_tables import StackWriter
 
 _STEP = 1000
+_LOCKED_BYTE = 1 << 62  # SQLite's locks are at 1 GiB: PENDING_BYTE in os.h, SQLite 3.40
 # Text arrives as bytes: what is not UTF-8 must not fail, and must come back as it was.
 _INSERT_WORKER = (
     "INSERT OR REPLACE INTO worker (pid, start_ticks, pool, php_version, born_ns, died_ns, exit, notes)"
@@ -258,28 +261,29 @@ def check_output(path: str, *, force: bool) -> None:
 
 
 def _refuse_if_written(path: str) -> None:
-    """UsageError if another phptrace records to that file."""
-    with contextlib.suppress(FileNotFoundError):
+    """UsageError if another phptrace records to that file. One that cannot be opened is left to who replaces it."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            locked = not _lock(descriptor)
+            locked = not _lock(descriptor, fcntl.F_RDLCK)
         finally:
             os.close(descriptor)
         if locked:
             raise UsageError(f"cannot write {path}: another phptrace records to it. Choose another name.")
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, kind: int) -> bool:
     """Take the lock that a recording's writer has as long as it lives; False if somebody else has it.
 
-    SQLite takes locks of another kind (fcntl), which do not know of this one.
+    `kind`: F_WRLCK for a writer, F_RDLCK to see if there is one. It belongs to the open file, and not to the process as
+    SQLite's locks do. It is of one byte far behind those: on NFS, flock() would be a lock of the whole file, and keep
+    SQLite from its own (flock(2)).
     """
+    lock = struct.pack("hhqqi4x", kind, os.SEEK_SET, _LOCKED_BYTE, 1, 0)  # struct flock: bits/fcntl.h, glibc 2.36
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without such locks
-        pass
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+    except OSError as exc:  # others: a file system without such locks
+        return exc.errno not in (errno.EAGAIN, errno.EACCES)
     return True
 
 
@@ -296,7 +300,7 @@ def _create(path: str, *, force: bool) -> int:
         descriptor = create(path)
     except FileExistsError as exc:
         raise UsageError(f"cannot write {path}: {exc.strerror}. Choose another name.") from exc
-    _lock(descriptor)
+    _lock(descriptor, fcntl.F_WRLCK)
     return descriptor
 
 

@@ -17,6 +17,7 @@ from tracer.analysis.diff import Outcome, Row
 from tracer.analysis.diff_change import Figure, Kind
 from tracer.reporters.diff_text import NAMES, busier, cell, conclusion, doubts, findings, sentence, subject, unclear
 from tracer.reporters.table import console_for, shorten, show_key
+from tracer.reporters.verdict_text import shown_targets
 from tracer.units import printable
 
 _LABEL_WIDTH = 12
@@ -57,8 +58,7 @@ class Diff:
         files = " ".join(printable(shlex.quote(one.path)) for one in (self.before, self.after))
         if self.stacks:
             return f"phptrace flame --diff {files} -o diff.svg"
-        targets = " ".join(printable(shlex.quote(target)) for target in self.after.targets) or "php-fpm"
-        return f"phptrace record --stacks -d 60s {targets}"
+        return f"phptrace record --stacks -d 60s {shown_targets(self.after.targets)}"
 
     @property
     def cautions(self) -> list[str]:

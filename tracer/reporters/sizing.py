@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ _WIDTH = 96
 _LABEL = 82
 _ROUTE = 32
 _PATH = 40
+_PLAIN = re.compile(r"[A-Za-z0-9_.@:/+-]+")
 _MUCH_RISE = 1 << 20  # routes that raise a worker by less are not listed
 
 
@@ -80,12 +82,20 @@ def www_conf(found: Sizing, about: About) -> str:
     """The lines to paste into the pool's configuration; a comment for each setting that is not known."""
     source = f"; phptrace sizing, from {printable(about.path)}: {counted(found.requests, 'request')}"
     budget = "" if found.budget is None else f", budget {show_bytes(found.budget.total)}"
-    lines = [f"{source}{budget}", f"[{'www' if about.pool is None else printable(about.pool)}]"]
+    lines = [f"{source}{budget}", _section("www" if about.pool is None else about.pool)]
     lines.append(_setting("pm.max_children", found.children.most))
     lines.append(_setting("pm.max_requests", found.replacement.requests))
     limit = found.limit.bytes
     lines.append(_setting("php_value[memory_limit]", None if limit is None else f"{limit >> 20}M"))
     return "".join(f"{line}\n" for line in lines)
+
+
+def _section(pool: str) -> str:
+    """The header of a pool's section; a comment if its name is not plain: a worker can give itself any.
+
+    What follows `]` in a line is an entry of its own (Zend/zend_ini_scanner.l, PHP 7.4 to 8.5).
+    """
+    return f"[{pool}]" if _PLAIN.fullmatch(pool) else f"; in the section of the pool {printable(pool)}"
 
 
 def _setting(name: str, value: int | str | None) -> str:
@@ -185,7 +195,10 @@ def _limit(found: Sizing) -> Iterator[str]:
         yield f"not known: {limit.why}{seen}"
         return
     yield _row("Zend's heap, the largest of any request", limit.largest)
-    yield _row(f"x 1.25, and up to the next 8 MiB, 32 MiB at least{seen}", limit.bytes)
+    if limit.fatal:
+        yield _row(f"as it was: {counted(limit.fatal, 'request')} ended by a fatal error, possibly of it", limit.bytes)
+    else:
+        yield _row(f"x 1.25, and up to the next 8 MiB, 32 MiB at least{seen}", limit.bytes)
     if found.children.most and found.budget is not None:
         every = found.children.once + found.children.most * (found.idle + limit.bytes)
         fits = "fits" if every <= found.budget.usable else "does not fit"

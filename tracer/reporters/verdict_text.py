@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.units import counted, printable, show_bytes
@@ -28,7 +28,7 @@ class Source:
     def _targets(self) -> str:
         # A PID may be another process by then.
         names = dict.fromkeys("php-fpm" if target.isdecimal() else target for target in self.targets)
-        return " ".join(printable(shlex.quote(name)) for name in names) or "php-fpm"
+        return shown_targets(tuple(names))
 
     def record(self, options: str) -> str:
         """A command that records once more."""
@@ -45,6 +45,11 @@ class Source:
     def export(self) -> str:
         """A command that prints every request."""
         return f"phptrace export --format csv {self._files}"
+
+
+def shown_targets(names: Iterable[str]) -> str:
+    """The targets of a recording for a command, in which none must become an option: php-fpm has no such name."""
+    return " ".join(printable(shlex.quote(name)) for name in names if not name.startswith("-")) or "php-fpm"
 
 
 def label(verdict: Verdict) -> str:

@@ -17,6 +17,7 @@ from tracer.units import counted, printable, show_bytes
 _WORKER_WIDTH = 22
 _REQUEST_WIDTH = 32
 _PLACE_WIDTH = 28
+_LEAST_PLACE = 12
 _WITHOUT_SHOWN = 3  # of one pool
 _LEAST_SHARE = 0.05  # of a pool's weight
 _LEAST_SAVED = 1 << 20
@@ -48,9 +49,7 @@ def render(workers: Sequence[WorkerMarks], pools: Sequence[PoolWeight], out: Tex
 
 
 def _rows(worker: WorkerMarks, *, with_date: bool) -> list[tuple[str, ...]]:
-    name = worker.worker if worker.container is None else f"{worker.worker} {worker.container}"
-    ended = "" if worker.alive else " ended"
-    begin = [shorten(printable(name), _WORKER_WIDTH - len(ended)) + ended, *map(show_bytes, (worker.now, worker.peak))]
+    begin = [_name(worker), *map(show_bytes, (worker.now, worker.peak))]
     found: list[tuple[str, ...]] = []
     for step in worker.steps:
         sizes = show_bytes(step.before), show_bytes(step.after)
@@ -59,6 +58,16 @@ def _rows(worker: WorkerMarks, *, with_date: bool) -> list[tuple[str, ...]]:
     if worker.other_steps:
         found.append((*begin, "", "", "", _others(worker)))
     return found or [(*begin, "", "", "", "none raised it")]
+
+
+def _name(worker: WorkerMarks) -> str:
+    """The worker; its container behind it, if there are several, as far as there is room for it."""
+    ended = "" if worker.alive else " ended"
+    room = _WORKER_WIDTH - len(ended)
+    name = shorten(printable(worker.worker), room)
+    if worker.container is not None:
+        name += f" {shorten(printable(worker.container), max(_LEAST_PLACE, room - cell_len(name) - 1))}"
+    return name + ended
 
 
 def _others(worker: WorkerMarks) -> str:

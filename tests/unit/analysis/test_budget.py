@@ -47,3 +47,9 @@ def test_the_cgroup_of_another_master_is_not_the_budget():
 
 def test_no_snapshot_gives_no_budget():
     assert budget_of(330 * MIB, (4001,), NOTHING, snapshot({"host": {"MemTotal": "x"}, "cgroups": 7})) is None
+
+
+def test_the_limit_counts_though_the_master_had_ended_before_the_recording_did():
+    found = budget_of(330 * MIB, (4001,), of(CGROUP), of())
+
+    assert found == Budget(BudgetFrom.CGROUP, 512 * MIB, 300 * MIB + 40 * MIB + 20 * MIB - 330 * MIB, "/fpm.service")

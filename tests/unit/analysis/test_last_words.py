@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from samples import BLOG, SHOP, request
 
@@ -56,6 +58,34 @@ def test_a_worker_of_which_no_request_is_recorded_has_none():
     (found,) = last_of([KILLED]).deaths({})
 
     assert (found.in_flight, found.uri, found.size, found.pool) == (None, None, None, "www")
+
+
+def test_each_of_two_workers_with_one_pid_has_its_own_last_request_by_the_time_of_its_death():
+    earlier = KILLED._replace(start_ticks=3001, died_ns=75 * SECOND)
+    requests = [served(nth, uri, start_ticks=None) for nth, uri in ((7, "/a"), (8, "/b"))]
+
+    found = last_of([KILLED, earlier], *requests).deaths({})
+
+    assert [(one.died_ns // SECOND, one.uri) for one in found] == [(75, "/a"), (100, "/b")]
+
+
+def test_a_worker_whose_start_is_not_known_is_found_by_the_time_of_its_death():
+    workers = [KILLED._replace(start_ticks=None), KILLED._replace(start_ticks=11, died_ns=20 * SECOND)]
+
+    found = last_of(workers, served(1, "/a", start_ticks=11), served(8, "/b"), served(11, "/c")).deaths({})
+
+    assert [(one.died_ns // SECOND, one.uri) for one in found] == [(20, "/a"), (100, "/b")]
+
+
+def test_many_workers_with_one_pid_take_no_time_of_each_request():
+    """Each request was compared with each death of its pid: ten thousand of both took seconds."""
+    workers = [KILLED._replace(start_ticks=at, died_ns=at * SECOND) for at in range(1, 9001)]
+    found = last_of(workers)
+
+    began = time.thread_time()
+    for nth in range(9000):
+        found.add(served(1, "/a", start_ticks=10_007, started_ns=nth))
+    assert time.thread_time() - began < 2
 
 
 def test_where_requests_were_left_out_the_last_one_that_is_there_may_be_another():

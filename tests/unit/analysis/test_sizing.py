@@ -115,6 +115,20 @@ def test_a_leak_that_one_request_fills_a_worker_with_has_no_setting():
     assert found.children.why == "pm.max_requests is not known, so neither is the size that workers grow to"
 
 
+def test_few_requests_and_those_that_a_filter_left_say_nothing_about_replacement():
+    few = sized(grows=Growth(1000.0, leak=True), of=steady(99))
+    filtered = sized(grows=Growth(1000.0, leak=True), whole=False)
+
+    assert few.replacement == Replacement(None, "99 requests are too few; it takes 100")
+    assert filtered.replacement == Replacement(None, "requests were left out by a filter when it was recorded")
+
+
+def test_a_leak_in_workers_that_were_not_sampled_is_not_taken_for_none():
+    found = sized(grows=Growth(1000.0, leak=True), memory=PoolMemory({(4241, 7)}, {4001}))
+
+    assert found.replacement == Replacement(None, "the size of a worker between requests was not sampled")
+
+
 def test_workers_that_do_not_grow_are_never_replaced():
     assert sized().replacement == Replacement(0)
 
@@ -172,6 +186,17 @@ def test_a_memory_limit_that_is_not_known_has_its_reason(requests, whole, why):
     limit = sized(of=load(*requests), whole=whole).limit
 
     assert (limit.bytes, limit.why) == (None, why)
+
+
+def test_a_limit_that_fatal_errors_may_have_been_of_is_not_lowered():
+    """PHP refuses a block that does not fit: it is in no size of the request."""
+    died = [served(ending="fatal", zend_real_peak=40 * MIB, memory_limit=limit) for limit in (128 * MIB - 1, 64 * MIB)]
+    unlimited = served(ending="fatal", zend_real_peak=40 * MIB, memory_limit=-1)
+
+    assert sized(of=load(*[served()] * 98, *died)).limit == Limit(
+        128 * MIB, None, 40 * MIB, (64 * MIB, 128 * MIB - 1, 128 * MIB), 2
+    )
+    assert sized(of=load(*[served()] * 99, unlimited)).limit == Limit(56 * MIB, None, 40 * MIB, (-1, 128 * MIB))
 
 
 def test_a_fatal_error_far_below_the_limit_is_no_death_of_it():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from samples import COMPLETE, altered, recording, request
 
 from tracer.facts import Loss, Request, Worker
 
+ROOT = Path(__file__).parents[3]
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 BASE = 1_700_000_000_000_000_000
 META = {"host": "web1", "backend": "bpf", "options": {"query": "strip"}, "native": {"budget": 0.02},
@@ -62,6 +66,20 @@ def test_a_deploy_gate_fails_where_a_route_surely_keeps_more(run, before, leaks)
         f"phptrace: cannot accept {leaks}: kept surely rose by more than 64.0 KiB a request in 1 script, the first of"
         " which is /srv/www/index.php. Fix that, or raise --fail-over.\n"
     )
+
+
+@pytest.mark.parametrize("form", ["table", "json", "md", "csv"])
+def test_a_deploy_gate_fails_though_nobody_reads_what_it_prints(before, leaks, form):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tracer", "diff", "--fail-over", "64K", "--format", form, str(before), str(leaks)]
+
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"phptrace: cannot accept {leaks}: kept surely rose by")
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,20 @@ def test_times_between_which_there_is_none_are_a_usage_error(run, path):
     )
 
 
+def test_a_recording_past_midnight_may_end_before_the_time_until_which_it_is_shown(run, tmp_path):
+    """It began at 23:59:50, and ends ten seconds after midnight."""
+    began_ns = 1_700_006_390 * SECOND
+    facts = [request(nth=nth, started_ns=began_ns + nth * SECOND) for nth in range(1, 20)]
+    meta = {"clock": {"unix_ns": began_ns}, "ended": {"elapsed_s": 20.0}}
+    file = recording(tmp_path / "r", facts, meta)
+
+    shown = [
+        json.loads(run("report", "--format", "json", *options, file)[1])["requests"]
+        for options in (["--until", "00:01"], ["--since", "23:59:55", "--until", "00:01"])
+    ]
+    assert shown == [19, 15]
+
+
 @pytest.mark.parametrize("text", ["", "soon", "25:00", "2023-02-30T00:00", "-5s", "9" * 400, "12:00Z"])
 def test_a_text_that_is_not_a_time_is_a_usage_error(run, path, text):
     code, out, err = run("report", f"--since={text}", path)

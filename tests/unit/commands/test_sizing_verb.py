@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from samples import FOOTPRINT, altered, recording, request
 
-from tracer.facts import Fact, Footprint, Worker
+from tracer.facts import Fact, Footprint, Request, Worker
 
 MIB = 1 << 20
 SECOND = 10**9
@@ -230,3 +230,25 @@ def test_footprints_of_the_largest_numbers_do_no_harm(run, path):
 
     assert code == 8
     assert "not one worker fits into the budget" in out
+
+
+def test_a_limit_that_is_not_lowered_has_its_reason(run, tmp_path):
+    died = [served(200 + n, ending="fatal", zend_real_peak=40 * MIB) for n in range(3)]
+    path = recording(tmp_path / "died", [*facts(), *died], META)
+
+    _, out, _ = run("sizing", path)
+
+    assert "as it was: 3 requests ended by a fatal error, possibly of it 128 MiB" in sections(out)["memory_limit"]
+    assert out.endswith("\nphp_value[memory_limit] = 128M\n")
+
+
+def test_the_name_of_a_pool_adds_no_setting_to_the_block_for_its_configuration(run, tmp_path):
+    evil = "x]php_admin_value[auto_prepend_file]=/tmp/evil;"
+    changed = [fact._replace(pool=evil) if isinstance(fact, Request | Worker) else fact for fact in facts()]
+    path = recording(tmp_path / "evil", changed, META)
+
+    for options in ([], ["--format", "json"]):
+        _, out, _ = run("sizing", *options, path)
+        block = json.loads(out)["www_conf"] if options else out[out.index("; phptrace sizing") :]
+        assert block.splitlines()[1] == f"; in the section of the pool {evil}"
+        assert "\n[" not in block

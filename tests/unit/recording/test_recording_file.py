@@ -96,6 +96,31 @@ def test_a_recording_that_is_being_written_is_not_overwritten(path):
     assert read(path) == []
 
 
+def test_the_lock_of_a_writer_does_not_cover_the_bytes_that_sqlite_locks(path):
+    with Writer(str(path), {}):
+        inode = f":{path.stat().st_ino}"
+        # proc_locks(5): number kind mandatory access pid device:inode first-byte last-byte
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines() if f"{inode} " in line]
+
+    assert [(words[1], words[3], int(words[6])) for words in held if words[1] != "POSIX"] == [
+        ("OFDLCK", "WRITE", 1 << 62)
+    ]
+
+
+def test_a_file_of_ones_own_that_cannot_be_opened_is_overwritten_if_forced():
+    directory = Path(tempfile.mkdtemp())
+    own = directory / "r.phptrace"
+    own.touch(mode=0)
+    if os.geteuid() == 0:
+        os.chown(own, 65534, 65534)
+        os.chown(directory, 65534, 65534)
+
+    code = as_nobody(lambda: Writer(str(own), {}, force=True).close() is None)
+
+    shutil.rmtree(directory)
+    assert code == 0
+
+
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
 def test_a_side_file_that_is_a_fifo_is_named_and_holds_up_nobody(path, suffix):
     recording(path, [COMPLETE])
@@ -103,6 +128,16 @@ def test_a_side_file_that_is_a_fifo_is_named_and_holds_up_nobody(path, suffix):
 
     with pytest.raises(RecordingError, match=f"{suffix} is not a regular file"):
         Reader(str(path))
+
+
+def test_a_side_file_counts_that_is_beside_the_file_that_a_link_leads_to(path):
+    recording(path, [COMPLETE])
+    os.mkfifo(f"{path}-journal")
+    link = path.with_name("link")
+    link.symlink_to(path)
+
+    with pytest.raises(RecordingError, match=f"cannot read {link}: {path}-journal is not a regular file"):
+        Reader(str(link))
 
 
 def test_a_file_that_another_process_puts_in_its_place_is_not_written(path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.analysis.verdict.memory import HighWater
-from tracer.reporters.verdict_text import Source, evidence, label, next_step
+from tracer.reporters.verdict_text import Source, evidence, label, next_step, shown_targets
 
 MIB = 1 << 20
 LEAK = Verdict(
@@ -150,3 +150,10 @@ def test_a_label_is_one_short_word():
     assert [label(Verdict(kind)) for kind in Kind] == [
         "leak", "warm-up", "high-water", "churn", "cache", "steady", "unclear",
     ]  # fmt: skip
+
+
+def test_no_target_of_a_crafted_recording_is_an_option_of_the_next_command():
+    crafted = Source(targets=("-o/etc/cron.d/x", "--force", "php-fpm:shop", "-f"))
+
+    assert crafted.record("-d 10m") == "phptrace record -d 10m php-fpm:shop"
+    assert shown_targets(["--force"]) == "php-fpm"

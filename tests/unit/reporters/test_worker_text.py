@@ -48,6 +48,18 @@ def test_a_worker_that_ended_is_marked():
     assert shown(dataclasses.replace(WORKER, alive=False))[-1].startswith("www/4241 ended ")
 
 
+def test_a_worker_in_a_container_with_a_long_name_keeps_its_own():
+    workers = [
+        dataclasses.replace(WORKER, worker=name, container="registry/teams/shop:/srv/jail", alive=False)
+        for name in ("www/4241", "checkout/4243")
+    ]
+
+    assert [" ".join(line.split()[:3]) for line in shown(*workers)[-2:]] == [
+        "www/4241 …/srv/jail ended",
+        "checkout/4243 …/srv/jail ended",
+    ]
+
+
 def test_steps_of_several_days_have_their_date():
     other = dataclasses.replace(WORKER, steps=(dataclasses.replace(STEP, started_ns=AT + DAY),))
 
