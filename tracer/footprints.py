@@ -130,7 +130,7 @@ class Footprints:
             except BusyError:
                 if not last and self._stop.wait(_PAUSE_S):
                     return
-            except (OSError, UnsupportedError):
+            except (OSError, UnsupportedError, ValueError, LookupError):  # the last two: what /proc never has
                 with self._lock:  # another one may have its pid by now
                     if self._processes.get(process.pid) is process:
                         del self._processes[process.pid]
