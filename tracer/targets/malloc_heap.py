@@ -134,16 +134,14 @@ def _look(memory: ProcessMemory, maps: Maps, limit: int, *, swap_in: bool) -> Ma
     if arena is not None:
         start, last = _extent_of(arena, start, end)
     tcache_before = memory.read(start, TCACHE_BYTES)
-    walked = _walk(memory, start, last)
-    if arena is not None and walked.top_at != arena.top:
-        raise _MalformedError("its last chunk is not malloc's top")
+    walked = _walk(memory, start, last, None if arena is None else arena.top)
     used = walked.used()
     cached = _Cached(memory, used, start, end)
     cached.subtract_tcache(tcache_before, walked.rooms)
     cached.subtract_fastbins(arena)
     settled = cached.consistent and memory.read(start, TCACHE_BYTES) == tcache_before
     if settled:
-        settled = arena.unchanged(memory) if arena else _walk(memory, start, last).counts == walked.counts
+        settled = arena.unchanged(memory) if arena else _walk(memory, start, last, None).counts == walked.counts
     sizes = {size: count for size, count in used.items() if count > 0}
     in_use = sum(size * count for size, count in sizes.items())
     return MallocHeap(
@@ -191,8 +189,12 @@ def _extent_of(arena: Arena, start: int, end: int) -> tuple[int, int]:
     return base, arena.end
 
 
-def _walk(memory: ProcessMemory, start: int, end: int) -> _Walked:
-    """Follow the chunks from the first to the last, which is top. _MalformedError if their sizes do not fit."""
+def _walk(memory: ProcessMemory, start: int, end: int, top: int | None) -> _Walked:
+    """Follow the chunks from the first to the last, which is top. _MalformedError if their sizes do not fit.
+
+    `top`: where that was before the walk; None: not known. A process that goes on takes chunks from it meanwhile: these
+    are left out, so that a heap that grows all the time can be walked.
+    """
     walked = _Walked(Counter(), Counter(), start, 0, [])
     buffer = memoryview(bytearray(_PIECE))
     at, last = start, 0
@@ -202,6 +204,8 @@ def _walk(memory: ProcessMemory, start: int, end: int) -> _Walked:
         if base + got < at + 16:
             raise _MalformedError("a chunk's header cannot be read")
         headers, following = _headers(buffer[:got].cast("Q"), base, at)
+        if top is not None and following > top:
+            headers, following = _up_to(top, at, headers, end)
         _count(walked, headers, last)
         if at == start:
             walked.rooms = [place for place, word in _places(at, headers) if word & ~_FLAGS == TCACHE_ROOM][:_ROOMS]
@@ -226,6 +230,16 @@ def _headers(words: memoryview, base: int, at: int) -> tuple[list[int], int]:
     except IndexError:
         pass
     return found, base + 8 * (place - 1)
+
+
+def _up_to(top: int, at: int, headers: list[int], end: int) -> tuple[list[int], int]:
+    """The headers of the chunks up to top, and the end of the heap, as if all from top to there were its last chunk."""
+    for number, (place, word) in enumerate(_places(at, headers)):
+        if place == top:
+            return [*headers[:number], end - top | word & _FLAGS], end
+        if place > top:
+            break
+    raise _MalformedError("its last chunk is not malloc's top")
 
 
 def _places(at: int, headers: list[int]) -> Iterator[tuple[int, int]]:

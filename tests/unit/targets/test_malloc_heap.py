@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from malloc_memory import ARENA_AT, FREE, HEAP_BYTES, NEXT, PAR_AT, USED, MallocMemory
 from samples import PROPERTY, within
 
-from tracer.targets import malloc_books, process_memory
+from tracer.targets import malloc_books, malloc_heap, process_memory
 from tracer.targets.malloc_heap import MallocHeap, walk
 from tracer.targets.process_memory import HeapUnknownError, Reason
 
@@ -402,3 +402,29 @@ def test_rubbish_in_the_c_library_s_data_is_no_arena_or_one_and_nothing_else(rub
         rubbish.word(rubbish.libc + PAR_AT + 8 * place, word + rubbish.base if word < HEAP_BYTES else word)
 
     assert looks_sensibly(rubbish)
+
+
+def test_chunks_that_were_taken_from_top_during_the_walk_are_left_out(heap, monkeypatch):
+    """A process that goes on: its last chunk has moved by the time the walk comes there."""
+    places = heap.chunks([TCACHE, *[(48, USED)] * 20, *[(64, USED)] * 5])
+    heap.tcache(heap.base, {})
+    heap.arena()
+    now, before = heap.top, places[21]
+    rest = heap.base + HEAP_BYTES - before
+    heap.top = before
+    heap.word(before + 8, rest | USED)
+    heap.arena()
+    real = malloc_heap.find_arena
+
+    def found_before(*arguments):
+        arena = real(*arguments)
+        heap.top = now
+        heap.word(before + 8, 64 | USED)
+        heap.arena()
+        return arena
+
+    monkeypatch.setattr(malloc_heap, "find_arena", found_before)
+    found = heap.look()
+
+    assert (found.sizes[48], found.sizes.get(64), found.settled) == (20, None, False)
+    assert found.top_bytes == rest
