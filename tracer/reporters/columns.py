@@ -12,7 +12,7 @@ from tracer.analysis.group import Group
 from tracer.analysis.kept import How
 from tracer.analysis.order import Order, by_kept, order_of
 from tracer.analysis.ranking import GroupBy
-from tracer.analysis.verdict.judge import Kind
+from tracer.analysis.verdict.judge import Kind, Why
 from tracer.reporters.verdict_text import label
 from tracer.units import short_bytes, short_duration, show_bytes
 
@@ -89,8 +89,9 @@ def kept_text(group: Group, value: float | None, requests: int = 0) -> str:
 
 
 def _per_hour(group: Group) -> str:
-    if group.verdict is not None and group.verdict.kind is Kind.WARM_UP:
-        return _FADES if group.verdict.fades else _STOPPED
+    verdict = group.verdict
+    if verdict is not None and (verdict.kind is Kind.WARM_UP or verdict.why is Why.FALLS):
+        return _FADES if verdict.fades or verdict.why is Why.FALLS else _STOPPED
     return kept_text(group, group.kept_per_hour)
 
 

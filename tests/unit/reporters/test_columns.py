@@ -8,7 +8,7 @@ import pytest
 
 from tracer.analysis.group import Group
 from tracer.analysis.ranking import GroupBy
-from tracer.analysis.verdict.judge import Kind, Verdict
+from tracer.analysis.verdict.judge import Kind, Verdict, Why
 from tracer.reporters.columns import COLUMNS, DEFAULT_SORT, column, default_columns, legend, near_limit
 
 MIB = 1 << 20
@@ -55,6 +55,7 @@ def test_a_figure_that_was_not_measured_is_a_dash_in_each_column_but_requests():
         ({"kept_bytes": None, "kept_high": 1024.0, "requests": 3}, "kept", "≤ 3.0 KiB"),
         ({"kept_per_hour": None}, "/hour", "-"),
         ({"verdict": Verdict(Kind.WARM_UP, fades=True)}, "/hour", "fades"),
+        ({"verdict": Verdict(Kind.UNCLEAR, Why.FALLS)}, "/hour", "fades"),
         ({"verdict": Verdict(Kind.WARM_UP)}, "/hour", "stopped"),
         ({"verdict": Verdict(Kind.CACHE)}, "verdict", "cache"),
     ],
