@@ -25,12 +25,13 @@ class Accumulator:
     __slots__ = (
         "_anon_peak", "_cut_off_growth", "_duration_max", "_durations", "_ending_unknown", "_fatal", "_growth",
         "_incomplete", "_kept", "_latest", "_memory_limit", "_net", "_server_errors", "_statuses", "_zend_peak",
-        "memory", "requests",
+        "memory", "recordings", "requests",
     )  # fmt: skip
 
     def __init__(self, window: int | None, *, workers: int = 4096) -> None:
         """`window`: how many last requests the quantiles cover; None for all. `workers`: the most to tell apart."""
         self.requests = 0
+        self.recordings: set[int] = set()  # numbers of those that have any of them, as RecordedTime counts
         self._incomplete = 0
         self.memory = Memory(workers)
         self._growth = Values(window)

@@ -171,6 +171,8 @@ class Ranking:
         group = self._groups.get(key)
         if group is None and (self._max_groups is None or len(self._groups) < self._max_groups):
             group = self._groups[key] = self._new_group()
+        if group is not None:
+            group.recordings.add(self._time.recording)
         if len(worker.groups) < _GROUPS_MAX:
             worker.groups[name] = key, group
             self._workers.remember(worker)
@@ -298,16 +300,16 @@ class Ranking:
 
     def with_verdicts(self, groups: Sequence[tuple[GroupKey, Group]], lost: int) -> list[Group]:
         """Groups of figures() with what depends on the whole recording: the verdict, and the bytes an hour."""
-        hours = self._time.hours
         every = (*self._groups.values(), *self._left_out.values())
         share = lost / (lost + self.overflow + sum(one.requests for one in every)) if lost else 0.0
         together = self._estimation.keys_together() if self._judged else ()
         found = []
         for key, group in groups:
-            verdict = None
+            verdict, recordings = None, self._groups[key].recordings
             if self._judged:
-                evidence = self._groups[key].evidence
-                verdict = judge(evidence(group, self._time.seconds, lost_share=share, together=key in together))
+                seconds, evidence = self._time.seconds(recordings), self._groups[key].evidence
+                verdict = judge(evidence(group, seconds, lost_share=share, together=key in together))
+            hours = self._time.hours(recordings)
             an_hour = None if hours is None or group.kept_bytes is None else group.kept_bytes / hours
             found.append(dataclasses.replace(group, verdict=verdict, kept_per_hour=an_hour))
         return found

@@ -843,3 +843,17 @@ def test_groups_that_always_come_together_are_named_with_their_containers_where_
 
     [entry] = ranking.together()
     assert set(entry.keys) == {"shop: page", "shop: leak"}
+
+
+def test_the_rate_an_hour_is_that_of_the_recordings_that_have_the_group():
+    second = 10**9
+    ranking = Ranking(GroupBy.SCRIPT)
+    for pid, script, seconds in ((2, "/old.php", 100), (3, "/new.php", 300)):
+        ranking.begin_recording([])
+        for nth in range(1, 21):
+            started = pid * 10**15 + nth * seconds * second // 20
+            ranking.add(grown(0, script, pid=pid, nth=nth, native_kept=900, started_ns=started, duration_ns=0))
+
+    rates = {group.key: group.kept_per_hour for group in ranking.groups()}
+
+    assert rates == {"/old.php": pytest.approx(18_000 * 3600 / 95), "/new.php": pytest.approx(18_000 * 3600 / 285)}

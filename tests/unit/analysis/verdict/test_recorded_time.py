@@ -16,7 +16,7 @@ def seconds_of(*recordings: list[tuple[int, int]]) -> float | None:
         time.begin_recording()
         for started, ended in requests:
             time.add(started * SECOND, ended * SECOND)
-    return time.seconds
+    return time.seconds(range(time.recording + 1))
 
 
 @pytest.mark.parametrize(
