@@ -41,10 +41,10 @@ def remarks(ranking: Ranking) -> list[str]:
     mismatch = ranking.mismatch()
     if mismatch is not None:
         found.append(
-            f"NOT COUNTED: since {_time(mismatch.since_ns)}, requests that were not counted kept"
-            f" {show_bytes(mismatch.grew, signed=True)} by the growth of malloc's heap, where the counted ones or an"
-            f" estimate give {show_bytes(mismatch.charged, signed=True)}. ~ and ≤ allow for it. To count all requests,"
-            " use --native on with backend bpf."
+            f"NOT COUNTED: since {_time(mismatch.since_ns)}, the requests that were not counted kept"
+            f" {show_bytes(mismatch.grew, signed=True)} (malloc's heap grew by that); if they were like the counted ones,"
+            f" it would be {show_bytes(mismatch.charged, signed=True)}. So figures with ~ and ≤ are less sure. To have"
+            " every request counted, record with --native on (backend bpf)."
         )
     return found
 

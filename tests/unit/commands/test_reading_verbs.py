@@ -462,9 +462,9 @@ def test_growth_that_the_counted_requests_do_not_explain_is_reported(run, tmp_pa
     _, out, _ = run("report", not_counted_growth(tmp_path))
 
     assert (
-        "NOT COUNTED: since 2023-11-14T22:13:20Z, requests that were not counted kept +1.9 MiB by the growth of"
-        " malloc's heap, where the counted ones or an estimate give 0 B. ~ and ≤ allow for it. To count all requests,"
-        " use --native on with backend bpf."
+        "NOT COUNTED: since 2023-11-14T22:13:20Z, the requests that were not counted kept +1.9 MiB (malloc's heap grew"
+        " by that); if they were like the counted ones, it would be 0 B. So figures with ~ and ≤ are less sure. To have"
+        " every request counted, record with --native on (backend bpf)."
     ) in " ".join(out.split())
     assert "≤ 1.9 MiB" in out
 
