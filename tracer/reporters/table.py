@@ -43,8 +43,8 @@ def remarks(ranking: Ranking) -> list[str]:
         found.append(
             f"NOT COUNTED: since {_time(mismatch.since_ns)}, the requests that were not counted kept"
             f" {show_bytes(mismatch.grew, signed=True)} (malloc's heap grew by that); if they were like the counted"
-            f" ones, it would be {show_bytes(mismatch.charged, signed=True)}. So figures with ~ and ≤ are less sure. To have"
-            " every request counted, record with --native on (backend bpf)."
+            f" ones, it would be {show_bytes(mismatch.charged, signed=True)}. So figures with ~ and ≤ are less sure."
+            " To have every request counted, record with --native on (backend bpf)."
         )
     return found
 
