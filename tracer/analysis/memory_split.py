@@ -20,7 +20,7 @@ class Split:
     """The memory of a host or a cgroup. Bytes; None: not known.
 
     Eaten memory comes back when its owner frees it or ends. Borrowed memory is a copy of what is on disk: the kernel
-    takes it for whoever needs memory, before it kills anyone.
+    takes it for whoever needs memory, before it kills a process.
     """
 
     total: int | None  # of a cgroup: its limit; None: it has none

@@ -1,6 +1,6 @@
 """Memory of this host, and of the cgroup that limits a process: /proc/meminfo, and memory.stat of version 1 or 2.
 
-No root is needed: all of these files may be read by anyone. A container may see other paths than the host does: a
+No root is needed: all of these files may be read by every user. A container may see other paths than the host does: a
 cgroup that is not found is None.
 """
 

@@ -45,7 +45,7 @@ class Memory:
     __slots__ = ("_raised", "_workers_max", "complete", "rise_max", "served", "shared", "workers")
 
     def __init__(self, workers_max: int = 4096) -> None:
-        """`workers_max`: how many workers are told apart, those that came last."""
+        """`workers_max`: of how many workers there are figures: of those that came last."""
         self._workers_max = workers_max
         self.workers = 0  # that served any
         self.complete = 0
